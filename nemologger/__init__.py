@@ -1,0 +1,84 @@
+"""NeMo 2.0's experiment management for any PyTorch Lightning model.
+
+Names are imported when they are first used: ``import nemologger`` itself costs almost nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import nemologger.io as io  # noqa: F401  a submodule, which mypy sees only this way
+    from nemologger.defaults import default_log as default_log
+    from nemologger.defaults import default_resume as default_resume
+    from nemologger.defaults import tensorboard_logger as tensorboard_logger
+    from nemologger.defaults import wandb_logger as wandb_logger
+    from nemologger.errors import CheckpointError as CheckpointError
+    from nemologger.errors import ConfigurationError as ConfigurationError
+    from nemologger.errors import ContextError as ContextError
+    from nemologger.errors import DamagedCheckpointError as DamagedCheckpointError
+    from nemologger.errors import ModelMismatchError as ModelMismatchError
+    from nemologger.errors import NemologgerError as NemologgerError
+    from nemologger.errors import NotFoundError as NotFoundError
+    from nemologger.errors import RankError as RankError
+    from nemologger.errors import RefusedError as RefusedError
+    from nemologger.errors import RunCompletedError as RunCompletedError
+    from nemologger.errors import SaveFailedError as SaveFailedError
+    from nemologger.errors import UnfinishedCheckpointError as UnfinishedCheckpointError
+    from nemologger.logger import NeMoLogger as NeMoLogger
+    from nemologger.model_checkpoint import ModelCheckpoint as ModelCheckpoint
+    from nemologger.resume import AutoResume as AutoResume
+    from nemologger.resume import RestoreConfig as RestoreConfig
+    from nemologger.resume import Resumed as Resumed
+    from nemologger.run_dir import RunDirectory as RunDirectory
+    from nemologger.run_record import run_of as run_of
+    from nemologger.tasks import finetune as finetune
+    from nemologger.tasks import pretrain as pretrain
+    from nemologger.tasks import train as train
+    from nemologger.tasks import validate as validate
+    from nemologger.trainer import Trainer as Trainer
+
+_HOMES = {
+    "nemologger.defaults": ("default_log", "default_resume", "tensorboard_logger", "wandb_logger"),
+    "nemologger.errors": (
+        "CheckpointError",
+        "ConfigurationError",
+        "ContextError",
+        "DamagedCheckpointError",
+        "ModelMismatchError",
+        "NemologgerError",
+        "NotFoundError",
+        "RankError",
+        "RefusedError",
+        "RunCompletedError",
+        "SaveFailedError",
+        "UnfinishedCheckpointError",
+    ),
+    "nemologger.logger": ("NeMoLogger",),
+    "nemologger.model_checkpoint": ("ModelCheckpoint",),
+    "nemologger.resume": ("AutoResume", "RestoreConfig", "Resumed"),
+    "nemologger.run_dir": ("RunDirectory",),
+    "nemologger.run_record": ("run_of",),
+    "nemologger.tasks": ("finetune", "pretrain", "train", "validate"),
+    "nemologger.trainer": ("Trainer",),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME_OF, "io"])
+
+
+def __getattr__(name: str) -> Any:
+    """Import what was asked for."""
+    if name == "io":
+        return import_module("nemologger.io")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'nemologger' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

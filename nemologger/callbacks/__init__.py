@@ -1,0 +1,1 @@
+"""Callbacks that can be used alone in ``Trainer(callbacks=[...])``."""

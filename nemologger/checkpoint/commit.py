@@ -1,0 +1,200 @@
+"""Published, or absent: the order of operations that makes a checkpoint appear and disappear as a whole (contract C1).
+
+To publish: marker, files, directories synced, ``manifest.json``, marker away. The manifest is the commit: whoever finds a
+valid one finds everything it lists. To remove, the same backwards: marker, manifest away, the rest, marker away. The
+marker is for NeMo, which knows no manifest and skips what has one.
+
+Rank 0 alone calls these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from nemologger import names
+from nemologger.checkpoint import manifest as manifests
+from nemologger.checkpoint.manifest import Manifest
+from nemologger.disk import Disk
+from nemologger.errors import DamagedCheckpointError
+
+log = logging.getLogger(__name__)
+
+
+def begin(disk: Disk, checkpoint: Path) -> None:
+    """Make room for ``checkpoint``. What is there under that name stays as it is, under another one."""
+    _make_durable(disk, checkpoint.parent)
+    aside = _set_aside(checkpoint)
+    published = is_published(checkpoint)
+    strange = checkpoint.exists() and not names.marker(checkpoint).exists() and not os.path.lexists(aside)
+    if published or strange:
+        retract(disk, aside)
+        disk.rename(checkpoint, aside)
+    _mark(disk, checkpoint)
+    disk.remove(checkpoint)
+    disk.make_directory(checkpoint / names.WEIGHTS)
+
+
+def publish(disk: Disk, checkpoint: Path, manifest: Manifest) -> None:
+    """Make ``checkpoint`` one: all files that ``manifest`` lists are written and synced, this makes them count."""
+    for directory in _directories(checkpoint):
+        disk.sync(directory)
+    disk.sync(checkpoint.parent)
+    disk.write(checkpoint / names.MANIFEST, [manifest.dumps()])
+    try:
+        disk.sync(checkpoint)
+    except OSError:
+        disk.remove(checkpoint / names.MANIFEST)
+        raise
+    # From here on it counts, and what is left over does no harm.
+    try:
+        disk.remove(names.marker(checkpoint))
+        retract(disk, _set_aside(checkpoint))
+        disk.sync(checkpoint.parent)
+    except OSError as error:
+        log.warning("checkpoint %s is complete, but cleaning up beside it failed: %s", checkpoint, error)
+
+
+def abandon(disk: Disk, checkpoint: Path) -> None:
+    """Undo a :func:`begin` whose save failed."""
+    if is_published(checkpoint):  # it failed before it touched the earlier one
+        disk.remove(names.marker(checkpoint))
+        return
+    if names.marker(checkpoint).exists():
+        disk.remove(checkpoint)
+        disk.sync(checkpoint.parent)
+        disk.remove(names.marker(checkpoint))
+        disk.sync(checkpoint.parent)
+    _put_back(disk, checkpoint)
+
+
+def retract(disk: Disk, checkpoint: Path) -> None:
+    """Remove ``checkpoint``: a directory of ours, or a link. Nothing to do if it is not there."""
+    if checkpoint.is_symlink():
+        disk.remove(checkpoint)
+        disk.sync(checkpoint.parent)
+    elif checkpoint.exists():
+        _mark(disk, checkpoint)
+        disk.remove(checkpoint / names.MANIFEST)
+        disk.sync(checkpoint)
+        disk.remove(checkpoint)
+        disk.sync(checkpoint.parent)
+        disk.remove(names.marker(checkpoint))
+        disk.sync(checkpoint.parent)
+
+
+def duplicate(disk: Disk, checkpoint: Path, copy: Path, manifest: Manifest) -> None:
+    """Publish ``copy``, which stands by itself but shares the bytes of ``checkpoint`` where hard links exist."""
+    try:
+        if copy.is_symlink():
+            disk.remove(copy)
+        begin(disk, copy)
+        for file in manifest.files:
+            disk.make_directory((copy / file).parent)
+            disk.link(checkpoint / file, copy / file)
+        publish(disk, copy, replace(manifest, last=True, ranked=False))
+    except OSError:
+        with contextlib.suppress(OSError):
+            abandon(disk, copy)
+        raise
+
+
+def point(disk: Disk, checkpoint: Path, link: Path) -> None:
+    """Make ``link`` a relative symbolic link to ``checkpoint`` beside it."""
+    if link.is_dir() and not link.is_symlink():
+        retract(disk, link)
+    disk.symlink(link, checkpoint.name)
+    disk.sync(link.parent)
+
+
+def tidy(disk: Disk, directory: Path) -> list[str]:
+    """Clean up after dead runs: what they were writing or removing when they died. Never what is complete.
+
+    Call it only from the run that owns ``directory``, never from a reader.
+
+    Returns:
+        A line for each thing that was done.
+    """
+    done: list[str] = []
+    if not directory.is_dir():
+        return done
+    for mark in sorted(directory.glob(f"*{names.UNFINISHED}")):
+        if mark.is_file():
+            done.append(_settle_marked(disk, mark))
+    for aside in sorted(directory.glob(f"*{names.REPLACED}")):
+        done += _settle_aside(disk, aside)
+    for partial in sorted(directory.glob(".*.partial")):
+        disk.remove(partial)
+        done.append(f"{partial.name} was never finished: removed")
+    if done:
+        disk.sync(directory)
+    return done
+
+
+def is_published(checkpoint: Path) -> bool:
+    """Whether ``checkpoint`` has a valid manifest."""
+    try:
+        manifests.read(checkpoint)
+    except DamagedCheckpointError:
+        return False
+    return True
+
+
+def _settle_marked(disk: Disk, mark: Path) -> str:
+    checkpoint = mark.with_name(mark.name[: -len(names.UNFINISHED)])
+    file = checkpoint.with_name(checkpoint.name + ".ckpt")  # NeMo marks X.ckpt and X alike
+    if is_published(checkpoint):
+        disk.remove(mark)
+        return f"{checkpoint.name} is complete: its marker was left over"
+    disk.remove(checkpoint)
+    disk.remove(file)
+    disk.sync(mark.parent)
+    disk.remove(mark)
+    return f"{checkpoint.name} was never finished, or was being removed: removed"
+
+
+def _settle_aside(disk: Disk, aside: Path) -> list[str]:
+    checkpoint = aside.with_name(aside.name[: -len(names.REPLACED)])
+    if not aside.is_symlink() and not (aside / names.WEIGHTS).is_dir():
+        return []  # a stranger's, who likes the name
+    if is_published(checkpoint):
+        retract(disk, aside)
+        return [f"{aside.name} has a successor: removed"]
+    if _put_back(disk, checkpoint):
+        return [f"{checkpoint.name} was being replaced: its earlier state is back"]
+    return []
+
+
+def _put_back(disk: Disk, checkpoint: Path) -> bool:
+    """Give what was set aside its name again, if it is free. Whether there was something."""
+    aside = _set_aside(checkpoint)
+    if not aside.exists() or names.marker(aside).exists() or os.path.lexists(checkpoint):
+        return False
+    disk.rename(aside, checkpoint)
+    disk.sync(checkpoint.parent)
+    return True
+
+
+def _mark(disk: Disk, checkpoint: Path) -> None:
+    disk.write(names.marker(checkpoint), [])
+    disk.sync(checkpoint.parent)
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    return checkpoint.with_name(checkpoint.name + names.REPLACED)
+
+
+def _make_durable(disk: Disk, directory: Path) -> None:
+    """Create ``directory`` so that it outlives a crash: a new entry lasts once the directory above it is synced."""
+    fresh = [d for d in (directory, *directory.parents) if not d.exists()]
+    disk.make_directory(directory)
+    for one in reversed(fresh):
+        disk.sync(one.parent)
+
+
+def _directories(checkpoint: Path) -> list[Path]:
+    """All directories of ``checkpoint``, the deepest first."""
+    return [Path(root) for root, _, _ in os.walk(checkpoint, topdown=False)]

@@ -1,0 +1,169 @@
+"""Which checkpoint to go on from: what lies in a directory, and the newest that can be trusted (contract C3).
+
+Looking changes nothing on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from nemologger import names
+from nemologger.checkpoint import manifest as manifests
+from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.weights import read_common
+from nemologger.errors import CheckpointError, DamagedCheckpointError, NemologgerError, UnfinishedCheckpointError
+
+#: The key of ``common.pt`` that only checkpoints of ours have.
+OURS = "nemologger"
+
+
+class Status(Enum):
+    """What a directory that looks like a checkpoint is."""
+
+    COMPLETE = "complete"
+    DAMAGED = "damaged"
+    UNFINISHED = "unfinished"
+    FOREIGN = "not ours"
+
+
+@dataclass(frozen=True)
+class Found:
+    """One entry of a directory of checkpoints.
+
+    Attributes:
+        path: Where it is.
+        status: What it is.
+        why: What is wrong with it, if something is.
+        manifest: Its manifest, if complete.
+        mtime: When it was last changed; only used for checkpoints that have no manifest.
+    """
+
+    path: Path
+    status: Status
+    why: str = ""
+    manifest: Manifest | None = None
+    mtime: float = 0.0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether its name says that it is what to resume from."""
+        name = self.path.name.removesuffix(".ckpt")
+        return name.endswith(names.LAST) or name == names.LAST[1:]
+
+    @property
+    def is_end(self) -> bool:
+        """Whether its name says that its run has completed."""
+        return self.path.name.removesuffix(".ckpt").endswith(names.END)
+
+
+def survey(directory: Path) -> list[Found]:
+    """Every checkpoint in ``directory``, by name; also the damaged and unfinished ones."""
+    if not directory.is_dir():
+        return []
+    return [inspect(path) for path in sorted(directory.iterdir()) if _looks_like_one(path)]
+
+
+def inspect(path: Path) -> Found:
+    """What the checkpoint at ``path`` is, by its manifest; its files are not read."""
+    if (path / names.MANIFEST).exists():
+        try:
+            return Found(path, Status.COMPLETE, manifest=manifests.read(path))
+        except DamagedCheckpointError as error:
+            return Found(path, Status.DAMAGED, str(error))
+    for mark in (names.marker(path), names.marker(path.with_name(path.name.removesuffix(".ckpt")))):
+        if mark.exists():  # NeMo marks a file X.ckpt with X-unfinished
+            return Found(path, Status.UNFINISHED, f"{mark.name} is beside it")
+    if path.is_symlink() and not path.exists():
+        return Found(path, Status.DAMAGED, f"a link to {path.readlink()}, which is not there")
+    if path.is_dir() and _is_ours(path):
+        return Found(path, Status.DAMAGED, f"it has no {names.MANIFEST}")
+    if (path / names.WEIGHTS).is_dir() or (path / names.CONTEXT).is_dir():
+        for part in (names.DCP_METADATA, names.COMMON):
+            if not (path / names.WEIGHTS / part).exists():
+                return Found(path, Status.DAMAGED, f"it has no {names.WEIGHTS}/{part}")
+    return Found(path, Status.FOREIGN, mtime=path.stat().st_mtime)
+
+
+def newest(
+    found: Iterable[Found],
+    faults: Callable[[Path], list[str]],
+    report: Callable[[str], None],
+    suitable: Callable[[Found], str | None] = lambda found: None,
+) -> Found | None:
+    """The newest checkpoint that is whole.
+
+    Args:
+        found: What :func:`survey` saw.
+        faults: What is wrong with the files of a complete checkpoint; empty if nothing.
+        report: Called with a line for every newer checkpoint that is passed over.
+        suitable: Why a whole checkpoint still cannot be used, or None.
+
+    Returns:
+        It, or None if there is nothing that looks like a checkpoint.
+
+    Raises:
+        UnfinishedCheckpointError: If there are only unfinished ones.
+        CheckpointError: If there are some, and none can be used; a DamagedCheckpointError if one is damaged.
+    """
+    found = list(found)
+    passed_over: list[str] = []
+
+    def pass_over(one: Found, why: str) -> None:
+        passed_over.append(f"{one.path.name}: {why}")
+        report(f"checkpoint {one.path} is passed over: {why}")
+
+    for one in found:
+        if one.status in (Status.DAMAGED, Status.UNFINISHED):
+            pass_over(one, f"{one.status.value}, {one.why}")
+    for one in sorted((f for f in found if f.status is Status.COMPLETE), key=_newest_last, reverse=True):
+        wrong = faults(one.path)
+        if wrong:
+            pass_over(one, f"damaged, {'; '.join(wrong)}")
+        elif reason := suitable(one):
+            pass_over(one, reason)
+        else:
+            return one
+    foreign = [one for one in found if one.status is Status.FOREIGN]
+    if foreign:
+        last = [one for one in foreign if one.is_last] or foreign
+        return max(last, key=lambda one: one.mtime)
+    if not found:
+        return None
+    listing = "\n  ".join(passed_over)
+    if all(one.status is Status.UNFINISHED for one in found):
+        raise UnfinishedCheckpointError(
+            f"{found[0].path.parent} holds only unfinished checkpoints; there is nothing to resume from:\n  {listing}\n"
+            "Remove the directory to start over, or name another checkpoint with resume_from_path."
+        )
+    damaged = any(one.status is Status.DAMAGED for one in found) or any(": damaged" in line for line in passed_over)
+    raise (DamagedCheckpointError if damaged else CheckpointError)(
+        f"none of the checkpoints in {found[0].path.parent} can be used:\n  {listing}\n"
+        "Restore one from a backup, name another with resume_from_path, or remove the directory to start over."
+    )
+
+
+def _newest_last(found: Found) -> tuple[int, float, bool]:
+    step, time = found.manifest.order if found.manifest else (0, 0.0)
+    return step, time, found.is_last
+
+
+def _looks_like_one(path: Path) -> bool:
+    if path.name.startswith(".") or path.name.endswith(names.UNFINISHED):
+        return False
+    if path.is_symlink() and not path.exists():
+        return True
+    if path.is_dir():
+        return any((path / part).exists() for part in (names.WEIGHTS, names.MANIFEST, names.CONTEXT)) or (
+            names.marker(path).exists()
+        )
+    return path.suffix == ".ckpt"
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return OURS in read_common(path / names.WEIGHTS)
+    except NemologgerError:
+        return False

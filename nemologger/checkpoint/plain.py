@@ -1,0 +1,281 @@
+"""Any state as plain types, and back: what ``common.pt`` holds.
+
+``torch.load(weights_only=True)`` reads tensors, numbers, strings, lists, tuples and dictionaries, and nothing else. State
+dictionaries hold more: paths, timedeltas, enums, dataclasses, numpy arrays, config objects. Each becomes a dictionary
+tagged with :data:`TAG`; :func:`decode` turns it back. What cannot be put into plain types is left out, and named.
+
+Classes are only looked up in modules that the program has already imported: decoding imports nothing (contract C8).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from argparse import Namespace
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Mapping
+from datetime import date, datetime, timedelta
+from enum import Enum, Flag
+from pathlib import Path, PurePath
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+TAG = "__nemologger__"
+_ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+
+
+class Encoder:
+    """Turns values into plain types.
+
+    Attributes:
+        left_out: ``path -> why`` of every value that has no plain form.
+    """
+
+    def __init__(self) -> None:
+        self.left_out: dict[str, str] = {}
+        self._inside: set[int] = set()
+
+    def encode(self, value: Any, path: str = "") -> Any:
+        """The plain form of ``value``; ``path`` names it in :attr:`left_out`."""
+        if type(value) is bytes and not value:
+            return {TAG: "no bytes"}  # torch.save writes a call of bytes() for it, which weights_only refuses
+        if type(value) in _ATOMS:
+            return value
+        if id(value) in self._inside:
+            return self._leave_out(value, path, "refers to itself")
+        self._inside.add(id(value))
+        try:
+            return self._compound(value, path)
+        finally:
+            self._inside.remove(id(value))
+
+    def _compound(self, value: Any, path: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value, path)
+        if type(value) is list:
+            return [self.encode(item, f"{path}[{i}]") for i, item in enumerate(value)]
+        if type(value) is tuple:
+            return tuple(self.encode(item, f"{path}[{i}]") for i, item in enumerate(value))
+        if type(value) is dict:
+            return self._mapping(value, path)
+        return self._tagged(value, path)
+
+    def _leave_out(self, value: Any, path: str, why: str = "has no plain form") -> dict[str, str]:
+        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        self.left_out[path or "<root>"] = f"a {name} {why}"
+        return {TAG: "left out", "class": name}
+
+    def _tensor(self, tensor: torch.Tensor, path: str) -> Any:
+        if tensor.device.type == "meta" or is_traceable_wrapper_subclass(tensor):
+            return self._leave_out(
+                tensor, path, "has no values" if tensor.device.type == "meta" else "has no plain form"
+            )
+        tensor = tensor.detach()
+        if type(tensor) is not torch.Tensor:
+            tensor = tensor.as_subclass(torch.Tensor)
+        # A view would drag its whole storage into the file.
+        whole = tensor.layout != torch.strided or tensor.untyped_storage().nbytes() == tensor.nbytes
+        return (tensor if whole else tensor.clone()).cpu()
+
+    def _mapping(self, value: Mapping[Any, Any], path: str) -> Any:
+        if TAG not in value and all(type(key) in (str, int, float, bool, type(None)) for key in value):
+            return {key: self.encode(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()}
+        pairs = [
+            (self.encode(key, f"{path} key {key!r}"), self.encode(item, f"{path}[{key!r}]"))
+            for key, item in value.items()
+        ]
+        return {TAG: "dict", "items": pairs}
+
+    def _tagged(self, value: Any, path: str) -> Any:
+        for kind, types, encode in _KINDS:
+            if isinstance(value, types):
+                plain = encode(value)
+                return {TAG: kind, "value": self.encode(plain, path)}
+        if isinstance(value, Enum):
+            # A combination of flags has no name.
+            member = value.value if isinstance(value, Flag) else value.name
+            return {TAG: "enum", "class": _name_of(type(value)), "name": member}
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if hasattr(value, f.name)}
+            return {TAG: "dataclass", "class": _name_of(type(value)), "value": self.encode(fields, path)}
+        numpy = sys.modules.get("numpy")
+        if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
+            return self._numpy(value, path)
+        omegaconf = sys.modules.get("omegaconf")
+        if omegaconf is not None and isinstance(value, omegaconf.Container):
+            container = omegaconf.OmegaConf.to_container(value, resolve=False)
+            return {TAG: "omegaconf", "value": self.encode(container, path)}
+        if isinstance(value, type) or callable(value):
+            name = _name_of(value)
+            if name is not None and _decode_name(name) is value:
+                return {TAG: "name", "value": name}
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return {TAG: "namedtuple", "class": _name_of(type(value)), "value": self.encode(tuple(value), path)}
+        base: Any
+        for base in (int, float, str, bytes, list, tuple):  # subclasses of plain types
+            if isinstance(value, base):
+                return self.encode(base(value), path)
+        if isinstance(value, Mapping):
+            return self._mapping(value, path)
+        return self._leave_out(value, path)
+
+    def _numpy(self, value: Any, path: str) -> Any:
+        if value.dtype.kind == "V" and not value.dtype.names:  # a dtype of somebody's own, or raw memory
+            return self._leave_out(value, path)
+        if value.dtype.hasobject or value.dtype.names:
+            return {TAG: "numpy objects", "value": self.encode(value.tolist(), path)}
+        kind = "numpy array" if isinstance(value, sys.modules["numpy"].ndarray) else "numpy scalar"
+        return {TAG: kind, "dtype": value.dtype.str, "shape": tuple(value.shape), "data": value.tobytes() or ""}
+
+
+def decode(value: Any) -> Any:
+    """What :class:`Encoder` was given. A class that this program does not know leaves its plain value."""
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    if type(value) is tuple:
+        return tuple(decode(item) for item in value)
+    if not isinstance(value, dict):
+        return value
+    if TAG not in value:
+        return {key: decode(item) for key, item in value.items()}
+    return _decode_tagged(value)
+
+
+def _decode_tagged(value: dict[str, Any]) -> Any:
+    kind = value[TAG]
+    if kind == "dict":
+        return {_hashable(decode(key)): decode(item) for key, item in value["items"]}
+    if kind in _DECODERS:
+        return _DECODERS[kind](decode(value["value"]))
+    if kind == "no bytes":
+        return b""
+    if kind == "enum":
+        return _decode_enum(value)
+    if kind == "dataclass":
+        return _decode_dataclass(value)
+    if kind == "namedtuple":
+        known = _look_up(value["class"])
+        is_one = isinstance(known, type) and issubclass(known, tuple) and hasattr(known, "_fields")
+        return tuple.__new__(known if is_one else tuple, decode(value["value"]))
+    if kind == "name":
+        return _decode_name(value["value"])
+    if kind in ("numpy scalar", "numpy array"):
+        return _decode_numpy(value)
+    if kind == "numpy objects":
+        return decode(value["value"])
+    if kind == "omegaconf":
+        plain = decode(value["value"])
+        omegaconf = sys.modules.get("omegaconf")
+        return plain if omegaconf is None else omegaconf.OmegaConf.create(plain)
+    return None  # left out, or written by a newer version
+
+
+def _decode_enum(value: dict[str, Any]) -> Any:
+    known, name = _look_up(value["class"]), value["name"]
+    if isinstance(known, type) and issubclass(known, Flag) and type(name) is int:
+        return known(name)
+    if isinstance(known, type) and issubclass(known, Enum):
+        return known.__members__.get(name, name)
+    return name
+
+
+def _decode_dataclass(value: dict[str, Any]) -> Any:
+    fields = decode(value["value"])
+    known = _look_up(value["class"])
+    if not (isinstance(known, type) and dataclasses.is_dataclass(known)):
+        return fields
+    # No constructor runs: what it computed is among the fields already. And nothing but fields is set: another name, say
+    # __class__, may do things.
+    instance = object.__new__(known)
+    for field in dataclasses.fields(known):
+        if field.name in fields:
+            object.__setattr__(instance, field.name, fields[field.name])
+    return instance
+
+
+def _decode_name(name: str) -> Any:
+    # A function of the standard library is never part of a state, but may be somebody's way to run a command.
+    known = _look_up(name)
+    ours = name.partition(":")[0].partition(".")[0] not in sys.stdlib_module_names
+    harmless = isinstance(known, type) or (ours and isinstance(known, FunctionType | BuiltinFunctionType))
+    return known if harmless else name
+
+
+def _decode_numpy(value: dict[str, Any]) -> Any:
+    import numpy as np
+
+    dtype = np.dtype(value["dtype"])
+    # An empty array has no bytes, and text of no length takes none.
+    has_bytes = value["data"] and dtype.itemsize
+    array = np.frombuffer(value["data"], dtype) if has_bytes else np.zeros(value["shape"], dtype)
+    array = array.reshape(value["shape"]).copy()
+    return array[()] if value[TAG] == "numpy scalar" else array
+
+
+def _name_of(value: Any) -> str | None:
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    return None if module is None or name is None or "<" in name else f"{module}:{name}"
+
+
+def _look_up(name: str | None) -> Any:
+    """The object called ``module:qualname``, if its module is there and it is defined in that very module."""
+    module, _, qualname = (name or "").partition(":")
+    found: Any = sys.modules.get(module)
+    for part in qualname.split("."):
+        # Not getattr: a module's own __getattr__ may import, a class's may do anything.
+        found = vars(found).get(part) if isinstance(found, ModuleType | type) else None
+    return found if getattr(found, "__module__", None) == module else None
+
+
+def _hashable(value: Any) -> Any:
+    """``value`` as a key. One whose class this program does not know has become a dictionary or a list."""
+    if isinstance(value, dict):
+        return tuple((key, _hashable(item)) for key, item in value.items())
+    if type(value) in (list, tuple):
+        return tuple(_hashable(item) for item in value)
+    return value
+
+
+# kind, types, how to take it apart; the reverse is in _DECODERS. Order matters: datetime is a date.
+_KINDS: list[tuple[str, type | tuple[type, ...], Callable[[Any], Any]]] = [
+    ("path", PurePath, str),
+    ("timedelta", timedelta, lambda value: (value.days, value.seconds, value.microseconds)),
+    ("datetime", datetime, lambda value: value.isoformat()),
+    ("date", date, lambda value: value.isoformat()),
+    ("namespace", Namespace, vars),
+    ("set", set, list),
+    ("frozenset", frozenset, list),
+    ("deque", deque, lambda value: (list(value), value.maxlen)),
+    ("bytearray", bytearray, bytes),
+    ("range", range, lambda value: (value.start, value.stop, value.step)),
+    ("slice", slice, lambda value: (value.start, value.stop, value.step)),
+    ("defaultdict", defaultdict, lambda value: (value.default_factory, list(value.items()))),
+    ("ordered dict", OrderedDict, lambda value: list(value.items())),
+    ("counter", Counter, dict),
+]
+
+_FACTORIES: tuple[Any, ...] = (None, bool, int, float, complex, str, list, tuple, dict, set)
+
+_DECODERS: dict[str, Callable[[Any], Any]] = {
+    "path": Path,
+    "timedelta": lambda value: timedelta(*value),
+    "datetime": datetime.fromisoformat,
+    "date": date.fromisoformat,
+    "namespace": lambda value: Namespace(**value),
+    "set": lambda value: set(map(_hashable, value)),
+    "frozenset": lambda value: frozenset(map(_hashable, value)),
+    "deque": lambda value: deque(value[0], value[1]),
+    "bytearray": bytearray,
+    "range": lambda value: range(*value),
+    "slice": lambda value: slice(*value),
+    "defaultdict": lambda value: defaultdict(value[0] if value[0] in _FACTORIES else None, _pairs(value[1])),
+    "ordered dict": lambda value: OrderedDict(_pairs(value)),
+    "counter": Counter,
+}
+
+
+def _pairs(items: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    return [(_hashable(key), item) for key, item in items]

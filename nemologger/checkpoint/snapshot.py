@@ -1,0 +1,158 @@
+"""What one checkpoint holds: tensors under flat keys, and everything else as plain types.
+
+The flat scheme of ``weights/``:
+
+* ``state_dict.<name>`` for every tensor of the model's state dictionary;
+* ``optimizer.<i>.state.<parameter name>.<field>`` for every tensor of the ``i``-th optimizer's state. Names, not indices:
+  they mean the same on another number of ranks, and to other tools.
+
+The rest keeps the shape of Lightning's checkpoint dictionary and goes to ``common.pt``; where a tensor was taken out of
+an optimizer's state, a reference to its flat key stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from nemologger.checkpoint.plain import TAG, Encoder, decode
+from nemologger.errors import CheckpointError
+
+MODEL = "state_dict"
+OPTIMIZER = "optimizer"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run between two steps.
+
+    Attributes:
+        tensors: The live tensors, by flat key.
+        paths: For each flat key, its place in a nested dictionary; what ``torch.distributed.checkpoint`` rebuilds.
+        rank_zero: The keys whose value is rank 0's own: buffers, which data-parallel ranks hold different values of.
+        common: Everything else, as plain types.
+        left_out: ``path -> why`` of values that have no plain form.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    paths: dict[str, tuple[str, ...]]
+    rank_zero: frozenset[str] = frozenset()
+    common: dict[str, Any] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether training can go on from it."""
+        return "optimizer_states" in self.common
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors, as they are stored."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+
+def take(
+    checkpoint: Mapping[str, Any],
+    parameter_names: frozenset[str] | None = None,
+    optimizer_names: list[dict[int, str]] | None = None,
+) -> Snapshot:
+    """Split Lightning's checkpoint dictionary into a :class:`Snapshot`. No tensor is copied.
+
+    Args:
+        checkpoint: The dictionary, with the model under ``state_dict`` and optimizers under ``optimizer_states``.
+        parameter_names: The keys of ``state_dict`` that are parameters; default all.
+        optimizer_names: For each optimizer, the parameter name behind each index; default the index itself.
+    """
+    tensors: dict[str, torch.Tensor] = {}
+    paths: dict[str, tuple[str, ...]] = {}
+    encoder = Encoder()
+    rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, "optimizer_states")}
+    extra: dict[str, Any] = {}
+    for name, value in checkpoint.get(MODEL, {}).items():
+        if _has_values(value, f"{MODEL}.{name}"):
+            key = f"{MODEL}.{name}"
+            tensors[key], paths[key] = value, (MODEL, name)
+        else:
+            extra[name] = value
+    rank_zero = (
+        frozenset()
+        if parameter_names is None
+        else frozenset(key for key, (_, name) in paths.items() if name not in parameter_names)
+    )
+    common = encoder.encode(rest)
+    common[MODEL] = encoder.encode(extra, MODEL)
+    if "optimizer_states" in checkpoint:
+        common["optimizer_states"] = [
+            _take_optimizer(i, state, (optimizer_names or [{}] * (i + 1))[i], tensors, paths, encoder)
+            for i, state in enumerate(checkpoint["optimizer_states"])
+        ]
+    return Snapshot(tensors, paths, rank_zero, common, encoder.left_out)
+
+
+def _take_optimizer(
+    index: int,
+    state_dict: Mapping[str, Any],
+    names: dict[int, str],
+    tensors: dict[str, torch.Tensor],
+    paths: dict[str, tuple[str, ...]],
+    encoder: Encoder,
+) -> Any:
+    def walk(value: Any, path: tuple[str, ...]) -> Any:
+        if _has_values(value, ".".join(path)):
+            key = ".".join(path)
+            if key in tensors:
+                raise CheckpointError(f"two tensors of the optimizer's state are called {key}: rename one of them")
+            tensors[key], paths[key] = value, path
+            return {TAG: "tensor", "key": key}
+        if type(value) is dict and all(type(name) in (str, int) for name in value):
+            return {name: walk(item, (*path, str(name))) for name, item in value.items()}
+        return encoder.encode(value, ".".join(path))
+
+    state = {
+        number: walk(value, (OPTIMIZER, str(index), "state", names.get(number, str(number))))
+        for number, value in state_dict.get("state", {}).items()
+    }
+    rest = {key: value for key, value in state_dict.items() if key != "state"}
+    plain = encoder.encode(rest, f"optimizer_states[{index}]")
+    return {"state": state, **plain} if "state" in state_dict else plain
+
+
+def is_stored(value: Any) -> bool:
+    """Whether ``value`` is a tensor for ``weights/``; sparse, nested and quantized ones go to ``common.pt``."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout == torch.strided
+        and not (value.is_quantized or value.is_nested)
+    )
+
+
+def _has_values(value: Any, key: str) -> bool:
+    if isinstance(value, torch.Tensor) and (value.device.type == "meta" or torch.nn.parameter.is_lazy(value)):
+        raise CheckpointError(f"{key} has no values yet (a meta or lazy tensor): run a forward before the first save")
+    return is_stored(value)
+
+
+def restore(common: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Lightning's checkpoint dictionary again, from what :func:`take` made of it."""
+
+    def fill(value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.get(TAG) == "tensor":
+                return tensors[value["key"]]
+            if TAG in value:
+                return decode(value)
+            return {key: fill(item) for key, item in value.items()}
+        return decode(value)
+
+    checkpoint: dict[str, Any] = decode(
+        {key: value for key, value in common.items() if key not in (MODEL, "optimizer_states")}
+    )
+    prefix = f"{MODEL}."
+    checkpoint[MODEL] = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
+    checkpoint[MODEL].update(decode(common.get(MODEL, {})))
+    if "optimizer_states" in common:
+        checkpoint["optimizer_states"] = [fill(state) for state in common["optimizer_states"]]
+    return checkpoint

@@ -1,0 +1,341 @@
+"""``weights/`` in the format of torch's distributed checkpoint (DCP). The only file that imports DCP.
+
+A ``.distcp`` file is a row of ``torch.save`` archives, one per piece of a tensor; ``.metadata`` is a pickled ``Metadata``
+that says where each lies. Without the archive's own CRCs (the manifest has checksums) the bytes around a payload do not
+depend on the data: they are made once per dtype and shape, and a save moves nothing but payloads.
+
+Reading runs no code of the file: ``.metadata`` is unpickled with an allow-list, and everything else by
+``torch.load(weights_only=True)``.
+
+Formats: ``torch/distributed/checkpoint/{metadata,filesystem}.py`` of torch 2.10 to 2.13; ``common.pt`` and
+``metadata.json`` as Megatron-core 0.14 writes them (``core/dist_checkpointing/core.py``).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint import planner as dcp_planner
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.futures import Future
+
+from nemologger import names
+from nemologger.checkpoint.shares import Piece, Shape
+from nemologger.errors import DamagedCheckpointError, NemologgerError, RefusedError
+
+BACKEND: bytes = json.dumps(
+    {
+        "sharded_backend": "torch_dist",
+        "sharded_backend_version": 1,
+        "common_backend": "torch",
+        "common_backend_version": 1,
+    }
+).encode()
+
+_VERSION = "1.0.0"
+# A payload of at least a page starts on one, so that it can be written and read past the page cache.
+_PAGE = 4096
+_SMALL = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a piece lies in its file: ``header``, then its payload, then ``trailer``, from byte ``start`` on."""
+
+    piece: Piece
+    start: int
+    header: bytes
+    trailer: bytes
+
+    @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.start + len(self.header) + self.piece.nbytes + len(self.trailer)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What ``.metadata`` says of a piece: its file there, and where in it."""
+
+    key: str
+    offsets: tuple[int, ...]
+    sizes: tuple[int, ...]
+    file: str
+    start: int
+    length: int
+
+
+def shape_of(tensor: torch.Tensor) -> Shape:
+    """The tensor's size and the bytes of an element."""
+    return Shape(tuple(tensor.shape), tensor.element_size())
+
+
+def lay_out(pieces: Iterable[Piece], tensors: Mapping[str, torch.Tensor]) -> list[Place]:
+    """Give each piece of one file its place."""
+    places = []
+    position = 0
+    for piece in pieces:
+        header, trailer = _archive(tensors[piece.key].dtype, piece.sizes)
+        payload = _aligned(position + len(header), _PAGE if piece.nbytes >= _PAGE else _SMALL)
+        places.append(Place(piece, payload - len(header), header, trailer))
+        position = places[-1].end
+    return places
+
+
+def entries(file: str, places: Iterable[Place]) -> list[Entry]:
+    """What ``.metadata`` says of ``places`` in ``file``."""
+    return [Entry(p.piece.key, p.piece.offsets, p.piece.sizes, file, p.start, p.end - p.start) for p in places]
+
+
+def metadata(
+    tensors: Mapping[str, torch.Tensor], paths: Mapping[str, tuple[str, ...]], stored: Sequence[Entry]
+) -> bytes:
+    """``.metadata`` of all ranks' entries."""
+    chunks: dict[str, list[ChunkStorageMetadata]] = {key: [] for key in tensors}
+    storage: dict[MetadataIndex, _StorageInfo] = {}
+    for entry in stored:
+        offsets = torch.Size(entry.offsets)
+        index = MetadataIndex(entry.key, offsets, len(chunks[entry.key]))
+        chunks[entry.key].append(ChunkStorageMetadata(offsets, torch.Size(entry.sizes)))
+        storage[index] = _StorageInfo(entry.file, entry.start, entry.length)
+    described: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {
+        key: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), tensor.size(), chunks[key])
+        for key, tensor in tensors.items()
+    }
+    return pickle.dumps(Metadata(described, planner_data=dict(paths), storage_data=storage, version=_VERSION))
+
+
+def dump_common(common: Mapping[str, Any]) -> bytes:
+    """``common.pt``."""
+    buffer = io.BytesIO()
+    torch.save(dict(common), buffer)
+    return buffer.getvalue()
+
+
+def read_common(weights: Path) -> dict[str, Any]:
+    """What ``common.pt`` holds; nothing of it is run.
+
+    Raises:
+        RefusedError: If it holds more than plain types.
+        DamagedCheckpointError: If it cannot be read.
+    """
+    path = weights / names.COMMON
+    with _reading(path):
+        common: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return common
+
+
+def read_metadata(weights: Path) -> Metadata:
+    """``.metadata``; nothing of it is run.
+
+    Raises:
+        RefusedError: If it names anything but the classes that DCP and Megatron put there.
+        DamagedCheckpointError: If it cannot be read.
+    """
+    path = weights / names.DCP_METADATA
+    with _reading(path), path.open("rb") as file:
+        read = _MetadataUnpickler(file, path).load()
+    if not isinstance(read, Metadata):
+        raise DamagedCheckpointError(f"{path} holds a {type(read).__name__}, not DCP's Metadata")
+    return read
+
+
+def described(weights: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and dtype of every tensor in ``weights``, by flat key."""
+    return {
+        key: (tuple(entry.size), entry.properties.dtype)
+        for key, entry in read_metadata(weights).state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+
+
+def read_tensors(weights: Path, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, torch.Tensor]:
+    """The tensors of ``weights`` under their flat keys, on the CPU.
+
+    Args:
+        weights: The directory.
+        wanted: Which keys to read; default all.
+
+    Raises:
+        RefusedError: If reading would run code.
+        DamagedCheckpointError: If something is missing or cannot be read.
+    """
+    tensors = {key: torch.empty(size, dtype=dtype) for key, (size, dtype) in described(weights).items() if wanted(key)}
+    if tensors:
+        with _reading(weights), warnings.catch_warnings():
+            # A hint that one process reads all of it; every rank does.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp_load(tensors, storage_reader=_Reader(weights), no_dist=True)
+    return tensors
+
+
+# What torch raises over bytes that are not what they should be.
+_UNREADABLE = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    EOFError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    AssertionError,
+)
+
+
+@contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    """Turn what torch raises into errors that name ``path``."""
+    try:
+        yield
+    except NemologgerError:
+        raise
+    except CheckpointException as failed:  # derives from BaseException
+        first = next(iter(failed.failures.values()))[0]
+        if isinstance(first, NemologgerError):
+            raise first from failed
+        raise DamagedCheckpointError(f"{path} cannot be read: {type(first).__name__}: {first}") from failed
+    except pickle.UnpicklingError as error:
+        if "nsupported" in str(error):
+            raise RefusedError(f"{path} holds more than plain types and was not loaded: {error}") from error
+        raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
+    except _UNREADABLE as error:
+        raise DamagedCheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+class _Reader(FileSystemReader):
+    """DCP's reader, for files from strangers."""
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        try:
+            return super().read_data(plan, planner)
+        except Exception:
+            for item in plan.items:  # once more, one by one, to say which it is
+                with _reading(f"{self.path}, entry {item.dest_index.fqn}"):
+                    super().read_data(replace(plan, items=[item]), planner)
+            raise
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        read = read_metadata(Path(self.path))
+        read.storage_meta = dcp_metadata.StorageMeta(load_id=self.load_id)
+        return read
+
+
+@dataclass(frozen=True)
+class _MegatronPlan(SavePlan):
+    """Stands in for the one class of Megatron-core that its ``.metadata`` names."""
+
+    mcore_data: dict[str, Any] | None = None
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def __init__(self, file: Any, path: Path) -> None:
+        super().__init__(file)
+        self._path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = _ADMITTED.get((module, name))
+        if allowed is not None:
+            return allowed
+        dtype = vars(torch).get(name)  # not getattr: torch imports parts of itself when they are asked for
+        if module == "torch" and isinstance(dtype, torch.dtype):
+            return dtype
+        raise RefusedError(f"{self._path} names {module}.{name}, which no checkpoint needs: it was not loaded")
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {
+    **{
+        (dcp_metadata.__name__, name): getattr(dcp_metadata, name)
+        for name in (
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "BytesStorageMetadata",
+            "ChunkStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        )
+    },
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _StorageInfo,
+    **{
+        (dcp_planner.__name__, name): getattr(dcp_planner, name)
+        for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData")
+    },
+    ("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"): _MegatronPlan,
+    ("torch", "Size"): torch.Size,
+    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    ("collections", "OrderedDict"): dict,
+    ("pathlib", "PosixPath"): Path,
+    ("pathlib", "WindowsPath"): Path,
+    ("pathlib", "PurePosixPath"): Path,
+}
+
+
+@lru_cache(maxsize=4096)
+def _archive(dtype: torch.dtype, sizes: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """What ``torch.save`` writes before and after the payload of such a tensor."""
+    sample = torch.empty(sizes, dtype=dtype)
+    sink = _AroundPayload(sample.nbytes)
+    checked = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(sample, cast(Any, sink))
+    finally:
+        torch.serialization.set_crc32_options(checked)
+    return sink.parts()
+
+
+class _AroundPayload(io.RawIOBase):
+    """A file that forgets the largest thing written to it, unless that is small enough to search for."""
+
+    def __init__(self, payload: int) -> None:
+        self._payload = payload
+        self._before = bytearray()
+        self._after: bytearray | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        # The records that torch writes around a payload are all smaller than a page.
+        if self._after is None and self._payload >= _PAGE and len(view) == self._payload:
+            self._after = bytearray()
+        else:
+            (self._before if self._after is None else self._after).extend(view)
+        return len(view)
+
+    def parts(self) -> tuple[bytes, bytes]:
+        if self._after is not None:
+            return bytes(self._before), bytes(self._after)
+        whole = bytes(self._before)
+        reader: Any = torch._C.PyTorchFileReader(io.BytesIO(whole))
+        offset = reader.get_record_offset("data/0")
+        return whole[:offset], whole[offset + self._payload :]
+
+
+def _aligned(position: int, to: int) -> int:
+    return -(-position // to) * to

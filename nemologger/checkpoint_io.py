@@ -1,0 +1,120 @@
+"""Lightning's door to checkpoints: what ``fit(ckpt_path=...)`` loads, whoever wrote it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric.plugins import CheckpointIO
+
+from nemologger import lightning_port, names
+from nemologger.checkpoint import manifest as manifests
+from nemologger.checkpoint.load import load_checkpoint, weights_of
+from nemologger.checkpoint.snapshot import is_stored
+from nemologger.checkpoint.weights import described
+from nemologger.errors import CheckpointError, ModelMismatchError, NotFoundError
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+_SHOWN = 8
+
+
+class DirectoryCheckpointIO(CheckpointIO):
+    """Reads checkpoint directories; leaves files, and all writing, to the plugin it replaces.
+
+    Args:
+        trainer: Whose checkpoints. Its model is compared with a checkpoint before anything is loaded into it.
+        inner: The plugin for everything else.
+    """
+
+    def __init__(self, trainer: pl.Trainer, inner: CheckpointIO) -> None:
+        self._trainer = trainer
+        self._inner = inner
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint file, as Lightning does for ``trainer.save_checkpoint``."""
+        self._inner.save_checkpoint(checkpoint, path, storage_options)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint file."""
+        self._inner.remove_checkpoint(path)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The checkpoint at ``path`` as Lightning's dictionary.
+
+        Args:
+            path: A checkpoint directory, or a file that Lightning wrote.
+            map_location: Only for files; tensors of a directory are on the CPU, and move to the model's device later.
+            weights_only: Only for files; reading a directory never unpickles.
+
+        Raises:
+            NotFoundError: If there is nothing at ``path``.
+            ModelMismatchError: If it belongs to a model with other parameters.
+            CheckpointError: If a fit is to go on from a checkpoint that has no optimizer state.
+        """
+        directory = Path(path)
+        if not directory.is_dir():
+            if not directory.exists() and "://" not in str(path):
+                raise NotFoundError(f"there is no checkpoint at {path}")
+            options = {} if map_location is None else {"map_location": map_location}
+            return self._inner.load_checkpoint(path, weights_only=weights_only, **options)
+        module = self._trainer.lightning_module
+        if module is not None and not lightning_port.will_rewrite_state(module):
+            check_model(directory, module.state_dict())
+        checkpoint = load_checkpoint(directory)
+        if self._trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
+            if not self._is_finished(directory):
+                raise CheckpointError(
+                    f"{path} holds a model but no optimizer state, so training cannot go on from it. Resume from a "
+                    "checkpoint that has one, or start a new run from its weights: "
+                    f"AutoResume(restore_config=RestoreConfig(path={str(path)!r}))"
+                )
+            checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
+        return checkpoint
+
+    def _is_finished(self, checkpoint: Path) -> bool:
+        if not (checkpoint / names.MANIFEST).exists():
+            return False
+        manifest = manifests.read(checkpoint)
+        return manifest.is_finished(max_steps=self._trainer.max_steps, max_epochs=self._trainer.max_epochs)
+
+    def teardown(self) -> None:
+        """Pass it on."""
+        self._inner.teardown()
+
+
+def install(trainer: pl.Trainer) -> None:
+    """Let ``trainer`` read checkpoint directories. Calling it again changes nothing."""
+    current = trainer.strategy.checkpoint_io
+    if not isinstance(current, DirectoryCheckpointIO):
+        lightning_port.use_checkpoint_io(trainer, DirectoryCheckpointIO(trainer, current))
+
+
+def check_model(checkpoint: Path, state: dict[str, Any]) -> None:
+    """Compare the model in ``checkpoint`` with a state dictionary, before anything is loaded.
+
+    Raises:
+        ModelMismatchError: If they differ; it names the parameters.
+    """
+    prefix = "state_dict."
+    stored = {k[len(prefix) :]: v for k, v in described(weights_of(checkpoint)).items() if k.startswith(prefix)}
+    wanted = {key: tuple(value.shape) for key, value in state.items() if is_stored(value)}
+    differences = [f"missing in the checkpoint: {key} {shape}" for key, shape in wanted.items() if key not in stored]
+    differences += [f"missing in the model: {key} {shape}" for key, (shape, _) in stored.items() if key not in state]
+    differences += [
+        f"{key} is {stored[key][0]} in the checkpoint, {shape} in the model"
+        for key, shape in wanted.items()
+        if key in stored and stored[key][0] != shape
+    ]
+    if differences:
+        more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        raise ModelMismatchError(
+            f"{checkpoint} was saved from another model; nothing was loaded. What differs:\n  "
+            + "\n  ".join(differences[:_SHOWN])
+            + more
+            + "\nBuild the model with the settings of that run (they are in its context/model.yaml), or write to another "
+            "run directory; LightningModule.strict_loading = False loads what fits."
+        )

@@ -1,0 +1,143 @@
+"""Read a context, and make its objects again, without running anything that the reader's program does not know."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+
+from nemologger.context import configs
+from nemologger.context.artifacts import restore
+from nemologger.context.configs import step
+from nemologger.context.policy import Policy, Trust
+from nemologger.context.serialized import Reader
+from nemologger.context.trainer_context import TrainerContext
+from nemologger.context.uncaptured import Uncaptured
+from nemologger.errors import ContextError, NotFoundError
+from nemologger.names import CHECKPOINTS, CONTEXT, IO_JSON, WEIGHTS
+
+
+def load_context(path: str | Path, subpath: str | None = None, build: bool = True, trust: Trust = False) -> Any:
+    """Read a context and make its objects again.
+
+    Nothing is unpickled, and only what the allow-list of :mod:`nemologger.context.policy` admits is looked up or called:
+    the user's own modules as far as they are imported, nemologger, and the classes of torch and Lightning that people
+    configure.
+
+    Args:
+        path: A context directory, or a checkpoint that has one.
+        subpath: The part to load, such as ``"model"``, ``"model.config"`` or ``"extra.datamodule"``. What is outside of it
+            is not even looked up.
+        build: Make the objects. False: return the ``fdl.Config``; a class that is missing or refused is then a placeholder
+            that raises when it is built, and a warning names it.
+        trust: Packages that are admitted and imported too, for instance ``["timm"]``, with every class and function they
+            define. True: everything, pickles included. That runs the code of whoever wrote the file.
+
+    Returns:
+        The :class:`TrainerContext`, or what is at ``subpath``. Arguments that the context could not keep are left out, with
+        a warning that names them.
+
+    Raises:
+        NotFoundError: If there is no context.
+        ContextError: If it is damaged, has nothing at ``subpath``, names a class that is not here, or could not keep an
+            argument that is needed.
+        RefusedError: If it refers to something that is not admitted. The message names the entry and how to admit it.
+
+    Example:
+        >>> import tempfile
+        >>> directory = tempfile.mkdtemp()
+        >>> TrainerContext(model=None, trainer=None, extra={"width": 3}).io_dump(directory, yaml_attrs=())
+        >>> load_context(directory, "extra.width")
+        3
+    """
+    directory = _find(Path(path))
+    reader = Reader(directory / IO_JSON, Policy(trust), lenient=not build)
+    value = reader.value(subpath or "")
+    restore(value, directory)
+    if not build:
+        if reader.placeholders:
+            said = "\n".join(f"  - {message}" for message in reader.placeholders)
+            warnings.warn(
+                f"{directory}: some entries are placeholders, which raise when they are built:\n{said}", stacklevel=2
+            )
+        return value
+    value = _without_uncaptured(value, subpath or "", directory)
+    return fdl.build(value) if _has_buildable(value) else value
+
+
+def _find(path: Path) -> Path:
+    candidates = [path, path / CONTEXT, *([path.parent / CONTEXT] if path.name == WEIGHTS else [])]
+    for candidate in candidates:
+        if (candidate / IO_JSON).is_file():
+            return candidate
+    checkpoints = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    inside = sorted(found.parent.parent.name for found in checkpoints.glob(f"*/{CONTEXT}/{IO_JSON}"))
+    hint = f" The checkpoints in {checkpoints} have one: {', '.join(inside)}." if inside else ""
+    what = "is a directory without" if path.is_dir() else "does not exist, so it has no"
+    raise NotFoundError(f"{path} {what} {IO_JSON} or {CONTEXT}/{IO_JSON}.{hint}")
+
+
+def _without_uncaptured(value: Any, where: str, directory: Path) -> Any:
+    """``value`` with what the context could not keep left to defaults; in a dictionary, its record stays to be seen."""
+    left_out: list[str] = []
+    if _is_uncaptured(value):
+        raise ContextError(f"{directory}: {where} was not kept: {_reason(value)}.")
+    done: dict[int, Any] = {}
+
+    def visit(node: Any, path: str) -> Any:
+        if id(node) not in done:
+            done[id(node)] = children(node, path)
+        return done[id(node)]
+
+    def children(node: Any, path: str) -> Any:
+        if isinstance(node, fdl.Buildable):
+            kept = {}
+            for name, argument in configs.arguments(node).items():
+                if not _is_uncaptured(argument) or _may_be_uncaptured(node, name, step(path, name), argument):
+                    kept[name] = visit(argument, step(path, name))
+            return configs.make(type(node), node.__fn_or_cls__, kept)
+        if isinstance(node, dict):
+            return {k: visit(v, step(path, k)) for k, v in node.items()} if type(node) is dict else node
+        if type(node) in (list, tuple):
+            left_out.extend(f"{step(path, i)}: {_reason(item)}" for i, item in enumerate(node) if _is_uncaptured(item))
+            return type(node)(visit(v, step(path, i)) for i, v in enumerate(node) if not _is_uncaptured(v))
+        return node
+
+    def _may_be_uncaptured(node: Any, name: str | int, path: str, argument: Any) -> bool:
+        if node.__fn_or_cls__ is TrainerContext:
+            return True
+        parameter = configs.signature(node.__fn_or_cls__).parameters.get(str(name))
+        if parameter is None or (parameter.default is parameter.empty and parameter.kind is not _VAR_KEYWORD):
+            raise ContextError(
+                f"{directory}: {path} was not kept: {_reason(argument)}. Load with build=False, set the argument in the "
+                "config, and build it with fdl.build."
+            )
+        left_out.append(f"{path}: {_reason(argument)}")
+        return False
+
+    value = visit(value, where)
+    if left_out:
+        said = "\n".join(f"  - {message}" for message in left_out)
+        warnings.warn(f"{directory} could not keep these arguments, which are left out:\n{said}", stacklevel=3)
+    return value
+
+
+_VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
+
+
+def _is_uncaptured(value: Any) -> bool:
+    return isinstance(value, fdl.Buildable) and value.__fn_or_cls__ is Uncaptured
+
+
+def _reason(value: Any) -> str:
+    arguments = configs.arguments(value)
+    return f"{arguments.get('what')}: {arguments.get('reason')}"
+
+
+def _has_buildable(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_has_buildable, value.values()))
+    return isinstance(value, fdl.Buildable) or (isinstance(value, (list, tuple)) and any(map(_has_buildable, value)))

@@ -1,0 +1,48 @@
+"""What stands in a context where a value could not be kept, so that the loss can be seen and named."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+_WARNED = "_nemologger_warned"
+
+
+@dataclass(frozen=True)
+class Uncaptured:
+    """Stands for a value that a context does not hold.
+
+    Attributes:
+        what: The type of the missing value, with its module.
+        reason: Why it is missing, and what would keep it next time.
+
+    Example:
+        >>> Uncaptured("mylib.Net", "it does not inherit IOMixin").what
+        'mylib.Net'
+    """
+
+    what: str
+    reason: str
+
+
+def type_name(value: object) -> str:
+    """The type of ``value`` with its module, as a message shows it."""
+    kind = type(value)
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def warn_once(owner: Any, messages: Iterable[str], heading: str) -> None:
+    """Warn about those ``messages`` that were not yet said for ``owner``.
+
+    A run dumps the same context at every save. What was said is kept with the object it is about, so that two runs in one
+    process do not silence each other.
+    """
+    said: set[str] = getattr(owner, "__dict__", {}).get(_WARNED, set())
+    fresh = [message for message in messages if message not in said]
+    if not fresh:
+        return
+    if hasattr(owner, "__dict__"):
+        object.__setattr__(owner, _WARNED, said.union(fresh))
+    warnings.warn("\n".join([heading, *(f"  - {message}" for message in fresh)]), stacklevel=3)

@@ -1,0 +1,114 @@
+"""The file system, behind one small protocol: everything that writes, links or removes goes through here.
+
+That makes the order of operations visible in one place, and lets a test fail the n-th of them. Nothing else in the
+package renames or deletes. Reading needs no protocol: it changes nothing.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+
+class Disk(Protocol):
+    """What a save asks of a file system. Every method is durable when it returns, but for the entries of a directory."""
+
+    def make_directory(self, path: Path) -> None:
+        """Create ``path`` and its parents; one that is there is fine."""
+
+    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        """Write ``parts`` one after the other into a new file at ``path``, atomically: all of it or no file."""
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give the file ``source`` a second name, or copy it where the file system has no hard links."""
+
+    def symlink(self, path: Path, points_to: str) -> None:
+        """Make ``path`` a symbolic link to ``points_to``, atomically replacing an earlier link."""
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Rename ``source`` to ``target``, which must not be there."""
+
+    def remove(self, path: Path) -> None:
+        """Remove a file, a link, or a directory with all it holds; nothing to do if it is not there."""
+
+    def sync(self, directory: Path) -> None:
+        """Make the entries of ``directory`` durable: what was created, renamed or removed in it."""
+
+
+class LocalDisk:
+    """A POSIX file system."""
+
+    def make_directory(self, path: Path) -> None:
+        """See :class:`Disk`."""
+        path.mkdir(parents=True, exist_ok=True)
+
+    def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
+        """See :class:`Disk`."""
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666)
+            try:
+                for part in parts:
+                    write_all(descriptor, memoryview(part).cast("B"))
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    def link(self, source: Path, target: Path) -> None:
+        """See :class:`Disk`."""
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno not in _NO_HARD_LINKS:
+                raise
+            with source.open("rb") as file:
+                self.write(target, iter(lambda: file.read(16 << 20), b""))
+
+    def symlink(self, path: Path, points_to: str) -> None:
+        """See :class:`Disk`."""
+        fresh = path.with_name(f".{path.name}.partial")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(points_to)
+        os.replace(fresh, path)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """See :class:`Disk`."""
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+        source.rename(target)
+
+    def remove(self, path: Path) -> None:
+        """See :class:`Disk`."""
+        if path.is_symlink() or not path.is_dir():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path)
+
+    def sync(self, directory: Path) -> None:
+        """See :class:`Disk`."""
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            # Some network file systems cannot sync a directory; their entries are synchronous anyway.
+            if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+                raise
+        finally:
+            os.close(descriptor)
+
+
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EACCES}
+
+
+def write_all(descriptor: int, data: memoryview) -> None:
+    """Write all of ``data``: one call of the kernel takes at most 2 GiB, and a nearly full disk takes less."""
+    while data:
+        data = data[os.write(descriptor, data) :]

@@ -1,0 +1,67 @@
+"""Every error this package raises.
+
+    NemologgerError
+    ├── ConfigurationError      (ValueError)         an argument, or two that contradict each other
+    ├── NotFoundError           (FileNotFoundError)  no checkpoint, run or file where one was asked for
+    ├── CheckpointError         (RuntimeError)
+    │   ├── UnfinishedCheckpointError  (ValueError)  it was being written or removed when its process died
+    │   ├── DamagedCheckpointError                   its bytes are not the ones that were written
+    │   ├── SaveFailedError     (OSError)            it could not be written; the one before it is untouched
+    │   └── ModelMismatchError                       it belongs to a model with other parameters
+    ├── RunCompletedError       (ValueError)         the run has ended and was not asked to go on
+    ├── ContextError            (ValueError)         a context that cannot be written or read
+    ├── RefusedError            (PermissionError)    loading it would run code that nobody allowed
+    └── RankError               (RuntimeError)       another rank failed, or did not answer in time
+
+Each is also the builtin that a caller would catch. All take one message, so that they travel between ranks by value.
+"""
+
+from __future__ import annotations
+
+
+class NemologgerError(Exception):
+    """The base of every error this package raises."""
+
+
+class ConfigurationError(NemologgerError, ValueError):
+    """An argument has a value that cannot work, or contradicts another one."""
+
+
+class NotFoundError(NemologgerError, FileNotFoundError):
+    """There is no checkpoint, run or file where one was asked for."""
+
+
+class CheckpointError(NemologgerError, RuntimeError):
+    """A checkpoint cannot be written or read."""
+
+
+class UnfinishedCheckpointError(CheckpointError, ValueError):
+    """A checkpoint was being written or removed when its process died."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """The bytes of a checkpoint are not the ones that were written."""
+
+
+class SaveFailedError(CheckpointError, OSError):
+    """A checkpoint could not be written. The one before it is untouched."""
+
+
+class ModelMismatchError(CheckpointError):
+    """A checkpoint belongs to a model with other parameters."""
+
+
+class RunCompletedError(NemologgerError, ValueError):
+    """The run has ended and was not asked to go on."""
+
+
+class ContextError(NemologgerError, ValueError):
+    """A context cannot be written or read."""
+
+
+class RefusedError(NemologgerError, PermissionError):
+    """Loading this would run code that nobody allowed."""
+
+
+class RankError(NemologgerError, RuntimeError):
+    """Another rank failed, or did not answer in time."""

@@ -1,0 +1,251 @@
+"""The only file that reads or changes what Lightning keeps to itself.
+
+Everything here is used by the floors above through plain values, so that a new Lightning release can break one file and
+its test (``tests/test_lightning_port.py``) says which line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from nemologger.ranks import Failure, ProcessGroup, Ranks, SingleProcess, connect
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.fabric.plugins import CheckpointIO
+
+T = TypeVar("T")
+
+
+# --- state ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint is made of, taken between two steps. The tensors are the live ones.
+
+    Attributes:
+        checkpoint: Lightning's checkpoint dictionary: model, loops, callbacks, optimizers, schedulers, hyperparameters.
+        parameter_names: The keys of ``checkpoint["state_dict"]`` that are parameters. The others are buffers, which may
+            differ between the ranks of data-parallel training.
+        optimizer_names: For each optimizer, the parameter name behind each index of its state.
+    """
+
+    checkpoint: dict[str, Any]
+    parameter_names: frozenset[str]
+    optimizer_names: list[dict[int, str]]
+
+
+def training_state(trainer: pl.Trainer, *, weights_only: bool) -> TrainingState:
+    """Lightning's checkpoint of this moment. Collective: user hooks that run on every rank are called here."""
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+    names = dict(trainer.lightning_module.named_parameters(remove_duplicate=False))
+    by_id = {id(parameter): name for name, parameter in reversed(names.items())}
+    optimizer_names = []
+    for optimizer in trainer.optimizers:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer_names.append({i: by_id[id(p)] for i, p in enumerate(parameters) if id(p) in by_id})
+    return TrainingState(checkpoint, frozenset(names), optimizer_names)
+
+
+def use_checkpoint_io(trainer: pl.Trainer, plugin: CheckpointIO) -> None:
+    """Let the trainer's strategy read and write checkpoints through ``plugin``."""
+    trainer.strategy.checkpoint_io = plugin
+
+
+def will_rewrite_state(module: pl.LightningModule) -> bool:
+    """Whether loading may legitimately bring other keys than the module has."""
+    return not module.strict_loading or is_overridden("on_load_checkpoint", module)
+
+
+# --- when -------------------------------------------------------------------------------------------------------------
+
+
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether validation runs right after the training batch that is ending."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def epochs_done(trainer: pl.Trainer) -> int:
+    """How many epochs have been trained to their last batch."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    is_last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return int(progress.processed) + int(is_last_batch and progress.processed < progress.started)
+
+
+def is_trial(trainer: pl.Trainer) -> bool:
+    """Whether this is a ``fast_dev_run``, which saves nothing."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by a connector
+
+
+def callbacks(trainer: pl.Trainer) -> list[Callback]:
+    """The trainer's list of callbacks itself."""
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]  # set by a connector
+
+
+def has_validation(trainer: pl.Trainer) -> bool:
+    """Whether the running fit has a validation step, data for it, and leave to use it."""
+    return trainer.enable_validation
+
+
+def validation_has_run(trainer: pl.Trainer) -> bool:
+    """Whether this process has completed a validation."""
+    return trainer.fit_loop.epoch_loop.val_loop._has_run
+
+
+def next_logged_step(trainer: pl.Trainer) -> int:
+    """The step that a resumed run logs its next batch under, if it is to go on as the uninterrupted one would have.
+
+    For ``on_train_start``. Lightning counts a step after what is logged and saved in it, but for the end of an epoch.
+    """
+    fit_loop = trainer.fit_loop
+    loop = fit_loop.epoch_loop
+    batches: Any = loop.batch_progress.total
+    epochs: Any = fit_loop.epoch_progress.current
+    within_batch = batches.completed < batches.processed or epochs.processed < epochs.ready
+    return loop._batches_that_stepped + (within_batch and not loop._should_accumulate())
+
+
+def set_next_logged_step(trainer: pl.Trainer, step: int) -> None:
+    """Log the batch that is starting under ``step``."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped = step
+
+
+# --- ranks before training starts -------------------------------------------------------------------------------------
+
+_DECISIONS = "NEMOLOGGER_RANK_ZERO_DECISIONS"
+
+
+class _Launching(SingleProcess):
+    """Rank 0 of a run whose other processes Lightning starts later, as copies of this script: tell them by environment."""
+
+    def broadcast(self, value: T) -> T:
+        if isinstance(value, Failure):
+            return value  # raised here, before the others exist
+        decisions = json.loads(os.environ.get(_DECISIONS, "[]"))
+        os.environ[_DECISIONS] = json.dumps([*decisions, value])
+        return value
+
+
+class _Launched(SingleProcess):
+    """A process that Lightning started: it repeats the script, and hears rank 0's decisions in the order they fell."""
+
+    def broadcast(self, value: T) -> T:
+        first, *rest = json.loads(os.environ[_DECISIONS])
+        os.environ[_DECISIONS] = json.dumps(rest)
+        return first  # type: ignore[no-any-return]
+
+
+def ranks_before_fit(trainer: pl.Trainer) -> Ranks:
+    """The ranks of ``trainer`` while no process group need exist yet.
+
+    Under torchrun, Slurm or MPI all processes are there: they connect now, the way Lightning would a moment later. Where
+    Lightning starts the processes itself, rank 0 is alone and leaves its decisions for the others in the environment.
+    Values that travel must be plain JSON.
+    """
+    if trainer.world_size == 1:
+        return SingleProcess()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return connect()
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):
+        return SingleProcess()
+    if isinstance(launcher, _SubprocessScriptLauncher) and isinstance(
+        launcher.cluster_environment, LightningEnvironment
+    ):
+        if not launcher.cluster_environment.creates_processes_externally:
+            return _Launching()
+        if _DECISIONS in os.environ:
+            return _Launched(trainer.global_rank, trainer.world_size)
+    trainer.strategy.setup_environment()
+    return ProcessGroup()
+
+
+def launches_on_each_node(trainer: pl.Trainer) -> bool:
+    """Whether Lightning is to start processes on several nodes, each node's by itself: nobody can be asked yet."""
+    launcher = trainer.strategy.launcher
+    return (
+        trainer.num_nodes > 1
+        and isinstance(launcher, _SubprocessScriptLauncher)
+        and not launcher.cluster_environment.creates_processes_externally
+    )
+
+
+def forks_later(trainer: pl.Trainer) -> bool:
+    """Whether Lightning trains in processes that it forks or spawns, while this one only waits for them."""
+    return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
+
+
+def forget_decisions() -> None:
+    """Drop what :func:`ranks_before_fit` left in the environment; the processes it was for have started."""
+    os.environ.pop(_DECISIONS, None)
+
+
+# --- loggers ----------------------------------------------------------------------------------------------------------
+
+
+def is_default_logger(trainer: pl.Trainer, logger: Logger) -> bool:
+    """Whether ``logger`` is the one a Trainer makes when it is given none."""
+    return (
+        type(logger) in (TensorBoardLogger, CSVLogger)
+        and logger.name == "lightning_logs"
+        and os.path.abspath(str(logger.save_dir)) == os.path.abspath(str(trainer.default_root_dir))
+    )
+
+
+def is_open(logger: Logger) -> bool:
+    """Whether ``logger`` has already started to write."""
+    return getattr(logger, "_experiment", None) is not None
+
+
+def move_tensorboard(
+    logger: TensorBoardLogger, save_dir: Path, name: str, version: str, *, default_hp_metric: bool | None = None
+) -> None:
+    """Build ``logger`` again so that it writes to ``save_dir / name / version``; all else stays as it was given."""
+    logger.__init__(  # type: ignore[misc]  # the same object: the caller may hold it
+        save_dir=str(save_dir),
+        name=name,
+        version=version,
+        log_graph=logger._log_graph,
+        default_hp_metric=logger._default_hp_metric if default_hp_metric is None else default_hp_metric,
+        prefix=logger._prefix,
+        sub_dir=logger.sub_dir,
+        **logger._kwargs,
+    )
+
+
+def move_wandb(logger: WandbLogger, save_dir: Path, run_id: str) -> None:
+    """Build ``logger`` again so that it writes below ``save_dir`` and continues the run ``run_id``."""
+    settings = {k: v for k, v in logger._wandb_init.items() if k not in {"dir", "id", "anonymous", "name", "project"}}
+    logger.__init__(  # type: ignore[misc]  # the same object: the caller may hold it
+        name=logger._wandb_init["name"],
+        save_dir=str(save_dir),
+        offline=logger._offline,
+        id=run_id,
+        anonymous=bool(logger._wandb_init["anonymous"]) or None,
+        project=logger._wandb_init["project"],
+        log_model=logger._log_model,
+        prefix=logger._prefix,
+        checkpoint_name=logger._checkpoint_name,
+        add_file_policy=logger.add_file_policy,
+        **settings,
+    )
+
+
+def wandb_run_id(logger: WandbLogger) -> str | None:
+    """The run id that ``logger`` was given, if any."""
+    run_id: str | None = logger._wandb_init.get("id")
+    return run_id

@@ -1,0 +1,291 @@
+"""Where a run writes, and what it writes there besides checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from nemologger import lightning_port, run_dir, run_files
+from nemologger.checkpoint_callback import check_monitor, place, settle, unsettle
+from nemologger.errors import ConfigurationError
+from nemologger.log_files import LogFiles
+from nemologger.ranks import decide, together
+from nemologger.run_dir import RunDirectory
+from nemologger.run_record import EndOfLog, RunRecord, record_of
+from nemologger.trackers import tensorboard, wandb
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class NeMoLogger:
+    """Gives a run its directory, its log files, its trackers and its checkpoint callback.
+
+    The run directory is ``log_dir / name / version``. In it are ``cmd-args.log`` (the command), ``git-info.log`` (hash,
+    branch and uncommitted changes), a log file per rank, ``nemo_error_log.txt`` (warnings and errors),
+    ``lightning_logs.txt``, ``task.json``, copies of ``files_to_copy``, and ``checkpoints/``. When the same directory is
+    used again, the earlier life's log files move to ``run_0/``, ``run_1/``, …
+
+    Set up logging (``logging.basicConfig``) before :meth:`setup`, which lets everything from level INFO on into the log
+    files until the trainer is done; the console stays as it is.
+
+    Args:
+        name: Name of the experiment; one directory name.
+        log_dir: Base directory of all experiments; default ``./nemo_experiments``.
+        explicit_log_dir: The run directory itself, instead of ``log_dir``, ``name`` and ``version``.
+        version: Name of this run among those of the experiment. Default: the environment variable
+            ``NEMO_EXPM_VERSION``, else none if the run may resume, else date and time.
+        use_datetime_version: Whether date and time are the last resort for a version; else the run has none.
+        log_local_rank_0_only: Only the first process of each node writes a log file.
+        log_global_rank_0_only: Only the first process of the run does.
+        files_to_copy: Files to keep a copy of, a configuration for example.
+        update_logger_directory: Let the trainer's TensorBoard and W&B loggers write to ``exp_dir / save_dir``. A
+            relative ``save_dir``, or one inside the working directory, is meant; an absolute one elsewhere is kept.
+        ckpt: The checkpoint callback: ours or Lightning's. It takes the place of a ModelCheckpoint of the trainer.
+        tensorboard: A TensorBoardLogger, or a function that makes one; it takes the place of the logger that a Trainer
+            makes by itself.
+        wandb: A WandbLogger, or a function that makes one.
+        extra_loggers: More of Lightning's loggers.
+
+    Raises:
+        ConfigurationError: Arguments contradict each other, or cannot work.
+
+    Example:
+        >>> import tempfile
+        >>> from lightning.pytorch import Trainer
+        >>> run = NeMoLogger(name="demo", log_dir=tempfile.mkdtemp(), version="v1").setup(Trainer(accelerator="cpu"))
+        >>> sorted(path.name for path in run.log_dir.iterdir())[:2]
+        ['cmd-args.log', 'lightning_logs.txt']
+    """
+
+    name: str = "default"
+    log_dir: str | Path | None = None
+    explicit_log_dir: str | Path | None = None
+    version: str | None = None
+    use_datetime_version: bool = True
+    log_local_rank_0_only: bool = False
+    log_global_rank_0_only: bool = False
+    files_to_copy: list[str] | None = None
+    update_logger_directory: bool = True
+    ckpt: ModelCheckpoint | None = None
+    tensorboard: TensorBoardLogger | Callable[[], TensorBoardLogger] | None = None
+    wandb: WandbLogger | Callable[[], WandbLogger] | None = None
+    extra_loggers: list[Logger] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Check the arguments together."""
+        self._settled: dict[str, Any] = {}
+        self._check()
+
+    def setup(self, trainer: pl.Trainer, resume_if_exists: bool = False, task_config: Any = None) -> RunDirectory:
+        """Prepare the run of ``trainer``. Collective: call it on every rank, before ``fit``.
+
+        A second call for one trainer, with the same settings, changes nothing.
+
+        Args:
+            trainer: Gets the loggers and callbacks.
+            resume_if_exists: The run may continue an earlier one: without a given version it gets none.
+            task_config: The fiddle configuration that the run was built from, kept as ``task.json``.
+
+        Returns:
+            The run directory: ``log_dir``, ``exp_dir``, ``name``, ``version``, ``checkpoint_dir``.
+
+        Raises:
+            ConfigurationError: Something cannot work: the settings, the directory, a monitor that can never appear. All
+                ranks raise.
+            NotFoundError: A file of ``files_to_copy`` is not there.
+        """
+        self._check()
+        if not isinstance(trainer, pl.Trainer):
+            raise ConfigurationError(
+                f"NeMoLogger.setup needs a lightning.pytorch.Trainer, found {type(trainer).__module__}."
+                f"{type(trainer).__qualname__}. Fabric has no training loop that it could work with."
+            )
+        settings = {f.name: getattr(self, f.name) for f in fields(self)}
+        settings = {k: list(v) if isinstance(v, list) else v for k, v in settings.items()}
+        settings |= {"resume_if_exists": resume_if_exists, "task_config": task_config}
+        earlier = record_of(trainer)
+        if earlier is not None:
+            earlier.check_same(settings)
+            return earlier.run
+
+        callbacks, replaced = place(trainer, self.ckpt)
+        for callback in callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                check_monitor(trainer, callbacks, callback.monitor)
+        loggers = self._loggers(trainer)
+        ranks = lightning_port.ranks_before_fit(trainer)
+        plan = decide(ranks, lambda: self._prepare(trainer, loggers, resume_if_exists, task_config))
+        run = RunDirectory(Path(plan["exp_dir"]), Path(plan["log_dir"]), plan["name"], plan["version"])
+        if self.ckpt is not None:
+            unsettle(self.ckpt, self._settled, run)
+        log_files = LogFiles(
+            run.log_dir,
+            local_rank_0_only=self.log_local_rank_0_only,
+            global_rank_0_only=self.log_global_rank_0_only,
+        )
+        try:
+            together(ranks, lambda: log_files.attach(trainer.global_rank, trainer.local_rank))
+            together(ranks, lambda: self._move(trainer, loggers, run, plan["wandb_id"]))
+        except BaseException:
+            log_files.release()
+            raise
+
+        if trainer.global_rank == 0:
+            log.info("run directory: %s", run.log_dir)
+            for note in [*plan["notes"], *replaced]:
+                log.warning("%s", note)
+        settled = settle(callbacks, run)
+        self._settled = settled.get(id(self.ckpt), {})
+        record = RunRecord(run, settings, log_files)
+        trainer.loggers = loggers
+        _install(trainer, callbacks, record, EndOfLog(log_files))
+        if lightning_port.forks_later(trainer):
+            log_files.release()  # the processes that train attach their own
+        return run
+
+    def _check(self) -> None:
+        """Check the settings against each other; the file system is not asked."""
+        if self.log_local_rank_0_only and self.log_global_rank_0_only:
+            raise ConfigurationError(
+                "log_local_rank_0_only and log_global_rank_0_only are both True: choose one log file per node or one "
+                "for the whole run."
+            )
+        if self.explicit_log_dir is not None:
+            others = {"log_dir": self.log_dir, "version": self.version}
+            given = [f"{name}={value!r}" for name, value in others.items() if value]
+            if given:
+                raise ConfigurationError(
+                    f"explicit_log_dir={str(self.explicit_log_dir)!r} is the run directory itself: "
+                    f"{' and '.join(given)} cannot have an effect. Give one or the other."
+                )
+        run_dir.check_name(self.name, "name")
+        run_dir.check_local(self.log_dir, "log_dir")
+        run_dir.check_local(self.explicit_log_dir, "explicit_log_dir")
+        if self.version:
+            run_dir.check_name(self.version, "version")
+        if self.ckpt is not None and not isinstance(self.ckpt, ModelCheckpoint):
+            raise ConfigurationError(
+                f"ckpt must be a ModelCheckpoint (nemologger's or lightning.pytorch.callbacks'), found {self.ckpt!r}."
+            )
+        if not isinstance(self.extra_loggers, (list, tuple)):
+            raise ConfigurationError(
+                f"extra_loggers must be a list of Lightning loggers, found {self.extra_loggers!r}."
+            )
+
+    # --- directory and files: rank 0 ------------------------------------------------------------------------------
+
+    def _prepare(
+        self, trainer: pl.Trainer, loggers: Sequence[Logger], resume_if_exists: bool, task_config: Any
+    ) -> dict[str, Any]:
+        """Choose the run directory and write what describes the run. Plain values: they travel to the other ranks."""
+        here = Path.cwd()
+        run, notes, dated = self._choose(trainer, here, resume_if_exists)
+        # Lightning's launcher on several nodes has each node's first process come here; one of them writes.
+        if trainer.global_rank != 0:
+            return _plan(run, notes, None)
+        copies = run_files.to_copy(self.files_to_copy or [], here)
+        log_dir = run_files.create(run.log_dir, fresh=dated)
+        if log_dir != run.log_dir:
+            run = RunDirectory(run.exp_dir, log_dir, run.name, log_dir.name)
+        run_files.put_aside(run.log_dir, [*copies])
+        notes += run_files.write(run, copies, task_config, here=here)
+        wandb_loggers = [logger for logger in loggers if isinstance(logger, WandbLogger)]
+        wandb_id = None
+        if wandb_loggers:
+            wandb_id = wandb.run_id(run.log_dir, wandb_loggers)
+        return _plan(run, notes, wandb_id)
+
+    def _choose(self, trainer: pl.Trainer, here: Path, resume_if_exists: bool) -> tuple[RunDirectory, list[str], bool]:
+        """The run directory, what to warn of, and whether it must be a new one."""
+        if self.explicit_log_dir is not None:
+            run = run_dir.explicit_directory(self.explicit_log_dir, here=here)
+            notes = [f"explicit_log_dir={str(run.log_dir)!r} already exists"] if run.log_dir.exists() else []
+            return run, notes, False
+        version = run_dir.choose_version(
+            self.version,
+            environment=os.environ,
+            resume_if_exists=resume_if_exists,
+            use_datetime_version=self.use_datetime_version,
+            now=datetime.now().astimezone(),
+        )
+        if version.dated and lightning_port.launches_on_each_node(trainer):
+            raise ConfigurationError(
+                f"Lightning starts this run's processes on {trainer.num_nodes} nodes, each node by itself: they cannot "
+                "agree on a version made of date and time. Give version=..., or set the environment variable "
+                f"{run_dir.VERSION_VARIABLE} to the same value on every node, or start the run with torchrun."
+            )
+        notes = []
+        if resume_if_exists and version.text is None and self.use_datetime_version:
+            notes.append("resume_if_exists: the run directory gets no version, so that the next start finds it again")
+        run = run_dir.run_directory(self.name, version.text, log_dir=self.log_dir, here=here)
+        return run, notes, version.dated
+
+    # --- trackers -------------------------------------------------------------------------------------------------
+
+    def _loggers(self, trainer: pl.Trainer) -> list[Logger]:
+        """The trainer's loggers and ours, each once; none of them moved yet."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # it logs nothing, and ours are not to either
+            return list(trainer.loggers)
+        own = [
+            logger
+            for logger in trainer.loggers
+            if self.tensorboard is None or not lightning_port.is_default_logger(trainer, logger)
+        ]
+        loggers: list[Logger] = []
+        for given in [*own, self.tensorboard, self.wandb, *self.extra_loggers]:
+            if given is None:
+                continue
+            logger = given if isinstance(given, Logger) or not callable(given) else given()
+            if not isinstance(logger, Logger):
+                raise ConfigurationError(f"expected one of Lightning's loggers, or a function making one: {logger!r}")
+            if not any(logger is other for other in loggers):
+                loggers.append(logger)
+        return loggers
+
+    def _move(self, trainer: pl.Trainer, loggers: Sequence[Logger], run: RunDirectory, wandb_id: str | None) -> None:
+        """Let TensorBoard and W&B write into the experiment's directory, as far as they have not started to."""
+        homes: list[str | Path] = [Path.cwd(), os.path.abspath(trainer.default_root_dir)]
+        for logger in loggers:
+            if not isinstance(logger, (TensorBoardLogger, WandbLogger)):
+                continue
+            if lightning_port.is_open(logger):
+                if self.update_logger_directory and trainer.global_rank == 0:
+                    log.warning(
+                        "%s has already started to write to %s and stays there: set up the run before using the logger",
+                        type(logger).__name__,
+                        logger.save_dir,
+                    )
+            elif isinstance(logger, TensorBoardLogger):
+                if self.update_logger_directory and "://" not in str(logger.save_dir):
+                    is_default = lightning_port.is_default_logger(trainer, logger)
+                    tensorboard.move(logger, run, homes, is_default=is_default)
+            elif wandb_id is not None:
+                wandb.move(logger, run, homes, wandb_id, directory=self.update_logger_directory)
+
+
+def _plan(run: RunDirectory, notes: list[str], wandb_id: str | None) -> dict[str, Any]:
+    return {
+        "exp_dir": str(run.exp_dir),
+        "log_dir": str(run.log_dir),
+        "name": run.name,
+        "version": run.version,
+        "notes": notes,
+        "wandb_id": wandb_id,
+    }
+
+
+def _install(trainer: pl.Trainer, callbacks: list[Callback], record: RunRecord, end: EndOfLog) -> None:
+    """Give the trainer its callbacks: checkpoints after all that training does, the end of the log after them."""
+    others = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+    checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
+    trainer.callbacks[:] = [*others, record, tensorboard.ContinuedSteps(), *checkpoints, end]  # type: ignore[attr-defined]

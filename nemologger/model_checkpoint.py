@@ -1,0 +1,498 @@
+"""The callback that decides when to save and what to keep."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from weakref import proxy
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
+
+from nemologger import checkpoint_io, lightning_port, names
+from nemologger.batches import batch_size
+from nemologger.checkpoint import snapshot
+from nemologger.checkpoint.find import survey
+from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.naming import format_name
+from nemologger.checkpoint.retention import Kept, Policy
+from nemologger.checkpoint.saver import Saver
+from nemologger.checkpoint.shelf import Decision, Shelf, look, settle
+from nemologger.checkpoint_callback import check_monitor
+from nemologger.context.mixin import IOMixin
+from nemologger.context.trainer_context import TrainerContext
+from nemologger.disk import Disk, LocalDisk
+from nemologger.errors import ConfigurationError, ContextError, SaveFailedError
+from nemologger.monitor import is_of_validation
+from nemologger.ranks import Ranks, SingleProcess, connect, decide
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
+
+_NEMO_1 = {
+    "always_save_nemo": "every checkpoint is a directory that holds all a .nemo archive would; drop the argument",
+    "save_nemo_on_train_end": "the final checkpoint is saved at train end; drop the argument",
+    "model_parallel_size": "the trainer's strategy knows how the model is split; drop the argument",
+}
+_SAMPLE = {"epoch": 0, "step": 0, "consumed_samples": 0, "model_name": "model"}
+
+
+class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
+    """Saves checkpoints that are complete or absent, keeps the best ones and the last one, and finds them again.
+
+    A checkpoint is a directory ``<filename>/`` with ``weights/`` (written by all ranks), ``context/`` and a manifest. It
+    works in ``nemologger.NeMoLogger(ckpt=...)`` and as a plain callback of any Lightning Trainer.
+
+    Args:
+        monitor: The metric that says which checkpoints are best; None keeps the newest.
+        verbose: Log every save.
+        save_last: Also keep what to resume from under ``<filename>-last``: True for a directory that stands by itself
+            (sharing its bytes through hard links), ``"link"`` for a symbolic link, False for none.
+        save_top_k: How many of the best to keep; 0 none, -1 all.
+        save_weights_only: Leave out optimizers, schedulers and callbacks. A run cannot resume from such a checkpoint.
+        mode: ``"min"`` or ``"max"``: which values of ``monitor`` are better.
+        every_n_epochs: Save at the end of every n-th epoch's validation. The default, 1, if no other interval is given.
+        every_n_train_steps: Save every n optimizer steps. If validation is due at such a step, save after it.
+        train_time_interval: Save when so much time has passed since the last save.
+        save_on_train_epoch_end: With ``every_n_epochs``, save at the end of training rather than of validation.
+        save_optim_on_train_end: False leaves optimizer state out of the ``-last`` of the finished run. Such a run can only
+            be continued from an earlier checkpoint.
+        always_save_context: Write ``context/`` (the settings of model, data and trainer) into every checkpoint.
+        save_context_on_train_end: Write it into the final one.
+        async_save: Reserved; saves are synchronous in this version.
+        dirpath: Where the checkpoints go; default ``<run directory>/checkpoints``.
+        filename: A name with fields, for example ``"{model_name}--{val_loss:.2f}-{step}-{consumed_samples}"``; fields are
+            the logged metrics, ``epoch``, ``step``, ``consumed_samples`` and ``model_name``.
+        auto_insert_metric_name: Write ``val_loss=1.23`` rather than ``1.23`` into names.
+        save_on_exception: Also save when training raises, Ctrl-C and SIGTERM included. The step that was under way may be
+            half done in what is saved.
+        enable_version_counter: Has no effect: a checkpoint of the same name is replaced, never numbered.
+        files_per_rank: At most so many weights files for each rank.
+        max_failed_saves: Raise after so many saves in a row have failed; before that, training goes on without them.
+        rank_timeout: How long to wait for the other ranks of a save.
+        disk: Where to write; default the local file system.
+        **nemo_1: Arguments of NeMo 1 that have no effect, accepted with a warning.
+
+    Raises:
+        ConfigurationError: If arguments cannot work.
+
+    Example:
+        >>> checkpoint = ModelCheckpoint(monitor="val_acc", mode="max", every_n_train_steps=100)
+        >>> checkpoint.save_top_k
+        3
+    """
+
+    def __init__(
+        self,
+        monitor: str | None = "val_loss",
+        verbose: bool = True,
+        save_last: bool | Literal["link"] | None = True,
+        save_top_k: int = 3,
+        save_weights_only: bool = False,
+        mode: str = "min",
+        every_n_epochs: int | None = None,
+        every_n_train_steps: int | None = None,
+        train_time_interval: timedelta | None = None,
+        save_on_train_epoch_end: bool | None = False,
+        save_optim_on_train_end: bool = True,
+        always_save_context: bool = True,
+        save_context_on_train_end: bool = True,
+        async_save: bool = False,
+        dirpath: str | Path | None = None,
+        filename: str | None = None,
+        auto_insert_metric_name: bool = True,
+        save_on_exception: bool = False,
+        enable_version_counter: bool = False,
+        files_per_rank: int = 2,
+        max_failed_saves: int = 3,
+        rank_timeout: timedelta = timedelta(minutes=10),
+        disk: Disk | None = None,
+        **nemo_1: Any,
+    ) -> None:
+        _check_nemo_1(nemo_1)
+        if async_save:
+            log.warning("ModelCheckpoint(async_save=True): this version saves synchronously")
+        if enable_version_counter:
+            log.warning(
+                "ModelCheckpoint(enable_version_counter=True) has no effect: a name is replaced, never numbered"
+            )
+        if files_per_rank < 1 or max_failed_saves < 1:
+            raise ConfigurationError(
+                f"ModelCheckpoint(files_per_rank={files_per_rank}, max_failed_saves={max_failed_saves}): both must be at "
+                "least 1"
+            )
+        if filename is not None:
+            format_name(filename, _SAMPLE, insert_names=auto_insert_metric_name)
+        super().__init__(
+            dirpath=dirpath,
+            filename=filename,
+            monitor=monitor,
+            verbose=verbose,
+            save_last=save_last or None,
+            save_top_k=save_top_k if monitor is not None else min(save_top_k, 1),
+            save_on_exception=save_on_exception,
+            save_weights_only=save_weights_only,
+            mode=mode,
+            auto_insert_metric_name=auto_insert_metric_name,
+            every_n_train_steps=every_n_train_steps,
+            train_time_interval=train_time_interval,
+            every_n_epochs=every_n_epochs,
+            save_on_train_epoch_end=save_on_train_epoch_end,
+            enable_version_counter=False,
+        )
+        self.save_top_k = save_top_k  # Lightning keeps at most one without a metric, we keep the newest k
+        self.save_optim_on_train_end = save_optim_on_train_end
+        self.always_save_context = always_save_context
+        self.save_context_on_train_end = save_context_on_train_end
+        self.files_per_rank = files_per_rank
+        self.max_failed_saves = max_failed_saves
+        self.rank_timeout = rank_timeout
+        self.consumed_samples = 0
+        self._disk = disk or LocalDisk()
+        self._ranks: Ranks = SingleProcess()
+        self.shelf = Shelf()
+        self._counted_here = 0
+        self._failed_saves = 0
+        self._due_after_validation = False
+
+    # --- when -----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Settle the directory, look at what is in it, and check that the monitored metric can appear."""
+        # Lightning warns about a directory that is not empty only in stage "fit"; ours is there to be continued.
+        super().setup(trainer, pl_module, stage="setup")
+        checkpoint_io.install(trainer)
+        if stage != "fit" or lightning_port.is_trial(trainer):
+            return
+        if "://" in str(self.dirpath):
+            raise ConfigurationError(f"dirpath={self.dirpath!r}: checkpoints are written to local directories only")
+        self.dirpath = str(Path(str(self.dirpath)).absolute())
+        self._check_neighbours(trainer)
+        self._check_monitor(trainer)
+        self._ranks = connect(self.rank_timeout)
+        self._remember(decide(self._ranks, lambda: self._look(trainer)))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock, and check once more now that the length of an epoch is known."""
+        self._last_time_checked = time.monotonic()
+        if is_of_validation(self.monitor) and not lightning_port.is_trial(trainer):
+            self._check_interval(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count samples; save if ``every_n_train_steps`` or ``train_time_interval`` say so."""
+        self._counted_here += batch_size(batch)
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        if not (self._step_is_due(trainer) or _is_last_step(trainer) or self._time_is_due()):
+            return
+        if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
+            self._due_after_validation = True
+        else:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what was due before validation, or what ``every_n_epochs`` says."""
+        due, self._due_after_validation = self._due_after_validation, False
+        if self._should_skip_saving_checkpoint(trainer):
+            return
+        if due or (not self._save_on_train_epoch_end and self._epoch_is_due(trainer)):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save what ``every_n_epochs`` says, with ``save_on_train_epoch_end``."""
+        due = self._save_on_train_epoch_end and self._epoch_is_due(trainer)
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            self._save(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the final state, if that has not happened yet."""
+        if lightning_port.is_trial(trainer) or trainer.global_step == 0:
+            return
+        if not self._is_saved(trainer) or self._final_differs(trainer):
+            self._save(trainer, final=True)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Save, with ``save_on_exception``."""
+        if self._should_save_on_exception(trainer) and trainer.global_step > 0:
+            try:
+                self._save(trainer)
+            except SaveFailedError:
+                log.exception("the state at the exception could not be saved")
+
+    def _is_saved(self, trainer: pl.Trainer) -> bool:
+        return self._last_global_step_saved == trainer.global_step
+
+    def _final_differs(self, trainer: pl.Trainer) -> bool:
+        """Whether the final checkpoint holds something else than the one that this step already has."""
+        with_context = not self.always_save_context and self.save_context_on_train_end
+        # A link can only point to the step's checkpoint as it is.
+        without_optimizer = not self.save_optim_on_train_end and self.save_last is True
+        return bool(self.save_last) and (with_context or without_optimizer)
+
+    def _step_is_due(self, trainer: pl.Trainer) -> bool:
+        return self._every_n_train_steps >= 1 and trainer.global_step % self._every_n_train_steps == 0
+
+    def _time_is_due(self) -> bool:
+        if self._train_time_interval is None or self._last_time_checked is None:
+            return False
+        elapsed = time.monotonic() - self._last_time_checked
+        due = self._ranks.broadcast(elapsed >= self._train_time_interval.total_seconds())
+        if due:
+            self._last_time_checked = time.monotonic()
+        return due
+
+    def _epoch_is_due(self, trainer: pl.Trainer) -> bool:
+        return self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
+
+    # --- save -----------------------------------------------------------------------------------------------------
+
+    def _save(self, trainer: pl.Trainer, *, final: bool = False) -> None:
+        """Save the state of this moment; count it as failed, and go on, if that is not possible (contract C7)."""
+        self._count_samples()
+        again = final and self._is_saved(trainer)
+        drop_optimizer = final and not self.save_optim_on_train_end and not (again and self.save_last == "link")
+        weights_only = self.save_weights_only or drop_optimizer
+        decision = decide(self._ranks, lambda: self._decide(trainer, again=again, weights_only=weights_only))
+        if decision is None:
+            return
+        try:
+            self._write(trainer, decision, weights_only=weights_only, final=final)
+        except SaveFailedError as error:
+            self._failed_saves += 1
+            if final or self._failed_saves >= self.max_failed_saves:
+                raise
+            log.error(
+                "save %d of at most %d in a row that may fail: %s. Training goes on; the checkpoint before it is still "
+                "the newest.",
+                self._failed_saves,
+                self.max_failed_saves,
+                error,
+            )
+            return
+        self._failed_saves = 0
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = decision.path
+        if trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.after_save_checkpoint(proxy(self))
+        if self.monitor is not None and decision.score is None and lightning_port.validation_has_run(trainer):
+            raise ConfigurationError(
+                f"ModelCheckpoint(monitor={self.monitor!r}): validation has run, but no such metric was logged; there are "
+                f"{sorted(trainer.callback_metrics)}. Call self.log({self.monitor!r}, ...) in the model, or monitor one "
+                f"of these. What was trained so far is in {decision.path}."
+            )
+
+    def _decide(self, trainer: pl.Trainer, *, again: bool, weights_only: bool) -> Decision | None:
+        """What to write now; None if nothing is to be kept. Rank 0 only: metrics may differ between ranks.
+
+        Args:
+            trainer: At a step boundary.
+            again: This step has a checkpoint already, which the final one only complements.
+            weights_only: Whether it will lack what a resume needs.
+        """
+        metrics = _floats(trainer.callback_metrics)
+        score = metrics.get(self.monitor) if self.monitor is not None else None
+        path = self._path(trainer, metrics)
+        if again:
+            ranked = any(k.path == str(path) and k.ranked for k in self.shelf.kept) and self.save_last == "link"
+        else:
+            candidate = Kept(str(path), trainer.global_step, time.time(), score, ranked=True)
+            known = self.monitor is None or score is not None
+            ranked = known and self._policy.admits(candidate, self.shelf.kept)
+            # Of a run that has ended without optimizer state, the best of k still are to be resumable.
+            ranked = ranked and (weights_only == self.save_weights_only or not self.save_last)
+        if not self.save_last:
+            return Decision(str(path), None, score, ranked=True) if ranked else None
+        last = str(path.with_name(path.name + names.LAST))
+        if ranked or self.save_last == "link":
+            return Decision(str(path), last, score, ranked)
+        return Decision(last, last, score, ranked=False)
+
+    def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool) -> None:
+        path = Path(decision.path)
+        state = lightning_port.training_state(trainer, weights_only=weights_only)
+        taken = snapshot.take(state.checkpoint, state.parameter_names, state.optimizer_names)
+        for where, why in taken.left_out.items():
+            log.warning("checkpoint %s: %s is not saved: %s", path.name, where, why)
+        manifest = Manifest(
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            epochs_done=lightning_port.epochs_done(trainer),
+            consumed_samples=self.consumed_samples,
+            metrics=_floats(trainer.callback_metrics),
+            owner=self._owner,
+            score=decision.score,
+            ranked=decision.ranked,
+            last=decision.path == decision.last,
+        )
+        with_context = self.always_save_context or (final and self.save_context_on_train_end)
+        published = Saver(self._disk, self._ranks, self.files_per_rank).save(
+            taken, path, manifest, (lambda output: self._write_context(trainer, output)) if with_context else None
+        )
+        link = self.save_last == "link"
+        others = self._needed_by_others(trainer)
+        self._remember(
+            decide(
+                self._ranks,
+                lambda: settle(self._disk, self.shelf, self._policy, decision, published, link=link, protected=others),
+            )
+        )
+        if self.shelf.failed:
+            raise SaveFailedError(self.shelf.failed)
+        if self.verbose and trainer.is_global_zero:
+            shown = "" if decision.score is None else f" with {self.monitor}={decision.score:.5g}"
+            log.info("step %d: saved %s%s", manifest.step, path, shown)
+
+    def _write_context(self, trainer: pl.Trainer, output: Path) -> None:
+        """Write ``context/``; what it cannot hold is no reason to lose the weights."""
+        try:
+            TrainerContext.from_trainer(trainer).io_dump(output, ["model"], disk=self._disk, strict=False)
+        except ContextError as error:
+            log.warning("%s was not written: %s", output, error)
+
+    # --- what is kept ---------------------------------------------------------------------------------------------
+
+    @property
+    def _policy(self) -> Policy:
+        return Policy(self.save_top_k, self.mode, self.monitor is not None)
+
+    @property
+    def _owner(self) -> dict[str, str | None]:
+        return {"monitor": self.monitor, "mode": self.mode, "key": self.state_key}
+
+    def _look(self, trainer: pl.Trainer) -> Shelf:
+        twins = [c for c in _ours(trainer) if (c.dirpath, c.monitor, c.mode) == (self.dirpath, self.monitor, self.mode)]
+        return look(self._disk, Path(str(self.dirpath)), self._owner, alone=len(twins) == 1)
+
+    def _remember(self, shelf: Shelf) -> None:
+        """Set Lightning's attributes to what is on disk, the same on all ranks."""
+        self.shelf = shelf
+        self.last_model_path = shelf.last
+        ranking = self._policy.ranking(shelf.kept)
+        scores = {k.path: torch.tensor(float("nan") if k.score is None else k.score) for k in ranking}
+        self.best_k_models = scores if self.monitor is not None else {}
+        self.best_model_path = ranking[0].path if ranking else ""
+        self.best_model_score = scores[ranking[0].path] if ranking and self.monitor is not None else None
+        if ranking:
+            self.kth_best_model_path = ranking[-1].path
+            self.kth_value = scores[ranking[-1].path]
+            self.current_score = scores[max(ranking, key=lambda k: (k.step, k.time)).path]
+
+    def _needed_by_others(self, trainer: pl.Trainer) -> set[str]:
+        """What another checkpoint callback of this trainer keeps."""
+        return {path for other in _ours(trainer) if other is not self for path in other.shelf.needed}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint says of this callback. What is kept where is read from the manifests instead."""
+        return {**super().state_dict(), "dirpath": str(self.dirpath), "consumed_samples": self.consumed_samples}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting; the bookkeeping of checkpoints comes from the directory itself."""
+        self.consumed_samples = int(state_dict.get("consumed_samples", 0))
+        self._counted_here = 0
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The step that is being restored needs no saving again."""
+        self._last_global_step_saved = int(checkpoint.get("global_step", 0))
+
+    def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
+        """For ``fit(ckpt_path="last")``."""
+        if not self.last_model_path and self.dirpath is not None:
+            complete = [f for f in survey(Path(str(self.dirpath))) if f.manifest is not None]
+            newest = max(complete, key=lambda f: f.manifest.order if f.manifest else (0, 0.0), default=None)
+            return {str(newest.path)} if newest else set()
+        return {self.last_model_path} if self.last_model_path else set()
+
+    # --- names ----------------------------------------------------------------------------------------------------
+
+    def _path(self, trainer: pl.Trainer, metrics: dict[str, float]) -> Path:
+        values = {
+            **metrics,
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "consumed_samples": self.consumed_samples,
+            "model_name": type(trainer.lightning_module).__name__,
+        }
+        template = self.filename or "{epoch}-{step}"
+        name = format_name(template, values, insert_names=self.auto_insert_metric_name)
+        path = Path(str(self.dirpath)) / name
+        taken = self._needed_by_others(trainer)
+        if {str(path), str(path) + names.LAST} & taken:  # as long as a metric is missing, two templates can agree
+            path = path.with_name(f"{name}-{str(self.monitor).replace('/', '_')}")
+        return path
+
+    def format_checkpoint_name(
+        self, metrics: dict[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
+    ) -> str:
+        """The path of a checkpoint with these metrics."""
+        template = filename or self.filename or "{epoch}-{step}"
+        values = {"epoch": 0, "step": 0, **_floats(metrics)}
+        values.update({key: int(values[key]) for key in ("epoch", "step")})
+        name = format_name(template, values, insert_names=self.auto_insert_metric_name)
+        name = f"{prefix}-{name}" if prefix else name
+        return str(Path(str(self.dirpath)) / name) if self.dirpath else name
+
+    # --- checks ---------------------------------------------------------------------------------------------------
+
+    def _check_neighbours(self, trainer: pl.Trainer) -> None:
+        for other in _ours(trainer):
+            if other is not self and (other.dirpath, other.filename) == (self.dirpath, self.filename):
+                raise ConfigurationError(
+                    f"two ModelCheckpoint callbacks (monitor={self.monitor!r} and {other.monitor!r}) write to "
+                    f"{self.dirpath} with filename={self.filename!r}: give each a filename of its own"
+                )
+
+    def _check_monitor(self, trainer: pl.Trainer) -> None:
+        check_monitor(trainer, lightning_port.callbacks(trainer), self.monitor)
+        if is_of_validation(self.monitor) and not lightning_port.has_validation(trainer):
+            raise ConfigurationError(
+                f"ModelCheckpoint(monitor={self.monitor!r}): this metric can never appear: there is no validation_step, "
+                "or no validation data. Add them, or monitor a training metric, or set monitor=None to keep the newest."
+            )
+
+    def _check_interval(self, trainer: pl.Trainer) -> None:
+        """As ``_check_monitor``, for what depends on the length of an epoch."""
+        batches = float("inf")
+        if trainer.max_epochs is not None and trainer.max_epochs != -1:
+            batches = trainer.num_training_batches * trainer.max_epochs
+        if trainer.max_steps != -1:
+            batches = min(batches, trainer.max_steps * trainer.accumulate_grad_batches)
+        every = trainer.val_check_batch
+        if trainer.check_val_every_n_epoch is None and every is not None and batches < every < float("inf"):
+            raise ConfigurationError(
+                f"ModelCheckpoint(monitor={self.monitor!r}): validation runs every {every} batches, but training ends "
+                f"after {batches:g}"
+            )
+
+    def _count_samples(self) -> None:
+        self.consumed_samples += sum(self._ranks.gather(self._counted_here))
+        self._counted_here = 0
+
+
+def _is_last_step(trainer: pl.Trainer) -> bool:
+    # Once Lightning leaves its loop it counts the epoch as over: a run that is given more steps later would skip the rest.
+    return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+
+
+def _ours(trainer: pl.Trainer) -> list[ModelCheckpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
+def _floats(metrics: Any) -> dict[str, float]:
+    return {str(key): float(value) for key, value in metrics.items()}
+
+
+def _check_nemo_1(arguments: dict[str, Any]) -> None:
+    for name in arguments:
+        if name not in _NEMO_1:
+            raise TypeError(f"ModelCheckpoint() got an unexpected keyword argument {name!r}")
+        log.warning("ModelCheckpoint(%s=...) has no effect: %s", name, _NEMO_1[name])

@@ -1,0 +1,174 @@
+"""Rank 0 decides, all agree: the outcome of a step, an error included, is the same on every rank.
+
+The functions here are collective: every rank calls them, in the same order, from its main thread.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol, TypeVar
+
+import torch.distributed as dist
+
+from nemologger.errors import NemologgerError, RankError
+
+T = TypeVar("T")
+
+
+class Ranks(Protocol):
+    """The processes of one run, seen from one of them."""
+
+    @property
+    def rank(self) -> int:
+        """This process's number, 0 to ``world_size - 1``."""
+
+    @property
+    def world_size(self) -> int:
+        """How many processes there are."""
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's ``value``, on every rank, in rank order."""
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's ``value``, on every rank."""
+
+
+@dataclass(frozen=True)
+class SingleProcess:
+    """One process: nobody to agree with."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    def gather(self, value: T) -> list[T]:
+        """This one's."""
+        return [value]
+
+    def broadcast(self, value: T) -> T:
+        """This one's."""
+        return value
+
+
+class ProcessGroup:
+    """The ranks of an initialized ``torch.distributed``.
+
+    Objects travel over a gloo group of their own: they stay off the GPU, and a rank that does not answer within
+    ``timeout`` ends the wait with a :class:`~nemologger.errors.RankError`, whatever the training group's patience.
+    """
+
+    def __init__(self, timeout: timedelta = timedelta(minutes=10)) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self._timeout = timeout
+        self._group = dist.new_group(backend="gloo", timeout=timeout)
+
+    def gather(self, value: T) -> list[T]:
+        """See :class:`Ranks`."""
+        values: list[Any] = [None] * self.world_size
+        try:
+            dist.all_gather_object(values, value, group=self._group)
+        except RuntimeError as error:
+            raise self._silent("gather", error) from error
+        return values
+
+    def broadcast(self, value: T) -> T:
+        """See :class:`Ranks`."""
+        values = [value]
+        try:
+            dist.broadcast_object_list(values, src=0, group=self._group)
+        except RuntimeError as error:
+            raise self._silent("broadcast", error) from error
+        return values[0]
+
+    def _silent(self, what: str, error: RuntimeError) -> RankError:
+        return RankError(
+            f"rank {self.rank} of {self.world_size} waited in vain for the others ({what}, timeout "
+            f"{self._timeout.total_seconds():g} s): {error}. One of them has probably died; look for the first error "
+            "in its log file."
+        )
+
+
+def connect(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
+    """The ranks of this process: those of ``torch.distributed`` if it is initialized, else this one alone."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return ProcessGroup(timeout)
+    return SingleProcess()
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception on its way to the other ranks."""
+
+    kind: type[NemologgerError]
+    message: str
+
+    @staticmethod
+    def of(error: BaseException, rank: int) -> Failure:
+        """``error`` as it will be seen by the others."""
+        if isinstance(error, NemologgerError):
+            return Failure(type(error), str(error))
+        return Failure(RankError, f"rank {rank}: {type(error).__name__}: {error}")
+
+    def error(self, rank: int | None = None) -> NemologgerError:
+        """The exception to raise, naming ``rank`` if one is given."""
+        named = rank is None or self.message.startswith(f"rank {rank}: ")
+        return self.kind(self.message if named else f"rank {rank}: {self.message}")
+
+
+def decide(ranks: Ranks, step: Callable[[], T]) -> T:
+    """Run ``step`` on rank 0 and return its result on every rank.
+
+    Raises:
+        Exception: What ``step`` raised, on every rank: rank 0 raises it as it is, the others an error of this package
+            with the same message.
+
+    Example:
+        >>> decide(SingleProcess(), lambda: 42)
+        42
+    """
+    outcome: T | Failure | None = None
+    cause: BaseException | None = None
+    if ranks.rank == 0:
+        try:
+            outcome = step()
+            if ranks.world_size > 1:
+                pickle.dumps(outcome)
+        except Exception as error:  # noqa: BLE001  raised again below, on every rank
+            cause, outcome = error, Failure.of(error, 0)
+    shared = ranks.broadcast(outcome)
+    if cause is not None:
+        raise cause
+    if isinstance(shared, Failure):
+        raise shared.error()
+    return shared  # type: ignore[return-value]  # None only if T is
+
+
+def together(ranks: Ranks, step: Callable[[], T]) -> list[T]:
+    """Run ``step`` on every rank and return all results, in rank order, on every rank.
+
+    Raises:
+        Exception: If ``step`` failed anywhere. The ranks where it did raise their own error, the others one that names
+            the first of those ranks.
+
+    Example:
+        >>> together(SingleProcess(), lambda: 42)
+        [42]
+    """
+    outcome: T | Failure
+    cause: BaseException | None = None
+    try:
+        outcome = step()
+        if ranks.world_size > 1:
+            pickle.dumps(outcome)
+    except Exception as error:  # noqa: BLE001  raised again below, on every rank
+        cause, outcome = error, Failure.of(error, ranks.rank)
+    outcomes: Sequence[T | Failure] = ranks.gather(outcome)
+    if cause is not None:
+        raise cause
+    for rank, other in enumerate(outcomes):
+        if isinstance(other, Failure):
+            raise other.error(rank)
+    return list(outcomes)  # type: ignore[arg-type]  # no Failure is among them

@@ -1,0 +1,347 @@
+"""From which checkpoint a run goes on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import InitVar, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.fabric import Fabric
+from lightning.pytorch.callbacks import Timer
+
+from nemologger import checkpoint_io, names
+from nemologger.callbacks.restore_weights import RestoreWeights
+from nemologger.checkpoint.find import Found, Status, inspect, newest, survey
+from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.verify import problems
+from nemologger.context.io_json import load_context
+from nemologger.errors import (
+    ConfigurationError,
+    DamagedCheckpointError,
+    NemologgerError,
+    NotFoundError,
+    RunCompletedError,
+    UnfinishedCheckpointError,
+)
+from nemologger.lightning_port import callbacks, ranks_before_fit
+from nemologger.ranks import decide
+from nemologger.run_record import run_of
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from nemologger.run_dir import RunDirectory
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 5
+_DEFAULT_MAX_EPOCHS = 1000  # Lightning's, when a Trainer is given no limit at all
+
+
+@dataclass(frozen=True)
+class RestoreConfig:
+    """Where a new run takes its first weights from.
+
+    Args:
+        path: A run directory (its newest checkpoint is used), a checkpoint, or its ``weights/``.
+        load_model_state: Load the model's parameters and buffers.
+        load_optim_state: Load the optimizers' state too.
+        load_artifacts: Take the model's tokenizer from the checkpoint's context, if the model has that attribute.
+
+    Example:
+        >>> RestoreConfig(path="runs/base/checkpoints").load_optim_state
+        False
+    """
+
+    path: str
+    load_model_state: bool = True
+    load_optim_state: bool = False
+    load_artifacts: bool = True
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What :meth:`AutoResume.setup` has arranged.
+
+    Attributes:
+        path: The checkpoint that training goes on from, or None.
+        step: Its optimizer step; 0 without one, or if it has no manifest.
+        finished: The run has nothing left to train.
+        weights_from: The checkpoint that a new run takes its weights from, or None.
+    """
+
+    path: Path | None = None
+    step: int = 0
+    finished: bool = False
+    weights_from: Path | None = None
+
+
+@dataclass
+class AutoResume:
+    """Finds the checkpoint to go on from, and hands it to the trainer.
+
+    In this order: ``resume_from_path``; the newest complete checkpoint of ``resume_from_directory``, or with
+    ``resume_if_exists`` of the run directory; ``restore_config``; else training starts from scratch.
+
+    A checkpoint is verified (size and checksum of every file) before it is used. A damaged or unfinished one is reported,
+    and the newest complete one is used instead.
+
+    Args:
+        restore_config: Weights for a run that has no checkpoint of its own yet.
+        resume_from_directory: A directory of checkpoints to look in, instead of the run's own.
+        resume_from_path: One checkpoint, whatever else is there.
+        resume_if_exists: Look for checkpoints in the run directory.
+        resume_past_end: Go on from an ``*-end`` checkpoint, which says that its run has completed.
+        resume_ignore_no_checkpoint: Start from scratch, with a warning, when there is no checkpoint; else that is an error.
+        path: Older name of ``resume_from_path``.
+        dirpath: Older name of ``resume_from_directory``.
+        import_path: Older name of ``restore_config=RestoreConfig(path=...)``.
+
+    Example:
+        >>> AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).resume_past_end
+        False
+    """
+
+    restore_config: RestoreConfig | None = None
+    resume_from_directory: str | Path | None = None
+    resume_from_path: str | Path | None = None
+    resume_if_exists: bool = False
+    resume_past_end: bool = False
+    resume_ignore_no_checkpoint: bool = False
+    path: InitVar[str | Path | None] = None
+    dirpath: InitVar[str | Path | None] = None
+    import_path: InitVar[str | Path | None] = None
+    _run: RunDirectory | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(
+        self, path: str | Path | None, dirpath: str | Path | None, import_path: str | Path | None
+    ) -> None:
+        """Take the older names."""
+        self.resume_from_path = _older("path", path, "resume_from_path", self.resume_from_path)
+        self.resume_from_directory = _older("dirpath", dirpath, "resume_from_directory", self.resume_from_directory)
+        imported = None if import_path is None else RestoreConfig(path=str(import_path))
+        self.restore_config = _older("import_path", imported, "restore_config", self.restore_config)
+
+    def setup(self, trainer: pl.Trainer, model: pl.LightningModule | None = None) -> Resumed:
+        """Arrange that ``trainer.fit`` goes on from the right checkpoint. Collective: call it on every rank.
+
+        Args:
+            trainer: Its ``ckpt_path`` is set. Call ``NeMoLogger.setup(trainer)`` first, for the run directory.
+            model: Gets the tokenizer of ``restore_config``, if there is one.
+
+        Returns:
+            What was found. With ``finished``, ``fit`` returns at once.
+
+        Raises:
+            NotFoundError: If there is no checkpoint, and starting from scratch was not allowed.
+            RunCompletedError: If the run has completed, and going on was not asked for.
+            DamagedCheckpointError: If there are checkpoints, but none that can be trusted.
+            UnfinishedCheckpointError: If there are only unfinished ones.
+        """
+        if isinstance(trainer, Fabric):
+            raise ConfigurationError("AutoResume.setup needs a Lightning Trainer, not Fabric")
+        self._run = run_of(trainer)
+        found = decide(ranks_before_fit(trainer), lambda: self._find(trainer))
+        path = None if found["path"] is None else Path(found["path"])
+        weights = None if found["weights_from"] is None else Path(found["weights_from"])
+        checkpoint_io.install(trainer)
+        if path is not None:
+            trainer.ckpt_path = str(path)
+            log.info("resuming from %s (step %d)", path, found["step"])
+        if found["finished"]:
+            log.warning(
+                "nothing is left to train: %s is at step %d, and max_steps=%s, max_epochs=%s. Raise one of them to go on.",
+                path,
+                found["step"],
+                trainer.max_steps,
+                trainer.max_epochs,
+            )
+        if weights is not None and self.restore_config is not None:
+            _use_weights(trainer, model, weights, self.restore_config)
+        return Resumed(path, found["step"], found["finished"], weights)
+
+    def get_weights_path(self, path: str | Path) -> Path:
+        """The ``weights/`` of the checkpoint ``path``."""
+        return Path(path) / names.WEIGHTS
+
+    def get_context_path(self, model: pl.LightningModule | None = None) -> Path | None:
+        """The ``context/`` of the checkpoint to go on from, or None."""
+        path = self.get_trainer_ckpt_path(model)
+        context = None if path is None else path / names.CONTEXT
+        return context if context is not None and context.is_dir() else None
+
+    def get_trainer_ckpt_path(self, model: pl.LightningModule | None = None) -> Path | None:
+        """The checkpoint to go on from, or None. Looks anew each time; after :meth:`setup` also in the run directory.
+
+        Raises:
+            NotFoundError: As :meth:`setup`; so are the others.
+        """
+        found = self._choose()
+        return None if found is None else found.path
+
+    # --- looking --------------------------------------------------------------------------------------------------
+
+    def _find(self, trainer: pl.Trainer) -> dict[str, Any]:
+        """What rank 0 sees and decides; plain values, they travel to the other ranks."""
+        max_epochs = trainer.max_epochs
+        if max_epochs is None and trainer.max_steps == -1 and not _has_timer(trainer):
+            max_epochs = _DEFAULT_MAX_EPOCHS
+
+        def is_finished(manifest: Manifest | None) -> bool:
+            return manifest is not None and manifest.is_finished(max_steps=trainer.max_steps, max_epochs=max_epochs)
+
+        def suitable(found: Found) -> str | None:
+            manifest = found.manifest
+            if manifest is None or manifest.has_optimizer or is_finished(manifest):
+                return None
+            return (
+                "it holds no optimizer state, and training is to go on past it (save_weights_only, or "
+                "save_optim_on_train_end=False)"
+            )
+
+        chosen = self._choose(suitable)
+        if chosen is not None:
+            step = chosen.manifest.step if chosen.manifest else 0
+            return {
+                "path": str(chosen.path),
+                "step": step,
+                "finished": is_finished(chosen.manifest),
+                "weights_from": None,
+            }
+        weights = None if self.restore_config is None else str(_resolve(Path(self.restore_config.path)))
+        if weights is None and self._wants_checkpoint:
+            where = self._directory or "the run directory"
+            if not self.resume_ignore_no_checkpoint:
+                raise NotFoundError(
+                    f"there is no checkpoint in {where} to resume from. For the first run of a new directory pass "
+                    "resume_ignore_no_checkpoint=True."
+                )
+            log.warning("there is no checkpoint in %s: training starts from scratch", where)
+        return {"path": None, "step": 0, "finished": False, "weights_from": weights}
+
+    @property
+    def _wants_checkpoint(self) -> bool:
+        return self.resume_if_exists or self.resume_from_directory is not None
+
+    @property
+    def _directory(self) -> Path | None:
+        if self.resume_from_directory is not None:
+            return Path(self.resume_from_directory).absolute()
+        return None if self._run is None else self._run.checkpoint_dir
+
+    def _choose(self, suitable: Any = lambda found: None) -> Found | None:
+        if self.resume_from_path is not None:
+            return _trusted(Path(self.resume_from_path).absolute())
+        directory = self._directory
+        if not self._wants_checkpoint or directory is None:
+            return None
+        found = survey(directory)
+        if not found and self.resume_from_directory is not None:
+            _explain_wrong_directory(directory)
+        ends = [one for one in found if one.is_end and one.status in (Status.COMPLETE, Status.FOREIGN)]
+        if ends and not self.resume_past_end:
+            raise RunCompletedError(
+                f"{ends[0].path} says that this run has completed. Pass resume_past_end=True to train on from it, or use "
+                "another run directory."
+            )
+        return _warn_if_foreign(newest(ends or found, _faults, log.error, suitable))
+
+
+def _has_timer(trainer: pl.Trainer) -> bool:
+    return any(isinstance(callback, Timer) for callback in callbacks(trainer))
+
+
+def _faults(checkpoint: Path) -> list[str]:
+    return [str(problem) for problem in problems(checkpoint)]
+
+
+def _warn_if_foreign(found: Found | None) -> Found | None:
+    if found is not None and found.status is Status.FOREIGN:
+        log.warning("%s has no manifest (NeMo or Lightning wrote it): it cannot be verified", found.path)
+    return found
+
+
+def _trusted(path: Path) -> Found:
+    """The one checkpoint that was asked for.
+
+    Raises:
+        NotFoundError: If it is not there.
+        DamagedCheckpointError: If it is damaged.
+        UnfinishedCheckpointError: If it was never finished.
+    """
+    if path.name == names.WEIGHTS and (path.parent / names.MANIFEST).exists():
+        path = path.parent
+    if not path.exists() and not path.is_symlink():
+        raise NotFoundError(f"there is no checkpoint at {path}{_nearby(path)}")
+    found = inspect(path)
+    if found.status is Status.UNFINISHED:
+        raise UnfinishedCheckpointError(f"{path} was never finished, or was being removed: {found.why}")
+    if found.status is Status.COMPLETE and (wrong := _faults(path)):
+        found = Found(path, Status.DAMAGED, "; ".join(wrong))
+    if found.status is Status.DAMAGED:
+        raise DamagedCheckpointError(f"{path} is damaged and was not loaded: {found.why}")
+    if path.is_dir() and found.status is Status.FOREIGN and not _holds_weights(path):
+        _explain_wrong_directory(path)
+        raise NotFoundError(f"{path} is not a checkpoint: it has no {names.WEIGHTS}/")
+    return _warn_if_foreign(found) or found
+
+
+def _resolve(path: Path) -> Path:
+    """The checkpoint that ``RestoreConfig.path`` means."""
+    path = path.absolute()
+    for directory in (path / names.CHECKPOINTS, path):
+        if not _holds_weights(directory) and survey(directory):
+            found = newest(survey(directory), _faults, log.error)
+            if found is not None:
+                return found.path
+    return _trusted(path).path
+
+
+def _holds_weights(path: Path) -> bool:
+    return any((weights / names.DCP_METADATA).exists() for weights in (path, path / names.WEIGHTS))
+
+
+def _explain_wrong_directory(directory: Path) -> None:
+    """Tell somebody who named a directory of runs where its checkpoints are.
+
+    Raises:
+        NotFoundError: If ``directory`` holds runs or versions rather than checkpoints.
+    """
+    below = [d for pattern in ("", "*/", "*/*/") for d in directory.glob(f"{pattern}{names.CHECKPOINTS}") if survey(d)]
+    if below:
+        listing = "\n  ".join(str(path) for path in below[:_SHOWN])
+        raise NotFoundError(f"{directory} holds runs, not checkpoints. The checkpoints are in:\n  {listing}")
+
+
+def _nearby(path: Path) -> str:
+    others = [found.path.name for found in survey(path.parent)]
+    return f". Beside it there are: {', '.join(others[:_SHOWN])}" if others else ""
+
+
+def _use_weights(trainer: pl.Trainer, model: pl.LightningModule | None, weights: Path, config: RestoreConfig) -> None:
+    others = [callback for callback in callbacks(trainer) if not isinstance(callback, RestoreWeights)]
+    restore = RestoreWeights(weights, model=config.load_model_state, optimizer=config.load_optim_state)
+    callbacks(trainer)[:] = [restore, *others]
+    if config.load_artifacts and model is not None and hasattr(model, "tokenizer"):
+        _restore_tokenizer(model, weights)
+
+
+def _restore_tokenizer(model: pl.LightningModule, checkpoint: Path) -> None:
+    if not (checkpoint / names.CONTEXT).is_dir():
+        return
+    try:
+        model.tokenizer = load_context(checkpoint, subpath="model.tokenizer")
+    except (NemologgerError, AttributeError) as error:
+        log.warning("the tokenizer of %s was not restored: %s", checkpoint, error)
+
+
+def _older(old: str, value: Any, new: str, current: Any) -> Any:
+    if value is None:
+        return current
+    if current is not None:
+        raise ConfigurationError(
+            f"AutoResume({old}=..., {new}=...): {old} is the older name of {new}; give one of them"
+        )
+    log.warning("AutoResume(%s=...) is the older name of %s", old, new)
+    return value

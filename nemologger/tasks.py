@@ -1,0 +1,238 @@
+"""One call that trains: sets up the run directory, finds what to resume from, and fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+
+from nemologger.callbacks.model_transform import ModelTransform
+from nemologger.context.io_json import load_context
+from nemologger.errors import ConfigurationError
+from nemologger.lightning_port import callbacks
+from nemologger.logger import NeMoLogger
+from nemologger.resume import AutoResume, RestoreConfig, Resumed
+from nemologger.run_record import close_log
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from nemologger.run_dir import RunDirectory
+
+
+class Connects(Protocol):
+    """An optimizer module, as NeMo has them: it puts itself into the model."""
+
+    def connect(self, model: pl.LightningModule) -> None:
+        """Make ``model.configure_optimizers`` return this optimizer."""
+
+
+Optim = Connects | Callable[[Iterable[torch.nn.Parameter]], Any]
+
+
+def train(
+    model: pl.LightningModule | str | Path,
+    data: pl.LightningDataModule | Any,
+    trainer: pl.Trainer,
+    log: NeMoLogger | None = None,
+    resume: AutoResume | None = None,
+    optim: Optim | None = None,
+    tokenizer: Literal["model", "data"] | Any = None,
+    model_transform: Callable[[Any], Any] | None = None,
+    task_config: Any = None,
+) -> Path:
+    """Train ``model`` on ``data``; run again, it goes on where it was.
+
+    Args:
+        model: Any LightningModule, or the path of a checkpoint of ours: then its class, arguments and weights come from
+            there.
+        data: A LightningDataModule or the training dataloader(s).
+        trainer: A Lightning Trainer; with ``nemologger.Trainer`` the checkpoints' context also holds its arguments.
+        log: Where the run writes and what it saves; default ``NeMoLogger()``.
+        resume: What it goes on from; default: always a new run.
+        optim: The optimizer, if the model does not configure its own: an object with ``connect(model)``, or a function
+            of the parameters.
+        tokenizer: Which tokenizer model and data share: ``"model"``, ``"data"``, or one to give to both.
+        model_transform: Changes the model before training (for example adds adapters): called with it once,
+            before weights are restored; works in place.
+        task_config: The fiddle configuration of this very call, for ``task.json``:
+            ``fdl.build(recipe)(task_config=recipe)``.
+
+    Returns:
+        The experiments directory (``exp_dir``), as NeMo does. The run's own directory is ``run_of(trainer).log_dir``.
+
+    Raises:
+        ConfigurationError: If the arguments cannot work together.
+        NotFoundError: If ``resume`` found nothing and may not start from scratch.
+
+    Example:
+        >>> import nemologger as nl
+        >>> def main(model, data):
+        ...     return nl.train(
+        ...         model, data, nl.Trainer(max_steps=100), nl.NeMoLogger(name="demo", ckpt=nl.ModelCheckpoint()),
+        ...         nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True),
+        ...     )
+    """
+    _check_trainer(trainer)
+    try:
+        model, run, resumed = _set_up(model, data, trainer, log, resume, tokenizer, model_transform, task_config)
+        if optim is not None:
+            _use_optimizer(model, optim)
+        if not resumed.finished:
+            _fit(trainer, model, data)
+    finally:
+        close_log(trainer)
+    return run.exp_dir
+
+
+def pretrain(
+    model: pl.LightningModule | str | Path,
+    data: pl.LightningDataModule | Any,
+    trainer: pl.Trainer,
+    log: NeMoLogger | None = None,
+    resume: AutoResume | None = None,
+    optim: Optim | None = None,
+) -> Path:
+    """:func:`train` from scratch: a tokenizer that the data has becomes the model's.
+
+    Example:
+        >>> pretrain.__name__
+        'pretrain'
+    """
+    tokenizer = "data" if getattr(data, "tokenizer", None) is not None else None
+    return train(model, data, trainer, log, resume, optim, tokenizer)
+
+
+def finetune(
+    model: pl.LightningModule | str | Path,
+    data: pl.LightningDataModule | Any,
+    trainer: pl.Trainer,
+    log: NeMoLogger | None = None,
+    resume: AutoResume | None = None,
+    optim: Optim | None = None,
+    model_transform: Callable[[Any], Any] | None = None,
+) -> Path:
+    """:func:`train` a model that has weights already: a tokenizer that it has becomes the data's.
+
+    Example:
+        >>> finetune.__name__
+        'finetune'
+    """
+    tokenizer = "model" if getattr(model, "tokenizer", None) is not None else None
+    return train(model, data, trainer, log, resume, optim, tokenizer, model_transform)
+
+
+def validate(
+    model: pl.LightningModule | str | Path,
+    data: pl.LightningDataModule | Any,
+    trainer: pl.Trainer,
+    log: NeMoLogger | None = None,
+    resume: AutoResume | None = None,
+    tokenizer: Literal["model", "data"] | Any = None,
+    model_transform: Callable[[Any], Any] | None = None,
+) -> Path:
+    """Run validation on the checkpoint that ``resume`` finds; arguments and result as :func:`train`.
+
+    Example:
+        >>> validate.__name__
+        'validate'
+    """
+    _check_trainer(trainer)
+    try:
+        model, run, _ = _set_up(model, data, trainer, log, resume, tokenizer, model_transform, None)
+        if _is_datamodule(data):
+            trainer.validate(model, datamodule=data)
+        else:
+            trainer.validate(model, dataloaders=data)
+    finally:
+        close_log(trainer)
+    return run.exp_dir
+
+
+def _check_trainer(trainer: Any) -> None:
+    if not isinstance(trainer, Trainer):
+        raise ConfigurationError(
+            f"trainer is a {type(trainer).__module__}.{type(trainer).__qualname__}: a Lightning Trainer is needed "
+            "(Fabric has no training loop), for example nemologger.Trainer(...)"
+        )
+
+
+def _set_up(
+    model: pl.LightningModule | str | Path,
+    data: Any,
+    trainer: pl.Trainer,
+    logger: NeMoLogger | None,
+    resume: AutoResume | None,
+    tokenizer: Any,
+    model_transform: Callable[[Any], Any] | None,
+    task_config: Any,
+) -> tuple[pl.LightningModule, RunDirectory, Resumed]:
+    logger = logger or NeMoLogger()
+    resume = resume or AutoResume()
+    if isinstance(model, str | Path):
+        resume = _with_weights_of(model, resume)
+        module: pl.LightningModule = load_context(model, subpath="model")
+    else:
+        module = model
+    _share_tokenizer(module, data, tokenizer)
+    run = logger.setup(trainer, resume_if_exists=resume.resume_if_exists, task_config=task_config)
+    if model_transform is not None:
+        callbacks(trainer).insert(0, ModelTransform(model_transform))
+    resumed = resume.setup(trainer, module)
+    return module, run, resumed
+
+
+def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: Any) -> None:
+    if _is_datamodule(data):
+        trainer.fit(model, datamodule=data)
+    else:
+        trainer.fit(model, train_dataloaders=data)
+
+
+def _is_datamodule(data: Any) -> bool:
+    return isinstance(data, LightningDataModule)
+
+
+def _with_weights_of(checkpoint: str | Path, resume: AutoResume) -> AutoResume:
+    """``resume``, with the weights of ``checkpoint`` for a run that has none of its own."""
+    if resume.restore_config is not None:
+        return resume
+    return AutoResume(
+        restore_config=RestoreConfig(path=str(checkpoint), load_artifacts=False),
+        resume_from_directory=resume.resume_from_directory,
+        resume_from_path=resume.resume_from_path,
+        resume_if_exists=resume.resume_if_exists,
+        resume_past_end=resume.resume_past_end,
+        resume_ignore_no_checkpoint=resume.resume_ignore_no_checkpoint,
+    )
+
+
+def _share_tokenizer(model: Any, data: Any, tokenizer: Any) -> None:
+    if tokenizer is None:
+        return
+    if isinstance(tokenizer, str):
+        if tokenizer not in ("model", "data"):
+            raise ConfigurationError(f'tokenizer={tokenizer!r}: give "model", "data", or a tokenizer')
+        owner = model if tokenizer == "model" else data
+        shared = getattr(owner, "tokenizer", None)
+        if shared is None:
+            raise ConfigurationError(f'tokenizer="{tokenizer}", but {type(owner).__name__} has no tokenizer')
+    else:
+        shared = tokenizer
+    model.tokenizer = shared
+    data.tokenizer = shared
+
+
+def _use_optimizer(model: pl.LightningModule, optim: Any) -> None:
+    if hasattr(optim, "connect"):
+        optim.connect(model)
+    elif callable(optim):
+        model.configure_optimizers = lambda: optim(model.parameters())  # type: ignore[method-assign]
+    else:
+        raise ConfigurationError(
+            f"optim is a {type(optim).__name__}: an object with connect(model) is needed, or a function of the parameters, "
+            "for example functools.partial(torch.optim.AdamW, lr=1e-3)"
+        )

@@ -1,0 +1,1 @@
+"""What the experiment trackers need beyond Lightning's loggers. Importing them loads no tracker."""

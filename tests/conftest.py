@@ -1,0 +1,63 @@
+"""What every test gets: quiet threads, and a check that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import multiprocessing
+import os
+import threading
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# Lightning and torch set these when processes start; they are theirs, and harmless to the next test.
+_NOT_OURS = {
+    "PYTEST_CURRENT_TEST",
+    "CUDA_MODULE_LOADING",
+    "KMP_INIT_AT_FORK",
+    "KMP_DUPLICATE_LIB_OK",
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+    "WANDB_SERVICE",
+    "WANDB__SERVICE_WAIT",
+    "_WANDB_STARTUP_DEBUG",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "TF_CPP_MIN_LOG_LEVEL",
+}
+
+
+@pytest.fixture(autouse=True)
+def works_in_an_empty_directory(tmp_path_factory, monkeypatch):
+    """What a test, or Lightning, writes without being told where goes there."""
+    monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind():
+    """Fail a test that leaks a thread, an environment variable, a process group, a child process or a log handler."""
+    environment = {key: value for key, value in os.environ.items() if key not in _NOT_OURS}
+    threads = set(threading.enumerate())
+    handlers = _handlers()
+    yield
+    after = {key: value for key, value in os.environ.items() if key not in _NOT_OURS}
+    assert after == environment, "environment variables changed"
+    leaked = [t for t in set(threading.enumerate()) - threads if t.is_alive() and not t.daemon]
+    assert not leaked, f"threads still running: {leaked}"
+    assert not torch.distributed.is_initialized(), "a process group is still there"
+    assert not multiprocessing.active_children(), "child processes still running"
+    if _handlers() != handlers:
+        gc.collect()  # a trainer that was set up, but never ran, takes its handlers with it
+    assert _handlers() == handlers, "log handlers still attached"
+
+
+def _handlers() -> set[tuple[str, int]]:
+    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
+    return {(logger.name, id(h)) for logger in loggers for h in getattr(logger, "handlers", []) if _writes_files(h)}
+
+
+def _writes_files(handler: logging.Handler) -> bool:
+    return isinstance(handler, logging.FileHandler) or type(handler).__module__.startswith("nemologger")

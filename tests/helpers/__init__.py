@@ -1,0 +1,1 @@
+"""What several tests need: disks that fail or remember, small checkpoints, two ranks."""

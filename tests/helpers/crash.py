@@ -1,0 +1,144 @@
+"""A file system in memory that knows what a crash can leave of it.
+
+Contents of files are durable when they are written (:class:`~nemologger.disk.Disk` says so), entries of a directory only
+once that directory was synced: after a power failure any of the entries made since may be there or not. Operations that a
+kernel does one by one, as the removal of a tree, are steps of their own. A rename within one directory is atomic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(eq=False)
+class Folder:
+    """A directory: what it holds, what of that is durable, and the changes in between."""
+
+    entries: dict[str, Any] = field(default_factory=dict)
+    durable: dict[str, Any] = field(default_factory=dict)
+    pending: list[dict[str, Any]] = field(default_factory=list)
+
+    def change(self, changes: dict[str, Any]) -> None:
+        _apply(self.entries, changes)
+        self.pending.append(changes)
+
+    def sync(self) -> None:
+        self.durable = dict(self.entries)
+        self.pending = []
+
+    def after_crash(self, survives: Callable[[], bool]) -> dict[str, Any]:
+        entries = dict(self.durable)
+        for changes in self.pending:
+            if survives():
+                _apply(entries, changes)
+        return entries
+
+
+@dataclass(frozen=True)
+class Link:
+    """A symbolic link."""
+
+    target: str
+
+
+class CrashModel:
+    """Replays the operations of a recording below ``root``."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._top = Folder()
+
+    def steps(self, operation: tuple[Any, ...]) -> Iterator[None]:
+        """Do ``operation``; stop after each step that a crash can fall behind."""
+        method, *arguments = operation
+        yield from getattr(self, f"_{method}")(*arguments)
+
+    def crash(self, survives: Callable[[], bool]) -> dict[str, Any]:
+        """What is on disk after a crash: relative path -> bytes, a :class:`Link`, or None for a directory.
+
+        Args:
+            survives: Asked for each change of an entry that was not synced.
+        """
+        found: dict[str, Any] = {}
+
+        def walk(folder: Folder, prefix: str) -> None:
+            for name, node in folder.after_crash(survives).items():
+                found[prefix + name] = None if isinstance(node, Folder) else node
+                if isinstance(node, Folder):
+                    walk(node, f"{prefix}{name}/")
+
+        walk(self._top, "")
+        return found
+
+    def _folder(self, path: Path) -> Folder:
+        folder = self._top
+        for part in path.relative_to(self._root).parts:
+            folder = folder.entries[part]
+        return folder
+
+    def _make_directory(self, path: Path) -> Iterator[None]:
+        folder = self._top
+        for part in path.relative_to(self._root).parts:
+            if part not in folder.entries:
+                folder.change({part: Folder()})
+                yield
+            folder = folder.entries[part]
+
+    def _write(self, path: Path, content: bytes) -> Iterator[None]:
+        self._folder(path.parent).change({f".{path.name}.partial": content})
+        yield
+        self._folder(path.parent).change({f".{path.name}.partial": None, path.name: content})
+        yield
+
+    def _link(self, source: Path, target: Path) -> Iterator[None]:
+        self._folder(target.parent).change({target.name: self._folder(source.parent).entries[source.name]})
+        yield
+
+    def _symlink(self, path: Path, points_to: str) -> Iterator[None]:
+        self._folder(path.parent).change({path.name: Link(points_to)})
+        yield
+
+    def _rename(self, source: Path, target: Path) -> Iterator[None]:
+        folder = self._folder(source.parent)
+        folder.change({source.name: None, target.name: folder.entries[source.name]})
+        yield
+
+    def _remove(self, path: Path) -> Iterator[None]:
+        try:
+            folder = self._folder(path.parent)
+            node = folder.entries[path.name]
+        except KeyError:
+            return
+        if isinstance(node, Folder):
+            for name in list(node.entries):
+                yield from self._remove(path / name)
+        folder.change({path.name: None})
+        yield
+
+    def _sync(self, directory: Path) -> Iterator[None]:
+        self._folder(directory).sync()
+        yield
+
+
+def materialize(state: dict[str, Any], root: Path) -> None:
+    """Make ``state`` real below ``root``."""
+    root.mkdir(parents=True)
+    for name, node in state.items():
+        path = root / name
+        if node is None:
+            path.mkdir(exist_ok=True)
+        elif isinstance(node, Link):
+            path.symlink_to(node.target)
+        else:
+            path.write_bytes(node)
+
+
+def _apply(entries: dict[str, Any], changes: dict[str, Any]) -> None:
+    for name, node in changes.items():
+        if node is None:
+            entries.pop(name, None)
+        else:
+            entries[name] = node

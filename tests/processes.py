@@ -1,0 +1,87 @@
+"""Start real training processes, alone or several that train together, and stop them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+_HERE = Path(__file__).parent
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """For a child: this directory's modules, one thread, no colours."""
+    path = os.pathsep.join([str(_HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **(extra or {})}
+
+
+def python(
+    script: str | Path, *arguments: object, timeout: float = 120, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run ``script`` to its end."""
+    command = [sys.executable, str(script), *map(str, arguments)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout)
+    if check and done.returncode:
+        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
+    return done
+
+
+@contextmanager
+def started(script: str | Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """``script`` while it runs; killed at the end, with all it has started."""
+    process = subprocess.Popen(
+        [sys.executable, str(script), *map(str, arguments)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        kill(process)
+        process.stdout.close()
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """SIGKILL for ``process`` and all it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait(timeout=30)
+
+
+def torchrun(
+    script: str | Path, ranks: int, *arguments: object, timeout: float = 180
+) -> subprocess.CompletedProcess[str]:
+    """Run ``script`` as ``ranks`` processes, as ``torchrun`` does."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}",
+        str(script), *map(str, arguments),
+    ]  # fmt: skip
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout)
+    if done.returncode:
+        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-9000:]}")
+    return done
+
+
+def free_port() -> int:
+    """A port on loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(condition, timeout: float = 60, every: float = 0.02) -> None:
+    """Wait until ``condition()`` holds."""
+    end = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > end:
+            raise TimeoutError(f"{condition} did not come true within {timeout} s")
+        time.sleep(every)

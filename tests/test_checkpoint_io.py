@@ -1,0 +1,98 @@
+"""What ``fit(ckpt_path=...)`` and its like load."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy import ToyModel, loader, quiet_trainer
+
+from nemologger import ModelCheckpoint, ModelMismatchError, NotFoundError
+from nemologger.checkpoint_io import DirectoryCheckpointIO, check_model, install
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run")
+    saves = ModelCheckpoint(dirpath=directory, filename="x", every_n_train_steps=5)
+    quiet_trainer(max_steps=5, callbacks=[saves]).fit(ToyModel(), loader(), loader())
+    return directory / "x"
+
+
+def _trainer(**options):
+    trainer = quiet_trainer(max_steps=7, **options)
+    install(trainer)
+    return trainer
+
+
+def test_installing_twice_changes_nothing():
+    trainer = _trainer()
+    first = trainer.strategy.checkpoint_io
+    install(trainer)
+    assert trainer.strategy.checkpoint_io is first
+    assert isinstance(first, DirectoryCheckpointIO)
+
+
+@pytest.mark.parametrize("where", ["", "weights"])
+def test_fit_goes_on_from_a_directory(checkpoint, where):
+    model = ToyModel()
+    _trainer().fit(model, loader(), loader(), ckpt_path=str(checkpoint / where))
+    assert sorted(model.losses) == [5, 6]
+
+
+def test_files_of_lightning_are_read_and_written_as_before(tmp_path):
+    trainer = _trainer(val_check_interval=1)
+    model = ToyModel()
+    trainer.fit(model, loader(), loader())
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    assert torch.load(tmp_path / "x.ckpt", weights_only=True)["global_step"] == 7
+    other = ToyModel()
+    trainer = quiet_trainer(max_steps=9)
+    install(trainer)
+    trainer.fit(other, loader(), loader(), ckpt_path=str(tmp_path / "x.ckpt"))
+    assert sorted(other.losses) == [7, 8]
+
+
+def test_nothing_there_is_an_error():
+    with pytest.raises(NotFoundError, match="no checkpoint at /nowhere"):
+        _trainer().fit(ToyModel(), loader(), loader(), ckpt_path="/nowhere/x")
+
+
+def test_another_model_is_refused_before_anything_is_loaded(checkpoint):
+    class Other(ToyModel):
+        def __init__(self):
+            super().__init__(width=16)
+            self.extra = torch.nn.Linear(2, 2)
+
+    model = Other()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ModelMismatchError) as error:
+        _trainer().fit(model, loader(), loader(), ckpt_path=str(checkpoint))
+    message = str(error.value)
+    assert "missing in the checkpoint: extra.weight (2, 2)" in message
+    assert "net.0.weight is (8, 8) in the checkpoint, (16, 8) in the model" in message
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_a_model_that_migrates_its_own_keys_is_left_to_do_so(checkpoint):
+    class Renamed(ToyModel):
+        def __init__(self):
+            super().__init__()
+            self.body = self.net
+            del self.net
+
+        def training_step(self, batch, batch_idx):
+            return self.body(batch).pow(2).mean()
+
+        def validation_step(self, batch, batch_idx):
+            self.log("val_loss", self.body(batch).mean())
+
+        def on_load_checkpoint(self, state):
+            state["state_dict"] = {key.replace("net.", "body."): value for key, value in state["state_dict"].items()}
+
+    trainer = _trainer()
+    trainer.fit(Renamed(), loader(), loader(), ckpt_path=str(checkpoint))
+    assert trainer.global_step == 7
+
+
+def test_the_same_model_passes(checkpoint):
+    check_model(checkpoint, ToyModel().state_dict())

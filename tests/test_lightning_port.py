@@ -1,0 +1,141 @@
+"""What nemologger uses of Lightning's inside is still there, and still does what it did."""
+
+from __future__ import annotations
+
+import inspect
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from toy import ToyModel, loader, quiet_trainer
+
+from nemologger import lightning_port
+from nemologger.ranks import SingleProcess
+
+
+class _Watch(pl.Callback):
+    """Asks the port at every moment that it is used at."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, bool]] = []
+        self.epochs: list[tuple[str, int]] = []
+        self.states: list[lightning_port.TrainingState] = []
+
+    def on_train_batch_end(self, trainer, *args):
+        self.seen.append((trainer.global_step, lightning_port.validation_follows(trainer)))
+        self.epochs.append(("batch", lightning_port.epochs_done(trainer)))
+
+    def on_validation_end(self, trainer, pl_module):
+        self.states.append(lightning_port.training_state(trainer, weights_only=False))
+        assert lightning_port.has_validation(trainer)
+
+    def on_train_end(self, trainer, pl_module):
+        self.epochs.append(("end", lightning_port.epochs_done(trainer)))
+        assert lightning_port.validation_has_run(trainer)
+
+
+def test_the_state_of_a_run_and_when_validation_follows():
+    watch = _Watch()
+    model = ToyModel()
+    trainer = quiet_trainer(max_epochs=2, val_check_interval=4, check_val_every_n_epoch=1, callbacks=[watch])
+    trainer.fit(model, loader(), loader())
+    assert [step for step, follows in watch.seen if follows] == [4, 8, 14, 18]
+    assert watch.epochs[9] == ("batch", 1)
+    assert watch.epochs[8] == ("batch", 0)
+    assert watch.epochs[-1] == ("end", 2)
+    state = watch.states[-1]
+    assert {"epoch", "global_step", "state_dict", "loops", "callbacks", "optimizer_states", "lr_schedulers"} <= set(
+        state.checkpoint
+    )
+    assert state.parameter_names == {name for name, _ in model.named_parameters()}
+    assert state.optimizer_names == [dict(enumerate(name for name, _ in model.named_parameters()))]
+
+
+def test_tied_parameters_have_the_name_that_comes_first():
+    class Tied(ToyModel):
+        def __init__(self):
+            super().__init__()
+            self.again = self.net[0]
+
+    watch = _Watch()
+    quiet_trainer(max_steps=1, val_check_interval=1, callbacks=[watch]).fit(Tied(), loader(), loader())
+    assert watch.states[0].optimizer_names[0][0] == "net.0.weight"
+    assert "again.weight" in watch.states[0].parameter_names
+
+
+@pytest.mark.parametrize("overrides", [False, True])
+def test_whether_other_keys_may_be_loaded(overrides):
+    class Migrates(ToyModel):
+        def on_load_checkpoint(self, checkpoint):
+            pass
+
+    module = Migrates() if overrides else ToyModel()
+    assert lightning_port.will_rewrite_state(module) is overrides
+    module.strict_loading = False
+    assert lightning_port.will_rewrite_state(module)
+
+
+def test_one_process_needs_nobody():
+    assert lightning_port.ranks_before_fit(quiet_trainer()) == SingleProcess()
+
+
+def test_rank_zeros_decisions_travel_by_environment(monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    trainer = quiet_trainer(devices=2, strategy="ddp")
+    assert isinstance(trainer.strategy.launcher, _SubprocessScriptLauncher)
+    ranks = lightning_port.ranks_before_fit(trainer)
+    assert ranks.broadcast({"a": 1}) == {"a": 1}
+    assert ranks.broadcast("second") == "second"
+    monkeypatch.setenv("LOCAL_RANK", "1")  # as in the process that Lightning starts now
+    launched = lightning_port.ranks_before_fit(trainer)
+    assert launched.world_size == 2
+    assert launched.broadcast(None) == {"a": 1}
+    assert launched.broadcast(None) == "second"
+    lightning_port.forget_decisions()
+
+
+def test_tensorboard_moves_and_keeps_its_settings(tmp_path):
+    logger = TensorBoardLogger("x", name="n", prefix="p", default_hp_metric=False, sub_dir="s", max_queue=3)
+    assert not lightning_port.is_open(logger)
+    lightning_port.move_tensorboard(logger, tmp_path, "name", "v1")
+    assert logger.log_dir == str(tmp_path / "name" / "v1" / "s")
+    assert (logger._prefix, logger._default_hp_metric, logger._kwargs) == ("p", False, {"max_queue": 3})
+    logger.log_metrics({"a": 1.0}, 0)
+    assert lightning_port.is_open(logger)
+    logger.finalize("success")
+
+
+def test_wandb_moves_and_keeps_its_settings(tmp_path):
+    logger = WandbLogger(name="n", project="p", offline=True, prefix="x", tags=["t"], save_dir="y", log_model=False)
+    assert lightning_port.wandb_run_id(logger) is None
+    lightning_port.move_wandb(logger, tmp_path, "abc")
+    assert lightning_port.wandb_run_id(logger) == "abc"
+    assert logger.save_dir == str(tmp_path)
+    assert (logger._wandb_init["tags"], logger._wandb_init["name"], logger._offline) == (["t"], "n", True)
+
+
+def test_which_arguments_lightnings_loggers_have():
+    """A new argument would be lost when a logger is moved."""
+    tensorboard = set(inspect.signature(TensorBoardLogger.__init__).parameters)
+    assert tensorboard == {
+        "self", "save_dir", "name", "version", "log_graph", "default_hp_metric", "prefix", "sub_dir", "kwargs",
+    }  # fmt: skip
+    wandb = set(inspect.signature(WandbLogger.__init__).parameters)
+    assert wandb == {
+        "self", "name", "save_dir", "version", "offline", "dir", "id", "anonymous", "project", "log_model", "experiment",
+        "prefix", "checkpoint_name", "add_file_policy", "kwargs",
+    }  # fmt: skip
+
+
+def test_the_default_logger_is_recognised(tmp_path):
+    trainer = pl.Trainer(accelerator="cpu", default_root_dir=tmp_path)
+    assert lightning_port.is_default_logger(trainer, trainer.loggers[0])
+    assert not lightning_port.is_default_logger(trainer, TensorBoardLogger(tmp_path, name="mine"))
+    assert lightning_port.is_default_logger(trainer, CSVLogger(tmp_path))
+
+
+def test_torch_is_a_version_that_was_tried():
+    major, minor = map(int, torch.__version__.split(".")[:2])
+    assert (2, 10) <= (major, minor) < (2, 14)

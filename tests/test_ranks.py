@@ -1,0 +1,121 @@
+"""All ranks agree: on a result, on an error, and on not waiting for ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+
+import pytest
+from helpers.two_ranks import SILENCE, results
+
+from nemologger.errors import ConfigurationError, RankError
+from nemologger.ranks import Failure, SingleProcess, connect, decide, together
+
+
+@pytest.fixture(scope="session")
+def seen(tmp_path_factory):
+    """What two gloo ranks saw."""
+    directory = tmp_path_factory.getbasetemp() / "two_ranks"
+    directory.mkdir(exist_ok=True)
+    return results(directory)
+
+
+def fail(error: Exception):
+    raise error
+
+
+def test_one_process_agrees_with_itself():
+    assert connect() == SingleProcess()
+    assert decide(SingleProcess(), lambda: 42) == 42
+    assert together(SingleProcess(), lambda: 42) == [42]
+
+
+def test_one_process_raises_its_own_error():
+    for agree in (decide, together):
+        with pytest.raises(KeyError, match="mine"):
+            agree(SingleProcess(), lambda: fail(KeyError("mine")))
+
+
+def test_an_interrupt_is_not_kept_back():
+    for agree in (decide, together):
+        with pytest.raises(KeyboardInterrupt):
+            agree(SingleProcess(), lambda: fail(KeyboardInterrupt()))
+
+
+def test_none_is_a_result_too():
+    assert decide(SingleProcess(), lambda: None) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ConfigurationError("bad"), ConfigurationError, "bad"),
+        (OSError("full"), RankError, "rank 3: OSError: full"),
+    ],
+)
+def test_an_error_travels_by_value(error, kind, message):
+    travelled = Failure.of(error, 3).error()
+    assert (type(travelled), str(travelled)) == (kind, message)
+
+
+@pytest.mark.dist
+def test_rank_zeros_decision_is_everybodys(seen):
+    zero, one = seen
+    assert zero["decide"]["value"] == one["decide"]["value"]
+    assert "value" in zero["decide"]
+
+
+@pytest.mark.dist
+def test_an_error_of_rank_zero_is_raised_everywhere_with_the_same_message(seen):
+    zero, one = seen
+    for rank in seen:
+        assert (rank["decide ours"]["error"], rank["decide ours"]["message"]) == ("ConfigurationError", "not like this")
+    assert (zero["decide other"]["error"], zero["decide other"]["message"]) == ("KeyError", "'x'")
+    assert (one["decide other"]["error"], one["decide other"]["message"]) == ("RankError", "rank 0: KeyError: 'x'")
+
+
+@pytest.mark.dist
+def test_what_cannot_travel_is_an_error_everywhere_too(seen):
+    for rank in seen:
+        assert "error" in rank["decide unpicklable"]
+        assert "error" in rank["together unpicklable"]
+        assert "pickle" in rank["together unpicklable"]["message"]
+
+
+@pytest.mark.dist
+def test_everybodys_results_are_in_rank_order(seen):
+    for rank in seen:
+        assert rank["together"]["value"] == [0, 10]
+        assert rank["still together"]["value"] == ["here", "here"]
+
+
+@pytest.mark.dist
+def test_an_error_of_any_rank_is_raised_everywhere_and_names_it(seen):
+    zero, one = seen
+    assert (zero["together ours"]["error"], zero["together ours"]["message"]) == ("ConfigurationError", "rank 1: bad")
+    assert (one["together ours"]["error"], one["together ours"]["message"]) == ("ConfigurationError", "bad")
+    assert zero["together other"]["error"] == "RankError"
+    assert zero["together other"]["message"] == "rank 1: OSError: [Errno 28] full"
+    assert one["together other"]["error"] == "OSError"
+    assert [rank["together all"]["message"] for rank in seen] == ["mine is 0", "mine is 1"]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("what", ["late", "died"])
+def test_a_silent_rank_ends_in_an_error_within_the_timeout(seen, what):
+    told = seen[0][what]
+    assert told["error"] == "RankError"
+    assert "rank 0 of 2 waited in vain" in told["message"]
+    assert "look for the first error in its log file" in told["message"]
+    assert told["seconds"] < SILENCE + 2
+
+
+@pytest.mark.dist
+def test_the_late_rank_is_told_too(seen):
+    assert seen[1]["late"]["error"] == "RankError"
+
+
+def test_no_rank_is_left_behind():
+    listing = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=False).stdout
+    mine = [line for line in listing.splitlines() if line.split()[:1] == [str(os.getpid())] and "two_ranks.py" in line]
+    assert not mine

@@ -1,0 +1,304 @@
+"""What a run goes on from: AutoResume on real checkpoints, damaged ones included."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from toy import ToyModel, loader, manifests, names, quiet_trainer
+
+from nemologger import (
+    AutoResume,
+    CheckpointError,
+    ConfigurationError,
+    DamagedCheckpointError,
+    ModelCheckpoint,
+    ModelMismatchError,
+    NeMoLogger,
+    NotFoundError,
+    RestoreConfig,
+    RunCompletedError,
+    UnfinishedCheckpointError,
+)
+from nemologger.checkpoint.load import load_model
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """The checkpoints of a run of 10 steps that saved every 5, under ``runs/toy/checkpoints``."""
+    root = tmp_path_factory.mktemp("runs")
+    _live(root, 10)
+    return root / "toy" / "checkpoints"
+
+
+@pytest.fixture
+def checkpoints(finished, tmp_path) -> Path:
+    """A copy of them to damage."""
+    return shutil.copytree(finished, tmp_path / "toy" / "checkpoints", symlinks=True)
+
+
+def _live(root: Path, steps: int, model: ToyModel | None = None, resume: AutoResume | None = None, **checkpoint):
+    """One life of the run ``root/toy``."""
+    trainer = quiet_trainer(max_steps=steps)
+    settings = {"filename": "{step}", "every_n_train_steps": 5, **checkpoint}
+    log = NeMoLogger(name="toy", log_dir=root, ckpt=ModelCheckpoint(**settings))
+    log.setup(trainer, resume_if_exists=True)
+    model = model or ToyModel()
+    resume = resume or AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True)
+    found = resume.setup(trainer, model)
+    trainer.fit(model, loader(), loader())
+    return found, model, trainer
+
+
+def _found(directory: Path, steps: int = 99, **options) -> Path | None:
+    return AutoResume(resume_from_directory=directory, **options).setup(quiet_trainer(max_steps=steps)).path
+
+
+def test_the_names_and_defaults_are_nemos():
+    assert {key: value for key, value in vars(AutoResume()).items() if key != "_run"} == {
+        "restore_config": None,
+        "resume_from_directory": None,
+        "resume_from_path": None,
+        "resume_if_exists": False,
+        "resume_past_end": False,
+        "resume_ignore_no_checkpoint": False,
+    }
+
+
+def test_a_run_goes_on_where_it_was(tmp_path):
+    _, straight, _ = _live(tmp_path / "straight", 15)
+    _live(tmp_path / "two", 10)
+    found, resumed, trainer = _live(tmp_path / "two", 15)
+    assert found.path is not None
+    assert (found.path.name, found.step) == ("step=10-last", 10)
+    assert resumed.losses == {step: loss for step, loss in straight.losses.items() if step >= 10}
+    assert trainer.global_step == 15
+
+
+def test_nothing_is_left_to_train(finished, tmp_path, caplog):
+    root = Path(shutil.copytree(finished.parent.parent, tmp_path / "runs"))
+    before = names(root / "toy" / "checkpoints")
+    found, model, _ = _live(root, 10)
+    assert found.finished
+    assert model.losses == {}
+    assert "nothing is left to train" in caplog.text
+    assert names(root / "toy" / "checkpoints") == before
+
+
+def test_nothing_is_left_to_train_after_the_last_epoch(tmp_path):
+    for expected in (False, True):
+        trainer = quiet_trainer(max_epochs=2, check_val_every_n_epoch=1, val_check_interval=1.0)
+        log = NeMoLogger(name="toy", log_dir=tmp_path, ckpt=ModelCheckpoint())
+        log.setup(trainer, resume_if_exists=True)
+        found = AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
+        model = ToyModel()
+        trainer.fit(model, loader(), loader())
+        assert found.finished is expected
+        assert bool(model.losses) is not expected
+
+
+def test_more_epochs_go_on(tmp_path):
+    losses = []
+    for epochs in (2, 3):
+        trainer = quiet_trainer(max_epochs=epochs, check_val_every_n_epoch=1, val_check_interval=1.0)
+        NeMoLogger(name="toy", log_dir=tmp_path, ckpt=ModelCheckpoint()).setup(trainer, resume_if_exists=True)
+        AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
+        model = ToyModel()
+        trainer.fit(model, loader(), loader())
+        losses.append(sorted(model.losses))
+    assert losses == [list(range(20)), list(range(20, 30))]
+
+
+def test_a_path_comes_before_a_directory(checkpoints):
+    resume = AutoResume(
+        resume_from_path=checkpoints / "step=5", resume_from_directory=checkpoints, resume_if_exists=True
+    )
+    assert resume.setup(quiet_trainer(max_steps=99)).path == checkpoints / "step=5"
+    weights = AutoResume(resume_from_path=checkpoints / "step=5" / "weights")
+    assert weights.setup(quiet_trainer(max_steps=99)).path == checkpoints / "step=5"
+
+
+def test_newest_is_by_the_manifest_not_by_mtime(checkpoints):
+    os.utime(checkpoints / "step=5")
+    os.utime(checkpoints / "step=10", (1, 1))
+    shutil.rmtree(checkpoints / "step=10-last")
+    assert _found(checkpoints) == checkpoints / "step=10"
+
+
+def test_from_scratch_only_when_it_was_allowed(tmp_path, caplog):
+    with pytest.raises(NotFoundError, match="resume_ignore_no_checkpoint=True") as error:
+        _found(tmp_path / "none")
+    assert isinstance(error.value, FileNotFoundError)
+    assert _found(tmp_path / "none", resume_ignore_no_checkpoint=True) is None
+    assert "starts from scratch" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
+@pytest.mark.parametrize(
+    "file", ["weights/__0_0.distcp", "weights/common.pt", "weights/.metadata", "weights/metadata.json", "manifest.json",
+             "context/io.json"]
+)  # fmt: skip
+def test_a_damaged_newest_falls_back_loudly(checkpoints, caplog, file, damage):
+    shutil.rmtree(checkpoints / "step=10-last")  # its bytes are those of step=10
+    path = checkpoints / "step=10" / file
+    content = bytearray(path.read_bytes())
+    path.unlink()
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+    if damage != "remove":
+        path.write_bytes({"flip": content, "truncate": content[: len(content) // 2], "empty": b""}[damage])
+    with caplog.at_level(logging.ERROR):
+        assert _found(checkpoints) == checkpoints / "step=5"
+    assert "step=10" in caplog.text
+    assert path.name in caplog.text
+
+
+def test_damage_everywhere_is_an_error_that_lists_it(checkpoints):
+    for name in names(checkpoints):
+        (checkpoints / name / "weights" / "common.pt").unlink()
+    with pytest.raises(DamagedCheckpointError, match=r"step=10(.|\n)*step=5(.|\n)*backup"):
+        _found(checkpoints, resume_ignore_no_checkpoint=True)
+
+
+def test_a_damaged_path_is_an_error(checkpoints):
+    (checkpoints / "step=5" / "weights" / "common.pt").write_bytes(b"")
+    with pytest.raises(DamagedCheckpointError, match=r"common\.pt: has 0 bytes"):
+        AutoResume(resume_from_path=checkpoints / "step=5").setup(quiet_trainer())
+    with pytest.raises(NotFoundError, match=r"Beside it there are: step=10, step=10-last, step=5"):
+        AutoResume(resume_from_path=checkpoints / "step=7").setup(quiet_trainer())
+
+
+def test_only_unfinished_ones_are_an_error(checkpoints):
+    for name in names(checkpoints):
+        (checkpoints / name / "manifest.json").unlink()
+        (checkpoints / f"{name}-unfinished").touch()
+    with pytest.raises(UnfinishedCheckpointError) as error:
+        _found(checkpoints)
+    assert isinstance(error.value, ValueError)
+
+
+def test_an_unfinished_newest_falls_back(checkpoints, caplog):
+    for name in ("step=10", "step=10-last"):
+        (checkpoints / name / "manifest.json").unlink()
+        (checkpoints / f"{name}-unfinished").touch()
+    assert _found(checkpoints) == checkpoints / "step=5"
+    assert "step=10-unfinished is beside it" in caplog.text
+
+
+def test_a_completed_run_says_so(checkpoints):
+    (checkpoints / "step=10-last").rename(checkpoints / "step=10-end")
+    with pytest.raises(RunCompletedError, match="resume_past_end=True"):
+        _found(checkpoints)
+    assert _found(checkpoints, resume_past_end=True) == checkpoints / "step=10-end"
+
+
+def test_nemos_directories_are_taken_as_nemo_takes_them(tmp_path, caplog):
+    for name, mtime in (("a-last", 100), ("b-last", 300), ("c", 500), ("d-last", 900)):
+        (tmp_path / name / "weights").mkdir(parents=True)
+        os.utime(tmp_path / name, (mtime, mtime))
+    (tmp_path / "d-last-unfinished").touch()
+    assert _found(tmp_path) == tmp_path / "b-last"
+    assert "cannot be verified" in caplog.text
+
+
+def test_ours_without_a_manifest_is_damaged_not_nemos(checkpoints):
+    for name in ("step=10", "step=10-last"):
+        (checkpoints / name / "manifest.json").unlink()
+    assert _found(checkpoints) == checkpoints / "step=5"
+
+
+@pytest.mark.parametrize("depth", ["toy", "."])
+def test_a_directory_of_runs_says_where_the_checkpoints_are(finished, depth):
+    with pytest.raises(NotFoundError, match="holds runs, not checkpoints") as error:
+        _found(finished.parent.parent / depth, resume_ignore_no_checkpoint=True)
+    assert str(finished) in str(error.value)
+
+
+def test_a_run_without_optimizer_at_its_end_goes_on_from_the_newest_that_has_one(tmp_path, caplog):
+    _live(tmp_path, 12, save_optim_on_train_end=False)
+    directory = tmp_path / "toy" / "checkpoints"
+    assert not manifests(directory)["step=12-last"].has_optimizer
+    found, model, _ = _live(tmp_path, 12)
+    assert found.finished
+    assert model.losses == {}
+    found, model, trainer = _live(tmp_path, 15)
+    assert found.path == directory / "step=12"
+    assert "step=12-last is passed over: it holds no optimizer state" in caplog.text
+    assert trainer.global_step == 15
+    assert min(model.losses) == 12
+
+
+def test_lightning_itself_is_told_that_the_optimizer_is_missing(tmp_path):
+    _live(tmp_path, 5, save_optim_on_train_end=False)
+    with pytest.raises(CheckpointError, match="RestoreConfig"):
+        quiet_trainer(max_steps=9, callbacks=[ModelCheckpoint(dirpath=tmp_path / "x")]).fit(
+            ToyModel(), loader(), loader(), ckpt_path=str(tmp_path / "toy" / "checkpoints" / "step=5-last")
+        )
+
+
+@pytest.mark.parametrize(
+    "where", ["toy", "toy/checkpoints", "toy/checkpoints/step=10", "toy/checkpoints/step=10/weights"]
+)
+@pytest.mark.parametrize("optimizer", [False, True])
+def test_first_weights_of_a_new_run(finished, tmp_path, where, optimizer):
+    path = str(finished.parent.parent / where)
+    config = RestoreConfig(path=path, load_optim_state=optimizer)
+    seen = {}
+
+    class Spy(ToyModel):
+        def on_train_start(self):
+            seen["weight"] = self.net[0].weight.detach().clone()
+            state = self.optimizers().state
+            seen["steps"] = {int(s["step"]) for s in state.values()} or {0}
+
+    found, model, _ = _live(tmp_path, 5, Spy(), AutoResume(restore_config=config, resume_if_exists=True))
+    assert found.weights_from is not None
+    assert torch.equal(seen["weight"], load_model(finished / "step=10")["net.0.weight"])
+    assert seen["steps"] == ({10} if optimizer else {0})
+    assert min(model.losses) == 0
+    found, model, _ = _live(tmp_path, 10, Spy(), AutoResume(restore_config=config, resume_if_exists=True))
+    assert found.weights_from is None  # its own checkpoint comes first
+    assert min(model.losses) == 5
+
+
+def test_a_changed_model_is_refused_by_name(checkpoints):
+    with pytest.raises(
+        ModelMismatchError, match=r"net\.0\.weight is \(8, 8\) in the checkpoint, \(16, 8\) in the model"
+    ):
+        _live(checkpoints.parent.parent, 15, ToyModel(width=16))
+    assert "step=10-last" in names(checkpoints)
+
+
+def test_the_older_names_keep_working(tmp_path, caplog):
+    resume = AutoResume(path="a", dirpath="b", import_path="c")
+    assert (resume.resume_from_path, resume.resume_from_directory) == ("a", "b")
+    assert resume.restore_config == RestoreConfig(path="c")
+    assert len(caplog.records) == 3
+    with pytest.raises(ConfigurationError, match="older name"):
+        AutoResume(path="a", resume_from_path="b")
+
+
+def test_paths_of_a_checkpoint(checkpoints):
+    resume = AutoResume(resume_from_directory=checkpoints)
+    assert resume.get_trainer_ckpt_path() == checkpoints / "step=10-last"
+    assert resume.get_context_path() == checkpoints / "step=10-last" / "context"
+    assert resume.get_weights_path("x") == Path("x/weights")
+
+
+def test_lightnings_own_files_are_found_too(tmp_path):
+    from lightning.pytorch.callbacks import ModelCheckpoint as LightningCheckpoint
+
+    for steps in (4, 8):
+        trainer = quiet_trainer(max_steps=steps, val_check_interval=2)
+        ckpt = LightningCheckpoint(monitor="val_loss", every_n_train_steps=2, save_last=True)
+        NeMoLogger(name="toy", log_dir=tmp_path, ckpt=ckpt).setup(trainer, resume_if_exists=True)
+        found = AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
+        model = ToyModel()
+        trainer.fit(model, loader(), loader())
+    assert found.path is not None
+    assert found.path.suffix == ".ckpt"
+    assert min(model.losses) == 4

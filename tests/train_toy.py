@@ -1,0 +1,61 @@
+"""A training script for tests that need real processes: ``train_toy.py DIRECTORY STEPS [--option value ...]``.
+
+It writes a line ``step loss`` per step into ``DIRECTORY/losses-<rank>.txt``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from toy import ToyDataModule, ToyModel, quiet_trainer
+
+import nemologger as nl
+
+
+class WriteLosses(pl.Callback):
+    """Writes each step's loss down at once."""
+
+    def __init__(self, directory: Path, pause: float) -> None:
+        self.directory, self.pause = directory, pause
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        with (self.directory / f"losses-{trainer.global_rank}.txt").open("a") as file:
+            file.write(f"{trainer.global_step} {outputs['loss'].item()!r}\n")
+        time.sleep(self.pause)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("directory", type=Path)
+    parser.add_argument("steps", type=int)
+    parser.add_argument("--every", type=int, default=5)
+    parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--pause", type=float, default=0.0)
+    parser.add_argument("--width", type=int, default=8)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.directory.mkdir(parents=True, exist_ok=True)
+    trainer = quiet_trainer(
+        max_steps=options.steps,
+        devices=options.devices,
+        strategy="ddp" if options.devices > 1 else "auto",
+        val_check_interval=options.every,
+        callbacks=[WriteLosses(options.directory, options.pause)],
+        use_distributed_sampler=False,
+    )
+    ckpt = nl.ModelCheckpoint(filename="{step}", every_n_train_steps=options.every, save_top_k=2)
+    nl.train(
+        ToyModel(width=options.width),
+        ToyDataModule(),
+        trainer,
+        nl.NeMoLogger(name="toy", log_dir=options.directory, ckpt=ckpt),
+        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True),
+    )
+
+
+if __name__ == "__main__":
+    main()
