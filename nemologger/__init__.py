@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from nemologger.errors import ConfigurationError as ConfigurationError
     from nemologger.errors import ContextError as ContextError
     from nemologger.errors import DamagedCheckpointError as DamagedCheckpointError
+    from nemologger.errors import DirectoryInUseError as DirectoryInUseError
     from nemologger.errors import ModelMismatchError as ModelMismatchError
     from nemologger.errors import NemologgerError as NemologgerError
     from nemologger.errors import NotFoundError as NotFoundError
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from nemologger.errors import RunCompletedError as RunCompletedError
     from nemologger.errors import SaveFailedError as SaveFailedError
     from nemologger.errors import UnfinishedCheckpointError as UnfinishedCheckpointError
+    from nemologger.export import export_weights as export_weights
+    from nemologger.export import load_model as load_model
+    from nemologger.export import load_weights as load_weights
     from nemologger.logger import NeMoLogger as NeMoLogger
     from nemologger.model_checkpoint import ModelCheckpoint as ModelCheckpoint
     from nemologger.resume import AutoResume as AutoResume
@@ -38,6 +42,8 @@ if TYPE_CHECKING:
     from nemologger.tasks import train as train
     from nemologger.tasks import validate as validate
     from nemologger.trainer import Trainer as Trainer
+    from nemologger.verify import Verification as Verification
+    from nemologger.verify import verify_checkpoint as verify_checkpoint
 
 _HOMES = {
     "nemologger.defaults": ("default_log", "default_resume", "tensorboard_logger", "wandb_logger"),
@@ -46,6 +52,7 @@ _HOMES = {
         "ConfigurationError",
         "ContextError",
         "DamagedCheckpointError",
+        "DirectoryInUseError",
         "ModelMismatchError",
         "NemologgerError",
         "NotFoundError",
@@ -55,6 +62,7 @@ _HOMES = {
         "SaveFailedError",
         "UnfinishedCheckpointError",
     ),
+    "nemologger.export": ("export_weights", "load_model", "load_weights"),
     "nemologger.logger": ("NeMoLogger",),
     "nemologger.model_checkpoint": ("ModelCheckpoint",),
     "nemologger.resume": ("AutoResume", "RestoreConfig", "Resumed"),
@@ -62,6 +70,7 @@ _HOMES = {
     "nemologger.run_record": ("run_of",),
     "nemologger.tasks": ("finetune", "pretrain", "train", "validate"),
     "nemologger.trainer": ("Trainer",),
+    "nemologger.verify": ("Verification", "verify_checkpoint"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

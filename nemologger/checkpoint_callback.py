@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 
+from nemologger import lightning_port
 from nemologger.errors import ConfigurationError
-from nemologger.monitor import why_it_cannot_appear
+from nemologger.monitor import is_of_validation, why_it_cannot_appear
 from nemologger.run_dir import RunDirectory
 
 if TYPE_CHECKING:
@@ -64,6 +65,41 @@ def check_monitor(trainer: pl.Trainer, callbacks: Sequence[Callback], monitor: s
         raise ConfigurationError(
             f"ModelCheckpoint(monitor={monitor!r}): this metric can never appear: {why}. Let validation run "
             "sooner, train for longer, or monitor a training metric."
+        )
+
+
+def check_validation(trainer: pl.Trainer, monitor: str | None) -> None:
+    """Refuse a metric of validation in a fit that has none.
+
+    Raises:
+        ConfigurationError: There is no ``validation_step``, or no data for it.
+    """
+    if is_of_validation(monitor) and not lightning_port.has_validation(trainer):
+        raise ConfigurationError(
+            f"ModelCheckpoint(monitor={monitor!r}): this metric can never appear: there is no validation_step, or no "
+            "validation data (nemologger.train takes both loaders in a LightningDataModule). Add them, or monitor a "
+            "training metric, or set monitor=None to keep the newest."
+        )
+
+
+def check_interval(trainer: pl.Trainer, monitor: str | None) -> None:
+    """As :func:`check_monitor`, when training starts and the length of an epoch is known.
+
+    Raises:
+        ConfigurationError: Training ends before validation runs.
+    """
+    every = trainer.val_check_batch
+    if not is_of_validation(monitor) or trainer.check_val_every_n_epoch is not None or every is None:
+        return
+    batches = float("inf")
+    if trainer.max_epochs is not None and trainer.max_epochs != -1:
+        batches = trainer.num_training_batches * trainer.max_epochs
+    if trainer.max_steps != -1:
+        batches = min(batches, trainer.max_steps * trainer.accumulate_grad_batches)
+    if batches < every < float("inf"):
+        raise ConfigurationError(
+            f"ModelCheckpoint(monitor={monitor!r}): validation runs every {every} batches, but training ends after "
+            f"{batches:g}"
         )
 
 

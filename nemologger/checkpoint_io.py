@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,10 +10,12 @@ from lightning.fabric.plugins import CheckpointIO
 
 from nemologger import lightning_port, names
 from nemologger.checkpoint import manifest as manifests
-from nemologger.checkpoint.load import load_checkpoint, weights_of
+from nemologger.checkpoint.find import settled
+from nemologger.checkpoint.load import load_checkpoint, optimizer_names, weights_of
+from nemologger.checkpoint.optimizers import align
 from nemologger.checkpoint.snapshot import is_stored
 from nemologger.checkpoint.weights import described
-from nemologger.errors import CheckpointError, ModelMismatchError, NotFoundError
+from nemologger.errors import CheckpointError, ModelMismatchError, NotFoundError, RefusedError
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -31,6 +34,7 @@ class DirectoryCheckpointIO(CheckpointIO):
     def __init__(self, trainer: pl.Trainer, inner: CheckpointIO) -> None:
         self._trainer = trainer
         self._inner = inner
+        self._loaded: tuple[Path, dict[str, Any]] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint file, as Lightning does for ``trainer.save_checkpoint``."""
@@ -55,16 +59,16 @@ class DirectoryCheckpointIO(CheckpointIO):
             ModelMismatchError: If it belongs to a model with other parameters.
             CheckpointError: If a fit is to go on from a checkpoint that has no optimizer state.
         """
-        directory = Path(path)
+        directory = settled(Path(path))
         if not directory.is_dir():
             if not directory.exists() and "://" not in str(path):
                 raise NotFoundError(f"there is no checkpoint at {path}")
-            options = {} if map_location is None else {"map_location": map_location}
-            return self._inner.load_checkpoint(path, weights_only=weights_only, **options)
+            return self._load_file(path, map_location, weights_only)
         module = self._trainer.lightning_module
         if module is not None and not lightning_port.will_rewrite_state(module):
             check_model(directory, module.state_dict())
         checkpoint = load_checkpoint(directory)
+        self._loaded = (directory, checkpoint)
         if self._trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             if not self._is_finished(directory):
                 raise CheckpointError(
@@ -74,6 +78,37 @@ class DirectoryCheckpointIO(CheckpointIO):
                 )
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
         return checkpoint
+
+    def align_optimizers(self) -> None:
+        """Bring the optimizer states that were loaded into the order of the trainer's optimizers."""
+        if self._loaded is None:
+            return
+        (directory, checkpoint), self._loaded = self._loaded, None
+        states, saved = checkpoint.get("optimizer_states", []), optimizer_names(directory)
+        if self._trainer.state.fn != "fit" or len(saved) != len(states):
+            return  # another tool wrote it: the order is all there is
+        now = lightning_port.optimizer_names(self._trainer)
+        if len(states) not in (0, len(now)):
+            raise ModelMismatchError(
+                f"{directory} holds the state of {len(states)} optimizers, this run has {len(now)}: configure them as in "
+                "the run that saved it, or start a new run from its weights with RestoreConfig"
+            )
+        for i, (state, optimizer) in enumerate(zip(states, self._trainer.optimizers, strict=False)):
+            try:
+                states[i] = align(state, saved[i], optimizer.state_dict()["param_groups"], now[i])
+            except ModelMismatchError as error:
+                raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
+
+    def _load_file(self, path: str | Path, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
+        options = {} if map_location is None else {"map_location": map_location}
+        try:
+            return self._inner.load_checkpoint(path, weights_only=weights_only, **options)
+        except pickle.UnpicklingError as error:
+            raise RefusedError(
+                f"{path} holds more than plain types, and loading it would run code: {error}\nIf you trust it, pass "
+                "trainer.fit(..., weights_only=False). NeMoLogger(ckpt=nemologger.ModelCheckpoint()) writes checkpoints "
+                "that need no trust."
+            ) from error
 
     def _is_finished(self, checkpoint: Path) -> bool:
         if not (checkpoint / names.MANIFEST).exists():
@@ -93,8 +128,20 @@ def install(trainer: pl.Trainer) -> None:
         lightning_port.use_checkpoint_io(trainer, DirectoryCheckpointIO(trainer, current))
 
 
-def check_model(checkpoint: Path, state: dict[str, Any]) -> None:
+def align_optimizers(trainer: pl.Trainer) -> None:
+    """As :meth:`DirectoryCheckpointIO.align_optimizers`, if ``trainer`` has one."""
+    plugin = trainer.strategy.checkpoint_io
+    if isinstance(plugin, DirectoryCheckpointIO):
+        plugin.align_optimizers()
+
+
+def check_model(checkpoint: Path, state: dict[str, Any], *, extra_is_fine: bool = False) -> None:
     """Compare the model in ``checkpoint`` with a state dictionary, before anything is loaded.
+
+    Args:
+        checkpoint: Its directory, or its ``weights/``.
+        state: The state dictionary.
+        extra_is_fine: The checkpoint may hold more.
 
     Raises:
         ModelMismatchError: If they differ; it names the parameters.
@@ -103,7 +150,9 @@ def check_model(checkpoint: Path, state: dict[str, Any]) -> None:
     stored = {k[len(prefix) :]: v for k, v in described(weights_of(checkpoint)).items() if k.startswith(prefix)}
     wanted = {key: tuple(value.shape) for key, value in state.items() if is_stored(value)}
     differences = [f"missing in the checkpoint: {key} {shape}" for key, shape in wanted.items() if key not in stored]
-    differences += [f"missing in the model: {key} {shape}" for key, (shape, _) in stored.items() if key not in state]
+    if not extra_is_fine:
+        missing = [(key, shape) for key, (shape, _) in stored.items() if key not in state]
+        differences += [f"missing in the model: {key} {shape}" for key, shape in missing]
     differences += [
         f"{key} is {stored[key][0]} in the checkpoint, {shape} in the model"
         for key, shape in wanted.items()

@@ -8,6 +8,7 @@
     │   ├── DamagedCheckpointError                   its bytes are not the ones that were written
     │   ├── SaveFailedError     (OSError)            it could not be written; the one before it is untouched
     │   └── ModelMismatchError                       it belongs to a model with other parameters
+    ├── DirectoryInUseError     (BlockingIOError)    another live run writes there
     ├── RunCompletedError       (ValueError)         the run has ended and was not asked to go on
     ├── ContextError            (ValueError)         a context that cannot be written or read
     ├── RefusedError            (PermissionError)    loading it would run code that nobody allowed
@@ -49,6 +50,10 @@ class SaveFailedError(CheckpointError, OSError):
 
 class ModelMismatchError(CheckpointError):
     """A checkpoint belongs to a model with other parameters."""
+
+
+class DirectoryInUseError(NemologgerError, BlockingIOError):
+    """Another live run writes to the directory."""
 
 
 class RunCompletedError(NemologgerError, ValueError):

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -52,12 +54,33 @@ def training_state(trainer: pl.Trainer, *, weights_only: bool) -> TrainingState:
     """Lightning's checkpoint of this moment. Collective: user hooks that run on every rank are called here."""
     checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
     names = dict(trainer.lightning_module.named_parameters(remove_duplicate=False))
-    by_id = {id(parameter): name for name, parameter in reversed(names.items())}
-    optimizer_names = []
+    return TrainingState(checkpoint, frozenset(names), optimizer_names(trainer))
+
+
+def optimizer_names(trainer: pl.Trainer) -> list[dict[int, str]]:
+    """For each optimizer, the parameter name behind each index of its state."""
+    named = dict(trainer.lightning_module.named_parameters(remove_duplicate=False))
+    by_id = {id(parameter): name for name, parameter in reversed(named.items())}
+    names = []
     for optimizer in trainer.optimizers:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        optimizer_names.append({i: by_id[id(p)] for i, p in enumerate(parameters) if id(p) in by_id})
-    return TrainingState(checkpoint, frozenset(names), optimizer_names)
+        names.append({i: by_id[id(p)] for i, p in enumerate(parameters) if id(p) in by_id})
+    return names
+
+
+def restore_metrics(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+    """Let ``trainer.callback_metrics`` be what they were when a checkpoint was saved.
+
+    A resumed run may end the epoch before it validates again, and early stopping asks for its metric then.
+    """
+    known = trainer._logger_connector._callback_metrics
+    for name, value in metrics.items():
+        known.setdefault(name, torch.tensor(value))
+
+
+def checkpoint_directory(trainer: pl.Trainer, checkpoint: ModelCheckpoint) -> str:
+    """Where ``checkpoint`` will write, before a fit has settled it."""
+    return str(checkpoint._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
 
 
 def use_checkpoint_io(trainer: pl.Trainer, plugin: CheckpointIO) -> None:
@@ -101,11 +124,6 @@ def has_validation(trainer: pl.Trainer) -> bool:
     return trainer.enable_validation
 
 
-def validation_has_run(trainer: pl.Trainer) -> bool:
-    """Whether this process has completed a validation."""
-    return trainer.fit_loop.epoch_loop.val_loop._has_run
-
-
 def next_logged_step(trainer: pl.Trainer) -> int:
     """The step that a resumed run logs its next batch under, if it is to go on as the uninterrupted one would have.
 
@@ -122,6 +140,155 @@ def next_logged_step(trainer: pl.Trainer) -> int:
 def set_next_logged_step(trainer: pl.Trainer, step: int) -> None:
     """Log the batch that is starting under ``step``."""
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
+
+
+# --- training loaders -------------------------------------------------------------------------------------------------
+
+
+def wrap_training_loaders(trainer: pl.Trainer, wrap: Callable[[object], object]) -> Callable[[], None]:
+    """Let the fit loop have ``wrap(loader)`` for each of its loaders, and return what undoes that.
+
+    ``wrap`` sees them as they will be iterated over: with a distributed sampler, if Lightning has put one in.
+    """
+    strategy = trainer.strategy
+    inner = strategy.process_dataloader
+
+    def process(loader: object) -> object:
+        loader = inner(loader)
+        return wrap(loader) if trainer.training else loader
+
+    strategy.process_dataloader = process  # type: ignore[method-assign,assignment]
+    return lambda: strategy.__dict__.pop("process_dataloader", None)
+
+
+def training_loaders(trainer: pl.Trainer) -> list[Any]:
+    """The loaders of the fit loop, in a flat list; empty before they are made."""
+    combined = trainer.fit_loop._combined_loader
+    return [] if combined is None else combined.flattened
+
+
+def fetches_ahead(trainer: pl.Trainer) -> bool:
+    """Whether the fit loop takes a batch before it trains on the one before, to know which one is the last."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return isinstance(fetcher, _PrefetchDataFetcher) and fetcher.length is None
+
+
+def fetched(trainer: pl.Trainer) -> int:
+    """How many batches of this epoch the fit loop has taken."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return 0 if fetcher is None else fetcher.fetched
+
+
+def fetch_again(trainer: pl.Trainer) -> None:
+    """Drop batches taken in advance, and begin again."""
+    if trainer.fit_loop._data_fetcher is not None:
+        iter(trainer.fit_loop._data_fetcher)
+
+
+def goes_on_within_epoch(trainer: pl.Trainer) -> bool:
+    """For ``on_train_start``: whether the fit loop goes on where it was stopped, rather than with another epoch."""
+    return bool(trainer.fit_loop.restarting)
+
+
+def epoch_is_trained(trainer: pl.Trainer) -> bool:
+    """Whether the last batch of the epoch has been trained on."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def close_trained_epoch(trainer: pl.Trainer) -> None:
+    """For ``on_train_start``: let a run that was saved with the last batch of an epoch begin the next at batch 0.
+
+    Lightning does so where it knows the number of batches in advance.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    unknown = trainer.num_training_batches == float("inf")
+    if unknown and loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch:
+        loop.batch_progress.increment_completed()
+        loop.batch_progress.reset_on_run()
+        loop.scheduler_progress.reset_on_run()
+        loop.automatic_optimization.optim_progress.reset_on_run()
+        loop.val_loop.batch_progress.total.reset()
+        loop.reset_restart_stage()
+
+
+@dataclass(frozen=True)
+class PlateauSteps:
+    """Schedules that wait for a metric (``ReduceLROnPlateau``): Lightning steps them after checkpoints are saved.
+
+    Attributes:
+        metrics: The metrics that they wait for.
+        due: The numbers of those that are yet to be stepped for the batch or epoch of the checkpoint.
+    """
+
+    metrics: dict[str, float]
+    due: list[int]
+
+
+def plateau_steps(trainer: pl.Trainer) -> PlateauSteps:
+    """What a checkpoint of this moment leaves undone, and Lightning would not do when it resumes."""
+    fit_loop = trainer.fit_loop
+    loop = fit_loop.epoch_loop
+    batches: Any = loop.batch_progress.current
+    epochs: Any = fit_loop.epoch_progress.current
+    ends = {
+        "step": batches.completed < batches.processed and not loop._should_accumulate(),
+        # Saved after the last validation of an epoch, it will be ended by the resumed run.
+        "epoch": loop._num_ready_batches_reached()
+        and (batches.completed < batches.processed or epochs.completed < epochs.processed),
+    }
+    number = {"step": loop.batch_idx + 1, "epoch": trainer.current_epoch + 1}
+    metrics, due = {}, []
+    for i, config in enumerate(trainer.lr_scheduler_configs):
+        value = trainer.callback_metrics.get(config.monitor or "") if config.reduce_on_plateau else None
+        if value is not None:
+            metrics[str(config.monitor)] = float(value)
+            if ends[config.interval] and number[config.interval] % config.frequency == 0:
+                due.append(i)
+    return PlateauSteps(metrics, due)
+
+
+def step_plateau(trainer: pl.Trainer, steps: PlateauSteps) -> None:
+    """Do what :func:`plateau_steps` said, with the metrics of then."""
+    metrics = {name: torch.tensor(value, dtype=torch.float64) for name, value in steps.metrics.items()}
+    trainer._logger_connector._callback_metrics.update(metrics)
+    for i in steps.due:
+        config = trainer.lr_scheduler_configs[i]
+        trainer.lightning_module.lr_scheduler_step(config.scheduler, metrics[str(config.monitor)])
+
+
+def step_plateau_at_epoch_end(trainer: pl.Trainer) -> None:
+    """For ``on_train_epoch_end``: step what Lightning leaves out in the epoch that it was resumed in."""
+    loop = trainer.fit_loop.epoch_loop
+    if trainer.fit_loop.restarting and loop._num_ready_batches_reached():
+        loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+
+
+def saved_batches(checkpoint: dict[str, Any]) -> int:
+    """How many batches of its epoch ``checkpoint`` was saved after; 0 if they were all."""
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress")
+    return 0 if progress is None or progress.get("is_last_batch") else int(progress["current"]["ready"])
+
+
+def rescale_saved_batches(checkpoint: dict[str, Any], numerator: int, denominator: int) -> None:
+    """Count batches as another number of ranks would have after as many samples."""
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress")
+    for key, value in {} if progress is None else progress["current"].items():
+        progress["current"][key] = value * numerator // denominator
+
+
+def drop_loader_states(checkpoint: dict[str, Any]) -> None:
+    """Leave what Lightning knows of loaders out of ``checkpoint``: it is rank 0's only."""
+    checkpoint.get("loops", {}).get("fit_loop", {}).get("state_dict", {}).pop("combined_loader", None)
+
+
+def last_reload_epoch(trainer: pl.Trainer) -> float:
+    """The epoch that the training loaders were made in."""
+    return trainer.fit_loop._last_train_dl_reload_epoch
+
+
+def set_last_reload_epoch(trainer: pl.Trainer, epoch: float) -> None:
+    """Let the loaders be made again when they would be if this fit had made them in ``epoch``."""
+    trainer.fit_loop._last_train_dl_reload_epoch = epoch
 
 
 # --- ranks before training starts -------------------------------------------------------------------------------------

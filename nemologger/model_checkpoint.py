@@ -3,43 +3,42 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import proxy
 
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from nemologger import checkpoint_io, lightning_port, names
 from nemologger.batches import batch_size
-from nemologger.checkpoint import snapshot
+from nemologger.callbacks.exact_resume import ExactResume
+from nemologger.checkpoint.decision import Decision, choose, choose_again
 from nemologger.checkpoint.find import survey
+from nemologger.checkpoint.keeper import Keeper
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.naming import format_name
 from nemologger.checkpoint.retention import Kept, Policy
-from nemologger.checkpoint.saver import Saver
-from nemologger.checkpoint.shelf import Decision, Shelf, look, settle
-from nemologger.checkpoint_callback import check_monitor
+from nemologger.checkpoint.shelf import Shelf, look
+from nemologger.checkpoint.snapshot import Snapshot, take
+from nemologger.checkpoint_arguments import check_arguments
+from nemologger.checkpoint_callback import check_interval, check_monitor, check_validation
 from nemologger.context.mixin import IOMixin
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import ConfigurationError, ContextError, SaveFailedError
-from nemologger.monitor import is_of_validation
+from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks, SingleProcess, connect, decide
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 log = logging.getLogger(__name__)
-
-_NEMO_1 = {
-    "always_save_nemo": "every checkpoint is a directory that holds all a .nemo archive would; drop the argument",
-    "save_nemo_on_train_end": "the final checkpoint is saved at train end; drop the argument",
-    "model_parallel_size": "the trainer's strategy knows how the model is split; drop the argument",
-}
-_SAMPLE = {"epoch": 0, "step": 0, "consumed_samples": 0, "model_name": "model"}
 
 
 class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
@@ -64,7 +63,10 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
             be continued from an earlier checkpoint.
         always_save_context: Write ``context/`` (the settings of model, data and trainer) into every checkpoint.
         save_context_on_train_end: Write it into the final one.
-        async_save: Reserved; saves are synchronous in this version.
+        async_save: Save beside training: it waits for a copy in memory, which a process per rank writes to disk. Takes as
+            much memory again as the state. The final state is always durable before ``fit`` returns.
+        on_busy: With ``async_save``, when a save is due while the one before is still being written: ``"wait"`` for it, or
+            ``"skip"`` the new one.
         dirpath: Where the checkpoints go; default ``<run directory>/checkpoints``.
         filename: A name with fields, for example ``"{model_name}--{val_loss:.2f}-{step}-{consumed_samples}"``; fields are
             the logged metrics, ``epoch``, ``step``, ``consumed_samples`` and ``model_name``.
@@ -75,6 +77,9 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
         files_per_rank: At most so many weights files for each rank.
         max_failed_saves: Raise after so many saves in a row have failed; before that, training goes on without them.
         rank_timeout: How long to wait for the other ranks of a save.
+        exact_resume: Give the trainer an :class:`~nemologger.callbacks.exact_resume.ExactResume`: a resumed run then sees
+            the same batches and draws the same random numbers as one that was never stopped. False leaves the training
+            loaders as they are.
         disk: Where to write; default the local file system.
         **nemo_1: Arguments of NeMo 1 that have no effect, accepted with a warning.
 
@@ -103,6 +108,7 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
         always_save_context: bool = True,
         save_context_on_train_end: bool = True,
         async_save: bool = False,
+        on_busy: Literal["wait", "skip"] = "wait",
         dirpath: str | Path | None = None,
         filename: str | None = None,
         auto_insert_metric_name: bool = True,
@@ -111,23 +117,22 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
         files_per_rank: int = 2,
         max_failed_saves: int = 3,
         rank_timeout: timedelta = timedelta(minutes=10),
+        exact_resume: bool = True,
         disk: Disk | None = None,
         **nemo_1: Any,
     ) -> None:
-        _check_nemo_1(nemo_1)
-        if async_save:
-            log.warning("ModelCheckpoint(async_save=True): this version saves synchronously")
-        if enable_version_counter:
-            log.warning(
-                "ModelCheckpoint(enable_version_counter=True) has no effect: a name is replaced, never numbered"
-            )
-        if files_per_rank < 1 or max_failed_saves < 1:
-            raise ConfigurationError(
-                f"ModelCheckpoint(files_per_rank={files_per_rank}, max_failed_saves={max_failed_saves}): both must be at "
-                "least 1"
-            )
-        if filename is not None:
-            format_name(filename, _SAMPLE, insert_names=auto_insert_metric_name)
+        check_arguments(
+            nemo_1,
+            save_top_k=save_top_k,
+            save_last=save_last,
+            train_time_interval=train_time_interval,
+            filename=filename,
+            auto_insert_metric_name=auto_insert_metric_name,
+            on_busy=on_busy,
+            enable_version_counter=enable_version_counter,
+            files_per_rank=files_per_rank,
+            max_failed_saves=max_failed_saves,
+        )
         super().__init__(
             dirpath=dirpath,
             filename=filename,
@@ -151,14 +156,23 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
         self.save_context_on_train_end = save_context_on_train_end
         self.files_per_rank = files_per_rank
         self.max_failed_saves = max_failed_saves
+        self.async_save = async_save
+        self.on_busy = on_busy
         self.rank_timeout = rank_timeout
+        self.exact_resume = exact_resume
         self.consumed_samples = 0
         self._disk = disk or LocalDisk()
         self._ranks: Ranks = SingleProcess()
-        self.shelf = Shelf()
+        self._lock: DirectoryLock | None = None  # rank 0 holds it while it trains
+        self._is_prepared = False
         self._counted_here = 0
+        self._metrics: dict[str, float] = {}
+        self._restored_metrics: dict[str, float] = {}
+        self._life = 0
         self._failed_saves = 0
         self._due_after_validation = False
+        self._validated = False
+        self._keeper = self._keep(Shelf(), beside=False)
 
     # --- when -----------------------------------------------------------------------------------------------------
 
@@ -173,21 +187,46 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
             raise ConfigurationError(f"dirpath={self.dirpath!r}: checkpoints are written to local directories only")
         self.dirpath = str(Path(str(self.dirpath)).absolute())
         self._check_neighbours(trainer)
-        self._check_monitor(trainer)
+        check_monitor(trainer, lightning_port.callbacks(trainer), self.monitor)
+        check_validation(trainer, self.monitor)
+        if self.exact_resume:
+            ExactResume.attach(trainer, pl_module, self.rank_timeout)
         self._ranks = connect(self.rank_timeout)
-        self._remember(decide(self._ranks, lambda: self._look(trainer)))
+        self._keeper = self._keep(decide(self._ranks, lambda: self._look(trainer)), beside=self.async_save)
+        self._is_prepared = False
+        self._reflect()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Optimizers are there now: their state is about to be restored, by name."""
+        checkpoint_io.align_optimizers(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock, and check once more now that the length of an epoch is known."""
+        """Start the clock, check once more now that the length of an epoch is known, and remove what is surplus."""
         self._last_time_checked = time.monotonic()
-        if is_of_validation(self.monitor) and not lightning_port.is_trial(trainer):
-            self._check_interval(trainer)
+        self._validated = False
+        if lightning_port.is_trial(trainer):
+            return
+        lightning_port.restore_metrics(trainer, self._restored_metrics)
+        # A run that goes back behind what was saved begins another line of training, and the next start follows that one.
+        self._life = self.shelf.life + int(trainer.global_step < self.shelf.newest_step)
+        protected = self._needed_by_others(trainer) | _paths_of(trainer.ckpt_path)
+        self._keeper.prune(protected)
+        self._reflect()
+        check_interval(trainer, self.monitor)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count samples; save if ``every_n_train_steps`` or ``train_time_interval`` say so."""
         self._counted_here += batch_size(batch)
+        self._poll(trainer)
+        if (
+            self.async_save
+            and not self._is_prepared
+            and trainer.global_step > 0
+            and not lightning_port.is_trial(trainer)
+        ):
+            self._prepare(trainer)
         if self._should_skip_saving_checkpoint(trainer):
             return
         if not (self._step_is_due(trainer) or _is_last_step(trainer) or self._time_is_due()):
@@ -200,31 +239,49 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what was due before validation, or what ``every_n_epochs`` says."""
         due, self._due_after_validation = self._due_after_validation, False
+        self._validated = self._validated or (trainer.state.fn == "fit" and not trainer.sanity_checking)
         if self._should_skip_saving_checkpoint(trainer):
             return
         if due or (not self._save_on_train_epoch_end and self._epoch_is_due(trainer)):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what ``every_n_epochs`` says, with ``save_on_train_epoch_end``."""
-        due = self._save_on_train_epoch_end and self._epoch_is_due(trainer)
-        if due and not self._should_skip_saving_checkpoint(trainer):
+        """Save what ``every_n_epochs`` says, with ``save_on_train_epoch_end`` or where no validation runs."""
+        here = self._save_on_train_epoch_end or not lightning_port.has_validation(trainer)
+        if here and self._epoch_is_due(trainer) and not self._should_skip_saving_checkpoint(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the final state, if that has not happened yet."""
         if lightning_port.is_trial(trainer) or trainer.global_step == 0:
             return
+        self._finish(trainer, final=False)
         if not self._is_saved(trainer) or self._final_differs(trainer):
             self._save(trainer, final=True)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Save, with ``save_on_exception``."""
+        """Wait for what is being written; save, with ``save_on_exception``."""
+        if isinstance(exception, SIGTERMException) and exception.code is None:
+            # Lightning would end with 0, and a scheduler take the run for finished.
+            exception.code = 128 + signal.SIGTERM
+        self._keeper.finish_alone()
         if self._should_save_on_exception(trainer) and trainer.global_step > 0:
             try:
                 self._save(trainer)
             except SaveFailedError:
                 log.exception("the state at the exception could not be saved")
+
+        self._release()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Let the next run have the directory, and give back memory and processes."""
+        self._release()
+
+    def _release(self) -> None:
+        self._keeper.close()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def _is_saved(self, trainer: pl.Trainer) -> bool:
         return self._last_global_step_saved == trainer.global_step
@@ -255,39 +312,97 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
 
     def _save(self, trainer: pl.Trainer, *, final: bool = False) -> None:
         """Save the state of this moment; count it as failed, and go on, if that is not possible (contract C7)."""
+        if not self._make_room(trainer, final=final):
+            return
         self._count_samples()
+        self._metrics = _floats(trainer.callback_metrics)
         again = final and self._is_saved(trainer)
         drop_optimizer = final and not self.save_optim_on_train_end and not (again and self.save_last == "link")
         weights_only = self.save_weights_only or drop_optimizer
         decision = decide(self._ranks, lambda: self._decide(trainer, again=again, weights_only=weights_only))
         if decision is None:
             return
+        # The last state of a run is durable before fit returns.
+        beside = self.async_save and not final and not _is_last_step(trainer)
         try:
-            self._write(trainer, decision, weights_only=weights_only, final=final)
+            self._write(trainer, decision, weights_only=weights_only, final=final, beside=beside)
         except SaveFailedError as error:
-            self._failed_saves += 1
-            if final or self._failed_saves >= self.max_failed_saves:
-                raise
-            log.error(
-                "save %d of at most %d in a row that may fail: %s. Training goes on; the checkpoint before it is still "
-                "the newest.",
-                self._failed_saves,
-                self.max_failed_saves,
-                error,
-            )
+            self._count_failure(error, final=final)
             return
-        self._failed_saves = 0
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = decision.path
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.after_save_checkpoint(proxy(self))
-        if self.monitor is not None and decision.score is None and lightning_port.validation_has_run(trainer):
+        if not beside:
+            self._published(trainer)
+        if self.monitor is not None and decision.score is None and self._validated:
             raise ConfigurationError(
                 f"ModelCheckpoint(monitor={self.monitor!r}): validation has run, but no such metric was logged; there are "
                 f"{sorted(trainer.callback_metrics)}. Call self.log({self.monitor!r}, ...) in the model, or monitor one "
                 f"of these. What was trained so far is in {decision.path}."
             )
+
+    def _make_room(self, trainer: pl.Trainer, *, final: bool) -> bool:
+        """Finish the save that is under way beside training; False to skip the next one for it."""
+        if not self._keeper.busy:
+            return True
+        if self.on_busy == "skip" and not final and not self._ranks.broadcast(self._keeper.done):
+            if trainer.is_global_zero:
+                log.warning("step %d is not saved: the save before it is still being written", trainer.global_step)
+            return False
+        self._finish(trainer, final=final)
+        return True
+
+    def _finish(self, trainer: pl.Trainer, *, final: bool) -> None:
+        """Wait for the save that is under way beside training. Collective."""
+        if not self._keeper.busy:
+            return
+        try:
+            fresh = self._keeper.finish()
+        except SaveFailedError as error:
+            self._last_global_step_saved = 0  # what was saved last is not there: a final save is due
+            self._count_failure(error, final=final)
+            return
+        self._reflect()
+        if fresh:
+            self._published(trainer)
+
+    def _poll(self, trainer: pl.Trainer) -> None:
+        """Look after the save that is under way beside training, without waiting."""
+        try:
+            if self._keeper.poll():
+                self._reflect()
+                self._published(trainer)
+        except SaveFailedError as error:
+            self._last_global_step_saved = 0
+            self._count_failure(error, final=False)
+
+    def _published(self, trainer: pl.Trainer) -> None:
+        """A checkpoint is there: say so, to the loggers too."""
+        self._failed_saves = 0
+        if not trainer.is_global_zero:
+            return
+        newest = max(self.shelf.kept, key=lambda kept: (kept.step, kept.time))
+        if self.verbose:
+            shown = "" if newest.score is None else f" with {self.monitor}={newest.score:.5g}"
+            log.info("step %d: saved %s%s", newest.step, newest.path, shown)
+        for logger in trainer.loggers:
+            logger.after_save_checkpoint(proxy(self))
+
+    def _count_failure(self, error: SaveFailedError, *, final: bool) -> None:
+        """Report a failed save.
+
+        Raises:
+            SaveFailedError: ``error``, if it is one too many.
+        """
+        self._failed_saves += 1
+        if final or self._failed_saves >= self.max_failed_saves:
+            raise error
+        log.error(
+            "save %d of at most %d in a row that may fail: %s. Training goes on; the checkpoint before it is still the "
+            "newest.",
+            self._failed_saves,
+            self.max_failed_saves,
+            error,
+        )
 
     def _decide(self, trainer: pl.Trainer, *, again: bool, weights_only: bool) -> Decision | None:
         """What to write now; None if nothing is to be kept. Rank 0 only: metrics may differ between ranks.
@@ -299,28 +414,18 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
         """
         metrics = _floats(trainer.callback_metrics)
         score = metrics.get(self.monitor) if self.monitor is not None else None
-        path = self._path(trainer, metrics)
         if again:
-            ranked = any(k.path == str(path) and k.ranked for k in self.shelf.kept) and self.save_last == "link"
-        else:
-            candidate = Kept(str(path), trainer.global_step, time.time(), score, ranked=True)
-            known = self.monitor is None or score is not None
-            ranked = known and self._policy.admits(candidate, self.shelf.kept)
-            # Of a run that has ended without optimizer state, the best of k still are to be resumable.
-            ranked = ranked and (weights_only == self.save_weights_only or not self.save_last)
-        if not self.save_last:
-            return Decision(str(path), None, score, ranked=True) if ranked else None
-        last = str(path.with_name(path.name + names.LAST))
-        if ranked or self.save_last == "link":
-            return Decision(str(path), last, score, ranked)
-        return Decision(last, last, score, ranked=False)
+            return choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
+        path = self._path(trainer, metrics)
+        candidate = Kept(str(path), trainer.global_step, time.time(), score, ranked=True)
+        # Of a run that has ended without optimizer state, the best of k still are to be resumable.
+        rankable = weights_only == self.save_weights_only or not self.save_last
+        return choose(self._policy, self.shelf.kept, candidate, save_last=self.save_last, rankable=rankable)
 
-    def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool) -> None:
-        path = Path(decision.path)
-        state = lightning_port.training_state(trainer, weights_only=weights_only)
-        taken = snapshot.take(state.checkpoint, state.parameter_names, state.optimizer_names)
+    def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool, beside: bool) -> None:
+        taken = self._take(trainer, weights_only=weights_only)
         for where, why in taken.left_out.items():
-            log.warning("checkpoint %s: %s is not saved: %s", path.name, where, why)
+            log.warning("checkpoint %s: %s is not saved: %s", Path(decision.path).name, where, why)
         manifest = Manifest(
             step=trainer.global_step,
             epoch=trainer.current_epoch,
@@ -328,34 +433,31 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
             consumed_samples=self.consumed_samples,
             metrics=_floats(trainer.callback_metrics),
             owner=self._owner,
+            life=self._life,
             score=decision.score,
             ranked=decision.ranked,
             last=decision.path == decision.last,
         )
         with_context = self.always_save_context or (final and self.save_context_on_train_end)
-        published = Saver(self._disk, self._ranks, self.files_per_rank).save(
-            taken, path, manifest, (lambda output: self._write_context(trainer, output)) if with_context else None
-        )
-        link = self.save_last == "link"
+        write = self._keeper.start if beside else self._keeper.save
         others = self._needed_by_others(trainer)
-        self._remember(
-            decide(
-                self._ranks,
-                lambda: settle(self._disk, self.shelf, self._policy, decision, published, link=link, protected=others),
-            )
-        )
-        if self.shelf.failed:
-            raise SaveFailedError(self.shelf.failed)
-        if self.verbose and trainer.is_global_zero:
-            shown = "" if decision.score is None else f" with {self.monitor}={decision.score:.5g}"
-            log.info("step %d: saved %s%s", manifest.step, path, shown)
-
-    def _write_context(self, trainer: pl.Trainer, output: Path) -> None:
-        """Write ``context/``; what it cannot hold is no reason to lose the weights."""
         try:
-            TrainerContext.from_trainer(trainer).io_dump(output, ["model"], disk=self._disk, strict=False)
-        except ContextError as error:
-            log.warning("%s was not written: %s", output, error)
+            write(taken, decision, manifest, partial(_write_context, trainer) if with_context else None, others)
+        finally:
+            self._reflect()
+
+    def _take(self, trainer: pl.Trainer, *, weights_only: bool) -> Snapshot:
+        state = lightning_port.training_state(trainer, weights_only=weights_only)
+        return take(state.checkpoint, state.parameter_names, state.optimizer_names)
+
+    def _prepare(self, trainer: pl.Trainer) -> None:
+        """Make memory and writer for saves beside training, as soon as the optimizer has its state."""
+        self._is_prepared = True
+        try:
+            self._keeper.prepare(self._take(trainer, weights_only=self.save_weights_only))
+        except SaveFailedError as error:
+            self.async_save = False
+            log.warning("%s. Saves are synchronous.", error)
 
     # --- what is kept ---------------------------------------------------------------------------------------------
 
@@ -368,12 +470,24 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
         return {"monitor": self.monitor, "mode": self.mode, "key": self.state_key}
 
     def _look(self, trainer: pl.Trainer) -> Shelf:
+        directory = Path(str(self.dirpath))
+        try:
+            self._disk.make_directory(directory)
+        except OSError as error:
+            raise ConfigurationError(f"dirpath={str(directory)!r} cannot be used: {error.strerror}") from error
+        self._lock = DirectoryLock(directory)
+        self._lock.take()
         twins = [c for c in _ours(trainer) if (c.dirpath, c.monitor, c.mode) == (self.dirpath, self.monitor, self.mode)]
-        return look(self._disk, Path(str(self.dirpath)), self._owner, alone=len(twins) == 1)
+        return look(self._disk, directory, self._owner, alone=len(twins) == 1)
 
-    def _remember(self, shelf: Shelf) -> None:
-        """Set Lightning's attributes to what is on disk, the same on all ranks."""
-        self.shelf = shelf
+    @property
+    def shelf(self) -> Shelf:
+        """What is kept now."""
+        return self._keeper.shelf
+
+    def _reflect(self) -> None:
+        """Set Lightning's attributes to what is on disk."""
+        shelf = self.shelf
         self.last_model_path = shelf.last
         ranking = self._policy.ranking(shelf.kept)
         scores = {k.path: torch.tensor(float("nan") if k.score is None else k.score) for k in ranking}
@@ -385,17 +499,35 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
             self.kth_value = scores[ranking[-1].path]
             self.current_score = scores[max(ranking, key=lambda k: (k.step, k.time)).path]
 
+    def _keep(self, shelf: Shelf, *, beside: bool) -> Keeper:
+        link = self.save_last == "link"
+        return Keeper(
+            self._disk,
+            self._ranks,
+            self._policy,
+            link=link,
+            shelf=shelf,
+            files_per_rank=self.files_per_rank,
+            beside=beside,
+        )
+
     def _needed_by_others(self, trainer: pl.Trainer) -> set[str]:
         """What another checkpoint callback of this trainer keeps."""
         return {path for other in _ours(trainer) if other is not self for path in other.shelf.needed}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of this callback. What is kept where is read from the manifests instead."""
-        return {**super().state_dict(), "dirpath": str(self.dirpath), "consumed_samples": self.consumed_samples}
+        return {
+            **super().state_dict(),
+            "dirpath": str(self.dirpath),
+            "consumed_samples": self.consumed_samples,
+            "metrics": self._metrics,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting; the bookkeeping of checkpoints comes from the directory itself."""
         self.consumed_samples = int(state_dict.get("consumed_samples", 0))
+        self._restored_metrics = dict(state_dict.get("metrics", {}))
         self._counted_here = 0
 
     def on_load_checkpoint(
@@ -406,9 +538,10 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
 
     def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
         """For ``fit(ckpt_path="last")``."""
-        if not self.last_model_path and self.dirpath is not None:
-            complete = [f for f in survey(Path(str(self.dirpath))) if f.manifest is not None]
-            newest = max(complete, key=lambda f: f.manifest.order if f.manifest else (0, 0.0), default=None)
+        if not self.last_model_path:
+            directory = Path(lightning_port.checkpoint_directory(trainer, self))
+            complete = [f for f in survey(directory) if f.manifest is not None]
+            newest = max(complete, key=lambda f: f.manifest.order if f.manifest else (0, 0, 0.0), default=None)
             return {str(newest.path)} if newest else set()
         return {self.last_model_path} if self.last_model_path else set()
 
@@ -451,31 +584,18 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
                     f"{self.dirpath} with filename={self.filename!r}: give each a filename of its own"
                 )
 
-    def _check_monitor(self, trainer: pl.Trainer) -> None:
-        check_monitor(trainer, lightning_port.callbacks(trainer), self.monitor)
-        if is_of_validation(self.monitor) and not lightning_port.has_validation(trainer):
-            raise ConfigurationError(
-                f"ModelCheckpoint(monitor={self.monitor!r}): this metric can never appear: there is no validation_step, "
-                "or no validation data. Add them, or monitor a training metric, or set monitor=None to keep the newest."
-            )
-
-    def _check_interval(self, trainer: pl.Trainer) -> None:
-        """As ``_check_monitor``, for what depends on the length of an epoch."""
-        batches = float("inf")
-        if trainer.max_epochs is not None and trainer.max_epochs != -1:
-            batches = trainer.num_training_batches * trainer.max_epochs
-        if trainer.max_steps != -1:
-            batches = min(batches, trainer.max_steps * trainer.accumulate_grad_batches)
-        every = trainer.val_check_batch
-        if trainer.check_val_every_n_epoch is None and every is not None and batches < every < float("inf"):
-            raise ConfigurationError(
-                f"ModelCheckpoint(monitor={self.monitor!r}): validation runs every {every} batches, but training ends "
-                f"after {batches:g}"
-            )
-
     def _count_samples(self) -> None:
         self.consumed_samples += sum(self._ranks.gather(self._counted_here))
         self._counted_here = 0
+
+
+def _paths_of(checkpoint: str | Path | None) -> set[str]:
+    """The ways to write the path of a checkpoint."""
+    if not checkpoint:
+        return set()
+    path = Path(checkpoint).absolute()
+    path = path.parent if path.name == names.WEIGHTS else path
+    return {str(path), str(path.resolve())}
 
 
 def _is_last_step(trainer: pl.Trainer) -> bool:
@@ -487,12 +607,13 @@ def _ours(trainer: pl.Trainer) -> list[ModelCheckpoint]:
     return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
 
 
+def _write_context(trainer: pl.Trainer, output: Path, disk: Disk) -> None:
+    """Write ``context/``; what it cannot hold is no reason to lose the weights."""
+    try:
+        TrainerContext.from_trainer(trainer).io_dump(output, ["model"], disk=disk, strict=False)
+    except ContextError as error:
+        log.warning("%s was not written: %s", output, error)
+
+
 def _floats(metrics: Any) -> dict[str, float]:
     return {str(key): float(value) for key, value in metrics.items()}
-
-
-def _check_nemo_1(arguments: dict[str, Any]) -> None:
-    for name in arguments:
-        if name not in _NEMO_1:
-            raise TypeError(f"ModelCheckpoint() got an unexpected keyword argument {name!r}")
-        log.warning("ModelCheckpoint(%s=...) has no effect: %s", name, _NEMO_1[name])

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Timer
 
 from nemologger import checkpoint_io, names
 from nemologger.callbacks.restore_weights import RestoreWeights
+from nemologger.callbacks.resume_once import ResumeOnce
+from nemologger.checkpoint.commit import tidy
 from nemologger.checkpoint.find import Found, Status, inspect, newest, survey
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.verify import problems
 from nemologger.context.io_json import load_context
+from nemologger.disk import LocalDisk
 from nemologger.errors import (
     ConfigurationError,
     DamagedCheckpointError,
@@ -25,13 +28,12 @@ from nemologger.errors import (
     UnfinishedCheckpointError,
 )
 from nemologger.lightning_port import callbacks, ranks_before_fit
+from nemologger.lock import DirectoryLock
 from nemologger.ranks import decide
 from nemologger.run_record import run_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
-
-    from nemologger.run_dir import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +60,11 @@ class RestoreConfig:
     load_model_state: bool = True
     load_optim_state: bool = False
     load_artifacts: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the path's type; whether it is there is seen when it is used."""
+        if not isinstance(self.path, str | Path) or not str(self.path):
+            raise ConfigurationError(f"RestoreConfig(path={self.path!r}): a path is needed")
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ class AutoResume:
     path: InitVar[str | Path | None] = None
     dirpath: InitVar[str | Path | None] = None
     import_path: InitVar[str | Path | None] = None
-    _run: RunDirectory | None = field(default=None, init=False, repr=False, compare=False)
+    _own_directory: Path | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(
         self, path: str | Path | None, dirpath: str | Path | None, import_path: str | Path | None
@@ -122,13 +129,25 @@ class AutoResume:
         self.resume_from_directory = _older("dirpath", dirpath, "resume_from_directory", self.resume_from_directory)
         imported = None if import_path is None else RestoreConfig(path=str(import_path))
         self.restore_config = _older("import_path", imported, "restore_config", self.restore_config)
+        if self.restore_config is not None and not isinstance(self.restore_config, RestoreConfig):
+            raise ConfigurationError(
+                f"AutoResume(restore_config={self.restore_config!r}): expected a RestoreConfig, for example "
+                "RestoreConfig(path='runs/base')"
+            )
 
-    def setup(self, trainer: pl.Trainer, model: pl.LightningModule | None = None) -> Resumed:
+    def setup(
+        self,
+        trainer: pl.Trainer,
+        model: pl.LightningModule | None = None,
+        *,
+        stage: Literal["fit", "validate"] = "fit",
+    ) -> Resumed:
         """Arrange that ``trainer.fit`` goes on from the right checkpoint. Collective: call it on every rank.
 
         Args:
             trainer: Its ``ckpt_path`` is set. Call ``NeMoLogger.setup(trainer)`` first, for the run directory.
             model: Gets the tokenizer of ``restore_config``, if there is one.
+            stage: What the trainer will do; validation also takes a checkpoint that has no optimizer state.
 
         Returns:
             What was found. With ``finished``, ``fit`` returns at once.
@@ -141,15 +160,17 @@ class AutoResume:
         """
         if isinstance(trainer, Fabric):
             raise ConfigurationError("AutoResume.setup needs a Lightning Trainer, not Fabric")
-        self._run = run_of(trainer)
-        found = decide(ranks_before_fit(trainer), lambda: self._find(trainer))
+        self._own_directory = _directory_of(trainer)
+        found = decide(ranks_before_fit(trainer), lambda: self._find(trainer, stage))
         path = None if found["path"] is None else Path(found["path"])
         weights = None if found["weights_from"] is None else Path(found["weights_from"])
         checkpoint_io.install(trainer)
         if path is not None:
             trainer.ckpt_path = str(path)
+            others = [callback for callback in callbacks(trainer) if not isinstance(callback, ResumeOnce)]
+            callbacks(trainer)[:] = [*others, ResumeOnce(str(path))]
             log.info("resuming from %s (step %d)", path, found["step"])
-        if found["finished"]:
+        if found["finished"] and stage == "fit":
             log.warning(
                 "nothing is left to train: %s is at step %d, and max_steps=%s, max_epochs=%s. Raise one of them to go on.",
                 path,
@@ -182,7 +203,7 @@ class AutoResume:
 
     # --- looking --------------------------------------------------------------------------------------------------
 
-    def _find(self, trainer: pl.Trainer) -> dict[str, Any]:
+    def _find(self, trainer: pl.Trainer, stage: str) -> dict[str, Any]:
         """What rank 0 sees and decides; plain values, they travel to the other ranks."""
         max_epochs = trainer.max_epochs
         if max_epochs is None and trainer.max_steps == -1 and not _has_timer(trainer):
@@ -193,13 +214,14 @@ class AutoResume:
 
         def suitable(found: Found) -> str | None:
             manifest = found.manifest
-            if manifest is None or manifest.has_optimizer or is_finished(manifest):
+            if stage != "fit" or manifest is None or manifest.has_optimizer or is_finished(manifest):
                 return None
             return (
                 "it holds no optimizer state, and training is to go on past it (save_weights_only, or "
                 "save_optim_on_train_end=False)"
             )
 
+        self._clean_up()
         chosen = self._choose(suitable)
         if chosen is not None:
             step = chosen.manifest.step if chosen.manifest else 0
@@ -227,15 +249,33 @@ class AutoResume:
     @property
     def _directory(self) -> Path | None:
         if self.resume_from_directory is not None:
-            return Path(self.resume_from_directory).absolute()
-        return None if self._run is None else self._run.checkpoint_dir
+            return Path(self.resume_from_directory).expanduser().absolute()
+        return self._own_directory
+
+    def _clean_up(self) -> None:
+        """Finish what a dead run left half done in our own directory, before looking at it."""
+        directory = self._own_directory
+        if directory is None or directory != self._directory or not self._wants_checkpoint or not directory.is_dir():
+            return
+        lock = DirectoryLock(directory)
+        lock.take()
+        try:
+            for line in tidy(LocalDisk(), directory):
+                log.warning("cleaning up after an earlier run in %s: %s", directory, line)
+        finally:
+            lock.release()
 
     def _choose(self, suitable: Any = lambda found: None) -> Found | None:
         if self.resume_from_path is not None:
-            return _trusted(Path(self.resume_from_path).absolute())
+            return _trusted(Path(self.resume_from_path).expanduser().absolute())
         directory = self._directory
-        if not self._wants_checkpoint or directory is None:
+        if not self._wants_checkpoint:
             return None
+        if directory is None:
+            raise ConfigurationError(
+                "AutoResume(resume_if_exists=True) does not know where this run's checkpoints are: call "
+                "NeMoLogger.setup(trainer) first, give the ModelCheckpoint a dirpath, or set resume_from_directory"
+            )
         found = survey(directory)
         if not found and self.resume_from_directory is not None:
             _explain_wrong_directory(directory)
@@ -250,6 +290,16 @@ class AutoResume:
 
 def _has_timer(trainer: pl.Trainer) -> bool:
     return any(isinstance(callback, Timer) for callback in callbacks(trainer))
+
+
+def _directory_of(trainer: pl.Trainer) -> Path | None:
+    """Where this run writes its checkpoints."""
+    for callback in trainer.checkpoint_callbacks:
+        directory = getattr(callback, "dirpath", None)
+        if directory is not None and "://" not in str(directory):
+            return Path(str(directory)).absolute()
+    run = run_of(trainer)
+    return None if run is None else run.checkpoint_dir
 
 
 def _faults(checkpoint: Path) -> list[str]:
@@ -289,7 +339,7 @@ def _trusted(path: Path) -> Found:
 
 def _resolve(path: Path) -> Path:
     """The checkpoint that ``RestoreConfig.path`` means."""
-    path = path.absolute()
+    path = path.expanduser().absolute()
     for directory in (path / names.CHECKPOINTS, path):
         if not _holds_weights(directory) and survey(directory):
             found = newest(survey(directory), _faults, log.error)

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from nemologger.callbacks.model_transform import ModelTransform
 from nemologger.context.io_json import load_context
 from nemologger.errors import ConfigurationError
 from nemologger.lightning_port import callbacks
 from nemologger.logger import NeMoLogger
-from nemologger.resume import AutoResume, RestoreConfig, Resumed
+from nemologger.resume import AutoResume, RestoreConfig
 from nemologger.run_record import close_log
 
 if TYPE_CHECKING:
@@ -78,11 +78,10 @@ def train(
     """
     _check_trainer(trainer)
     try:
-        model, run, resumed = _set_up(model, data, trainer, log, resume, tokenizer, model_transform, task_config)
+        model, run = _set_up(model, data, trainer, log, resume, tokenizer, model_transform, task_config)
         if optim is not None:
             _use_optimizer(model, optim)
-        if not resumed.finished:
-            _fit(trainer, model, data)
+        _fit(trainer, model, data)  # returns at once, with the weights of its checkpoint, if nothing is left to train
     finally:
         close_log(trainer)
     return run.exp_dir
@@ -113,16 +112,21 @@ def finetune(
     log: NeMoLogger | None = None,
     resume: AutoResume | None = None,
     optim: Optim | None = None,
+    peft: Callable[[Any], Any] | None = None,
     model_transform: Callable[[Any], Any] | None = None,
 ) -> Path:
     """:func:`train` a model that has weights already: a tokenizer that it has becomes the data's.
+
+    ``peft`` is NeMo's name for a ``model_transform`` that adds adapters; give one of the two.
 
     Example:
         >>> finetune.__name__
         'finetune'
     """
+    if peft is not None and model_transform is not None:
+        raise ConfigurationError("finetune(peft=..., model_transform=...): they are the same; give one of them")
     tokenizer = "model" if getattr(model, "tokenizer", None) is not None else None
-    return train(model, data, trainer, log, resume, optim, tokenizer, model_transform)
+    return train(model, data, trainer, log, resume, optim, tokenizer, peft or model_transform)
 
 
 def validate(
@@ -131,10 +135,13 @@ def validate(
     trainer: pl.Trainer,
     log: NeMoLogger | None = None,
     resume: AutoResume | None = None,
+    optim: Optim | None = None,
     tokenizer: Literal["model", "data"] | Any = None,
     model_transform: Callable[[Any], Any] | None = None,
 ) -> Path:
     """Run validation on the checkpoint that ``resume`` finds; arguments and result as :func:`train`.
+
+    ``optim`` has no effect: it is there so that a recipe's arguments fit both.
 
     Example:
         >>> validate.__name__
@@ -142,7 +149,7 @@ def validate(
     """
     _check_trainer(trainer)
     try:
-        model, run, _ = _set_up(model, data, trainer, log, resume, tokenizer, model_transform, None)
+        model, run = _set_up(model, data, trainer, log, resume, tokenizer, model_transform, None, stage="validate")
         if _is_datamodule(data):
             trainer.validate(model, datamodule=data)
         else:
@@ -169,9 +176,11 @@ def _set_up(
     tokenizer: Any,
     model_transform: Callable[[Any], Any] | None,
     task_config: Any,
-) -> tuple[pl.LightningModule, RunDirectory, Resumed]:
-    logger = logger or NeMoLogger()
-    resume = resume or AutoResume()
+    stage: Literal["fit", "validate"] = "fit",
+) -> tuple[pl.LightningModule, RunDirectory]:
+    logger = NeMoLogger() if logger is None else logger
+    resume = AutoResume() if resume is None else resume
+    _check_types(model, logger, resume)
     if isinstance(model, str | Path):
         resume = _with_weights_of(model, resume)
         module: pl.LightningModule = load_context(model, subpath="model")
@@ -181,8 +190,21 @@ def _set_up(
     run = logger.setup(trainer, resume_if_exists=resume.resume_if_exists, task_config=task_config)
     if model_transform is not None:
         callbacks(trainer).insert(0, ModelTransform(model_transform))
-    resumed = resume.setup(trainer, module)
-    return module, run, resumed
+    resume.setup(trainer, module, stage=stage)
+    return module, run
+
+
+def _check_types(model: Any, logger: Any, resume: Any) -> None:
+    for name, value, wanted in (
+        ("model", model, (LightningModule, str, Path)),
+        ("log", logger, NeMoLogger),
+        ("resume", resume, AutoResume),
+    ):
+        if not isinstance(value, wanted):
+            expected = {"model": "a LightningModule or the path of a checkpoint", "log": "a NeMoLogger"}
+            raise ConfigurationError(
+                f"{name} is a {type(value).__qualname__}: expected {expected.get(name, 'an AutoResume')}"
+            )
 
 
 def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: Any) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import ToyModel, loader, quiet_trainer
 
-from nemologger import ModelCheckpoint, ModelMismatchError, NotFoundError
+from nemologger import ModelCheckpoint, ModelMismatchError, NotFoundError, RefusedError
 from nemologger.checkpoint_io import DirectoryCheckpointIO, check_model, install
 
 
@@ -96,3 +96,56 @@ def test_a_model_that_migrates_its_own_keys_is_left_to_do_so(checkpoint):
 
 def test_the_same_model_passes(checkpoint):
     check_model(checkpoint, ToyModel().state_dict())
+
+
+class _Two(ToyModel):
+    """Two parameters of one shape, given to the optimizer in one order or the other."""
+
+    def __init__(self, *, swapped: bool = False, kind: type[torch.optim.Optimizer] = torch.optim.Adam) -> None:
+        super().__init__()
+        self.swapped, self.kind = swapped, kind
+
+    def configure_optimizers(self):
+        parameters = list(self.net.parameters())
+        return self.kind(parameters[::-1] if self.swapped else parameters, lr=1e-2)
+
+
+def _moments(model: ToyModel) -> dict[str, torch.Tensor]:
+    state = model.trainer.optimizers[0].state
+    return {name: state[p]["exp_avg_sq"].clone() for name, p in model.named_parameters()}
+
+
+def test_optimizer_state_follows_the_names_not_the_order(tmp_path):
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
+    first = _Two()
+    quiet_trainer(max_steps=5, callbacks=[saves]).fit(first, loader(), loader())
+    expected = _moments(first)
+    seen = {}
+
+    class Swapped(_Two):
+        def on_train_start(self):
+            seen.update(_moments(self))
+
+    again = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
+    quiet_trainer(max_steps=6, callbacks=[again]).fit(
+        Swapped(swapped=True), loader(), loader(), ckpt_path=str(tmp_path / "x")
+    )
+    assert all(torch.equal(expected[name], value) for name, value in seen.items())
+
+
+def test_another_optimizer_is_refused_with_what_differs(checkpoint):
+    again = ModelCheckpoint(dirpath=checkpoint.parent, filename="x", every_n_train_steps=5)
+    with pytest.raises(ModelMismatchError, match=r"has no dampening, momentum, nesterov"):
+        quiet_trainer(max_steps=9, callbacks=[again]).fit(
+            _Two(kind=torch.optim.SGD), loader(), loader(), ckpt_path=str(checkpoint)
+        )
+
+
+def test_a_file_that_holds_more_than_plain_types_is_an_error_that_says_what_to_do(tmp_path):
+    trainer = _trainer(val_check_interval=1)
+    model = ToyModel()
+    model.hparams["where"] = tmp_path
+    trainer.fit(model, loader(), loader())
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    with pytest.raises(RefusedError, match=r"weights_only=False\)(.|\n)*nemologger\.ModelCheckpoint"):
+        _trainer().fit(ToyModel(), loader(), loader(), ckpt_path=str(tmp_path / "x.ckpt"))

@@ -17,6 +17,7 @@ BUILTINS = {
     "DamagedCheckpointError": RuntimeError,
     "SaveFailedError": OSError,
     "ModelMismatchError": RuntimeError,
+    "DirectoryInUseError": BlockingIOError,
     "RunCompletedError": ValueError,
     "ContextError": ValueError,
     "RefusedError": PermissionError,

@@ -40,7 +40,7 @@ def test_a_stopped_run_goes_on_from_its_last_checkpoint(tmp_path, straight, how)
         wait_for(lambda: any(checkpoints.glob("*-last/manifest.json")))
         process.send_signal(how)
         code = process.wait(timeout=60)
-    assert code != 0
+    assert code == {signal.SIGINT: 1, signal.SIGTERM: 143, signal.SIGKILL: -9}[how]
     whole = [name for name in names(checkpoints) if (checkpoints / name / "manifest.json").exists()]
     assert whole
     assert all(problems(checkpoints / name) == [] for name in whole)
@@ -52,10 +52,11 @@ def test_a_stopped_run_goes_on_from_its_last_checkpoint(tmp_path, straight, how)
     assert not [name for name in names(checkpoints) if "unfinished" in name or name.startswith(".")]
 
 
-def test_kills_at_random_moments(tmp_path, straight):
+@pytest.mark.parametrize("beside", [False, True])
+def test_kills_at_random_moments(tmp_path, straight, beside):
     moments = random.Random(0)
     for _ in range(3):
-        with started(SCRIPT, tmp_path, 60, "--every", 2, "--pause", 0.03) as process:
+        with started(SCRIPT, tmp_path, 60, "--every", 2, "--pause", 0.03, *["--beside"] * beside) as process:
             lines = _count(tmp_path)
             wait_for(lambda lines=lines: _count(tmp_path) > lines)
             time.sleep(moments.uniform(0, 0.5))
@@ -71,3 +72,11 @@ def test_kills_at_random_moments(tmp_path, straight):
 def _count(directory: Path) -> int:
     path = directory / "losses-0.txt"
     return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
+    with started(SCRIPT, tmp_path, 500, "--every", 2, "--pause", 0.05):
+        wait_for((tmp_path / "losses-0.txt").exists)
+        second = python(SCRIPT, tmp_path, 500, "--every", 2, check=False)
+    assert second.returncode != 0
+    assert "another run is writing to" in second.stderr

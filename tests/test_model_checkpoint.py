@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import shutil
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -376,3 +377,98 @@ def test_resuming_restores_everything_lightning_keeps(tmp_path):
 def test_fast_dev_run_saves_nothing(tmp_path):
     run(tmp_path / "x", 5, trainer={"fast_dev_run": True})
     assert not (tmp_path / "x").exists()
+
+
+def _scored(directory: Path, scores: list[float], **options: Any) -> ModelCheckpoint:
+    """A run that validates and saves every step, with these scores."""
+    settings = {"every_n_train_steps": 1, "trainer": {"val_check_interval": 1}, **options}
+    return run(directory, len(scores), Scored(scores=scores), **settings)[0]
+
+
+def test_a_worse_one_does_not_replace_the_best_under_the_same_name(tmp_path):
+    _scored(tmp_path / "a", [0.1, 0.5, 0.7, 0.9], filename="best", save_top_k=1)
+    assert {name: m.score for name, m in manifests(tmp_path / "a").items()} == {"best": 0.1, "best-last": 0.9}
+    _scored(tmp_path / "b", [0.9, 0.5, 0.7, 0.1], filename="best", save_top_k=1)
+    assert {name: m.score for name, m in manifests(tmp_path / "b").items()} == {"best": 0.1, "best-last": 0.1}
+
+
+def test_a_template_that_gives_two_steps_the_same_name_still_keeps_the_best(tmp_path):
+    _scored(tmp_path, [0.100, 0.104, 0.9], filename="{epoch:02d}-{val_loss:.2f}", save_top_k=2, save_last=False)
+    assert {m.step for m in manifests(tmp_path).values()} == {1, 2}
+    assert "epoch=00-val_loss=0.10-step=2" in names(tmp_path)
+
+
+@pytest.mark.parametrize("last", [True, "link"])
+def test_somebodys_copy_is_not_ours_to_remove(tmp_path, last):
+    checkpoint = _scored(tmp_path, [0.5, 0.4], save_top_k=1, save_last=last)
+    shutil.copytree(tmp_path / "step=2", tmp_path / "before-the-change")
+    shutil.copytree(checkpoint.last_model_path, tmp_path / "kept-last")
+    _scored(tmp_path, [0.5, 0.4, 0.3, 0.2], save_top_k=1, save_last=last, resume=checkpoint.last_model_path)
+    assert names(tmp_path) == ["before-the-change", "kept-last", "step=4", "step=4-last"]
+
+
+def test_early_stopping_can_be_resumed(tmp_path):
+    def live(steps: int, resume: str | None) -> pl.Trainer:
+        checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{step}")
+        stopping = pl.callbacks.EarlyStopping("val_loss", patience=100)
+        trainer = quiet_trainer(
+            max_epochs=steps, check_val_every_n_epoch=1, val_check_interval=1.0, callbacks=[stopping, checkpoint]
+        )
+        trainer.fit(ToyModel(), loader(), loader(), ckpt_path=resume)
+        return trainer
+
+    live(1, None)
+    # as after a crash: the checkpoint of the last validation, before the epoch's end
+    assert live(3, str(tmp_path / "step=10")).global_step == 30
+
+
+def test_without_validation_every_epoch_is_saved(tmp_path):
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{epoch}", monitor=None, save_top_k=-1, save_last=False)
+    trainer = quiet_trainer(max_epochs=3, check_val_every_n_epoch=1, val_check_interval=1.0, callbacks=[checkpoint])
+    trainer.fit(ToyModel(), loader())
+    assert names(tmp_path) == ["epoch=0", "epoch=1", "epoch=2"]
+
+
+def test_last_is_found_in_the_default_directory_too(tmp_path):
+    for steps in (5, 8):
+        trainer = quiet_trainer(
+            max_steps=steps, default_root_dir=tmp_path, callbacks=[ModelCheckpoint(every_n_train_steps=5)]
+        )
+        model = ToyModel()
+        trainer.fit(model, loader(), loader(), ckpt_path="last" if steps == 8 else None)
+    assert sorted(model.losses) == [5, 6, 7]
+
+
+def test_a_smaller_k_makes_room_before_the_first_save_but_never_removes_what_was_resumed_from(tmp_path):
+    _scored(tmp_path, [0.5, 0.4, 0.3, 0.2, 0.1, 0.6], save_top_k=-1, save_last=False)
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            seen.append(names(tmp_path))
+
+    _scored(tmp_path, [0.0] * 7, save_top_k=1, save_last=False, resume=str(tmp_path / "step=6"), others=[Look()])
+    assert seen == [[".lock", "step=5", "step=6"]]
+    assert names(tmp_path) == ["step=7"]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"save_top_k": "3"}, "save_top_k='3'"),
+        ({"save_last": "yes"}, "save_last='yes'"),
+        ({"train_time_interval": 60}, "datetime.timedelta"),
+        ({"files_per_rank": 0}, "files_per_rank=0"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(options, named):
+    with pytest.raises(ConfigurationError, match=named):
+        ModelCheckpoint(**options)
+
+
+def test_a_file_where_the_directory_should_be_is_found_before_training(tmp_path):
+    (tmp_path / "file").touch()
+    model = ToyModel()
+    with pytest.raises(ConfigurationError, match="dirpath="):
+        run(tmp_path / "file", 5, model)
+    assert model.losses == {}

@@ -11,11 +11,12 @@ import pytest
 import nemologger
 
 PUBLIC = {
-    "AutoResume", "CheckpointError", "ConfigurationError", "ContextError", "DamagedCheckpointError", "ModelCheckpoint",
-    "ModelMismatchError", "NeMoLogger", "NemologgerError", "NotFoundError", "RankError", "RefusedError", "RestoreConfig",
-    "Resumed", "RunCompletedError", "RunDirectory", "SaveFailedError", "Trainer", "UnfinishedCheckpointError",
-    "default_log", "default_resume", "finetune", "io", "pretrain", "run_of", "tensorboard_logger", "train", "validate",
-    "wandb_logger",
+    "AutoResume", "CheckpointError", "ConfigurationError", "ContextError", "DamagedCheckpointError", "default_log",
+    "default_resume", "DirectoryInUseError", "export_weights", "finetune", "io", "load_model", "load_weights",
+    "ModelCheckpoint", "ModelMismatchError", "NeMoLogger", "NemologgerError", "NotFoundError", "pretrain",
+    "RankError", "RefusedError", "RestoreConfig", "Resumed", "run_of", "RunCompletedError", "RunDirectory",
+    "SaveFailedError", "tensorboard_logger", "train", "Trainer", "UnfinishedCheckpointError", "validate",
+    "Verification", "verify_checkpoint", "wandb_logger",
 }  # fmt: skip
 
 

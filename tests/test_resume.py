@@ -59,7 +59,7 @@ def _found(directory: Path, steps: int = 99, **options) -> Path | None:
 
 
 def test_the_names_and_defaults_are_nemos():
-    assert {key: value for key, value in vars(AutoResume()).items() if key != "_run"} == {
+    assert {key: value for key, value in vars(AutoResume()).items() if not key.startswith("_")} == {
         "restore_config": None,
         "resume_from_directory": None,
         "resume_from_path": None,
@@ -302,3 +302,93 @@ def test_lightnings_own_files_are_found_too(tmp_path):
     assert found.path is not None
     assert found.path.suffix == ".ckpt"
     assert min(model.losses) == 4
+
+
+def test_first_weights_are_loaded_once(finished, tmp_path):
+    """Not again over what has been trained since, by a validation or another fit of the same trainer."""
+    resume = AutoResume(restore_config=RestoreConfig(path=str(finished / "step=10")), resume_if_exists=True)
+    _, model, trainer = _live(tmp_path, 5, resume=resume)
+    trained = {key: value.clone() for key, value in model.state_dict().items()}
+    trainer.validate(model, loader(), verbose=False)
+    assert all(torch.equal(trained[key], value) for key, value in model.state_dict().items())
+    trainer.fit_loop.epoch_loop.max_steps = 7
+    trainer.fit(model, loader(), loader())
+    assert trainer.global_step == 7
+    base = load_model(finished / "step=10")
+    assert not torch.equal(model.net[0].weight, base["net.0.weight"])
+
+
+def test_a_checkpoint_is_for_one_fit(checkpoints):
+    """A validation, or another fit, of the same trainer is of what it has trained since."""
+    _, model, trainer = _live(checkpoints.parent.parent, 15)
+    assert trainer.ckpt_path is None
+    trained = {key: value.clone() for key, value in model.state_dict().items()}
+    trainer.validate(model, loader(), verbose=False)
+    assert all(torch.equal(trained[key], value) for key, value in model.state_dict().items())
+    trainer.fit_loop.epoch_loop.max_steps = 17
+    trainer.fit(model, loader(), loader())
+    assert sorted(model.losses) == [*range(10, 17)]
+
+
+def test_a_directory_that_the_checkpoint_callback_was_given_is_looked_in(tmp_path):
+    steps = []
+    for limit in (5, 10):
+        trainer = quiet_trainer(max_steps=limit)
+        ckpt = ModelCheckpoint(dirpath=tmp_path / "mine", filename="{step}", every_n_train_steps=5)
+        NeMoLogger(name="toy", log_dir=tmp_path, ckpt=ckpt).setup(trainer, resume_if_exists=True)
+        AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
+        model = ToyModel()
+        trainer.fit(model, loader(), loader())
+        steps.append(sorted(model.losses))
+    assert steps == [list(range(5)), list(range(5, 10))]
+
+
+def test_not_knowing_where_to_look_is_an_error_not_a_new_run():
+    with pytest.raises(ConfigurationError, match=r"NeMoLogger\.setup\(trainer\) first"):
+        AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(quiet_trainer(max_steps=5))
+
+
+def test_going_back_begins_another_line_that_the_next_start_follows(tmp_path):
+    _live(tmp_path, 20, save_top_k=-1)
+    directory = tmp_path / "toy" / "checkpoints"
+    back = AutoResume(resume_from_path=directory / "step=10", resume_if_exists=True)
+    _live(tmp_path, 15, resume=back, save_top_k=-1)
+    assert manifests(directory)["step=15-last"].life == 1
+    found, model, _ = _live(tmp_path, 18, save_top_k=-1)
+    assert found.path == directory / "step=15-last"
+    assert sorted(model.losses) == [15, 16, 17]
+    assert manifests(directory)["step=18-last"].life == 1
+
+
+def test_a_run_that_died_while_it_replaced_a_checkpoint_goes_on(checkpoints):
+    for name in ("step=10", "step=10-last"):
+        (checkpoints / name).rename(checkpoints / f"{name}-replaced")
+        (checkpoints / name / "weights").mkdir(parents=True)
+        (checkpoints / f"{name}-unfinished").touch()
+    found, model, _ = _live(checkpoints.parent.parent, 12)
+    assert found.step == 10
+    assert sorted(model.losses) == [10, 11]
+
+
+def test_validation_needs_no_optimizer_state(tmp_path):
+    _live(tmp_path, 7, save_optim_on_train_end=False, every_n_train_steps=5)
+    trainer = quiet_trainer(max_steps=99)
+    directory = tmp_path / "toy" / "checkpoints"
+    found = AutoResume(resume_from_directory=directory).setup(trainer, stage="validate")
+    assert found.path == directory / "step=7-last"
+    model = ToyModel()
+    trainer.validate(model, loader(), verbose=False)
+    assert torch.equal(model.net[0].weight, load_model(directory / "step=7-last")["net.0.weight"])
+
+
+def test_home_directories_are_understood(checkpoints, monkeypatch):
+    monkeypatch.setenv("HOME", str(checkpoints.parent))
+    assert _found(Path("~/checkpoints")) == checkpoints / "step=10-last"
+    resume = AutoResume(resume_from_path="~/checkpoints/step=5")
+    assert resume.setup(quiet_trainer(max_steps=99)).path == checkpoints / "step=5"
+
+
+@pytest.mark.parametrize("make", [lambda: AutoResume(restore_config="runs/base"), lambda: RestoreConfig(path=None)])
+def test_mistakes_in_restore_config_are_named(make):
+    with pytest.raises(ConfigurationError, match="RestoreConfig"):
+        make()

@@ -178,3 +178,58 @@ def test_a_fiddle_recipe_builds_runs_and_is_kept(tmp_path):
     assert "consumed_samples=16" in last.name
     assert last.name.startswith("ToyModel--val_loss=")
     assert isinstance(nl.io.load_context(last, subpath="model"), ToyModel)
+
+
+class _Adapter(torch.nn.Module):
+    def __init__(self, inner: torch.nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.extra = torch.nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x) + self.extra(x)
+
+
+def _add_adapter(model: ToyModel) -> None:
+    model.net = _Adapter(model.net)
+
+
+def test_adapters_are_added_to_the_weights_of_another_run_and_resumed_with_them(tmp_path):
+    nl.train(ToyModel(), ToyDataModule(), quiet_trainer(max_steps=5), _log(tmp_path / "base"), _resume())
+    base = tmp_path / "base" / "toy" / "checkpoints" / "step=5"
+    resume = _resume(restore_config=nl.RestoreConfig(path=str(base)))
+    seen = []
+
+    class Look(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append(pl_module.net.inner[0].weight.detach().clone())
+
+    for steps in (5, 10):
+        trainer = quiet_trainer(max_steps=steps, callbacks=[Look()])
+        nl.finetune(ToyModel(), ToyDataModule(), trainer, _log(tmp_path / "tuned"), resume, peft=_add_adapter)
+    assert torch.equal(seen[0], load_model(base)["net.0.weight"])
+    tuned = tmp_path / "tuned" / "toy" / "checkpoints" / "step=5"
+    assert torch.equal(seen[1], load_model(tuned)["net.inner.0.weight"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"resume": True}, "resume is a bool: expected an AutoResume"),
+        ({"log": "runs"}, "log is a str: expected a NeMoLogger"),
+        ({"trainer": pl.Trainer}, "a Lightning Trainer is needed"),
+        ({"model": 3}, "model is a int: expected a LightningModule"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(arguments, named):
+    given = {"model": ToyModel(), "data": ToyDataModule(), "trainer": quiet_trainer(max_steps=5), **arguments}
+    with pytest.raises(nl.ConfigurationError, match=named):
+        nl.train(**given)
+
+
+def test_a_finished_run_leaves_its_weights_in_the_model(tmp_path):
+    for _ in range(2):
+        model = ToyModel()
+        nl.train(model, ToyDataModule(), quiet_trainer(max_steps=5), _log(tmp_path), _resume())
+    expected = load_model(tmp_path / "toy" / "checkpoints" / "step=5-last")
+    assert all(torch.equal(expected[key], value) for key, value in model.state_dict().items())

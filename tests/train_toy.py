@@ -11,9 +11,24 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from toy import ToyDataModule, ToyModel, quiet_trainer
+from torch.utils.data import DataLoader
+from toy import BATCH, ToyData, ToyDataModule, ToyModel, quiet_trainer
 
 import nemologger as nl
+
+
+class Forgetful(ToyModel):
+    """Drops out."""
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return super().training_step(torch.nn.functional.dropout(batch, 0.3), batch_idx)
+
+
+class Shuffled(ToyDataModule):
+    """Another order in each epoch."""
+
+    def train_dataloader(self) -> DataLoader[torch.Tensor]:
+        return DataLoader(ToyData(), batch_size=BATCH, shuffle=True)
 
 
 class WriteLosses(pl.Callback):
@@ -36,6 +51,7 @@ def main() -> None:
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--width", type=int, default=8)
+    parser.add_argument("--beside", action="store_true", help="async_save")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.directory.mkdir(parents=True, exist_ok=True)
@@ -47,10 +63,12 @@ def main() -> None:
         callbacks=[WriteLosses(options.directory, options.pause)],
         use_distributed_sampler=False,
     )
-    ckpt = nl.ModelCheckpoint(filename="{step}", every_n_train_steps=options.every, save_top_k=2)
+    ckpt = nl.ModelCheckpoint(
+        filename="{step}", every_n_train_steps=options.every, save_top_k=2, async_save=options.beside
+    )
     nl.train(
-        ToyModel(width=options.width),
-        ToyDataModule(),
+        Forgetful(width=options.width),
+        Shuffled(),
         trainer,
         nl.NeMoLogger(name="toy", log_dir=options.directory, ckpt=ckpt),
         nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True),

@@ -10,12 +10,14 @@ from lightning.pytorch.callbacks import Callback
 
 from nemologger.checkpoint.load import load_checkpoint
 from nemologger.checkpoint_io import check_model
-from nemologger.errors import CheckpointError
+from nemologger.errors import CheckpointError, ModelMismatchError
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 log = logging.getLogger(__name__)
+
+_SHOWN = 5
 
 
 class RestoreWeights(Callback):
@@ -31,34 +33,68 @@ class RestoreWeights(Callback):
         self.checkpoint = checkpoint
         self.model = model
         self.optimizer = optimizer
+        self._model_is_due = model
+        self._optimizer_is_due = optimizer
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Load the model as soon as it has its parameters: before they are changed (adapters) or spread over devices.
+
+        Raises:
+            ModelMismatchError: If the checkpoint belongs to a model with other parameters.
+        """
+        if trainer.ckpt_path is None and _is_built(pl_module):
+            self._load_model(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Load, now that model and optimizers are where they will be used.
+        """Load what could not be loaded before: a model that is configured late, and optimizers.
 
         Raises:
             ModelMismatchError: If the checkpoint belongs to a model with other parameters.
             CheckpointError: If it has no optimizer state, and that was asked for.
         """
-        if trainer.ckpt_path is None:
-            self._load(trainer, pl_module)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The same for ``trainer.validate``."""
-        if trainer.ckpt_path is None and trainer.state.fn == "validate":
-            self._load(trainer, pl_module)
-
-    def _load(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.model and self.checkpoint.is_dir() and pl_module.strict_loading:
-            check_model(self.checkpoint, pl_module.state_dict())
-        checkpoint: dict[str, Any] = (
-            load_checkpoint(self.checkpoint)
-            if self.checkpoint.is_dir()
-            else trainer.strategy.load_checkpoint(self.checkpoint, weights_only=True)
-        )
-        if self.model:
-            trainer.strategy.load_model_state_dict(checkpoint, strict=pl_module.strict_loading)
-        if self.optimizer and trainer.state.fn == "fit":
+        if trainer.ckpt_path is not None:
+            self._model_is_due = self._optimizer_is_due = False  # the run goes on from its own checkpoint
+            return
+        self._load_model(trainer, pl_module)
+        if self._optimizer_is_due:
+            checkpoint = self._read(trainer)
             if "optimizer_states" not in checkpoint:
                 raise CheckpointError(f"{self.checkpoint} holds no optimizer state: set load_optim_state=False")
             trainer.strategy.load_optimizer_state_dict(checkpoint)
-        log.info("weights%s restored from %s", " and optimizer state" if self.optimizer else "", self.checkpoint)
+            self._optimizer_is_due = False
+
+    def _load_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._model_is_due:
+            return
+        strict = pl_module.strict_loading
+        if strict and self.checkpoint.is_dir():
+            check_model(self.checkpoint, pl_module.state_dict())
+        checkpoint = self._read(trainer)
+        trainer.strategy.load_model_state_dict(checkpoint, strict=strict)
+        self._model_is_due = False
+        log.info("weights restored from %s", self.checkpoint)
+        if not strict:
+            self._say_what_was_left_out(pl_module, checkpoint)
+
+    def _read(self, trainer: pl.Trainer) -> dict[str, Any]:
+        if self.checkpoint.is_dir():
+            return load_checkpoint(self.checkpoint)
+        return trainer.strategy.load_checkpoint(self.checkpoint, weights_only=True)
+
+    def _say_what_was_left_out(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+        wanted, stored = set(pl_module.state_dict()), set(checkpoint["state_dict"])
+        if not wanted & stored:
+            raise ModelMismatchError(f"{self.checkpoint} and the model have no parameter of the same name")
+        for what, names in (("not in the checkpoint", wanted - stored), ("not in the model", stored - wanted)):
+            if names:
+                log.warning("%d parameters of %s were left out, %s: %s", len(names), self.checkpoint, what, _few(names))
+
+
+def _is_built(module: pl.LightningModule) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.is_meta for parameter in parameters)
+
+
+def _few(names: set[str]) -> str:
+    shown = sorted(names)[:_SHOWN]
+    return ", ".join(shown) + (", …" if len(names) > len(shown) else "")

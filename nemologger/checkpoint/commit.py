@@ -89,13 +89,11 @@ def retract(disk: Disk, checkpoint: Path) -> None:
 def duplicate(disk: Disk, checkpoint: Path, copy: Path, manifest: Manifest) -> None:
     """Publish ``copy``, which stands by itself but shares the bytes of ``checkpoint`` where hard links exist."""
     try:
-        if copy.is_symlink():
-            disk.remove(copy)
         begin(disk, copy)
         for file in manifest.files:
             disk.make_directory((copy / file).parent)
             disk.link(checkpoint / file, copy / file)
-        publish(disk, copy, replace(manifest, last=True, ranked=False))
+        publish(disk, copy, replace(manifest, name=copy.name, last=True, ranked=False))
     except OSError:
         with contextlib.suppress(OSError):
             abandon(disk, copy)

@@ -83,8 +83,22 @@ def inspect(path: Path) -> Found:
     if (path / names.WEIGHTS).is_dir() or (path / names.CONTEXT).is_dir():
         for part in (names.DCP_METADATA, names.COMMON):
             if not (path / names.WEIGHTS / part).exists():
-                return Found(path, Status.DAMAGED, f"it has no {names.WEIGHTS}/{part}")
+                why = f"it has no {names.WEIGHTS}/{part}"
+                if any((path / names.WEIGHTS).glob("*")):
+                    return Found(path, Status.DAMAGED, why)
+                # NeMo takes any directory; whoever chooses prefers one that can be loaded.
+                return Found(path, Status.FOREIGN, why, mtime=path.stat().st_mtime)
     return Found(path, Status.FOREIGN, mtime=path.stat().st_mtime)
+
+
+def settled(path: Path) -> Path:
+    """``path``, or the name that this checkpoint has got back since it was found.
+
+    A run that starts cleans up after the one before: what was set aside for a successor that never came is renamed back
+    (:func:`nemologger.checkpoint.commit.tidy`), perhaps after somebody has chosen to go on from it.
+    """
+    home = path.with_name(path.name.removesuffix(names.REPLACED))
+    return home if home.exists() and not path.exists() else path
 
 
 def newest(
@@ -128,7 +142,11 @@ def newest(
             return one
     foreign = [one for one in found if one.status is Status.FOREIGN]
     if foreign:
-        last = [one for one in foreign if one.is_last] or foreign
+        loadable = [one for one in foreign if not one.why] or foreign
+        for one in foreign:
+            if one not in loadable:
+                pass_over(one, one.why)
+        last = [one for one in loadable if one.is_last] or loadable
         return max(last, key=lambda one: one.mtime)
     if not found:
         return None
@@ -145,9 +163,8 @@ def newest(
     )
 
 
-def _newest_last(found: Found) -> tuple[int, float, bool]:
-    step, time = found.manifest.order if found.manifest else (0, 0.0)
-    return step, time, found.is_last
+def _newest_last(found: Found) -> tuple[tuple[int, int, float], bool]:
+    return found.manifest.order if found.manifest else (0, 0, 0.0), found.is_last
 
 
 def _looks_like_one(path: Path) -> bool:

@@ -9,8 +9,9 @@ import torch
 
 from nemologger import names
 from nemologger.checkpoint.find import OURS
+from nemologger.checkpoint.read import read_tensors
 from nemologger.checkpoint.snapshot import MODEL, restore
-from nemologger.checkpoint.weights import read_common, read_tensors
+from nemologger.checkpoint.weights import read_common
 from nemologger.errors import NotFoundError
 
 
@@ -29,6 +30,12 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
     common = read_common(weights)
     common.pop(OURS, None)
     return restore(common, read_tensors(weights))
+
+
+def optimizer_names(checkpoint: Path) -> list[dict[int, str]]:
+    """For each optimizer in ``checkpoint``, the parameter name behind each index; empty if they were not kept."""
+    names: list[dict[int, str]] = read_common(weights_of(checkpoint)).get(OURS, {}).get("optimizer_names", [])
+    return names
 
 
 def load_model(checkpoint: Path) -> dict[str, torch.Tensor]:

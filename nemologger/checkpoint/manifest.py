@@ -19,7 +19,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 
 from nemologger import names
@@ -74,6 +73,8 @@ class Manifest:
     """What a checkpoint is.
 
     Attributes:
+        name: The directory it was published as. A copy under another name is somebody's own.
+        life: Which line of training it belongs to: a run that goes back to an earlier checkpoint begins the next one.
         step: Optimizer steps taken (Lightning's ``global_step``).
         epoch: Epoch it was taken in, from 0.
         epochs_done: Epochs whose last batch was trained.
@@ -92,6 +93,8 @@ class Manifest:
 
     step: int
     epoch: int
+    name: str = ""
+    life: int = 0
     epochs_done: int = 0
     consumed_samples: int = 0
     time: float = 0.0
@@ -106,9 +109,9 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
-    def order(self) -> tuple[int, float]:
-        """Newest last: by step, then by time."""
-        return self.step, self.time
+    def order(self) -> tuple[int, int, float]:
+        """Newest last: by step, then by time, within the latest line of training."""
+        return self.life, self.step, self.time
 
     def is_finished(self, *, max_steps: int, max_epochs: int | None) -> bool:
         """Whether a run with these limits (Lightning's, -1 is none) has nothing left to train."""
@@ -166,7 +169,7 @@ def versions() -> dict[str, str]:
     """What wrote a checkpoint."""
     return {
         "nemologger": version("nemologger"),
-        "torch": torch.__version__,
+        "torch": version("torch"),
         "lightning": version("lightning"),
         "python": platform.python_version(),
     }

@@ -63,7 +63,7 @@ class Policy:
         """Whether ``candidate`` would be among the best ``k``."""
         if self.top_k == -1:
             return True
-        rivals = [k for k in kept if k.path != candidate.path]
+        rivals = [k for k in kept if (k.path, k.step) != (candidate.path, candidate.step)]
         return candidate in self.ranking([*rivals, candidate])[: self.top_k]
 
     def surplus(self, kept: Sequence[Kept], last: str | None) -> list[Kept]:

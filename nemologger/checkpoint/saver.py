@@ -76,10 +76,12 @@ class Saver:
             decide(self._ranks, lambda: commit.begin(self._disk, checkpoint))
             shares = together(self._ranks, lambda: self._write_share(snapshot, checkpoint))
             return decide(self._ranks, lambda: self._finish(snapshot, checkpoint, manifest, shares, write_context))
-        except Exception as error:
+        except BaseException as error:
             if self._ranks.rank == 0:
                 with contextlib.suppress(OSError):  # the disk that failed may fail again; the next run tidies up
                     commit.abandon(self._disk, checkpoint)
+            if not isinstance(error, Exception):  # Ctrl-C
+                raise
             cause = str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"
             raise SaveFailedError(f"checkpoint {checkpoint} was not saved: {cause}") from error
 
@@ -106,7 +108,7 @@ class Saver:
         _check_shares(checkpoint, shares)
         files = {f"{names.WEIGHTS}/{name}": r for share in shares for name, r in share.records.items()}
         entries = [entry for share in shares for entry in share.entries]
-        common = {**snapshot.common, OURS: {"format": manifests.FORMAT}}
+        common = {**snapshot.common, OURS: {"format": manifests.FORMAT, "optimizer_names": snapshot.optimizer_names}}
         for name, content in (
             (names.COMMON, dump_common(common)),
             (names.BACKEND, BACKEND),
@@ -119,6 +121,7 @@ class Saver:
             files.update(_records_below(checkpoint, checkpoint / names.CONTEXT))
         complete = replace(
             manifest,
+            name=checkpoint.name,
             time=manifests.now(),
             world_size=self._ranks.world_size,
             has_optimizer=snapshot.has_optimizer,

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nemologger import names
 from nemologger.checkpoint import commit
+from nemologger.checkpoint.decision import Decision
 from nemologger.checkpoint.find import Status, survey
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.retention import Kept, Policy
@@ -31,33 +32,20 @@ class Shelf:
         kept: Every published checkpoint of the owner; ``-last`` too, if it is a directory.
         last: The path of ``-last``, or "".
         failed: Why the latest change of it failed, or "".
+        life: The latest line of training in the directory.
+        newest_step: The newest step of that line, -1 without a checkpoint.
     """
 
     kept: tuple[Kept, ...] = ()
     last: str = ""
     failed: str = ""
+    life: int = 0
+    newest_step: int = -1
 
     @property
     def needed(self) -> set[str]:
         """Paths that must not be touched on somebody else's behalf."""
         return {kept.path for kept in self.kept} | ({self.last} if self.last else set())
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What is to be saved.
-
-    Attributes:
-        path: The directory to write.
-        last: The ``-last`` to publish with it: another directory, a link, ``path`` itself, or None.
-        score: The monitored metric, if there is one.
-        ranked: Whether it competes for the best k.
-    """
-
-    path: str
-    last: str | None
-    score: float | None
-    ranked: bool
 
 
 def look(disk: Disk, directory: Path, owner: Owner, *, alone: bool) -> Shelf:
@@ -72,16 +60,43 @@ def look(disk: Disk, directory: Path, owner: Owner, *, alone: bool) -> Shelf:
     """
     for line in commit.tidy(disk, directory):
         log.warning("cleaning up after an earlier run in %s: %s", directory, line)
-    mine: list[tuple[Path, Manifest]] = []
-    for found in survey(directory):
-        if found.status is Status.COMPLETE and found.manifest is not None:
-            theirs = found.manifest.owner
-            same = all(theirs.get(key) == owner.get(key) for key in ("monitor", "mode"))
-            if same and (alone or theirs.get("key") == owner.get("key")):
-                mine.append((found.path, found.manifest))
+    complete = [
+        (found.path, found.manifest)
+        for found in survey(directory)
+        if found.status is Status.COMPLETE and found.manifest is not None
+    ]
+    mine = [(path, manifest) for path, manifest in complete if _is_mine(path, manifest, owner, alone=alone)]
     lasts = [(manifest.order, str(path)) for path, manifest in mine if path.name.endswith(names.LAST)]
     kept = tuple(as_kept(path, manifest) for path, manifest in mine if not path.is_symlink())
-    return Shelf(kept, max(lasts)[1] if lasts else "")
+    newest = max((manifest.order for _, manifest in complete), default=(0, -1, 0.0))
+    strangers = [path.name for path, manifest in complete if manifest.owner.get("monitor") != owner.get("monitor")]
+    if strangers and alone:
+        log.info("%s: kept with another monitor, and left alone: %s", directory, ", ".join(strangers))
+    return Shelf(kept, max(lasts)[1] if lasts else "", life=newest[0], newest_step=newest[1])
+
+
+def _is_mine(path: Path, manifest: Manifest, owner: Owner, *, alone: bool) -> bool:
+    original = path.resolve().name if path.is_symlink() else path.name
+    if manifest.name not in ("", original):
+        return False  # a copy that somebody made under another name
+    same = all(manifest.owner.get(key) == owner.get(key) for key in ("monitor", "mode"))
+    return same and (alone or manifest.owner.get("key") == owner.get("key"))
+
+
+def prune(disk: Disk, shelf: Shelf, policy: Policy, *, protected: set[str]) -> Shelf:
+    """Remove what is surplus before anything was saved: what a dead run had no time to, or another policy kept.
+
+    Args:
+        disk: Where.
+        shelf: What is kept.
+        policy: What is to be kept.
+        protected: Paths that must stay, such as the one that the run has resumed from.
+    """
+    last = str(Path(shelf.last).resolve()) if shelf.last and Path(shelf.last).is_symlink() else shelf.last
+    going = [k for k in policy.surplus(shelf.kept, last) if k.path not in protected]
+    for victim in going:
+        _retract(disk, Path(victim.path))
+    return replace(shelf, kept=tuple(k for k in shelf.kept if k not in going))
 
 
 def settle(
@@ -115,7 +130,9 @@ def settle(
             else:
                 commit.duplicate(disk, path, Path(last), published)
         except OSError as error:
-            return Shelf(tuple(kept), shelf.last, f"{last} was not made from {path}, which is complete: {error}")
+            return replace(
+                shelf, kept=tuple(kept), failed=f"{last} was not made from {path}, which is complete: {error}"
+            )
         kept = [k for k in kept if k.path != last]
         if not link:
             kept.append(as_kept(Path(last), published, last=True))
@@ -126,7 +143,7 @@ def settle(
     for victim in doomed:
         if victim not in protected:
             _retract(disk, Path(victim))
-    return Shelf(tuple(k for k in kept if k not in going), last)
+    return replace(shelf, kept=tuple(k for k in kept if k not in going), last=last, failed="")
 
 
 def as_kept(path: Path, manifest: Manifest, *, last: bool | None = None) -> Kept:

@@ -35,6 +35,7 @@ class Snapshot:
         rank_zero: The keys whose value is rank 0's own: buffers, which data-parallel ranks hold different values of.
         common: Everything else, as plain types.
         left_out: ``path -> why`` of values that have no plain form.
+        optimizer_names: For each optimizer, the parameter name behind each index.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -42,6 +43,7 @@ class Snapshot:
     rank_zero: frozenset[str] = frozenset()
     common: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
+    optimizer_names: list[dict[int, str]] = field(default_factory=list)
 
     @property
     def has_optimizer(self) -> bool:
@@ -89,7 +91,7 @@ def take(
             _take_optimizer(i, state, (optimizer_names or [{}] * (i + 1))[i], tensors, paths, encoder)
             for i, state in enumerate(checkpoint["optimizer_states"])
         ]
-    return Snapshot(tensors, paths, rank_zero, common, encoder.left_out)
+    return Snapshot(tensors, paths, rank_zero, common, encoder.left_out, list(optimizer_names or []))
 
 
 def _take_optimizer(

@@ -17,7 +17,7 @@ import io
 import json
 import pickle
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -171,24 +171,63 @@ def described(weights: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     }
 
 
-def read_tensors(weights: Path, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, torch.Tensor]:
-    """The tensors of ``weights`` under their flat keys, on the CPU.
+@dataclass(frozen=True)
+class Payload:
+    """A piece of a tensor as :func:`lay_out` placed it: ``header`` from byte ``header_start`` of ``file`` on, then it."""
 
-    Args:
-        weights: The directory.
-        wanted: Which keys to read; default all.
+    key: str
+    piece: Piece
+    file: str
+    header_start: int
+    header: bytes
+
+
+def payloads(weights: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Payload]]:
+    """Where the bytes of ``tensors`` lie, of those that lie there as :func:`lay_out` places them and as a whole."""
+    read = read_metadata(weights)
+    found: dict[str, list[Payload]] = {}
+    with _reading(weights / names.DCP_METADATA):
+        for index, info in read.storage_data.items():
+            tensor, described = tensors.get(index.fqn), read.state_dict_metadata.get(index.fqn)
+            if tensor is None or not isinstance(described, TensorStorageMetadata):
+                continue
+            offset = index.offset if index.offset is not None else torch.Size([0] * tensor.ndim)
+            sizes = next((c.sizes for c in described.chunks if c.offsets == offset), None)
+            if sizes is None or not _is_local(info.relative_path) or getattr(info, "transform_descriptors", None):
+                continue
+            piece = Piece(index.fqn, tuple(offset), tuple(sizes), sizes.numel() * tensor.element_size())
+            header, trailer = _archive(tensor.dtype, piece.sizes)
+            if info.length == len(header) + piece.nbytes + len(trailer) and _is_one_run(tensor.shape, piece):
+                found.setdefault(index.fqn, []).append(
+                    Payload(index.fqn, piece, info.relative_path, info.offset, header)
+                )
+    covered = {key: sum(p.piece.nbytes for p in group) for key, group in found.items()}
+    return {key: group for key, group in found.items() if covered[key] == tensors[key].nbytes}
+
+
+def _is_local(file: str) -> bool:
+    """Whether ``file`` names a file of the directory itself."""
+    return isinstance(file, str) and file not in ("", ".", "..") and "/" not in file
+
+
+def _is_one_run(shape: torch.Size, piece: Piece) -> bool:
+    """Whether ``piece`` lies in one run of bytes in a contiguous tensor of ``shape``, inside of it."""
+    inside = all(o >= 0 and o + s <= whole for o, s, whole in zip(piece.offsets, piece.sizes, shape, strict=True))
+    split = [i for i, size in enumerate(piece.sizes) if size != shape[i]]
+    return inside and (not split or (all(shape[i] == 1 for i in range(split[0])) and len(split) == 1))
+
+
+def read_ordinary(weights: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Fill ``tensors`` from ``weights`` as torch's distributed checkpoint does.
 
     Raises:
         RefusedError: If reading would run code.
         DamagedCheckpointError: If something is missing or cannot be read.
     """
-    tensors = {key: torch.empty(size, dtype=dtype) for key, (size, dtype) in described(weights).items() if wanted(key)}
-    if tensors:
-        with _reading(weights), warnings.catch_warnings():
-            # A hint that one process reads all of it; every rank does.
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp_load(tensors, storage_reader=_Reader(weights), no_dist=True)
-    return tensors
+    with _reading(weights), warnings.catch_warnings():
+        # A hint that one process reads all of it; every rank does.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp_load(tensors, storage_reader=_Reader(weights), no_dist=True)
 
 
 # What torch raises over bytes that are not what they should be.
@@ -265,6 +304,18 @@ class _MetadataUnpickler(pickle.Unpickler):
         raise RefusedError(f"{self._path} names {module}.{name}, which no checkpoint needs: it was not loaded")
 
 
+# A pickle can set attributes of what it names. So where it may name something that all the program uses, it gets a
+# function of ours instead.
+
+
+def _path(*parts: str) -> Path:
+    return Path(*parts)
+
+
+def _layout(name: str) -> Any:
+    return cast(Any, torch.serialization)._get_layout(name)
+
+
 _ADMITTED: dict[tuple[str, str], Any] = {
     **{
         (dcp_metadata.__name__, name): getattr(dcp_metadata, name)
@@ -286,11 +337,13 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     },
     ("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"): _MegatronPlan,
     ("torch", "Size"): torch.Size,
-    ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
+    ("torch.serialization", "_get_layout"): _layout,
     ("collections", "OrderedDict"): dict,
-    ("pathlib", "PosixPath"): Path,
-    ("pathlib", "WindowsPath"): Path,
-    ("pathlib", "PurePosixPath"): Path,
+    **{
+        (module, name): _path
+        for module in ("pathlib", "pathlib._local")  # Python 3.13 has it there
+        for name in ("PosixPath", "WindowsPath", "PurePosixPath")
+    },
 }
 
 

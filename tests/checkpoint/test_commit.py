@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -102,6 +103,9 @@ def test_a_disk_that_fails_at_any_call_of_a_duplicate(tmp_path, earlier, forever
             )
             if earlier == "directory":
                 assert 1 in complete_steps(run)
+            if not forever:  # all is as it was
+                assert names_in(run) == names_in(tmp_path / "start")
+                assert (run / "a-last").is_symlink() is (earlier == "link")
         assert newest_step(run) == 2
         assert_nothing_half_looks_complete(run)
         if not disk.has_failed:
@@ -159,6 +163,19 @@ def test_one_of_the_same_name_is_replaced(tmp_path):
     save(tmp_path / "a", 2)
     assert names_in(tmp_path) == {"a"}
     assert step_in(tmp_path / "a") == 2
+
+
+def test_what_an_earlier_replacement_left_is_not_in_the_way(tmp_path):
+    """Its removal failed, and that was only a warning."""
+    save(tmp_path / "a", 1)
+    at = 0
+    while "a-replaced" not in names_in(tmp_path):
+        with contextlib.suppress(SaveFailedError):
+            save(tmp_path / "a", 2, FailingDisk(at, only=("remove",)))
+        at += 1
+    save(tmp_path / "a", 3)
+    assert names_in(tmp_path) == {"a"}
+    assert step_in(tmp_path / "a") == 3
 
 
 def test_one_of_the_same_name_stays_complete_until_its_successor_is(tmp_path):

@@ -11,7 +11,7 @@ from helpers.engine import faults, names_in, newest_in, save
 
 from nemologger import names
 from nemologger.checkpoint import commit
-from nemologger.checkpoint.find import Status, inspect, newest, survey
+from nemologger.checkpoint.find import Status, inspect, newest, settled, survey
 from nemologger.checkpoint.manifest import read
 from nemologger.disk import LocalDisk
 from nemologger.errors import CheckpointError, DamagedCheckpointError, UnfinishedCheckpointError
@@ -221,4 +221,9 @@ def test_a_replaced_one_is_found_until_its_successor_is_published(tmp_path):
     save(tmp_path / "a", 1)
     commit.begin(LocalDisk(), tmp_path / "a")
     assert names_in(tmp_path) == {"a", "a-unfinished", "a" + names.REPLACED}
-    assert read(newest_in(tmp_path).path).step == 1
+    chosen = newest_in(tmp_path).path
+    assert read(chosen).step == 1
+    assert settled(chosen) == chosen
+    commit.tidy(LocalDisk(), tmp_path)  # the run that was going to load it starts
+    assert settled(chosen) == tmp_path / "a"
+    assert settled(tmp_path / "gone") == tmp_path / "gone"

@@ -121,9 +121,11 @@ def test_an_equal_score_does_not_push_out_an_older_one():
     assert not Policy(1).admits(kept(1, 0.5), [kept(0, 0.5)])
 
 
-def test_a_checkpoint_of_the_same_name_is_replaced_rather_than_a_rival():
+def test_another_step_of_the_same_name_is_a_rival():
     old = kept(3, 0.5, path="best")
-    assert Policy(1).admits(Kept("best", 4, 2000.0, 0.9, ranked=True), [old])
+    assert not Policy(1).admits(Kept("best", 4, 2000.0, 0.9, ranked=True), [old])
+    assert Policy(1).admits(Kept("best", 4, 2000.0, 0.1, ranked=True), [old])
+    assert Policy(1).admits(Kept("best", 3, 2000.0, 0.5, ranked=True), [old])  # the same step again
 
 
 def test_a_last_is_no_rival():

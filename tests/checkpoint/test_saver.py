@@ -163,6 +163,12 @@ def _record(run: Path) -> RecordingDisk:
     commit.duplicate(disk, directory / "b", directory / "b-last", manifest)
     commit.retract(disk, directory / "a")
     commit.retract(disk, directory / "a-last")
+    for name in ("b", "new"):  # saves that fail, and saves that die
+        commit.begin(disk, directory / name)
+        commit.abandon(disk, directory / name)
+        commit.begin(disk, directory / name)
+        commit.tidy(disk, directory)
+        disk.note(2)
     saved("b", 3)  # the same name again
     commit.point(disk, directory / "b", directory / "b-last")  # a directory becomes a link
     saved("c", 4)
@@ -183,9 +189,10 @@ def test_a_crash_after_any_operation_leaves_a_complete_checkpoint(tmp_path):
     for number, operation in enumerate(operations):
         if operation[0] == "note":
             published = operation[1]
+            assert not [name for name in model.crash(lambda: False) if "-unfinished" in name]
             continue
         for _ in model.steps(operation):
-            for survives in (lambda: True, lambda: False, lambda: dice.random() < 0.5, lambda: dice.random() < 0.8):
+            for survives in (lambda: True, lambda: False, *[lambda: dice.random() < 0.5] * 4):
                 state = model.crash(survives)
                 key = (published, *sorted((name, hash(node)) for name, node in state.items()))
                 if published and key not in seen:
@@ -210,8 +217,30 @@ def _check_resumable(directory: Path, published: int, when: str) -> None:
     commit.tidy(LocalDisk(), directory)
     left = names_in(directory)
     assert not [name for name in left if name.endswith(("-unfinished", "-replaced", ".partial"))], (when, left)
+    assert {one.status for one in survey(directory)} == {Status.COMPLETE}, when
     after = newest(survey(directory), faults, said.append)
     assert after.manifest.step == found.manifest.step, when
+
+
+def test_whoever_sees_a_manifest_can_rely_on_all_it_lists(tmp_path):
+    """Not only after a crash: a reader may look at any moment, and the machine may die right after."""
+    run = tmp_path / "run"
+    run.mkdir()
+    operations = _record(run).operations
+    model = CrashModel(run)
+    manifests = 0
+    for operation in operations:
+        for _ in model.steps(operation) if operation[0] != "note" else ():
+            visible, durable = model.crash(lambda: True), model.crash(lambda: False)
+            for manifest in (name for name in visible if name.endswith("/manifest.json")):
+                manifests += 1
+                below = manifest[: -len("manifest.json")]
+                listed = {below + file for file in Manifest.loads(visible[manifest], run).files}
+                # What was set aside a moment ago, or put back, is durable under its other name.
+                assert {name.replace("-replaced", "") for name in listed - set(durable)} <= {
+                    name.replace("-replaced", "") for name in durable
+                }, operation[:2]
+    assert manifests > 50
 
 
 def test_the_crash_model_agrees_with_the_disk(tmp_path):
@@ -250,3 +279,16 @@ def test_a_process_killed_at_any_moment_leaves_a_complete_checkpoint(tmp_path):
     assert kills == 40
     assert steps > 40
     assert step_in(newest_in(tmp_path / "checkpoints").path) == steps
+
+
+def test_ctrl_c_in_the_middle_leaves_what_was_there(tmp_path):
+    class Interrupted(LocalDisk):
+        def write(self, path, parts):
+            if path.name == "common.pt":
+                raise KeyboardInterrupt
+            super().write(path, parts)
+
+    save(tmp_path / "a", 1)
+    with pytest.raises(KeyboardInterrupt):
+        save(tmp_path / "b", 2, disk=Interrupted())
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a"]

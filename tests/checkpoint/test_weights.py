@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 
 from nemologger import names
 from nemologger.checkpoint.load import load_checkpoint, load_model, weights_of
+from nemologger.checkpoint.read import read_tensors
 from nemologger.checkpoint.shares import share_out
 from nemologger.checkpoint.snapshot import take
 from nemologger.checkpoint.weights import (
@@ -38,7 +39,6 @@ from nemologger.checkpoint.weights import (
     metadata,
     read_common,
     read_metadata,
-    read_tensors,
     shape_of,
 )
 from nemologger.checkpoint.write import write_share
@@ -352,6 +352,17 @@ def test_metadata_admits_only_its_own_classes(tmp_path, name):
     (tmp_path / ".metadata").write_bytes(f"c{module}\n{symbol}\n.".encode())
     with pytest.raises(RefusedError, match=re.escape(f"{module}.{symbol}")):
         read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pathlib PosixPath", "torch.serialization _get_layout", "torch Size"])
+def test_a_metadata_cannot_change_what_the_program_uses(tmp_path, name):
+    """A pickle may set attributes of what it names: here ``evil`` of a class or function."""
+    module, _, symbol = name.partition(" ")
+    (tmp_path / ".metadata").write_bytes(f"c{module}\n{symbol}\n(N(dVevil\nI1\nstb.".encode())
+    with pytest.raises(DamagedCheckpointError):
+        read_metadata(tmp_path)
+    for used in (Path, type(tmp_path), torch.serialization._get_layout, torch.Size):
+        assert not hasattr(used, "evil")
 
 
 def test_a_common_pt_with_code_is_refused(tmp_path, canary):

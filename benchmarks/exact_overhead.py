@@ -1,0 +1,111 @@
+"""What exact resume costs per batch, with a model and data so small that nothing else counts.
+
+Runs with and without it take turns in one process; the table shows medians and their ratio.
+
+    python benchmarks/exact_overhead.py [--steps 1000] [--rounds 7]
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import nemologger as nl
+
+SAMPLES = 4000
+
+
+class Numbers(Dataset[torch.Tensor]):
+    def __init__(self) -> None:
+        self.values = torch.randn(SAMPLES, 8)
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.values[index]
+
+
+class Stream(IterableDataset[torch.Tensor]):
+    def __iter__(self) -> Any:
+        return iter(torch.randn(SAMPLES, 8))
+
+
+class Model(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(8, 1)
+
+    def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.net(batch).pow(2).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+class Clock(pl.Callback):
+    """Times steps, without the first ones, which start workers and warm up."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 100:
+            self.begin = time.perf_counter()
+
+    def on_train_end(self, trainer, pl_module):
+        self.per_step = (time.perf_counter() - self.begin) / (trainer.global_step - 100)
+
+
+LOADERS: dict[str, Callable[[], Any]] = {
+    "map, shuffled": lambda: DataLoader(Numbers(), batch_size=4, shuffle=True),
+    "map, 2 workers": lambda: DataLoader(Numbers(), batch_size=4, shuffle=True, num_workers=2, persistent_workers=True),
+    "iterable, unsized": lambda: DataLoader(Stream(), batch_size=4),
+}
+
+
+def seconds_per_step(loader: Callable[[], Any], steps: int, exact: bool) -> float:
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as directory:
+        ckpt = nl.ModelCheckpoint(
+            monitor=None, every_n_train_steps=10**6, dirpath=directory, verbose=False, exact_resume=exact
+        )
+        trainer = pl.Trainer(
+            accelerator="cpu", devices=1, max_steps=steps, max_epochs=-1, logger=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[clock, ckpt],
+        )  # fmt: skip
+        trainer.fit(Model(), loader())
+    return clock.per_step
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    print(
+        f"{'loader':20} {'without':>10} {'with':>10} {'ratio':>8}   (microseconds per step, median of {options.rounds})"
+    )
+    for name, loader in LOADERS.items():
+        pairs = []
+        for turn in range(options.rounds + 1):
+            order = (False, True) if turn % 2 else (True, False)
+            times = {exact: seconds_per_step(loader, options.steps, exact) for exact in order}
+            pairs.append((times[False], times[True]))
+        without, with_it = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
+        ratio = statistics.median(b / a for a, b in pairs[1:])
+        print(f"{name:20} {without * 1e6:10.0f} {with_it * 1e6:10.0f} {ratio:8.3f}")
+
+
+if __name__ == "__main__":
+    main()

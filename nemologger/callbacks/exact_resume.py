@@ -1,0 +1,265 @@
+"""Exact resume for an ordinary module, data module and DataLoader."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from nemologger import lightning_port
+from nemologger.exact.rng import RngState
+from nemologger.exact.session import Place, Session
+from nemologger.ranks import Ranks, SingleProcess, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
+
+_FORMAT = 1
+
+
+class ExactResume(Callback):
+    """Makes a run that is stopped and resumed repeat the run that was never stopped, loss by loss.
+
+    ``nemologger.ModelCheckpoint`` adds it to its trainer. It saves, for every rank, the state of the random number
+    generators and the place of each training loader, and brings them back. The user's loaders stay as they are: Lightning
+    is given wrappers around them.
+
+    Covered are DataLoaders over datasets with and without length, with any sampler, with and without workers, several of
+    them at once, and other iterables. Validation does not shift training. What cannot be promised for the loaders at
+    hand is logged when training starts, with what would help. On another number of ranks a run goes on after as many
+    samples, with new random states.
+
+    Args:
+        rank_timeout: How long to wait for the other ranks when their states are collected.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[ExactResume()], logger=False, enable_checkpointing=False, accelerator="cpu")
+    """
+
+    def __init__(self, rank_timeout: timedelta = timedelta(minutes=10)) -> None:
+        self.rank_timeout = rank_timeout
+        self._ranks: Ranks = SingleProcess()
+        self._fit: _Fit | None = None
+        self._session: Session | None = None
+        self._unwrap: Callable[[], None] | None = None
+        self._aside: RngState | None = None
+        self._reload_epoch: float | None = None
+        self._data: list[dict[str, Any]] | None = None
+        self._plateau: lightning_port.PlateauSteps | None = None
+
+    @classmethod
+    def attach(cls, trainer: pl.Trainer, pl_module: pl.LightningModule, rank_timeout: timedelta) -> None:
+        """Add one to ``trainer``, for use in another callback's ``setup``, unless it has one."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+        if not any(isinstance(callback, cls) for callback in callbacks):
+            added = cls(rank_timeout)
+            # Another list: Lightning is iterating over this one. In front: it acts before others save.
+            trainer.callbacks = [added, *callbacks]  # type: ignore[attr-defined]
+            added.setup(trainer, pl_module, "fit")
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Have the training loaders wrapped."""
+        if stage != "fit":
+            return
+        self._release()
+        self._ranks = connect(self.rank_timeout)
+        self._fit = _Fit(trainer)
+        self._session = Session(self._fit)
+        self._unwrap = lightning_port.wrap_training_loaders(trainer, self._session.wrap)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Leave trainer and loaders as they were found."""
+        if stage == "fit":
+            self._release()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the trainer as it was found. Loaders follow when Lightning is done with them: another callback may save."""
+        if self._unwrap is not None:
+            self._unwrap()
+            self._unwrap = None
+
+    def _release(self) -> None:
+        if self._unwrap is not None:
+            self._unwrap()
+        if self._session is not None:
+            self._session.release()
+        self._fit = self._session = self._unwrap = self._aside = self._reload_epoch = self._data = self._plateau = None
+
+    # --- training -------------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Bring loaders and generators to where the checkpoint left them; say what cannot be promised."""
+        session = self._session
+        if session is None:
+            return
+        lightning_port.close_trained_epoch(trainer)
+        if session.fetched_too_early:
+            lightning_port.fetch_again(trainer)
+            session.fetched_too_early = False
+        session.on_train_start()
+        if self._reload_epoch is not None:
+            lightning_port.set_last_reload_epoch(trainer, self._reload_epoch)
+            self._reload_epoch = None
+        if self._plateau is not None:
+            lightning_port.step_plateau(trainer, self._plateau)
+            self._plateau = None
+        self._compare_data(session)
+        if trainer.is_global_zero:
+            for loader, limit in dict.fromkeys(session.limits):
+                log.warning("exact resume, training loader %s: %s", loader, limit)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """An epoch begins."""
+        if self._session is not None:
+            self._session.begin_epoch()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that was saved after the last validation of an epoch starts here."""
+        if self._session is not None:
+            self._session.settle()
+            lightning_port.step_plateau_at_epoch_end(trainer)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Note the place of the loaders; put the generators aside if validation follows."""
+        if self._session is not None:
+            self._session.batch_trained()
+            if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
+                self._put_aside()
+
+    # --- validation -----------------------------------------------------------------------------------------------
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the generators aside: a resumed run has no sanity check."""
+        self._put_aside()
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take them back."""
+        self._take_back()
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the generators aside if nobody could know that validation would follow."""
+        if self._aside is None:
+            self._put_aside()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the generators back, before a checkpoint is saved."""
+        if not trainer.sanity_checking:
+            self._take_back()
+
+    def _put_aside(self) -> None:
+        if self._fit is not None:
+            self._aside = RngState.capture(self._fit.device)
+
+    def _take_back(self) -> None:
+        aside, self._aside = self._aside, None
+        if aside is not None and self._fit is not None:
+            aside.restore(self._fit.device)
+
+    # --- checkpoints ----------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Drop Lightning's own notes on the loaders; :meth:`state_dict` has better ones."""
+        if self._session is not None:
+            lightning_port.drop_loader_states(checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Generators and loaders of every rank. Collective."""
+        if self._session is None or self._fit is None:
+            return {}
+        trainer = self._fit.trainer
+        over = lightning_port.epoch_is_trained(trainer)
+        return {
+            "format": _FORMAT,
+            "epoch_over": over,
+            "reload_epoch": lightning_port.last_reload_epoch(trainer),
+            "plateau": asdict(lightning_port.plateau_steps(trainer)),
+            "data": [feed.data for feed in self._session.feeds],
+            "ranks": self._ranks.gather(self._session.place(epoch_over=over).to_plain()),
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take the place of this rank out of ``checkpoint``."""
+        if self._session is None or self._fit is None:
+            return
+        state = checkpoint.get("callbacks", {}).get(self.state_key)
+        if not state or state.get("format") != _FORMAT:
+            skip = lightning_port.saved_batches(checkpoint)
+            lightning_port.drop_loader_states(checkpoint)
+            self._session.skip(skip)
+            log.warning(
+                "the checkpoint does not say where the training loaders and random number generators were: the first %d "
+                "batches of the epoch are left out, and new random numbers are drawn",
+                skip,
+            )
+            return
+        lightning_port.drop_loader_states(checkpoint)
+        places, rank, ranks = state["ranks"], self._ranks.rank, self._ranks.world_size
+        place = Place.from_plain(places[rank % len(places)])
+        if len(places) != ranks:
+            place = place.on_other_ranks(rank, len(places), ranks, self._fit.device)
+            lightning_port.rescale_saved_batches(checkpoint, len(places), ranks)
+            log.warning(
+                "the checkpoint is of %d ranks, there are %d now: training goes on after as many samples, with new random "
+                "numbers",
+                len(places),
+                ranks,
+            )
+        self._reload_epoch = state["reload_epoch"]
+        self._data = state["data"]
+        self._plateau = lightning_port.PlateauSteps(**state["plateau"])
+        self._session.go_on(place, epoch_over=state["epoch_over"])
+
+    def _compare_data(self, session: Session) -> None:
+        before, self._data = self._data, None
+        now = [feed.data for feed in session.feeds]
+        if before is not None and before != now:
+            log.warning(
+                "the training data is not what it was when the checkpoint was saved (%s then, %s now): the run cannot go on "
+                "exactly. A random_split needs a generator with a fixed seed",
+                before,
+                now,
+            )
+
+
+class _Fit:
+    """A trainer's fit, as a :class:`~nemologger.exact.session.Session` sees it."""
+
+    def __init__(self, trainer: pl.Trainer) -> None:
+        self.trainer = trainer
+
+    @property
+    def rank(self) -> int:
+        return self.trainer.global_rank
+
+    @property
+    def device(self) -> torch.device:
+        return self.trainer.strategy.root_device
+
+    def loaders(self) -> list[Any]:
+        return lightning_port.training_loaders(self.trainer)
+
+    def fetches_ahead(self) -> bool:
+        return lightning_port.fetches_ahead(self.trainer)
+
+    def round(self) -> int:
+        return lightning_port.fetched(self.trainer)
+
+    def goes_on_within_epoch(self) -> bool:
+        return lightning_port.goes_on_within_epoch(self.trainer)

@@ -1,0 +1,193 @@
+"""Saves, and keeps what is to be kept: commit, then ``-last``, then what is surplus goes. On all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemologger.checkpoint.async_saver import AsyncSaver
+from nemologger.checkpoint.decision import Decision
+from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.retention import Policy
+from nemologger.checkpoint.saver import Saver
+from nemologger.checkpoint.shelf import Shelf, prune, settle
+from nemologger.checkpoint.snapshot import Snapshot
+from nemologger.disk import Disk
+from nemologger.errors import SaveFailedError
+from nemologger.ranks import Ranks, decide
+
+ContextWriter = Callable[[Path, Disk], None]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    decision: Decision
+    protected: frozenset[str]
+
+
+class Keeper:
+    """The checkpoints of one callback.
+
+    Args:
+        disk: Where they are.
+        ranks: The processes that write together.
+        policy: What is to be kept.
+        link: Whether ``-last`` is a symbolic link.
+        shelf: What is kept now.
+        files_per_rank: At most so many weights files for each rank.
+        beside: Whether :meth:`start` is wanted: saving beside training.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        ranks: Ranks,
+        policy: Policy,
+        *,
+        link: bool,
+        shelf: Shelf,
+        files_per_rank: int = 2,
+        beside: bool = False,
+    ) -> None:
+        self._shelf = shelf
+        self._disk = disk
+        self._ranks = ranks
+        self._policy = policy
+        self._link = link
+        self._saver = Saver(disk, ranks, files_per_rank)
+        self._beside = AsyncSaver(disk, ranks, files_per_rank) if beside else None
+        self._pending: _Pending | None = None
+        self._settled: Shelf | None = None
+
+    @property
+    def shelf(self) -> Shelf:
+        """What is kept. While a save is under way rank 0 may know more than the others."""
+        return self._settled or self._shelf
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way beside training; the same on all ranks."""
+        return self._pending is not None
+
+    @property
+    def done(self) -> bool:
+        """Whether the save under way has been settled on this rank, or there is none."""
+        return self._pending is None or self._settled is not None
+
+    def prune(self, protected: set[str]) -> None:
+        """Remove what is surplus, before anything is saved. Collective."""
+        self._shelf = decide(self._ranks, lambda: prune(self._disk, self._shelf, self._policy, protected=protected))
+
+    def save(
+        self,
+        snapshot: Snapshot,
+        decision: Decision,
+        manifest: Manifest,
+        write_context: ContextWriter | None,
+        protected: set[str],
+    ) -> None:
+        """Save and wait until it is durable. Collective.
+
+        Args:
+            snapshot: The state.
+            decision: Where it goes.
+            manifest: What is to be said of it.
+            write_context: Called on rank 0 with the directory for ``context/`` and a disk.
+            protected: Paths that somebody else keeps.
+
+        Raises:
+            SaveFailedError: On every rank, if any of them failed.
+        """
+        self.finish()
+        context = None if write_context is None else lambda output: write_context(output, self._disk)
+        published = self._saver.save(snapshot, Path(decision.path), manifest, context)
+        self._take(decide(self._ranks, lambda: self._settle(decision, published, protected)))
+
+    def prepare(self, snapshot: Snapshot) -> None:
+        """Make ready to save beside training. Collective.
+
+        Raises:
+            SaveFailedError: If that is not possible here.
+        """
+        if self._beside is not None:
+            self._beside.prepare(snapshot)
+
+    def start(
+        self,
+        snapshot: Snapshot,
+        decision: Decision,
+        manifest: Manifest,
+        write_context: ContextWriter | None,
+        protected: set[str],
+    ) -> None:
+        """As :meth:`save`, but return as soon as the state is copied. Collective; :meth:`finish` first."""
+        if self._beside is None:
+            self.save(snapshot, decision, manifest, write_context, protected)
+            return
+        self._beside.start(snapshot, Path(decision.path), manifest, write_context)
+        self._pending = _Pending(decision, frozenset(protected))
+
+    def poll(self) -> bool:
+        """Look after the save under way, without waiting. Whether this rank has just published it.
+
+        Raises:
+            SaveFailedError: If there is one rank, and it failed.
+        """
+        if self._beside is None or self._pending is None:
+            return False
+        pending = self._pending
+        try:
+            published = self._beside.poll()
+        except SaveFailedError:
+            self._pending = None
+            raise
+        if published is None:
+            return False
+        self._settled = self._settle(pending.decision, published, set(pending.protected))
+        if self._ranks.world_size == 1:
+            self.finish()
+        return True
+
+    def finish(self) -> bool:
+        """Wait for the save under way. Collective. Whether there was one, and it was not settled before.
+
+        Raises:
+            SaveFailedError: On every rank, if any of them failed.
+        """
+        if self._beside is None or self._pending is None:
+            return False
+        pending, self._pending = self._pending, None
+        settled, self._settled = self._settled, None
+        published = self._beside.finish()
+        if published is None:
+            return False
+        self._take(
+            decide(
+                self._ranks,
+                lambda: settled or self._settle(pending.decision, published, set(pending.protected)),
+            )
+        )
+        return settled is None
+
+    def finish_alone(self) -> None:
+        """Wait for the save under way, when the other ranks may be gone."""
+        if self._beside is None or self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        published = self._beside.finish_alone()
+        if published is not None and self._settled is None:
+            self._shelf = self._settle(pending.decision, published, set(pending.protected))
+
+    def close(self) -> None:
+        """Give back memory and processes."""
+        if self._beside is not None:
+            self._beside.close()
+
+    def _settle(self, decision: Decision, published: Manifest, protected: set[str]) -> Shelf:
+        return settle(self._disk, self._shelf, self._policy, decision, published, link=self._link, protected=protected)
+
+    def _take(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        if shelf.failed:
+            raise SaveFailedError(shelf.failed)

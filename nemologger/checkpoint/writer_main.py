@@ -1,0 +1,118 @@
+"""The writer process: writes the arena's files, outside the interpreter lock of the process that trains.
+
+It is started by :class:`nemologger.checkpoint.writer.Writer` and imports no torch. It publishes nothing: that is rank
+0's, when all ranks' writers are done. When the process that started it is gone, it ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import platform
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from nemologger.checkpoint.manifest import FileRecord, Recorder
+from nemologger.disk import LocalDisk
+
+_NICE = 10
+_IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
+_LOWEST_BEST_EFFORT = (2 << 13) | 7
+
+
+@dataclass(frozen=True)
+class Job:
+    """One save of one rank.
+
+    Attributes:
+        directory: The checkpoint.
+        images: For each file of the arena, its path below the checkpoint, its offset in the arena, and its size.
+        small: Other files, by their path below the checkpoint.
+    """
+
+    directory: str
+    images: tuple[tuple[str, int, int], ...]
+    small: dict[str, bytes]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job.
+
+    Attributes:
+        records: Every file that was written, durably, by its path below the checkpoint.
+        error: What went wrong, or "".
+        details: The traceback of it.
+    """
+
+    records: dict[str, FileRecord]
+    error: str = ""
+    details: str = ""
+
+
+def perform(job: Job, arena: mmap.mmap) -> Outcome:
+    """Write what ``job`` says. Whatever goes wrong is in the outcome."""
+    try:
+        return Outcome(_write(job, memoryview(arena)))
+    except Exception as error:  # noqa: BLE001  it travels to the process that trains
+        return Outcome({}, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _write(job: Job, arena: memoryview) -> dict[str, FileRecord]:
+    disk, directory = LocalDisk(), Path(job.directory)
+    records: dict[str, FileRecord] = {}
+    with ThreadPoolExecutor(1) as pool:
+        for name, offset, size in job.images:
+            image = arena[offset : offset + size]
+            padded = arena[offset : offset - (-size // mmap.PAGESIZE) * mmap.PAGESIZE]
+            writing = pool.submit(disk.write_image, directory / name, padded, size)
+            records[name] = _record(image)  # reads the memory that is being written
+            writing.result()
+    for name, content in job.small.items():
+        path = directory / name
+        disk.make_directory(path.parent)
+        disk.write(path, [content])
+        records[name] = _record(memoryview(content))
+    for parent in sorted({(directory / name).parent for name in records}, reverse=True):
+        disk.sync(parent)
+    return records
+
+
+def _record(content: memoryview) -> FileRecord:
+    recorder = Recorder()
+    for _ in recorder.over([content]):
+        pass
+    return recorder.record
+
+
+def _step_back() -> None:
+    """Leave processor and disk to the process that trains."""
+    os.nice(_NICE)
+    number = _IOPRIO_SET.get(platform.machine())
+    if number is not None:
+        ctypes.CDLL(None, use_errno=True).syscall(number, 1, 0, _LOWEST_BEST_EFFORT)
+
+
+def main(channel: int, descriptor: int, size: int) -> None:
+    """Perform jobs until the other end is closed.
+
+    Args:
+        channel: The descriptor that jobs come in by, and outcomes go out.
+        descriptor: Of the arena.
+        size: Of the arena, in bytes.
+    """
+    connection = Connection(channel)
+    _step_back()
+    with mmap.mmap(descriptor, size, prot=mmap.PROT_READ | mmap.PROT_WRITE) as arena:
+        os.close(descriptor)
+        connection.send(os.getpid())
+        while True:
+            try:
+                job = connection.recv()
+                connection.send(perform(job, arena))
+            except (EOFError, BrokenPipeError, ConnectionResetError):
+                return

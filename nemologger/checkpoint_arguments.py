@@ -1,0 +1,73 @@
+"""What may be passed to ModelCheckpoint: checked together, before anything is made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from nemologger.checkpoint.naming import format_name
+from nemologger.errors import ConfigurationError
+
+log = logging.getLogger("nemologger.model_checkpoint")
+
+_NEMO_1 = {
+    "always_save_nemo": "every checkpoint is a directory that holds all a .nemo archive would; drop the argument",
+    "save_nemo_on_train_end": "the final checkpoint is saved at train end; drop the argument",
+    "model_parallel_size": "the trainer's strategy knows how the model is split; drop the argument",
+}
+_SAMPLE = {"epoch": 0, "step": 0, "consumed_samples": 0, "model_name": "model"}
+
+
+def check_arguments(
+    nemo_1: Mapping[str, Any],
+    *,
+    save_top_k: Any,
+    save_last: Any,
+    train_time_interval: Any,
+    filename: str | None,
+    auto_insert_metric_name: bool,
+    on_busy: str,
+    enable_version_counter: bool,
+    files_per_rank: int,
+    max_failed_saves: int,
+) -> None:
+    """Refuse what cannot work, and warn of what has no effect.
+
+    Raises:
+        ConfigurationError: An argument has a value that cannot work.
+        TypeError: There is no such argument.
+    """
+    _check_nemo_1(nemo_1)
+    if on_busy not in ("wait", "skip"):
+        raise ConfigurationError(f'on_busy={on_busy!r}: "wait" or "skip"')
+    if enable_version_counter:
+        log.warning("ModelCheckpoint(enable_version_counter=True) has no effect: a name is replaced, never numbered")
+    if files_per_rank < 1 or max_failed_saves < 1:
+        raise ConfigurationError(
+            f"ModelCheckpoint(files_per_rank={files_per_rank}, max_failed_saves={max_failed_saves}): both must be at least 1"
+        )
+    if filename is not None:
+        format_name(filename, _SAMPLE, insert_names=auto_insert_metric_name)
+    _check_types(save_top_k, save_last, train_time_interval)
+    if not save_last and save_top_k == 0:
+        log.warning("ModelCheckpoint(save_last=False, save_top_k=0) saves nothing at all")
+
+
+def _check_types(save_top_k: Any, save_last: Any, train_time_interval: Any) -> None:
+    if not isinstance(save_top_k, int) or isinstance(save_top_k, bool) or save_top_k < -1:
+        raise ConfigurationError(f"save_top_k={save_top_k!r}: a number of checkpoints, 0 for none or -1 for all")
+    if save_last not in (True, False, None, "link"):
+        raise ConfigurationError(f'save_last={save_last!r}: True, False or "link"')
+    if train_time_interval is not None and not isinstance(train_time_interval, timedelta):
+        raise ConfigurationError(
+            f"train_time_interval={train_time_interval!r}: a datetime.timedelta, for example timedelta(minutes=10)"
+        )
+
+
+def _check_nemo_1(arguments: Mapping[str, Any]) -> None:
+    for name in arguments:
+        if name not in _NEMO_1:
+            raise TypeError(f"ModelCheckpoint() got an unexpected keyword argument {name!r}")
+        log.warning("ModelCheckpoint(%s=...) has no effect: %s", name, _NEMO_1[name])

@@ -1,0 +1,14 @@
+"""Exact resume: a run that is stopped and continued sees the same batches and draws the same random numbers.
+
+Nothing of the user's is asked to change. Each training loader is handed to Lightning in a thin wrapper that counts what
+is taken from it, and knows the state of every random number generator at the moment an epoch began. That is what a
+checkpoint holds; from it the loader is brought back to the same batch without loading those before it, where possible.
+
+    loader.py    what Lightning sees instead of a loader
+    feed.py      where one loader is, and how it gets there again
+    sources.py   one way for each kind of loader
+    session.py   all loaders of one fit, and the generators between them
+    owned.py     generators and counters that a dataset or sampler keeps
+    port.py      what PyTorch's loaders keep to themselves
+    rng.py       the process's generators
+"""

@@ -1,0 +1,298 @@
+"""Where one training loader is, and how it gets there again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import xxhash
+from torch.utils.data import Subset
+
+from nemologger.exact.owned import NOTHING, Owned, Values
+from nemologger.exact.rng import RngState
+from nemologger.exact.sources import Source, source_of
+
+
+@dataclass(frozen=True)
+class Start:
+    """The moment an epoch of a loader began: all that decides which batches follow."""
+
+    rng: RngState
+    owned: Values
+    seed: int
+
+
+class Mark(NamedTuple):
+    """What is cheap to note with every batch: how many are out since when, and whether those were the last ones."""
+
+    start: Start | None
+    batches: int
+    restarts: int
+    over: bool
+
+
+FRESH = Mark(None, 0, 0, False)
+
+
+@dataclass(frozen=True)
+class Position:
+    """All that is needed to bring a loader back.
+
+    Attributes:
+        mark: Which batch is next.
+        state: The loader's own state, if it has one.
+        at_start: Generators and counters of what decides about the next epoch: its sampler and generator.
+        at_batch: Those of what changes with every batch: its dataset.
+    """
+
+    mark: Mark
+    state: Any = None
+    at_start: Values = NOTHING
+    at_batch: Values = NOTHING
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain types."""
+        start, batches, restarts, over = self.mark
+        first = None
+        if start is not None:
+            first = {"rng": start.rng.to_plain(), "owned": start.owned.to_plain(), "seed": start.seed}
+        return {
+            "start": first,
+            "batches": batches,
+            "restarts": restarts,
+            "over": over,
+            "state": self.state,
+            "at_start": self.at_start.to_plain(),
+            "at_batch": self.at_batch.to_plain(),
+        }
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any]) -> Position:
+        """What :meth:`to_plain` was made of."""
+        first, start = plain["start"], None
+        if first is not None:
+            start = Start(RngState.from_plain(first["rng"]), Values.from_plain(first["owned"]), first["seed"])
+        mark = Mark(start, plain["batches"], plain["restarts"], plain["over"])
+        at_start, at_batch = (Values.from_plain(plain[name]) for name in ("at_start", "at_batch"))
+        return Position(mark, plain["state"], at_start, at_batch)
+
+
+class Feed:
+    """One training loader of a run.
+
+    Args:
+        loader: As the user, or Lightning, made it.
+        before_batch: Called with this feed whenever a batch is about to be taken.
+        after_batch: The same, afterwards.
+        salt: Numbers that set this loader's seeds apart from those of other loaders and ranks.
+
+    Attributes:
+        early: Batches that were taken before training started. Whoever begins anew gets them again.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        before_batch: Callable[[Feed], None],
+        after_batch: Callable[[Feed, Any], None],
+        salt: Callable[[Feed], tuple[int, ...]],
+    ) -> None:
+        self.loader = loader
+        self.source: Source = source_of(loader)
+        self.before_batch = before_batch
+        self.after_batch = after_batch
+        self._salt = salt
+        self._at_start = Owned(self.source.at_start())
+        self._at_batch = Owned(self.source.at_batch())
+        self._mark = FRESH
+        self._within: Position | None = None
+        self._after: Position | None = None
+        self._running: Batches | None = None
+        self.early: list[Any] = []
+
+    def __iter__(self) -> Batches:
+        """The batches of the next epoch; where a checkpoint left off, if it is resumed."""
+        if self.early and self._running is not None:
+            # Lightning took them before training started, and drops them when it begins the epoch.
+            self._running.again = list(self.early)
+            return self._running
+        return Batches(self)
+
+    # --- where ----------------------------------------------------------------------------------------------------
+
+    @property
+    def mark(self) -> Mark:
+        """Where it is."""
+        return self._mark if self._within is None else self._within.mark
+
+    def position(self, mark: Mark, *, between: bool = False) -> Position:
+        """All about ``mark``, which is where it is now; ``between`` two epochs, or within one."""
+        waiting = self._within or self._after
+        if waiting is not None:
+            return waiting
+        running = None if self._running is None else self._running.inner
+        # A copy: what is noted before a batch is taken must not change when it is.
+        state = None if mark.start is None else deepcopy(self.source.state(running))
+        if between:
+            return Position(mark, state, self._at_start.values(), self._at_batch.values())
+        needed = self.source.within_epoch
+        if needed == "nothing":
+            return Position(mark, state)
+        return Position(mark, state, NOTHING, self._at_batch.values(counters=needed == "all"))
+
+    def begin_epoch(self) -> None:
+        """Forget what was counted: whatever is taken next belongs to another epoch."""
+        self._mark = FRESH
+
+    def go_on_within(self, position: Position) -> None:
+        """Let the next batch be the one after ``position``."""
+        self._within, self._after, self.early = position, None, []
+
+    def go_on_after(self, position: Position) -> None:
+        """Let the next batch be the first of the epoch after the one of ``position``."""
+        self._within, self._after, self.early = None, position, []
+        if position.state is not None:
+            present = RngState.capture()
+            self.source.end_of(position.state, position.mark.over)
+            present.restore()
+        # Last: a dataset that was given its state is set to go on within an epoch, which is not what is wanted here.
+        self._at_start.restore(position.at_start, exactly=True)
+        self._at_batch.restore(position.at_batch, exactly=True)
+
+    def is_within(self) -> Position | None:
+        """The position that was asked for, as long as no batch has been taken."""
+        return self._within
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What identifies its dataset: a run must not go on with another one unnoticed."""
+        return described(getattr(self.loader, "dataset", None))
+
+    def release(self) -> None:
+        """Leave the loader as it was found, and let go of what is being iterated over."""
+        self._running = None
+        self.source.release()
+
+    # --- taking ---------------------------------------------------------------------------------------------------
+
+    def take_first(self, batches: Batches) -> Any:
+        """The first batch of ``batches``. Everything that begins an epoch happens here, not when it is announced."""
+        self._running = None  # ends the workers of the epoch before
+        within = self._within
+        if within is not None and self._repeats_end(within):
+            raise StopIteration
+        self._within = None
+        if within is not None and within.mark.start is not None:
+            self._begin_at(batches, within, within.mark.start)
+        else:
+            self._begin(batches, 0 if within is None else within.mark.batches)
+        self._running = batches
+        try:
+            return self.take(batches)
+        finally:
+            self.source.after_first(batches.inner)
+
+    def take(self, batches: Batches) -> Any:
+        """The next batch of ``batches``."""
+        start, count, restarts, _ = self._mark
+        try:
+            batch = next(batches.inner)
+        except StopIteration:
+            self._mark = Mark(start, count, restarts, True)
+            raise
+        self._mark = Mark(start, count + 1, restarts, False)
+        return batch
+
+    def _begin(self, batches: Batches, skip: int) -> None:
+        self._after = None
+        rng = RngState.capture()
+        start = Start(rng, self._at_start.values(), rng.seed(*self._salt(self)))
+        self._mark = Mark(start, skip, self._mark.restarts + 1 if self._mark.over else 0, False)
+        batches.inner = self.source.begin(start.seed, skip, None, lambda: None)
+
+    def _begin_at(self, batches: Batches, position: Position, start: Start) -> None:
+        present = RngState.capture()
+        start.rng.restore()
+        self._at_start.restore(start.owned)
+
+        def ready() -> None:
+            self._at_batch.restore(position.at_batch)
+            present.restore()
+
+        self._mark = position.mark
+        batches.inner = self.source.begin(start.seed, position.mark.batches, position.state, ready)
+
+    def _repeats_end(self, position: Position) -> bool:
+        """Whether this loader is to end now, as it once did in this epoch, before it goes on.
+
+        Lightning takes note of loaders that have ended when it combines several.
+        """
+        mark = position.mark
+        if mark.over:
+            self._mark = mark
+            self.go_on_after(position)
+            return True
+        if mark.restarts == self._mark.restarts:
+            return False
+        self._mark = mark._replace(over=True)
+        return True
+
+
+class Batches:
+    """The batches of one epoch of a :class:`Feed`."""
+
+    __slots__ = ("_begun", "_ended", "_feed", "again", "inner")
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._begun = False
+        self._ended = False
+        self.again: list[Any] = []
+        self.inner: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Any:
+        if self.again:
+            return self.again.pop(0)
+        if self._ended:
+            raise StopIteration
+        feed = self._feed
+        feed.before_batch(feed)
+        try:
+            if self._begun:
+                batch = feed.take(self)
+            else:
+                self._begun = True
+                batch = feed.take_first(self)
+        except StopIteration:
+            self._ended = True
+            raise
+        feed.after_batch(feed, batch)
+        return batch
+
+
+def skipping(batches: int) -> Position:
+    """Leave out so many batches of an epoch of which nothing else is known."""
+    return Position(Mark(None, batches, 0, False))
+
+
+def rescaled(position: Position, numerator: int, denominator: int) -> Position:
+    """``position`` after as many samples, on another number of ranks."""
+    mark = position.mark
+    return replace(position, mark=mark._replace(batches=mark.batches * numerator // denominator), state=None)
+
+
+def described(dataset: Any) -> dict[str, Any]:
+    """The number of samples, and for a part of another dataset a checksum of which ones."""
+    try:
+        samples = len(dataset)
+    except (TypeError, NotImplementedError):
+        samples = None
+    chosen = None
+    if isinstance(dataset, Subset):
+        chosen = xxhash.xxh3_64_hexdigest(repr([int(index) for index in dataset.indices]).encode())
+    return {"samples": samples, "chosen": chosen}

@@ -1,0 +1,308 @@
+"""The only file that reads or changes what ``torch.utils.data`` and torchdata keep to themselves."""
+
+# ruff: noqa: SLF001
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    get_worker_info,
+)
+from torch.utils.data._utils import fetch
+from torch.utils.data.dataloader import _InfiniteConstantSampler
+
+_ARGUMENTS = (
+    "dataset", "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn",
+    "multiprocessing_context", "generator", "prefetch_factor", "persistent_workers", "pin_memory_device", "in_order",
+)  # fmt: skip
+
+
+class Entered(Protocol):
+    """A context that can be entered again and again."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+# --- what a loader is -------------------------------------------------------------------------------------------------
+
+
+def is_map_style(loader: DataLoader[Any]) -> bool:
+    """Whether batches are looked up by index."""
+    return not isinstance(loader.dataset, IterableDataset)
+
+
+def draws_only_at_first(sampler: Any) -> bool:
+    """Whether ``sampler`` is known to be done with the global generators once its first index is out."""
+    known = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
+    if type(sampler) is BatchSampler or _comes_from(sampler, "torchdata.stateful_dataloader", "BatchSampler"):
+        return draws_only_at_first(sampler.sampler)
+    return (
+        type(sampler) in (*known, _InfiniteConstantSampler, range, list, tuple)
+        or _comes_from(sampler, "torchdata.stateful_dataloader", "RandomSampler")
+        or _comes_from(sampler, "lightning.fabric.utilities.distributed", "DistributedSamplerWrapper")
+    )
+
+
+def is_of_torchdata(loader: object) -> bool:
+    """Whether ``loader`` is torchdata's own DataLoader with state, no subclass of it."""
+    return _comes_from(loader, "torchdata.stateful_dataloader", "StatefulDataLoader")
+
+
+def _comes_from(value: object, module: str, name: str) -> bool:
+    kind = type(value)
+    return kind.__name__ == name and kind.__module__.startswith(module)
+
+
+# --- indices ----------------------------------------------------------------------------------------------------------
+
+
+class Numbered(NamedTuple):
+    """The index or indices of one batch, and what the workers' generators are to start from for it."""
+
+    seed: int
+    number: int
+    index: Any
+
+
+@dataclass
+class Plan:
+    """How the next iteration is to go.
+
+    Attributes:
+        seed: For the generators of the workers.
+        skip: So many batches are left out; only their indices are drawn.
+        numbered: Hand the indices out with a seed and a number. The workers must be :class:`SeededWorkers`.
+        streams: The sampler draws from these instead of the global generators.
+        ready: Called when the batches to skip have been left out, and before the next one is loaded.
+        begun: Whether that has happened.
+    """
+
+    seed: int
+    skip: int
+    numbered: bool
+    streams: Entered | None
+    ready: Callable[[], None]
+    begun: bool = False
+
+
+class Indices:
+    """Stands in for the index sampler of a DataLoader. Without a plan it changes nothing.
+
+    Args:
+        inner: The sampler, or batch sampler, of the loader.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.plan: Plan | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.inner) if self.plan is None else _planned(self.inner, self.plan)
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "inner":  # while being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.inner, name)
+
+
+def _planned(inner: Any, plan: Plan) -> Iterator[Any]:
+    streams = plan.streams
+    if streams is None:
+        indices = iter(inner)
+        for _ in range(plan.skip):
+            next(indices, None)
+    else:
+        with streams:
+            indices = iter(inner)
+            for _ in range(plan.skip):
+                next(indices, None)
+    if not plan.begun:
+        plan.begun = True
+        plan.ready()
+    if streams is None and not plan.numbered:
+        yield from indices
+        return
+    number = plan.skip
+    while True:
+        try:
+            if streams is None:
+                index = next(indices)
+            else:
+                with streams:
+                    index = next(indices)
+        except StopIteration:
+            return
+        yield Numbered(plan.seed, number, index) if plan.numbered else index
+        number += 1
+
+
+def indices_of(loader: DataLoader[Any]) -> Indices:
+    """The :class:`Indices` of ``loader``, put in place if there are none yet."""
+    name = "sampler" if loader.batch_sampler is None else "batch_sampler"
+    current = getattr(loader, name)
+    if not isinstance(current, Indices):
+        current = Indices(current)
+        object.__setattr__(loader, name, current)  # the class forbids it once a loader is made
+    return current
+
+
+def release(loader: DataLoader[Any]) -> None:
+    """Undo what :func:`indices_of` and :func:`seed_workers` did."""
+    for name in ("sampler", "batch_sampler"):
+        current = getattr(loader, name)
+        if isinstance(current, Indices):
+            object.__setattr__(loader, name, current.inner)
+    if isinstance(loader.worker_init_fn, SeededWorkers):
+        loader.worker_init_fn = loader.worker_init_fn.inner
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+class SeededWorkers:
+    """A ``worker_init_fn`` that lets a worker seed its generators for every :class:`Numbered` batch anew.
+
+    What a worker draws for a batch then depends on the batch alone: not on which worker loads it, nor on those before.
+
+    Args:
+        inner: The loader's own function.
+        late: Let an iterable dataset begin with its first batch, when the generators are seeded.
+    """
+
+    def __init__(self, inner: Callable[[int], None] | None, *, late: bool) -> None:
+        self.inner = inner
+        self.late = late
+
+    def __call__(self, worker: int) -> None:
+        """Prepare worker number ``worker``. It is a process of its own: what changes here changes there only."""
+        if get_worker_info() is not None:
+            _let_fetch_seed(fetch._MapDatasetFetcher)
+            _let_fetch_seed(fetch._IterableDatasetFetcher)
+            if self.late:
+                _let_begin_late(fetch._IterableDatasetFetcher)
+        if self.inner is not None:
+            self.inner(worker)
+
+
+def seed_workers(loader: DataLoader[Any], *, late: bool) -> None:
+    """Make the workers of ``loader`` :class:`SeededWorkers`."""
+    if not isinstance(loader.worker_init_fn, SeededWorkers):
+        loader.worker_init_fn = SeededWorkers(loader.worker_init_fn, late=late)
+
+
+def _let_fetch_seed(kind: Any) -> None:
+    plain = kind.fetch
+    if getattr(plain, "seeds", False):  # this worker was forked from one
+        return
+
+    def seeded(self: Any, index: Any) -> Any:
+        if type(index) is Numbered:
+            _seed(_mixed(index.seed, index.number))
+            index = index.index
+        return plain(self, index)
+
+    seeded.seeds = True  # type: ignore[attr-defined]
+    kind.fetch = seeded
+
+
+class _Late:
+    """An iterator that is made when it is first asked."""
+
+    def __init__(self, iterable: Any) -> None:
+        self._iterable = iterable
+        self._iterator: Iterator[Any] | None = None
+
+    def __iter__(self) -> _Late:
+        return self
+
+    def __next__(self) -> Any:
+        if self._iterator is None:
+            self._iterator = iter(self._iterable)
+        return next(self._iterator)
+
+
+def _let_begin_late(kind: Any) -> None:
+    def begin(self: Any, dataset: Any, *settings: Any) -> None:
+        super(kind, self).__init__(dataset, *settings)
+        self.dataset_iter = _Late(dataset)
+        self.ended = False
+
+    kind.__init__ = begin
+
+
+def _seed(seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy is not None:
+        numpy.random.seed(seed & 0xFFFFFFFF)
+
+
+def _mixed(seed: int, number: int) -> int:
+    """Another seed for each number: the finalizer of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
+    mask = (1 << 64) - 1
+    value = (seed + (number + 1) * 0x9E3779B97F4A7C15) & mask
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return (value ^ (value >> 31)) >> 1
+
+
+def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
+    """``iter(loader)``, which draws as much from the global generators whether or not there are workers already.
+
+    Making workers draws a seed for them. Workers that stay from epoch to epoch are not there yet in a resumed run.
+    """
+    if loader.num_workers > 0 and loader.persistent_workers and loader._iterator is not None:
+        torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
+    return iter(loader)
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """Stop the workers of ``loader``, if it has any."""
+    iterator, loader._iterator = loader._iterator, None
+    if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
+
+
+# --- datasets with state ----------------------------------------------------------------------------------------------
+
+
+def dataset_iterator(batches: Iterator[Any]) -> Any:
+    """What ``iter(dataset)`` gave the iterator of a loader without workers, or None."""
+    return getattr(getattr(batches, "_dataset_fetcher", None), "dataset_iter", None)
+
+
+def with_worker_state(loader: DataLoader[Any]) -> Any:
+    """torchdata's DataLoader with the arguments of ``loader``: it brings the state of datasets back from the workers."""
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return StatefulDataLoader(**{name: getattr(loader, name) for name in _ARGUMENTS})
+
+
+def bring_to_end(loader: Any, state: dict[str, Any]) -> None:
+    """Give torchdata's ``loader`` back workers whose datasets have come to their end, as they had in ``state``.
+
+    It would leave out the pass that ended, and with it that the datasets notice.
+    """
+    loader.load_state_dict({**state, "_iterator_finished": False})
+    for _ in loader:
+        pass

@@ -1,0 +1,127 @@
+"""Weights without a Trainer: into a module, or into one file. Needs nothing of ``context/``."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import nn
+
+from nemologger.checkpoint import load
+from nemologger.checkpoint_io import check_model
+from nemologger.context.io_json import load_context
+from nemologger.disk import LocalDisk
+from nemologger.errors import ConfigurationError, NotFoundError
+
+
+def load_weights(checkpoint: str | Path, module: nn.Module, strict: bool = True) -> None:
+    """Load the model of a checkpoint into ``module``, for inference or for training something else.
+
+    Args:
+        checkpoint: A checkpoint's directory, or its ``weights/``.
+        module: Gets the parameters and buffers, in place and on the device that it is on.
+        strict: Require the same names and shapes. False loads the names that both have; their shapes must agree.
+
+    Raises:
+        NotFoundError: If there is no checkpoint.
+        ModelMismatchError: If it belongs to a model with other parameters; nothing was loaded then.
+        DamagedCheckpointError: If it cannot be read.
+
+    Example:
+        >>> load_weights("runs/demo/checkpoints/gone", nn.Linear(2, 2))
+        Traceback (most recent call last):
+        nemologger.errors.NotFoundError: there is no checkpoint at runs/demo/checkpoints/gone
+    """
+    path = _existing(checkpoint)
+    state = module.state_dict()
+    if strict:
+        check_model(path, state)
+    loaded = load.load_model(path)
+    if not strict:
+        loaded = {key: value for key, value in loaded.items() if key in state}
+        check_model(path, {key: value for key, value in state.items() if key in loaded}, extra_is_fine=True)
+    module.load_state_dict(loaded, strict=strict)
+
+
+def load_model(checkpoint: str | Path, trust: bool | Sequence[str] = False) -> LightningModule:
+    """The model of a checkpoint: built as it was, with its weights, on the CPU and in evaluation mode.
+
+    Lightning's ``load_from_checkpoint`` reads files; this is its counterpart for directories.
+
+    Args:
+        checkpoint: A checkpoint's directory.
+        trust: Modules besides your own, torch and Lightning whose code may run; True allows all. See
+            :func:`nemologger.io.load_context`.
+
+    Raises:
+        NotFoundError: If there is no checkpoint.
+        ContextError: If it has no context, or the context does not hold the model.
+        RefusedError: If building the model would run code that nobody allowed.
+        ModelMismatchError: If the weights do not fit the model.
+
+    Example:
+        >>> load_model("runs/demo/checkpoints/gone")
+        Traceback (most recent call last):
+        nemologger.errors.NotFoundError: there is no checkpoint at runs/demo/checkpoints/gone
+    """
+    path = _existing(checkpoint)
+    model: LightningModule = load_context(path, subpath="model", trust=trust)
+    load_weights(path, model)
+    return model.eval()
+
+
+def export_weights(checkpoint: str | Path, output: str | Path) -> Path:
+    """Write the model of a checkpoint into one file that other programs read.
+
+    Args:
+        checkpoint: A checkpoint's directory, or its ``weights/``.
+        output: A name that ends in ``.safetensors`` (needs the package of that name), or in ``.pt``, ``.pth``, ``.bin`` or
+            ``.ckpt`` for ``torch.load(weights_only=True)``. An existing file is replaced.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        ConfigurationError: If the ending says nothing, or the package is missing.
+        NotFoundError: If there is no checkpoint.
+
+    Example:
+        >>> export_weights("runs/demo/checkpoints/gone", "model.txt")
+        Traceback (most recent call last):
+        nemologger.errors.ConfigurationError: output='model.txt': end it in .safetensors or .pt
+    """
+    target = Path(output)
+    if target.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
+        raise ConfigurationError(f"output={str(output)!r}: end it in .safetensors or .pt")
+    state = load.load_model(_existing(checkpoint))
+    if target.suffix == ".safetensors":
+        content = _safetensors(state)
+    else:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        content = buffer.getvalue()
+    disk = LocalDisk()
+    disk.make_directory(target.absolute().parent)
+    disk.write(target, [content])
+    return target
+
+
+def _safetensors(state: dict[str, torch.Tensor]) -> bytes:
+    try:
+        from safetensors.torch import save
+    except ImportError as error:
+        raise ConfigurationError(
+            "writing .safetensors needs the package safetensors: python -m pip install 'nemologger[safetensors]'"
+        ) from error
+    tensors = {key: value.contiguous() for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return bytes(save(tensors, metadata={"format": "pt"}))
+
+
+def _existing(checkpoint: str | Path) -> Path:
+    path = Path(checkpoint)
+    if not path.is_dir():
+        raise NotFoundError(f"there is no checkpoint at {checkpoint}")
+    return path

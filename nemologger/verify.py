@@ -1,0 +1,125 @@
+"""Check a checkpoint, or all those of a run: ``python -m nemologger.verify PATH``.
+
+Exit code 0: all whole; 1: something is damaged or unfinished; 2: there is no checkpoint at PATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from nemologger import names
+from nemologger.checkpoint import manifest as manifests
+from nemologger.checkpoint.find import Status, inspect, survey
+from nemologger.checkpoint.verify import Problem, problems
+from nemologger.errors import DamagedCheckpointError, NotFoundError, UnfinishedCheckpointError
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What :func:`verify_checkpoint` found.
+
+    Attributes:
+        path: The checkpoint.
+        files: Size in bytes of every file it consists of, as it was written.
+        problems: What is wrong, file by file; empty if nothing.
+        deep: Whether every byte was read.
+    """
+
+    path: Path
+    files: dict[str, int]
+    problems: tuple[Problem, ...]
+    deep: bool
+
+    @property
+    def ok(self) -> bool:
+        """Nothing is wrong."""
+        return not self.problems
+
+
+def verify_checkpoint(path: str | Path, deep: bool = True) -> Verification:
+    """Check that every byte of a checkpoint is the one that was written. Changes nothing.
+
+    Args:
+        path: A checkpoint's directory, or its ``weights/``.
+        deep: Read all files and compare checksums; else only look at their sizes.
+
+    Raises:
+        NotFoundError: If there is no checkpoint at ``path``.
+        UnfinishedCheckpointError: If it was never finished.
+        DamagedCheckpointError: If its manifest is missing or damaged, so that the files cannot be told.
+
+    Example:
+        >>> verify_checkpoint("runs/demo/checkpoints/gone")
+        Traceback (most recent call last):
+        nemologger.errors.NotFoundError: there is no checkpoint at runs/demo/checkpoints/gone
+    """
+    checkpoint = Path(path)
+    if checkpoint.name == names.WEIGHTS:
+        checkpoint = checkpoint.parent
+    if not checkpoint.is_dir():
+        raise NotFoundError(f"there is no checkpoint at {path}")
+    found = inspect(checkpoint)
+    if found.status is Status.UNFINISHED:
+        raise UnfinishedCheckpointError(f"{checkpoint} was never finished, or was being removed: {found.why}")
+    if found.status is Status.FOREIGN:
+        raise DamagedCheckpointError(f"{checkpoint} has no {names.MANIFEST}: nemologger did not write it")
+    if found.manifest is None:
+        raise DamagedCheckpointError(f"{checkpoint}: {found.why}")
+    files = {name: record.size for name, record in found.manifest.files.items()}
+    return Verification(checkpoint, files, tuple(problems(checkpoint, deep=deep)), deep)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m nemologger.verify", description=__doc__.partition("\n")[0])
+    parser.add_argument("path", type=Path, help="a checkpoint, a directory of checkpoints, or a run directory")
+    parser.add_argument("--shallow", action="store_true", help="compare sizes only, do not read the files")
+    options = parser.parse_args(arguments)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    checkpoints = _checkpoints(options.path)
+    if not checkpoints:
+        console.print(f"there is no checkpoint at {options.path}", style="red", markup=False)
+        return 2
+    # Each is checked on its own, so that one damaged manifest does not hide the others.
+    return max(_report(console, checkpoint, deep=not options.shallow) for checkpoint in checkpoints)
+
+
+def _checkpoints(path: Path) -> list[Path]:
+    if any((path / part).exists() for part in (names.MANIFEST, names.WEIGHTS)) or path.name == names.WEIGHTS:
+        return [path]
+    for directory in (path / names.CHECKPOINTS, path):
+        found = survey(directory)
+        if found:
+            return [one.path for one in found if not one.path.is_symlink()]
+    return []
+
+
+def _report(console: Console, checkpoint: Path, *, deep: bool) -> int:
+    try:
+        result = verify_checkpoint(checkpoint, deep)
+    except (NotFoundError, UnfinishedCheckpointError, DamagedCheckpointError) as error:
+        console.print(str(error), style="red", markup=False, soft_wrap=True)
+        return 1
+    manifest = manifests.read(result.path)
+    wrong = {problem.file: problem.what for problem in result.problems}
+    title = escape(f"{checkpoint} (step {manifest.step})")
+    table = Table("file", "bytes", "", title=title, title_justify="left")
+    for file, size in result.files.items():
+        state = (
+            f"[red]{wrong[file]}[/red]" if file in wrong else "[green]ok[/green]" if deep else "[green]size ok[/green]"
+        )
+        table.add_row(file, f"{size:,}", state)
+    console.print(table)
+    return 0 if result.ok else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""What the callback does around training: to the trainer, the loaders and the log."""
+
+from __future__ import annotations
+
+import warnings
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from exact.runs import BATCH, Augmented, Case, Net, shuffled, train
+from exact.test_loaders import Stream
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, random_split
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+import nemologger as nl
+from nemologger.callbacks.exact_resume import ExactResume
+
+
+class Looks(Callback):
+    """Keeps what the trainer shows its users while it trains."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.loader = trainer.train_dataloader
+        self.is_loader = isinstance(self.loader, DataLoader)
+        self.shown = (len(self.loader), self.loader.batch_size, type(self.loader.dataset), self.loader.num_workers)
+
+
+def test_the_loader_looks_like_itself_and_is_given_back_as_it_was(tmp_path):
+    loader, looks = shuffled(), Looks()
+    before = dict(vars(loader))
+    train(Case(lambda: loader, callbacks=lambda: [looks]), tmp_path, 1)
+    assert looks.is_loader
+    assert looks.shown == (6, BATCH, Augmented, 0)
+    assert dict(vars(loader)) == before
+    assert type(loader.batch_sampler) is BatchSampler
+
+
+def test_it_is_given_back_after_an_exception_too(tmp_path):
+    loader = shuffled(num_workers=1)
+    train(Case(lambda: loader), tmp_path, 1, stop_at=2)
+    assert type(loader.batch_sampler) is BatchSampler
+    assert loader.worker_init_fn is None
+
+
+def test_one_loader_can_serve_two_runs_and_validation(tmp_path):
+    loader = shuffled()
+    first, _, _ = train(Case(lambda: loader), tmp_path / "a", 1)
+    trainer = pl.Trainer(
+        max_steps=14, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False, val_check_interval=3,
+        check_val_every_n_epoch=None, limit_val_batches=2, enable_model_summary=False, callbacks=[ExactResume()],
+        enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(Net(), loader, loader)
+    assert train(Case(lambda: loader), tmp_path / "b", 1)[0] == first
+
+
+def test_losses_are_those_of_plain_lightning_without_workers(tmp_path):
+    ours, _, _ = train(Case(shuffled, trainer={"limit_val_batches": 0}), tmp_path / "a", 1)
+    plain, _, _ = train(
+        Case(shuffled, trainer={"limit_val_batches": 0}, ckpt={"exact_resume": False}), tmp_path / "b", 1
+    )
+    assert ours == plain
+
+
+def test_the_switch(tmp_path):
+    case = Case(shuffled, ckpt={"exact_resume": False})
+    _, _, trainer = train(case, tmp_path, 1)
+    assert not [c for c in trainer.callbacks if isinstance(c, ExactResume)]
+    assert "process_dataloader" not in vars(trainer.strategy)
+    assert type(trainer.train_dataloader) is DataLoader
+
+
+def test_it_can_be_used_without_our_checkpoints(tmp_path):
+    def run(seed: int, path=None) -> Net:
+        torch.manual_seed(seed)
+        model = Net()
+        trainer = pl.Trainer(
+            max_steps=9, max_epochs=-1, accelerator="cpu", logger=False, enable_progress_bar=False,
+            enable_model_summary=False, callbacks=[ExactResume(), pl.callbacks.ModelCheckpoint(
+                tmp_path, filename="{step}", every_n_train_steps=4, save_top_k=-1)],
+        )  # fmt: skip
+        np.random.seed(seed)
+        trainer.fit(model, shuffled(), ckpt_path=path)
+        return model
+
+    straight = run(1).losses
+    assert run(2, tmp_path / "step=4.ckpt").losses == straight[4:]
+
+
+def test_no_warning_that_the_loader_cannot_resume(tmp_path):
+    train(Case(shuffled), tmp_path / "a", 1, stop_at=4)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(Case(shuffled), tmp_path / "b", 2, tmp_path / "a" / "step=4")
+    assert not [w for w in caught if "resumable" in str(w.message)]
+
+
+def test_what_cannot_be_promised_is_said_once_by_name(tmp_path, caplog):
+    train(Case(lambda: DataLoader(Stream(), batch_size=BATCH)), tmp_path / "a", 1)
+    told = [record.getMessage() for record in caplog.records if "exact resume" in record.getMessage()]
+    assert len(told) == 1
+    assert "Stream" in told[0]
+    assert "state_dict" in told[0]
+    caplog.clear()
+    train(Case(shuffled), tmp_path / "b", 1)
+    assert "exact resume" not in caplog.text
+
+
+class Own(Augmented):
+    def __init__(self):
+        super().__init__()
+        self.rng = np.random.default_rng(1)
+
+
+def test_generators_that_each_worker_has_a_copy_of_are_named(tmp_path, caplog):
+    train(Case(lambda: DataLoader(Own(), batch_size=BATCH, num_workers=1), steps=2), tmp_path, 1)
+    assert "dataset.rng" in caplog.text
+    assert "num_workers=0" in caplog.text
+
+
+def test_other_data_than_before_is_reported(tmp_path, caplog):
+    def split() -> DataLoader:
+        return DataLoader(random_split(Augmented(), [18, 4])[0], batch_size=BATCH)
+
+    train(Case(split), tmp_path / "a", 1, stop_at=2)
+    train(Case(split), tmp_path / "b", 1, tmp_path / "a" / "step=2")
+    assert "training data is not what it was" not in caplog.text
+    train(Case(split), tmp_path / "c", 2, tmp_path / "a" / "step=2")
+    assert "training data is not what it was" in caplog.text
+
+
+def test_a_checkpoint_without_our_state_goes_on_after_as_many_batches(tmp_path, caplog):
+    train(Case(shuffled, ckpt={"exact_resume": False}), tmp_path / "a", 1, stop_at=4)
+    losses, _, trainer = train(Case(shuffled, steps=12), tmp_path / "b", 2, tmp_path / "a" / "step=4")
+    assert "the first 4 batches of the epoch are left out" in caplog.text
+    assert len(losses) == 8
+    assert trainer.fit_loop.epoch_progress.current.completed == 2  # two batches of the first epoch, six of the second
+
+
+def test_our_state_does_not_disturb_a_run_that_does_not_want_it(tmp_path):
+    train(Case(shuffled), tmp_path / "a", 1, stop_at=4)
+    with pytest.warns(UserWarning, match="not resumable"):
+        losses, _, _ = train(Case(shuffled, ckpt={"exact_resume": False}), tmp_path / "b", 2, tmp_path / "a" / "step=4")
+    assert losses
+
+
+def test_the_samplers_type_survives(tmp_path):
+    loader = StatefulDataLoader(Augmented(), batch_size=BATCH, sampler=RandomSampler(range(22)))
+    train(Case(lambda: loader, steps=2), tmp_path, 1)
+    assert isinstance(loader.sampler, RandomSampler)
+
+
+def test_validation_does_not_shift_training(tmp_path):
+    runs = [
+        train(Case(shuffled, trainer={"limit_val_batches": n, "num_sanity_val_steps": n}), tmp_path / str(n), 1)[0]
+        for n in (0, 1, 3)
+    ]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_a_second_fit_of_the_same_trainer(tmp_path):
+    ckpt = nl.ModelCheckpoint(dirpath=tmp_path, monitor=None, every_n_train_steps=1, verbose=False)
+    trainer = pl.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[ckpt],
+    )
+    model = Net()
+    trainer.fit(model, shuffled())
+    trainer.fit_loop.max_epochs = 2
+    trainer.fit(model, shuffled())
+    assert len(model.losses) == 12
+    assert len([c for c in trainer.callbacks if isinstance(c, ExactResume)]) == 1

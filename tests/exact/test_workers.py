@@ -1,0 +1,67 @@
+"""Loaders with worker processes: what they draw depends on the batch alone."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from exact.runs import BATCH, SAMPLES, Augmented, Case, check, shuffled
+from exact.test_loaders import EagerStream, FlaggedStream, LazySampler, Stream
+from torch.utils.data import DataLoader, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+AT = (1, 5, 6, 9)
+
+
+class Sharded(Stream):
+    """Each worker reads a part of it."""
+
+    def __iter__(self):
+        info = get_worker_info()
+        yield from islice(super().__iter__(), info.id, None, info.num_workers)
+
+
+class StatefulShard(FlaggedStream):
+    """Each worker reads a part of it, and knows where it is."""
+
+    def __iter__(self):
+        info = get_worker_info()
+        self.next, self.resume = self.resume or 0, None
+        while self.next < self.samples:
+            index, self.next = self.next, self.next + 1
+            if index % info.num_workers == info.id:
+                yield torch.full((4,), float(index)) + torch.rand(1) + np.random.rand() + random.random()
+
+
+def mine(worker):
+    """A worker_init_fn of the user's."""
+    get_worker_info().dataset.samples += worker - worker
+
+
+def two(dataset, **options):
+    return DataLoader(dataset, **{"batch_size": BATCH, "num_workers": 2, **options})
+
+
+LOADERS = {
+    "fork": lambda: shuffled(num_workers=2, worker_init_fn=mine),
+    "persistent": lambda: shuffled(num_workers=2, persistent_workers=True),
+    "spawn": lambda: shuffled(
+        num_workers=1, multiprocessing_context="spawn", persistent_workers=True, worker_init_fn=mine
+    ),
+    "no batching": lambda: DataLoader(Augmented(6), batch_size=None, shuffle=True, num_workers=2),
+    "lazy sampler": lambda: two(Augmented(), sampler=LazySampler(), persistent_workers=True),
+    "stream": lambda: two(Sharded()),
+    "persistent stream": lambda: two(EagerStream(12), persistent_workers=True),
+    "stateful stream": lambda: two(StatefulShard(), persistent_workers=True),
+    "torchdata": lambda: StatefulDataLoader(Augmented(), batch_size=BATCH, shuffle=True, num_workers=2),
+    "torchdata stream": lambda: StatefulDataLoader(StatefulShard(SAMPLES), batch_size=BATCH, num_workers=2),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_some_steps(name, tmp_path):
+    at = (5,) if name == "spawn" else AT  # its workers take seconds to start
+    check(Case(LOADERS[name], at=at, steps=13), tmp_path)

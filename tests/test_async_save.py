@@ -1,0 +1,204 @@
+"""Saving beside training: the same checkpoints, and nothing left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from processes import torchrun
+from toy import ToyModel, loader, manifests, names, quiet_trainer
+
+from nemologger import ConfigurationError, ModelCheckpoint, SaveFailedError
+from nemologger.checkpoint.load import load_checkpoint
+from nemologger.checkpoint.verify import problems
+from nemologger.disk import LocalDisk
+
+SCRIPT = Path(__file__).with_name("train_toy.py")
+
+
+class _Watch(pl.Callback):
+    """Keeps the model's state after every step, and the writers it has seen. It comes before ModelCheckpoint."""
+
+    def __init__(self, at: dict[int, Any] | None = None) -> None:
+        self.states: dict[int, dict[str, torch.Tensor]] = {}
+        self.writers: set[int] = set()
+        self.at = at or {}
+
+    def on_train_batch_start(self, trainer, *args):
+        self.writers |= _writers()
+        if trainer.global_step in self.at:
+            self.at[trainer.global_step](self)
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        self.states[trainer.global_step] = {k: v.clone() for k, v in pl_module.state_dict().items()}
+        time.sleep(0.02)
+
+
+def _writers() -> set[int]:
+    """The writer processes that this process has started."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return {int(pid) for pid in children if b"writer_main" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+def _run(directory: Path, steps: int = 12, *, watch: _Watch | None = None, width: int = 8, **options: Any):
+    settings = {"dirpath": directory, "filename": "{step}", "every_n_train_steps": 2, "async_save": True, **options}
+    checkpoint = ModelCheckpoint(**settings)
+    watch = watch or _Watch()
+    trainer = quiet_trainer(max_steps=steps, val_check_interval=2, callbacks=[watch, checkpoint])
+    model = ToyModel(width=width)
+    trainer.fit(model, loader(), loader())
+    return checkpoint, watch, model
+
+
+@pytest.mark.parametrize("last", [True, "link", False])
+def test_every_checkpoint_is_whole_and_of_its_own_step(tmp_path, last):
+    checkpoint, watch, _ = _run(tmp_path, save_top_k=-1, save_last=last)
+    expected = {f"step={step}" for step in range(2, 13, 2)} | ({"step=12-last"} if last else set())
+    assert set(names(tmp_path)) == expected
+    for name, manifest in manifests(tmp_path).items():
+        assert problems(tmp_path / name) == []
+        saved = load_checkpoint(tmp_path / name)
+        assert saved["global_step"] == manifest.step
+        assert all(torch.equal(saved["state_dict"][k], v) for k, v in watch.states[manifest.step].items())
+        assert {int(s["step"]) for s in saved["optimizer_states"][0]["state"].values()} == {manifest.step}
+        assert (tmp_path / name / "context" / "io.json").exists()
+    assert Path(checkpoint.best_model_path).parent == tmp_path
+
+
+def test_the_same_is_kept_as_when_saving_waits(tmp_path):
+    beside, _, one = _run(tmp_path / "beside", save_top_k=2)
+    waiting, _, other = _run(tmp_path / "waiting", save_top_k=2, async_save=False)
+    assert names(tmp_path / "beside") == names(tmp_path / "waiting")
+    assert one.losses == other.losses
+    assert {Path(p).name: s for p, s in beside.best_k_models.items()} == {
+        Path(p).name: s for p, s in waiting.best_k_models.items()
+    }
+
+
+def test_a_run_goes_on_from_it(tmp_path):
+    first, _, _ = _run(tmp_path, 6)
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2, async_save=True)
+    model = ToyModel()
+    quiet_trainer(max_steps=9, val_check_interval=2, callbacks=[checkpoint]).fit(
+        model, loader(), loader(), ckpt_path=first.last_model_path
+    )
+    _, _, straight = _run(tmp_path / "straight", 9)
+    assert model.losses == {step: loss for step, loss in straight.losses.items() if step >= 6}
+
+
+def test_nothing_is_left_running(tmp_path):
+    before = set(os.listdir("/proc/self/fd"))
+    _, watch, _ = _run(tmp_path)
+    assert watch.writers
+    assert not any(Path(f"/proc/{pid}").exists() for pid in watch.writers)
+    assert len(set(os.listdir("/proc/self/fd")) - before) <= 1  # listdir's own
+
+
+def test_nothing_is_left_running_after_an_error_and_what_was_under_way_is_published(tmp_path):
+    def stop(watch: _Watch) -> None:
+        raise KeyError("stop here")
+
+    watch = _Watch({4: stop})
+    with pytest.raises(KeyError):
+        _run(tmp_path, watch=watch)
+    assert "step=4-last" in names(tmp_path)
+    assert all(problems(tmp_path / name) == [] for name in names(tmp_path))
+    assert not any(Path(f"/proc/{pid}").exists() for pid in watch.writers)
+
+
+def test_a_dead_writer_is_reported_and_replaced(tmp_path, caplog):
+    def kill(watch: _Watch) -> None:
+        for pid in watch.writers:
+            os.kill(pid, signal.SIGKILL)
+
+    watch = _Watch({5: kill})
+    with caplog.at_level(logging.ERROR):
+        _run(tmp_path, 12, watch=watch, save_top_k=-1)
+    assert "has died" in caplog.text
+    saved = {m.step for m in manifests(tmp_path).values()}
+    assert {2, 4, 10, 12} <= saved
+    assert all(problems(tmp_path / name) == [] for name in names(tmp_path))
+
+
+def test_a_writer_that_runs_out_of_space_is_reported_and_the_next_save_works(tmp_path, caplog):
+    """The limit on file sizes fails a write as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def limit(watch: _Watch, size: int) -> None:
+        for pid in watch.writers:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (size, hard))
+
+    watch = _Watch({3: lambda w: limit(w, 2000), 7: lambda w: limit(w, soft)})
+    with caplog.at_level(logging.ERROR):
+        _run(tmp_path, 12, watch=watch, save_top_k=-1, width=64)
+    failed = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(failed) == 2
+    assert "File too large" in failed[0]
+    assert {m.step for m in manifests(tmp_path).values()} == {2, 8, 10, 12}
+
+
+def test_too_many_failures_in_a_row_end_the_run(tmp_path):
+    def limit(watch: _Watch) -> None:
+        for pid in watch.writers:
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (2000, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+    with pytest.raises(SaveFailedError, match="File too large"):
+        _run(tmp_path, 40, watch=_Watch({3: limit}), width=64)
+    assert "step=2-last" in names(tmp_path)
+
+
+class _NoManifest(LocalDisk):
+    """Cannot publish ``step=4``."""
+
+    def write(self, path, parts):
+        if path.name == "manifest.json" and path.parent.name.startswith("step=4"):
+            raise OSError(5, "Input/output error", str(path))
+        super().write(path, parts)
+
+
+def test_a_failed_commit_is_reported_too(tmp_path, caplog):
+    with caplog.at_level(logging.ERROR):
+        _run(tmp_path, 8, save_top_k=-1, disk=_NoManifest())
+    assert "Input/output error" in caplog.text
+    assert names(tmp_path) == ["step=2", "step=6", "step=8", "step=8-last"]
+
+
+def test_a_busy_writer_can_be_waited_for_or_skipped(tmp_path, caplog):
+    def slow(watch: _Watch) -> None:
+        for pid in watch.writers:
+            os.kill(pid, signal.SIGSTOP)
+
+    def go(watch: _Watch) -> None:
+        for pid in watch.writers:
+            os.kill(pid, signal.SIGCONT)
+
+    watch = _Watch({3: slow, 7: go})
+    _run(tmp_path, 12, watch=watch, save_top_k=-1, on_busy="skip")
+    assert {m.step for m in manifests(tmp_path).values()} == {2, 4, 8, 10, 12}
+    assert "step 6 is not saved" in caplog.text
+    with pytest.raises(ConfigurationError, match="on_busy"):
+        ModelCheckpoint(on_busy="never")
+
+
+@pytest.mark.dist
+def test_two_ranks(tmp_path):
+    torchrun(SCRIPT, 2, tmp_path, 8, "--every", 2, "--devices", 2, "--beside", "--pause", 0.05, "--width", 64)
+    checkpoints = tmp_path / "toy" / "checkpoints"
+    assert all(problems(checkpoints / name) == [] for name in names(checkpoints))
+    saved = manifests(checkpoints)
+    assert {m.world_size for m in saved.values()} == {2}
+    assert len(saved) == 3
+    assert saved["step=8-last"].step == 8
+    weights = checkpoints / "step=8-last" / "weights"
+    assert not [name for name in names(weights) if name.startswith(".written")]
+    assert [n for n in names(weights) if n.endswith("distcp")] == [
+        "__0_0.distcp", "__0_1.distcp", "__1_0.distcp", "__1_1.distcp",
+    ]  # fmt: skip

@@ -1,0 +1,78 @@
+"""``verify_checkpoint``, and the command."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+
+import pytest
+from toy import ToyModel, loader, quiet_trainer
+
+from nemologger import (
+    DamagedCheckpointError,
+    ModelCheckpoint,
+    NotFoundError,
+    UnfinishedCheckpointError,
+    verify_checkpoint,
+)
+from nemologger.verify import main
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run") / "checkpoints"
+    saves = ModelCheckpoint(dirpath=directory, filename="x", every_n_train_steps=5)
+    quiet_trainer(max_steps=5, callbacks=[saves]).fit(ToyModel(), loader(), loader())
+    return directory.parent
+
+
+@pytest.fixture
+def checkpoint(run, tmp_path):
+    return shutil.copytree(run, tmp_path / "run") / "checkpoints" / "x"
+
+
+def test_a_whole_one(checkpoint, capsys):
+    assert verify_checkpoint(checkpoint).ok
+    assert verify_checkpoint(checkpoint / "weights", deep=False).ok
+    assert main([str(checkpoint)]) == 0
+    assert "weights/__0_0.distcp" in capsys.readouterr().out
+
+
+def test_a_flipped_byte_is_named(checkpoint, capsys):
+    path = checkpoint / "weights" / "__0_0.distcp"
+    content = bytearray(path.read_bytes())
+    content[99] ^= 1
+    path.unlink()
+    path.write_bytes(content)
+    assert [p.file for p in verify_checkpoint(checkpoint).problems] == ["weights/__0_0.distcp"]
+    assert verify_checkpoint(checkpoint, deep=False).ok
+    assert main([str(checkpoint)]) == 1
+    assert "have changed since they were written" in capsys.readouterr().out
+    assert main([str(checkpoint), "--shallow"]) == 0
+
+
+def test_what_cannot_be_told(checkpoint):
+    (checkpoint / "manifest.json").unlink()
+    with pytest.raises(DamagedCheckpointError, match="no manifest"):
+        verify_checkpoint(checkpoint)
+    checkpoint.with_name("x-unfinished").touch()
+    with pytest.raises(UnfinishedCheckpointError, match="never finished"):
+        verify_checkpoint(checkpoint)
+    with pytest.raises(NotFoundError):
+        verify_checkpoint(checkpoint / "gone")
+
+
+def test_a_whole_run(checkpoint, capsys):
+    assert main([str(checkpoint.parent.parent)]) == 0
+    assert capsys.readouterr().out.count("manifest") == 0
+    (checkpoint / "weights" / "common.pt").unlink()
+    assert main([str(checkpoint.parent)]) == 1
+    assert "is missing" in capsys.readouterr().out
+    assert main([str(checkpoint.parent / "nothing")]) == 2
+
+
+def test_as_a_command(checkpoint):
+    done = subprocess.run([sys.executable, "-m", "nemologger.verify", checkpoint], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ok" in done.stdout
