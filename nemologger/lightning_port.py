@@ -102,6 +102,11 @@ def validation_follows(trainer: pl.Trainer) -> bool:
     return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
+def is_accumulating(trainer: pl.Trainer) -> bool:
+    """Whether gradients of the batch that is ending are kept for a later optimizer step."""
+    return trainer.lightning_module.automatic_optimization and trainer.fit_loop.epoch_loop._should_accumulate()
+
+
 def epochs_done(trainer: pl.Trainer) -> int:
     """How many epochs have been trained to their last batch."""
     progress: Any = trainer.fit_loop.epoch_progress.current

@@ -11,20 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import proxy
 
-import torch
-from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from nemologger import checkpoint_io, lightning_port, names
 from nemologger.batches import batch_size
 from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.checkpoint.decision import Decision, choose, choose_again
-from nemologger.checkpoint.find import survey
-from nemologger.checkpoint.keeper import Keeper
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.naming import format_name
-from nemologger.checkpoint.retention import Kept, Policy
-from nemologger.checkpoint.shelf import Shelf, look
+from nemologger.checkpoint.retention import Kept
+from nemologger.checkpoint.shelf import Shelf
 from nemologger.checkpoint.snapshot import Snapshot, take
 from nemologger.checkpoint_arguments import check_arguments
 from nemologger.checkpoint_callback import check_interval, check_monitor, check_validation
@@ -32,6 +27,7 @@ from nemologger.context.mixin import IOMixin
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import ConfigurationError, ContextError, SaveFailedError
+from nemologger.kept_checkpoints import KeptCheckpoints, floats
 from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks, SingleProcess, connect, decide
 
@@ -41,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
+class ModelCheckpoint(IOMixin, KeptCheckpoints):
     """Saves checkpoints that are complete or absent, keeps the best ones and the last one, and finds them again.
 
     A checkpoint is a directory ``<filename>/`` with ``weights/`` (written by all ranks), ``context/`` and a manifest. It
@@ -227,7 +223,8 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
             and not lightning_port.is_trial(trainer)
         ):
             self._prepare(trainer)
-        if self._should_skip_saving_checkpoint(trainer):
+        # In the middle of gradient accumulation the gradients so far would be lost.
+        if self._should_skip_saving_checkpoint(trainer) or lightning_port.is_accumulating(trainer):
             return
         if not (self._step_is_due(trainer) or _is_last_step(trainer) or self._time_is_due()):
             return
@@ -315,7 +312,7 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
         if not self._make_room(trainer, final=final):
             return
         self._count_samples()
-        self._metrics = _floats(trainer.callback_metrics)
+        self._metrics = floats(trainer.callback_metrics)
         again = final and self._is_saved(trainer)
         drop_optimizer = final and not self.save_optim_on_train_end and not (again and self.save_last == "link")
         weights_only = self.save_weights_only or drop_optimizer
@@ -412,7 +409,7 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
             again: This step has a checkpoint already, which the final one only complements.
             weights_only: Whether it will lack what a resume needs.
         """
-        metrics = _floats(trainer.callback_metrics)
+        metrics = floats(trainer.callback_metrics)
         score = metrics.get(self.monitor) if self.monitor is not None else None
         if again:
             return choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
@@ -431,7 +428,7 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
             epoch=trainer.current_epoch,
             epochs_done=lightning_port.epochs_done(trainer),
             consumed_samples=self.consumed_samples,
-            metrics=_floats(trainer.callback_metrics),
+            metrics=floats(trainer.callback_metrics),
             owner=self._owner,
             life=self._life,
             score=decision.score,
@@ -459,135 +456,6 @@ class ModelCheckpoint(IOMixin, LightningModelCheckpoint):
             self.async_save = False
             log.warning("%s. Saves are synchronous.", error)
 
-    # --- what is kept ---------------------------------------------------------------------------------------------
-
-    @property
-    def _policy(self) -> Policy:
-        return Policy(self.save_top_k, self.mode, self.monitor is not None)
-
-    @property
-    def _owner(self) -> dict[str, str | None]:
-        return {"monitor": self.monitor, "mode": self.mode, "key": self.state_key}
-
-    def _look(self, trainer: pl.Trainer) -> Shelf:
-        directory = Path(str(self.dirpath))
-        try:
-            self._disk.make_directory(directory)
-        except OSError as error:
-            raise ConfigurationError(f"dirpath={str(directory)!r} cannot be used: {error.strerror}") from error
-        self._lock = DirectoryLock(directory)
-        self._lock.take()
-        twins = [c for c in _ours(trainer) if (c.dirpath, c.monitor, c.mode) == (self.dirpath, self.monitor, self.mode)]
-        return look(self._disk, directory, self._owner, alone=len(twins) == 1)
-
-    @property
-    def shelf(self) -> Shelf:
-        """What is kept now."""
-        return self._keeper.shelf
-
-    def _reflect(self) -> None:
-        """Set Lightning's attributes to what is on disk."""
-        shelf = self.shelf
-        self.last_model_path = shelf.last
-        ranking = self._policy.ranking(shelf.kept)
-        scores = {k.path: torch.tensor(float("nan") if k.score is None else k.score) for k in ranking}
-        self.best_k_models = scores if self.monitor is not None else {}
-        self.best_model_path = ranking[0].path if ranking else ""
-        self.best_model_score = scores[ranking[0].path] if ranking and self.monitor is not None else None
-        if ranking:
-            self.kth_best_model_path = ranking[-1].path
-            self.kth_value = scores[ranking[-1].path]
-            self.current_score = scores[max(ranking, key=lambda k: (k.step, k.time)).path]
-
-    def _keep(self, shelf: Shelf, *, beside: bool) -> Keeper:
-        link = self.save_last == "link"
-        return Keeper(
-            self._disk,
-            self._ranks,
-            self._policy,
-            link=link,
-            shelf=shelf,
-            files_per_rank=self.files_per_rank,
-            beside=beside,
-        )
-
-    def _needed_by_others(self, trainer: pl.Trainer) -> set[str]:
-        """What another checkpoint callback of this trainer keeps."""
-        return {path for other in _ours(trainer) if other is not self for path in other.shelf.needed}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint says of this callback. What is kept where is read from the manifests instead."""
-        return {
-            **super().state_dict(),
-            "dirpath": str(self.dirpath),
-            "consumed_samples": self.consumed_samples,
-            "metrics": self._metrics,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting; the bookkeeping of checkpoints comes from the directory itself."""
-        self.consumed_samples = int(state_dict.get("consumed_samples", 0))
-        self._restored_metrics = dict(state_dict.get("metrics", {}))
-        self._counted_here = 0
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """The step that is being restored needs no saving again."""
-        self._last_global_step_saved = int(checkpoint.get("global_step", 0))
-
-    def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
-        """For ``fit(ckpt_path="last")``."""
-        if not self.last_model_path:
-            directory = Path(lightning_port.checkpoint_directory(trainer, self))
-            complete = [f for f in survey(directory) if f.manifest is not None]
-            newest = max(complete, key=lambda f: f.manifest.order if f.manifest else (0, 0, 0.0), default=None)
-            return {str(newest.path)} if newest else set()
-        return {self.last_model_path} if self.last_model_path else set()
-
-    # --- names ----------------------------------------------------------------------------------------------------
-
-    def _path(self, trainer: pl.Trainer, metrics: dict[str, float]) -> Path:
-        values = {
-            **metrics,
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "consumed_samples": self.consumed_samples,
-            "model_name": type(trainer.lightning_module).__name__,
-        }
-        template = self.filename or "{epoch}-{step}"
-        name = format_name(template, values, insert_names=self.auto_insert_metric_name)
-        path = Path(str(self.dirpath)) / name
-        taken = self._needed_by_others(trainer)
-        if {str(path), str(path) + names.LAST} & taken:  # as long as a metric is missing, two templates can agree
-            path = path.with_name(f"{name}-{str(self.monitor).replace('/', '_')}")
-        return path
-
-    def format_checkpoint_name(
-        self, metrics: dict[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None
-    ) -> str:
-        """The path of a checkpoint with these metrics."""
-        template = filename or self.filename or "{epoch}-{step}"
-        values = {"epoch": 0, "step": 0, **_floats(metrics)}
-        values.update({key: int(values[key]) for key in ("epoch", "step")})
-        name = format_name(template, values, insert_names=self.auto_insert_metric_name)
-        name = f"{prefix}-{name}" if prefix else name
-        return str(Path(str(self.dirpath)) / name) if self.dirpath else name
-
-    # --- checks ---------------------------------------------------------------------------------------------------
-
-    def _check_neighbours(self, trainer: pl.Trainer) -> None:
-        for other in _ours(trainer):
-            if other is not self and (other.dirpath, other.filename) == (self.dirpath, self.filename):
-                raise ConfigurationError(
-                    f"two ModelCheckpoint callbacks (monitor={self.monitor!r} and {other.monitor!r}) write to "
-                    f"{self.dirpath} with filename={self.filename!r}: give each a filename of its own"
-                )
-
-    def _count_samples(self) -> None:
-        self.consumed_samples += sum(self._ranks.gather(self._counted_here))
-        self._counted_here = 0
-
 
 def _paths_of(checkpoint: str | Path | None) -> set[str]:
     """The ways to write the path of a checkpoint."""
@@ -603,17 +471,9 @@ def _is_last_step(trainer: pl.Trainer) -> bool:
     return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
 
 
-def _ours(trainer: pl.Trainer) -> list[ModelCheckpoint]:
-    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-
-
 def _write_context(trainer: pl.Trainer, output: Path, disk: Disk) -> None:
     """Write ``context/``; what it cannot hold is no reason to lose the weights."""
     try:
         TrainerContext.from_trainer(trainer).io_dump(output, ["model"], disk=disk, strict=False)
     except ContextError as error:
         log.warning("%s was not written: %s", output, error)
-
-
-def _floats(metrics: Any) -> dict[str, float]:
-    return {str(key): float(value) for key, value in metrics.items()}

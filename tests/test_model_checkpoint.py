@@ -472,3 +472,12 @@ def test_a_file_where_the_directory_should_be_is_found_before_training(tmp_path)
     with pytest.raises(ConfigurationError, match="dirpath="):
         run(tmp_path / "file", 5, model)
     assert model.losses == {}
+
+
+def test_nothing_is_saved_in_the_middle_of_gradient_accumulation(tmp_path):
+    run(
+        tmp_path, 3, every_n_train_steps=None, train_time_interval=timedelta(0), save_top_k=-1, monitor="train_loss",
+        trainer={"accumulate_grad_batches": 2, "val_check_interval": 100, "limit_val_batches": 0},
+    )  # fmt: skip
+    # each of the three steps took two batches of four, and was saved once, after the second
+    assert {m.consumed_samples for m in manifests(tmp_path).values()} == {8, 16, 24}

@@ -51,6 +51,7 @@ class ExactResume(Callback):
         self._fit: _Fit | None = None
         self._session: Session | None = None
         self._unwrap: Callable[[], None] | None = None
+        self._validates = False
         self._aside: RngState | None = None
         self._reload_epoch: float | None = None
         self._data: list[dict[str, Any]] | None = None
@@ -103,6 +104,7 @@ class ExactResume(Callback):
         session = self._session
         if session is None:
             return
+        self._validates = lightning_port.has_validation(trainer)
         lightning_port.close_trained_epoch(trainer)
         if session.fetched_too_early:
             lightning_port.fetch_again(trainer)
@@ -136,7 +138,7 @@ class ExactResume(Callback):
         """Note the place of the loaders; put the generators aside if validation follows."""
         if self._session is not None:
             self._session.batch_trained()
-            if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
+            if self._validates and lightning_port.validation_follows(trainer):
                 self._put_aside()
 
     # --- validation -----------------------------------------------------------------------------------------------
