@@ -1,7 +1,7 @@
 """Pretrain a small GPT on the Python standard library's source.
 
     python recipes/byte_gpt.py                   # train; about a minute on two cores
-    python recipes/byte_gpt.py --max-steps 500   # go on from the last checkpoint
+    python recipes/byte_gpt.py --max-steps 1000  # go on from the last checkpoint
 
 Stop it at any time, with Ctrl-C or worse, and run the same command again: it goes on where it was.
 """
@@ -25,8 +25,8 @@ import nemologger as nl
 def pretrain_recipe(
     name: str = "byte_gpt",
     dir: str | None = None,  # the name that NeMo's recipes use
-    max_steps: int = 250,
-    val_check_interval: int = 50,
+    max_steps: int = 400,
+    val_check_interval: int = 100,
     batch_size: int = 16,
     devices: int = 1,
 ) -> fdl.Partial[nl.train]:
@@ -86,8 +86,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default="byte_gpt", help="the experiment (default: %(default)s)")
     parser.add_argument("--dir", default=None, help="where experiments go (default: ./nemo_experiments)")
-    parser.add_argument("--max-steps", type=int, default=250, help="optimizer steps in all (default: %(default)s)")
-    parser.add_argument("--val-check-interval", type=int, default=50, help="validate and save every so many steps")
+    parser.add_argument("--max-steps", type=int, default=400, help="optimizer steps in all (default: %(default)s)")
+    parser.add_argument("--val-check-interval", type=int, default=100, help="validate and save every so many steps")
     parser.add_argument("--batch-size", type=int, default=16, help="windows per step and device")
     parser.add_argument("--devices", type=int, default=1, help="processes that train together")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
