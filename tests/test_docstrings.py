@@ -1,0 +1,31 @@
+"""The examples in the docstrings run."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import logging
+import pkgutil
+
+import pytest
+
+import nemologger
+
+MODULES = sorted(module.name for module in pkgutil.walk_packages(nemologger.__path__, "nemologger."))
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.filterwarnings("ignore")
+def test_examples_run(name):
+    result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
+    assert result.failed == 0
+    for handler in logging.getLogger().handlers[:]:
+        if type(handler).__module__.startswith("nemologger"):  # of a run that an example set up, but did not train
+            logging.getLogger().removeHandler(handler)
+            handler.close()
+
+
+def test_there_are_examples():
+    finder = doctest.DocTestFinder()
+    examples = [t for name in MODULES for t in finder.find(importlib.import_module(name)) if t.examples]
+    assert len(examples) > 30
