@@ -19,7 +19,7 @@ from nemologger.run_dir import (
 )
 
 NOON = datetime(2026, 11, 20, 12, 0, 5, tzinfo=timezone.utc)
-HERE = Path("/work/here")
+HERE = Path("/place/here")
 
 
 @pytest.mark.parametrize(
@@ -94,18 +94,18 @@ def test_an_address_is_no_run_directory():
     [
         ("tb", "/base/tb"),
         (".", "/base"),
-        ("/work/here/tb", "/base/tb"),
-        ("/work/here", "/base"),
+        ("/place/here/tb", "/base/tb"),
+        ("/place/here", "/base"),
         ("/root_dir/tb", "/base/tb"),
-        ("/work/here/inner/tb", "/base/tb"),
+        ("/place/here/inner/tb", "/base/tb"),
         ("/elsewhere/tb", "/elsewhere/tb"),
-        ("/work/here2/tb", "/work/here2/tb"),
+        ("/place/here2/tb", "/place/here2/tb"),
         ("/base/name/tb", "/base/name/tb"),
     ],
 )
 def test_a_tracker_writes_below_the_base_unless_it_was_sent_elsewhere(save_dir, expected):
     run = RunDirectory(Path("/base"), Path("/base/name"), "name", None)
-    assert run.tracker_dir(save_dir, [HERE, "/root_dir", "/work/here/inner"]) == Path(expected)
+    assert run.tracker_dir(save_dir, [HERE, "/root_dir", "/place/here/inner"]) == Path(expected)
 
 
 def test_log_files_of_one_life_are_known_by_name():

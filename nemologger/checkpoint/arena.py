@@ -19,6 +19,7 @@ import torch
 from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.stage import part_of
 from nemologger.checkpoint.weights import Place
+from nemologger.errors import SaveFailedError
 
 _MADV_POPULATE_WRITE = 23  # Linux 5.14
 
@@ -38,6 +39,9 @@ class Arena:
     Args:
         files: For each file, the places of its pieces.
         tensors: Tensors of the shapes and dtypes that will be saved.
+
+    Raises:
+        SaveFailedError: This system cannot share memory so.
     """
 
     def __init__(self, files: Mapping[str, Sequence[Place]], tensors: Mapping[str, torch.Tensor]) -> None:
@@ -47,6 +51,8 @@ class Arena:
             size = max((place.end for place in places), default=0)
             self.images.append(Image(name, end, size))
             end += -(-size // mmap.PAGESIZE) * mmap.PAGESIZE
+        if not hasattr(os, "memfd_create"):
+            raise SaveFailedError("saving beside training needs Linux: memory that two processes share by descriptor")
         self.size = max(end, mmap.PAGESIZE)
         self.descriptor = os.memfd_create("nemologger-arena", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, self.size)

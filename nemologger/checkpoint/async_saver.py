@@ -52,7 +52,7 @@ class _InFlight:
 class _Layout:
     """What does not change from save to save."""
 
-    held: str
+    outline: str
     arena: Arena
     writer: Writer
     metadata: bytes
@@ -85,9 +85,9 @@ class AsyncSaver:
         Raises:
             SaveFailedError: If that failed on any rank.
         """
-        held = repr([(k, tuple(t.shape), t.dtype, k in snapshot.rank_zero) for k, t in snapshot.tensors.items()])
+        outline = snapshot.outline
         layout = self._layout
-        usable = layout is not None and layout.held == held
+        usable = layout is not None and layout.outline == outline
         if all(self._ranks.gather(usable)) and layout is not None:
             return layout
         self.close()
@@ -106,11 +106,11 @@ class AsyncSaver:
         def make() -> tuple[str, list[Entry]]:
             arena = Arena(files, snapshot.tensors)
             made.append((arena, Writer(arena)))
-            return held, stored
+            return outline, stored
 
         try:
             shares = together(self._ranks, make)
-            if any(other != held for other, _ in shares):
+            if any(other != outline for other, _ in shares):
                 raise SaveFailedError("the ranks hold different tensors (names, shapes or dtypes)")
         except (OSError, NemologgerError) as error:
             for arena, writer in made:
@@ -118,7 +118,7 @@ class AsyncSaver:
                 arena.close()
             raise SaveFailedError(f"saving beside training could not be set up: {error}") from error
         described = metadata(snapshot.tensors, snapshot.paths, [entry for _, share in shares for entry in share])
-        self._layout = _Layout(held, *made[0], described)
+        self._layout = _Layout(outline, *made[0], described)
         return self._layout
 
     def start(

@@ -93,8 +93,7 @@ class Saver:
             self._disk, weights, self._ranks.rank, pieces, snapshot.tensors, self._files_per_rank
         )
         self._disk.sync(weights)
-        held = [(k, s, snapshot.tensors[k].dtype, k in snapshot.rank_zero) for k, s in shapes.items()]
-        fingerprint = xxhash.xxh3_64_hexdigest(repr(held).encode())
+        fingerprint = xxhash.xxh3_64_hexdigest(snapshot.outline.encode())
         return Share(fingerprint, records, entries)
 
     def _finish(

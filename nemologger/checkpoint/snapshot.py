@@ -51,6 +51,11 @@ class Snapshot:
         return "optimizer_states" in self.common
 
     @property
+    def outline(self) -> str:
+        """Keys, shapes and dtypes: what must agree between ranks, and stays the same from save to save."""
+        return repr([(key, tuple(t.shape), t.dtype, key in self.rank_zero) for key, t in self.tensors.items()])
+
+    @property
     def nbytes(self) -> int:
         """Bytes of all tensors, as they are stored."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
