@@ -75,6 +75,11 @@ class Arena:
         if place.piece.nbytes:
             self._targets.append((place.piece, memory[payload:end].view(dtype).view(place.piece.sizes)))
 
+    @property
+    def memory(self) -> mmap.mmap:
+        """All of it."""
+        return self._map
+
     def stage(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Copy the tensors of this moment to their places, with all threads."""
         self._touching.join()
