@@ -5,6 +5,7 @@ The functions here are collective: every rank calls them, in the same order, fro
 
 from __future__ import annotations
 
+import atexit
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ class ProcessGroup:
     """
 
     def __init__(self, timeout: timedelta = timedelta(minutes=10)) -> None:
+        leave_at_exit()
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self._timeout = timeout
@@ -89,6 +91,21 @@ class ProcessGroup:
             f"{self._timeout.total_seconds():g} s): {error}. One of them has probably died; look for the first error "
             "in its log file."
         )
+
+
+def leave_at_exit() -> None:
+    """Take the process groups down before the interpreter goes.
+
+    Gloo's threads, still there when it is torn down, now and then end a process that has done all its work with SIGABRT.
+    Lightning takes care of NCCL's.
+    """
+    atexit.unregister(_leave)
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 def connect(timeout: timedelta = timedelta(minutes=10)) -> Ranks:

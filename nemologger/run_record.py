@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 from nemologger.errors import ConfigurationError
 from nemologger.lightning_port import forget_decisions
 from nemologger.log_files import LogFiles
+from nemologger.ranks import leave_at_exit
 from nemologger.run_dir import RunDirectory
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class RunRecord(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Attach the log files of this rank; it may be another process than the one of ``NeMoLogger.setup``."""
         forget_decisions()
+        leave_at_exit()
         self._log_files.attach(trainer.global_rank, trainer.local_rank)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

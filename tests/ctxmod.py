@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 
 from nemologger.io import DirArtifact, FileArtifact, IOMixin, TrainerContext
+from nemologger.ranks import leave_at_exit
 
 
 @dataclass
@@ -169,5 +170,6 @@ class DumpsOnce(pl.Callback):
         self.directory = directory
 
     def on_train_end(self, trainer, module):
+        leave_at_exit()
         if trainer.is_global_zero:
             TrainerContext.from_trainer(trainer).io_dump(self.directory)
