@@ -277,7 +277,7 @@ def test_a_process_killed_at_any_moment_leaves_a_complete_checkpoint(tmp_path):
     assert done.returncode == 0, done.stderr
     kills, steps = map(int, done.stdout.split())
     assert kills == 40
-    assert steps > 3
+    assert steps > 40
     assert step_in(newest_in(tmp_path / "checkpoints").path) == steps
 
 

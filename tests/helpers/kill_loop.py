@@ -22,8 +22,11 @@ from nemologger.checkpoint.find import Status, survey
 from nemologger.disk import LocalDisk
 
 
-def live(directory: Path) -> None:
-    """One life: clean up, go on from the newest, save a step after the other, keep two and ``-last``."""
+def live(directory: Path, saved: int) -> None:
+    """One life: clean up, go on from the newest, save a step after the other, keep two and ``-last``.
+
+    A byte goes to the descriptor ``saved`` for each save.
+    """
     disk = LocalDisk()
     commit.tidy(disk, directory)
     found = newest_in(directory)
@@ -34,6 +37,7 @@ def live(directory: Path) -> None:
         step += 1
         path = directory / ("again" if step % 3 == 0 else f"step={step}")
         manifest = save(path, step)
+        os.write(saved, b".")
         last = directory / "x-last"
         if step % 2:
             commit.duplicate(disk, path, last, manifest)
@@ -49,16 +53,22 @@ def main(directory: Path, kills: int) -> None:
     dice = random.Random(0)
     save(directory / "step=1", 1)
     newest = 1
-    for _ in range(kills):
+    for life in range(kills):
+        heard, saved = os.pipe()
         child = os.fork()
         if child == 0:
             try:
-                live(directory)
+                live(directory, saved)
             finally:
                 os._exit(1)  # only an error comes here
+        os.close(saved)
+        if life % 2:  # every other life gets somewhere, however busy the machine; the rest may die at once
+            for _ in range(2):
+                os.read(heard, 1)
         time.sleep(0.005 + dice.random() * 0.06)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
+        os.close(heard)
         assert os.WIFSIGNALED(status), "a life ended by itself"
         found = newest_in(directory)
         assert found is not None
