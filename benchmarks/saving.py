@@ -148,6 +148,7 @@ class Measure(pl.Callback):
         self.plain: list[float] = []
         self.windows: list[tuple[str | None, float]] = []
         self.began = 0.0
+        self.path = directory
 
     @property
     def steps(self) -> int:
@@ -171,7 +172,7 @@ class Measure(pl.Callback):
         return self.schedule[index] if number % 2 == 0 and 0 <= index < len(self.schedule) else None
 
     def _save(self, trainer: pl.Trainer, way: Way) -> None:
-        path = Path(tempfile.mkdtemp(dir=self.directory))
+        path = self.path = Path(tempfile.mkdtemp(dir=self.directory))
         start = time.perf_counter()
         way.save(trainer, path)
         way.stall.append(time.perf_counter() - start)
@@ -182,6 +183,7 @@ class Measure(pl.Callback):
         if step and step % WINDOW == 0 and (name := self._way(step // WINDOW - 1)) is not None:
             start = time.perf_counter()
             self.ways[name].wait()
+            shutil.rmtree(self.path)  # else what others write to the page cache piles up
             self.began += time.perf_counter() - start
 
     def figures(self) -> dict[str, dict[str, float]]:
@@ -210,6 +212,7 @@ def durable(trainer: pl.Trainer, ways: dict[str, Way], directory: Path, turns: i
             way.save(trainer, path)
             way.wait()
             way.durable.append(time.perf_counter() - start)
+            shutil.rmtree(path)
 
 
 class Durable(pl.Callback):
