@@ -52,8 +52,13 @@ class Snapshot:
 
     @property
     def outline(self) -> str:
-        """Keys, shapes and dtypes: what must agree between ranks, and stays the same from save to save."""
-        return repr([(key, tuple(t.shape), t.dtype, key in self.rank_zero) for key, t in self.tensors.items()])
+        """Keys, shapes, dtypes and sharding: what must agree between ranks, and stays the same from save to save."""
+        return repr(
+            [
+                (key, tuple(t.shape), t.dtype, key in self.rank_zero, getattr(t, "placements", None))
+                for key, t in self.tensors.items()
+            ]
+        )
 
     @property
     def nbytes(self) -> int:

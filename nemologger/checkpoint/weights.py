@@ -42,8 +42,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.futures import Future
 
 from nemologger import names
-from nemologger.checkpoint.shares import Piece, Shape
-from nemologger.errors import DamagedCheckpointError, NemologgerError, RefusedError
+from nemologger.checkpoint.shares import Piece
+from nemologger.errors import CheckpointError, DamagedCheckpointError, NemologgerError, RefusedError
 
 BACKEND: bytes = json.dumps(
     {
@@ -87,11 +87,6 @@ class Entry:
     length: int
 
 
-def shape_of(tensor: torch.Tensor) -> Shape:
-    """The tensor's size and the bytes of an element."""
-    return Shape(tuple(tensor.shape), tensor.element_size())
-
-
 def lay_out(pieces: Iterable[Piece], tensors: Mapping[str, torch.Tensor]) -> list[Place]:
     """Give each piece of one file its place."""
     places = []
@@ -112,18 +107,28 @@ def entries(file: str, places: Iterable[Place]) -> list[Entry]:
 def metadata(
     tensors: Mapping[str, torch.Tensor], paths: Mapping[str, tuple[str, ...]], stored: Sequence[Entry]
 ) -> bytes:
-    """``.metadata`` of all ranks' entries."""
+    """``.metadata`` of all ranks' entries.
+
+    Raises:
+        CheckpointError: If nobody has written some part of a tensor.
+    """
     chunks: dict[str, list[ChunkStorageMetadata]] = {key: [] for key in tensors}
     storage: dict[MetadataIndex, _StorageInfo] = {}
     for entry in stored:
         offsets = torch.Size(entry.offsets)
         index = MetadataIndex(entry.key, offsets, len(chunks[entry.key]))
+        if index in storage:  # hybrid FSDP does not tell which ranks hold the same part: all have written it
+            continue
         chunks[entry.key].append(ChunkStorageMetadata(offsets, torch.Size(entry.sizes)))
         storage[index] = _StorageInfo(entry.file, entry.start, entry.length)
     described: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {
-        key: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), tensor.size(), chunks[key])
+        key: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(tensor.shape), chunks[key])
         for key, tensor in tensors.items()
     }
+    for key, tensor in tensors.items():
+        written = sum(chunk.sizes.numel() for chunk in chunks[key])
+        if written != tensor.shape.numel():
+            raise CheckpointError(f"of {key}, {written} of {tensor.shape.numel()} elements would be written")
     return pickle.dumps(Metadata(described, planner_data=dict(paths), storage_data=storage, version=_VERSION))
 
 
