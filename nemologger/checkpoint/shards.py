@@ -16,7 +16,7 @@ def local(tensor: torch.Tensor) -> torch.Tensor:
     """The values of ``tensor`` that are here, without a copy: of a plain tensor all, of a sharded one this rank's part."""
     if isinstance(tensor, DTensor):
         return tensor.to_local().detach()
-    if hasattr(tensor, "local_shards"):
+    if hasattr(tensor, "local_shards"):  # torch's ShardedTensor
         shards = tensor.local_shards()
         return shards[0].tensor.detach() if shards else torch.empty((0, *tensor.shape[1:]), dtype=tensor.dtype)
     return tensor.detach()
@@ -55,16 +55,26 @@ def part_of(tensor: torch.Tensor, piece: Piece, origin: tuple[int, ...] | None =
     return tensor
 
 
-def sharded_like(values: torch.Tensor, template: DTensor) -> DTensor:
+def sharded_like(values: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
     """A tensor that is sharded, and lies, as ``template`` does; ``values`` are this rank's part of it."""
-    return DTensor.from_local(
-        values.to(template.device),
-        template.device_mesh,
-        template.placements,
-        run_check=False,
-        shape=template.shape,
-        stride=template.stride(),
-    )
+    if isinstance(template, DTensor):
+        return DTensor.from_local(
+            values.to(template.device),
+            template.device_mesh,
+            template.placements,
+            run_check=False,
+            shape=template.shape,
+            stride=template.stride(),
+        )
+    made = torch.empty_like(template, dtype=values.dtype)
+    for shard in cast(Any, made).local_shards():
+        shard.tensor.copy_(values)
+    return made
+
+
+def is_sharded(tensor: object) -> bool:
+    """Whether ``tensor`` is a tensor that :func:`local` may return a part of."""
+    return isinstance(tensor, DTensor) or hasattr(tensor, "local_shards")
 
 
 def _shape(tensor: torch.Tensor) -> Shape:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import torch
 
-from nemologger.checkpoint.shards import part_of
-from nemologger.checkpoint.shares import Piece
-
 
 def payload(part: torch.Tensor) -> memoryview:
     """The bytes of ``part``: the tensor's own memory where that is possible, else a copy."""
     return _bytes(part.detach().resolve_conj().resolve_neg().cpu().contiguous())
 
 
-def memory_of(tensor: torch.Tensor, piece: Piece) -> memoryview:
-    """The memory of ``piece`` of a contiguous ``tensor`` on the CPU, to be filled."""
-    return _bytes(part_of(tensor, piece))
+def memory_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous ``tensor`` on the CPU, to be filled."""
+    return _bytes(tensor)
 
 
 def _bytes(part: torch.Tensor) -> memoryview:

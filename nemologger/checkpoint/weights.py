@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -169,9 +170,13 @@ def read_metadata(weights: Path) -> Metadata:
 
 def described(weights: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every tensor in ``weights``, by flat key."""
+    return _described(read_metadata(weights))
+
+
+def _described(read: Metadata) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     return {
         key: (tuple(entry.size), entry.properties.dtype)
-        for key, entry in read_metadata(weights).state_dict_metadata.items()
+        for key, entry in read.state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
 
@@ -187,39 +192,39 @@ class Payload:
     header: bytes
 
 
-def payloads(weights: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Payload]]:
-    """Where the bytes of ``tensors`` lie, of those that lie there as :func:`lay_out` places them and as a whole."""
+def payloads(weights: Path, keys: Collection[str]) -> dict[str, list[Payload]]:
+    """Where the bytes of the tensors ``keys`` lie, of those that lie there as :func:`lay_out` places them."""
     read = read_metadata(weights)
     found: dict[str, list[Payload]] = {}
     with _reading(weights / names.DCP_METADATA):
+        sizes_of = {
+            (key, tuple(chunk.offsets)): tuple(chunk.sizes)
+            for key, entry in read.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+            for chunk in entry.chunks
+        }
         for index, info in read.storage_data.items():
-            tensor, described = tensors.get(index.fqn), read.state_dict_metadata.get(index.fqn)
-            if tensor is None or not isinstance(described, TensorStorageMetadata):
+            described = read.state_dict_metadata.get(index.fqn)
+            if index.fqn not in keys or not isinstance(described, TensorStorageMetadata):
                 continue
-            offset = index.offset if index.offset is not None else torch.Size([0] * tensor.ndim)
-            sizes = next((c.sizes for c in described.chunks if c.offsets == offset), None)
+            offsets = tuple(index.offset) if index.offset is not None else (0,) * len(described.size)
+            sizes, dtype = sizes_of.get((index.fqn, offsets)), described.properties.dtype
             if sizes is None or not _is_local(info.relative_path) or getattr(info, "transform_descriptors", None):
                 continue
-            piece = Piece(index.fqn, tuple(offset), tuple(sizes), sizes.numel() * tensor.element_size())
-            header, trailer = _archive(tensor.dtype, piece.sizes)
-            if info.length == len(header) + piece.nbytes + len(trailer) and _is_one_run(tensor.shape, piece):
+            piece = Piece(index.fqn, offsets, sizes, math.prod(sizes) * dtype.itemsize)
+            header, trailer = _archive(dtype, sizes)
+            inside = all(o >= 0 and o + s <= whole for o, s, whole in zip(offsets, sizes, described.size, strict=True))
+            if inside and info.length == len(header) + piece.nbytes + len(trailer):
                 found.setdefault(index.fqn, []).append(
                     Payload(index.fqn, piece, info.relative_path, info.offset, header)
                 )
-    covered = {key: sum(p.piece.nbytes for p in group) for key, group in found.items()}
-    return {key: group for key, group in found.items() if covered[key] == tensors[key].nbytes}
+    whole = {key: math.prod(sizes) * dtype.itemsize for key, (sizes, dtype) in _described(read).items()}
+    return {key: group for key, group in found.items() if sum(p.piece.nbytes for p in group) == whole[key]}
 
 
 def _is_local(file: str) -> bool:
     """Whether ``file`` names a file of the directory itself."""
     return isinstance(file, str) and file not in ("", ".", "..") and "/" not in file
-
-
-def _is_one_run(shape: torch.Size, piece: Piece) -> bool:
-    """Whether ``piece`` lies in one run of bytes in a contiguous tensor of ``shape``, inside of it."""
-    inside = all(o >= 0 and o + s <= whole for o, s, whole in zip(piece.offsets, piece.sizes, shape, strict=True))
-    split = [i for i, size in enumerate(piece.sizes) if size != shape[i]]
-    return inside and (not split or (all(shape[i] == 1 for i in range(split[0])) and len(split) == 1))
 
 
 def read_ordinary(weights: Path, tensors: dict[str, torch.Tensor]) -> None:
