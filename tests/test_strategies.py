@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from toy import ToyModel, loader, quiet_trainer
@@ -9,6 +11,17 @@ from toy import ToyModel, loader, quiet_trainer
 from nemologger import ModelCheckpoint
 from nemologger.errors import ConfigurationError
 from nemologger.strategies import DDPStrategy, FSDP2Strategy, FSDPStrategy, ModelParallelStrategy
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """A process group of this process, if Lightning makes one, is taken down again, with what it left in the environment."""
+    before = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
 
 
 @pytest.mark.parametrize("argument", ["data_parallel_size", "tensor_parallel_size"])
@@ -19,7 +32,7 @@ def test_a_size_is_a_number_of_ranks(argument):
 
 def test_sizes_are_compared_with_the_number_of_ranks_before_training():
     trainer = quiet_trainer(max_steps=1, strategy=FSDP2Strategy(data_parallel_size=2))
-    with pytest.raises(ConfigurationError, match="data_parallel_size=2, tensor_parallel_size=1.*which is 1"):
+    with pytest.raises(ConfigurationError, match=r"data_parallel_size=2, tensor_parallel_size=1.*which is 1"):
         trainer.fit(ToyModel(), loader())
 
 
@@ -44,5 +57,4 @@ def test_a_module_that_does_not_shard_itself_is_left_as_it_was_written(tmp_path)
     trainer.fit(model, loader())
     assert "configure_model" not in vars(model)
     assert isinstance(model, ToyModel)
-    assert all(type(parameter).__name__ == "DTensor" or parameter.numel() for parameter in model.parameters())
-    assert any(isinstance(parameter, torch.distributed.tensor.DTensor) for parameter in model.parameters())
+    assert all(isinstance(parameter, torch.distributed.tensor.DTensor) for parameter in model.parameters())
