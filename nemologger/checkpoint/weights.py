@@ -13,6 +13,7 @@ Formats: ``torch/distributed/checkpoint/{metadata,filesystem}.py`` of torch 2.10
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import math
@@ -105,6 +106,19 @@ def entries(file: str, places: Iterable[Place]) -> list[Entry]:
     return [Entry(p.piece.key, p.piece.offsets, p.piece.sizes, file, p.start, p.end - p.start) for p in places]
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Millions of new objects, none of them garbage, would be looked through again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collector()
 def metadata(
     tensors: Mapping[str, torch.Tensor], paths: Mapping[str, tuple[str, ...]], stored: Sequence[Entry]
 ) -> bytes:
@@ -115,19 +129,29 @@ def metadata(
     """
     chunks: dict[str, list[ChunkStorageMetadata]] = {key: [] for key in tensors}
     storage: dict[MetadataIndex, _StorageInfo] = {}
+    # Thousands of ranks have millions of entries; of those that are equal, one object is made and pickled.
+    known_sizes: dict[tuple[int, ...], torch.Size] = {}
+    known_chunks: dict[tuple[tuple[int, ...], tuple[int, ...]], ChunkStorageMetadata] = {}
+
+    def size(of: tuple[int, ...]) -> torch.Size:
+        return known_sizes.get(of) or known_sizes.setdefault(of, torch.Size(of))
+
     for entry in stored:
-        offsets = torch.Size(entry.offsets)
-        index = MetadataIndex(entry.key, offsets, len(chunks[entry.key]))
+        index = MetadataIndex(entry.key, None, len(chunks[entry.key]))
+        object.__setattr__(index, "offset", size(entry.offsets))  # its __init__ would copy it
         if index in storage:  # hybrid FSDP does not tell which ranks hold the same part: all have written it
             continue
-        chunks[entry.key].append(ChunkStorageMetadata(offsets, torch.Size(entry.sizes)))
+        block = (entry.offsets, entry.sizes)
+        if block not in known_chunks:
+            known_chunks[block] = ChunkStorageMetadata(size(entry.offsets), size(entry.sizes))
+        chunks[entry.key].append(known_chunks[block])
         storage[index] = _StorageInfo(entry.file, entry.start, entry.length)
     described: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {
         key: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(tensor.shape), chunks[key])
         for key, tensor in tensors.items()
     }
     for key, tensor in tensors.items():
-        written = sum(chunk.sizes.numel() for chunk in chunks[key])
+        written = sum(math.prod(chunk.sizes) for chunk in chunks[key])
         if written != tensor.shape.numel():
             raise CheckpointError(f"of {key}, {written} of {tensor.shape.numel()} elements would be written")
     return pickle.dumps(Metadata(described, planner_data=dict(paths), storage_data=storage, version=_VERSION))
