@@ -12,7 +12,8 @@
     ├── RunCompletedError       (ValueError)         the run has ended and was not asked to go on
     ├── ContextError            (ValueError)         a context that cannot be written or read
     ├── RefusedError            (PermissionError)    loading it would run code that nobody allowed
-    └── RankError               (RuntimeError)       another rank failed, or did not answer in time
+    ├── RankError               (RuntimeError)       another rank failed, or did not answer in time
+    └── SweepError              (RuntimeError)       combinations of a sweep failed
 
 Each is also the builtin that a caller would catch. All take one message, so that they travel between ranks by value.
 """
@@ -70,3 +71,7 @@ class RefusedError(NemologgerError, PermissionError):
 
 class RankError(NemologgerError, RuntimeError):
     """Another rank failed, or did not answer in time."""
+
+
+class SweepError(NemologgerError, RuntimeError):
+    """Combinations of a sweep failed. The others have run."""
