@@ -14,7 +14,7 @@ import pytest
 from processes import environment, started, wait_for
 
 SCRIPT = Path(__file__).with_name("sweep_toy.py")
-RECORDS = Path("nemo_experiments", "sweeps", "sweep_toy")
+RECORDS = Path("nemo_experiments", "sweeps", "sweep_toy", "toy")
 
 
 def sweep(*overrides: str, timeout: float = 240, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -140,3 +140,15 @@ def test_ctrl_c_stops_a_sweep():
         assert process.wait(timeout=30) != 0
     assert len(diary()) == 1
     assert list(states().values()) == ["failed"]
+
+
+def test_nothing_new_is_started_when_the_sweep_is_killed_beside_its_workers():
+    arguments = ("model.lr=1,2,3,4", "train=false", "pause=30", f"diary={Path.cwd()}/diary.txt")
+    with started(SCRIPT, "-m", *arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2") as process:
+        wait_for(lambda: Path("diary.txt").exists() and len(diary()) == 2)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: "running" not in states().values(), timeout=20)  # stopped before their time
+        time.sleep(3)
+        assert len(diary()) == 2
+        assert list(states().values()) == ["failed", "failed"]

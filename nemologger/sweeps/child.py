@@ -17,7 +17,7 @@ _GRACE = 60.0  # seconds that a process has to save and stop
 
 
 def run(
-    command: Sequence[str], environment: Mapping[str, str], *, directory: str, output: Path | None, launcher: int
+    command: Sequence[str], environment: Mapping[str, str], *, directory: str, output: Path | None, parent: int | None
 ) -> int:
     """Run ``command`` to its end.
 
@@ -26,7 +26,7 @@ def run(
         environment: All of it, but for the lifeline.
         directory: Where it is started.
         output: A file that what it prints is appended to; by default it prints where this process does.
-        launcher: The process that started the sweep. When this one is a worker of it, and it dies, the child is stopped.
+        parent: The process that this one works for: when it dies, the child is stopped.
 
     Returns:
         The exit code; negative for a signal.
@@ -47,7 +47,7 @@ def run(
         finally:
             os.close(theirs)
         try:
-            return _wait(child, launcher)
+            return _wait(child, parent)
         except BaseException:
             _stop(child)  # Ctrl-C: the terminal has told it too
             raise
@@ -72,15 +72,15 @@ def _watch(descriptor: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _wait(child: subprocess.Popen[bytes], launcher: int) -> int:
-    works_for_it = os.getppid() == launcher
-    while True:
+def _wait(child: subprocess.Popen[bytes], parent: int | None) -> int:
+    while parent is not None:
         try:
-            return child.wait(timeout=1 if works_for_it else None)
+            return child.wait(timeout=1)
         except subprocess.TimeoutExpired:
-            if os.getppid() != launcher:
+            if os.getppid() != parent:
                 child.terminate()
-                works_for_it = False
+                parent = None
+    return child.wait()
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:

@@ -42,10 +42,8 @@ def hydra_defaults(note: Path | None) -> Iterator[None]:
         output_subdir=None,
         callbacks={} if note is None else {"nemologger": {"_target_": _TARGET, "path": str(note)}},
     )
-    output = {
-        "run": {"dir": "."},
-        "sweep": {"dir": f"{names.EXPERIMENTS}/{SWEEPS}/${{hydra.job.name}}", "subdir": "."},
-    }
+    sweep = f"{names.EXPERIMENTS}/{SWEEPS}/${{hydra.job.name}}/${{hydra.job.config_name}}"
+    output = {"run": {"dir": "."}, "sweep": {"dir": sweep, "subdir": "."}}
     store.store(group="hydra", name="config", node=settings, provider="nemologger")
     store.store(group="hydra/output", name="nemologger", node=output, package="hydra", provider="nemologger")
     try:

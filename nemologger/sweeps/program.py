@@ -31,24 +31,24 @@ class Program:
 
     @staticmethod
     def of_this_process() -> Program:
-        """This process's.
-
-        Raises:
-            ConfigurationError: It does not run a script.
-        """
+        """This process's; to be asked before anything changes the working directory."""
         spec = getattr(sys.modules["__main__"], "__spec__", None)
         if spec is not None:  # python -m package.module
             return Program((sys.executable, "-m", spec.name.removesuffix(".__main__")), os.getcwd())
-        script = os.path.abspath(sys.argv[0])
-        if not os.path.isfile(script):
-            raise ConfigurationError(
-                f"a sweep starts its script once for each combination, and {sys.argv[0]!r} is no file: put what is "
-                "decorated with hydra_runner into a script, and run it with python script.py or python -m module"
-            )
-        return Program((sys.executable, script), os.getcwd())
+        return Program((sys.executable, os.path.abspath(sys.argv[0])), os.getcwd())
 
     def arguments(self, hydra: HydraConf) -> list[str]:
-        """The command that runs the job of ``hydra`` alone, as anybody could type it."""
+        """The command that runs the job of ``hydra`` alone, as anybody could type it.
+
+        Raises:
+            ConfigurationError: This is no script that could be started again.
+        """
+        script = self.command[-1]
+        if "-m" not in self.command and not os.path.isfile(script):
+            raise ConfigurationError(
+                f"a sweep starts its script once for each combination, and {script!r} is no file: put what is decorated "
+                "with hydra_runner into a script, and run it with python script.py or python -m module"
+            )
         options: list[str] = []
         for source in hydra.runtime.config_sources:
             if source.provider == "main":

@@ -53,7 +53,7 @@ def hydra_runner(
     - The same command again skips those that are finished, and starts the others, which resume as any run does
       (``AutoResume(resume_if_exists=True, ...)``). A combination is finished when ``main`` has returned for it and its
       training was not merely stopped for now; it runs again if its configuration has changed since. The records are in
-      ``hydra.sweep.dir``, by default ``nemo_experiments/sweeps/<script>``: remove one to have it run again.
+      ``hydra.sweep.dir``, by default ``nemo_experiments/sweeps/<script>/<config>``: remove one to have it run again.
     - One after the other by default. ``hydra/launcher=joblib hydra.launcher.n_jobs=8`` runs eight at a time; if the machine
       has four GPUs, two share one (``cfg.trainer.devices`` says how many a combination gets; without it one).
       ``hydra/launcher=submitit_slurm`` makes each a Slurm job.
@@ -118,8 +118,7 @@ class _Start:
 
     def __init__(self, function: JobFunction, launch: str) -> None:
         self.__wrapped__ = function  # Hydra looks there for the script
-        self._launch = launch
-        self._supervisor: Supervisor | None = None
+        self._supervisor = Supervisor(Program.of_this_process(), launch, swept_keys(sys.argv[1:]), os.getpid())
 
     def __call__(self, cfg: DictConfig) -> Any:
         from hydra.core.hydra_config import HydraConfig
@@ -127,18 +126,12 @@ class _Start:
 
         hydra = HydraConfig.get()
         if hydra.mode is RunMode.MULTIRUN:
-            return self._for_sweeps().run(cfg, hydra)
+            return self._supervisor.run(cfg, hydra)
         return self.__wrapped__(cfg)
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker only supervises: it needs neither the function nor what the script imports.
-        return {"_launch": self._launch, "_supervisor": self._for_sweeps()}
-
-    def _for_sweeps(self) -> Supervisor:
-        if self._supervisor is None:
-            swept = swept_keys(sys.argv[1:])
-            self._supervisor = Supervisor(Program.of_this_process(), self._launch, swept, os.getpid())
-        return self._supervisor
+        return {"_supervisor": self._supervisor}
 
 
 class _Job:

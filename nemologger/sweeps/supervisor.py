@@ -56,9 +56,11 @@ class Supervisor:
 
         Raises:
             ConfigurationError: The sweep itself was started as one of several ranks.
-            SweepError: It failed, and the sweeper is one that has its own way with that.
+            SweepError: It failed, and the sweeper is one that has its own way with that; or the sweep was killed.
         """
         _refuse_ranks(os.environ)
+        if self._parent(hydra) not in (None, os.getppid()):
+            raise SweepError("the process that started the sweep is gone: nothing new is started")
         job = self._job(hydra)
         planned = Record(job.name, job.overrides, plain_config(cfg), State.RUNNING, self.launch)
         earlier = record.read(job.directory)
@@ -71,6 +73,10 @@ class Supervisor:
                 return earlier.value
             log.info("%s: finished with another configuration, so it runs again (%s)", job.name, "; ".join(changes))
         return self._run(job, planned, cfg, hydra)
+
+    def _parent(self, hydra: HydraConf) -> int | None:
+        """The process that started the sweep, if this one is a worker of it and has no work without it."""
+        return self.process if hydra.launcher._target_ == _JOBLIB and os.getpid() != self.process else None
 
     def _job(self, hydra: HydraConf) -> SweepJob:
         swept = {*self.swept, *(hydra.sweeper.get("params") or {})}
@@ -92,7 +98,7 @@ class Supervisor:
                 _environment(os.environ, job, slot),
                 directory=self.program.directory,
                 output=output,
-                launcher=self.process,
+                parent=self._parent(hydra),
             )
         finally:
             if slot is not None:
