@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CHUNK = 64 << 20
+_IN_CACHE = 1 << 16
 _SPREAD = (FSDPStrategy, DeepSpeedStrategy, ModelParallelStrategy)
 
 
@@ -39,7 +40,8 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
 
     Validation and test see the averages in place of the weights; training, and ``weights/`` of every checkpoint, never do.
     A checkpoint of ``nemologger.ModelCheckpoint`` holds the averages in a directory ``ema_weights/`` of the same format as
-    ``weights/``, written by the same save; other checkpoint callbacks of Lightning hold them under ``ema_state_dict``. A
+    ``weights/``, written by the same save; files of Lightning hold them under ``ema_state_dict``, unless
+    they are saved with ``weights_only``. A
     resumed run goes on with the very same averages. ``nemologger.load_weights(checkpoint, model, ema=True)`` loads them.
 
     They begin as a copy of the weights before the first step. Parameters of less than 32 bits are averaged in 32 bits:
@@ -183,12 +185,19 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
                 self._parameters[name].detach().to(average.device, average.dtype)
                 for name, average in zip(chunk, averages, strict=True)
             ]
-            torch._foreach_mul_(averages, self.decay)
-            torch._foreach_add_(averages, torch._foreach_mul(weights, 1 - self.decay))  # noqa: SLF001
+            if averages[0].device.type == "cpu":
+                for average, weight in zip(averages, weights, strict=True):
+                    _average_in_cache(average, weight, self.decay)
+            else:
+                torch._foreach_mul_(averages, self.decay)
+                torch._foreach_add_(averages, torch._foreach_mul(weights, 1 - self.decay))  # noqa: SLF001  no public name
 
     # --- validation and test --------------------------------------------------------------------------------------
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    # At the start of the epoch: a checkpoint callback that still copies weights beside training is told to finish at that of
+    # validation, and it comes after this one.
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the model have the averages."""
         if not trainer.sanity_checking:
             self._lend(trainer, pl_module)
@@ -197,7 +206,7 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         """Give it its weights back, before a checkpoint is saved."""
         self._give_back()
 
-    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_test_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the model have the averages."""
         self._lend(trainer, pl_module)
 
@@ -305,6 +314,16 @@ def _can_be_averaged(parameter: torch.nn.Parameter) -> bool:
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.is_floating_point and dtype.itemsize < 4 else dtype
+
+
+def _average_in_cache(average: torch.Tensor, weight: torch.Tensor, decay: float) -> None:
+    """The formula, a part at a time: three passes over all of the memory, and fresh memory for products, take far longer."""
+    if average.is_contiguous() and weight.is_contiguous():
+        parts = zip(torch.split(average.view(-1), _IN_CACHE), torch.split(weight.view(-1), _IN_CACHE), strict=True)
+        for part, weights in parts:
+            part.mul_(decay).add_(weights * (1 - decay))
+    else:
+        average.mul_(decay).add_(weight * (1 - decay))
 
 
 @contextmanager

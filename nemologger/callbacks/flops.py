@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from nemologger import lightning_port
 from nemologger.context.mixin import IOMixin
@@ -20,11 +20,36 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 METRIC = "tflops_per_sec_per_gpu"
+
+
+def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
+    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
+
+
 # torch counts attention on CUDA; on the CPU it is another operator, with the same arguments.
 _ON_CPU = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop,  # noqa: SLF001  an operator's name
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop,  # noqa: SLF001
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # noqa: SLF001  an operator's name
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,  # noqa: SLF001
 }
+
+
+class _Counter(FlopCounterMode):
+    """A counter that does not stop training over what it cannot count."""
+
+    def __init__(self) -> None:
+        super().__init__(display=False, custom_mapping=_ON_CPU)
+        self.uncounted: dict[str, str] = {}
+
+    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+        try:
+            return super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
+        except Exception as error:  # noqa: BLE001  a formula of torch's does not know these arguments
+            self.uncounted[str(func_packet)] = f"{type(error).__name__}: {error}"
+            return out
 
 
 class FLOPsMeasurement(IOMixin, Callback):
@@ -71,7 +96,7 @@ class FLOPsMeasurement(IOMixin, Callback):
         self.log_every_n_steps = log_every_n_steps
         self.flops_per_batch = flops_per_batch
         self._given = flops_per_batch is not None
-        self._counter: FlopCounterMode | None = None
+        self._counter: _Counter | None = None
         self._every = 0
         self._batches = 0
         self._since: float | None = None
@@ -111,7 +136,7 @@ class FLOPsMeasurement(IOMixin, Callback):
         """Count the operations from here on, once."""
         self._stop_counting()  # the batch before may have been left out
         if self.flops_per_batch is None and self._every:
-            self._counter = FlopCounterMode(display=False, custom_mapping=_ON_CPU)
+            self._counter = _Counter()
             self._counter.__enter__()  # type: ignore[no-untyped-call]
 
     def on_before_optimizer_step(
@@ -165,6 +190,8 @@ class FLOPsMeasurement(IOMixin, Callback):
         if counter is None:
             return None
         counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+        for operator, why in counter.uncounted.items():
+            log.warning("%s leaves out the operator %s, which torch could not count: %s", METRIC, operator, why)
         return counter.get_total_flops()
 
 

@@ -16,7 +16,7 @@ from toy import ToyDataModule, ToyModel, loader, manifests, names, quiet_trainer
 
 import nemologger as nl
 from nemologger import ConfigurationError, ModelCheckpoint, NotFoundError
-from nemologger.callbacks.ema import EMA
+from nemologger.callbacks import EMA
 from nemologger.checkpoint.load import load_checkpoint, load_model
 from nemologger.checkpoint.weights import described
 from nemologger.context.uncaptured import Uncaptured
@@ -62,6 +62,16 @@ class Seen(pl.Callback):
             raise ZeroDivisionError
 
     on_test_batch_start = on_validation_batch_start
+
+
+class Order(pl.Callback):
+    """What the weights are when a checkpoint callback, which comes last, is told that validation begins."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_validation_start(self, trainer, pl_module):
+        self.states[trainer.global_step] = {k: v.clone() for k, v in pl_module.state_dict().items()}
 
 
 class Testable(ToyModel):
@@ -120,6 +130,16 @@ def test_validation_and_test_see_the_averages(original):
     trainer.test(model, loader(), verbose=False)
     assert same(seen.states[6], by_hand.weights[6] | ({} if original else by_hand.history[6]))
     assert same(model.state_dict(), by_hand.weights[6])
+
+
+def test_nothing_changes_before_checkpoint_callbacks_know_of_validation():
+    """They may still be copying the weights of a save beside training."""
+    by_hand, order = ByHand(), Order()
+    trainer = quiet_trainer(max_steps=4, val_check_interval=2, enable_checkpointing=False)
+    trainer.callbacks += [by_hand, EMA(DECAY), order]
+    trainer.fit(ToyModel(), loader(), loader())
+    assert same(order.states[2], by_hand.weights[2])
+    assert same(order.states[4], by_hand.weights[4])
 
 
 def test_the_weights_are_back_when_validation_raises(tmp_path):

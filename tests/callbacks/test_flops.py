@@ -14,7 +14,9 @@ from torch import nn
 from toy import BATCH, ToyModel, loader, quiet_trainer
 
 from nemologger import ConfigurationError, ModelCheckpoint
-from nemologger.callbacks.flops import METRIC, FLOPsMeasurement
+from nemologger.callbacks import FLOPsMeasurement
+from nemologger.callbacks import flops as flops_module
+from nemologger.callbacks.flops import METRIC
 
 # Two layers, 8 x 8 and 8 x 1: forward, the gradient of the weights, and for the second that of its input.
 TOY = 2 * BATCH * (8 * 8 + 8) * 2 + 2 * BATCH * 8
@@ -23,9 +25,9 @@ TOY = 2 * BATCH * (8 * 8 + 8) * 2 + 2 * BATCH * 8
 class Attends(ToyModel):
     """Attention and dropout."""
 
-    def __init__(self) -> None:
+    def __init__(self, dropout: float = 0.3) -> None:
         super().__init__()
-        self.attention = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.3, batch_first=True)
+        self.attention = nn.TransformerEncoderLayer(8, 2, 16, dropout=dropout, batch_first=True)
 
     def training_step(self, batch, batch_idx):
         return super().training_step(self.attention(batch[None])[0], batch_idx)
@@ -98,14 +100,16 @@ def test_it_is_logged_when_it_is_due(tmp_path):
     assert sum(row.split(",")[column] != "" for row in rows[1:]) == 2
 
 
-def test_counting_changes_nothing(tmp_path):
-    _, plain = run(model=Attends())
+@pytest.mark.parametrize(("dropout", "products"), [(0.3, 2 + 4), (0.0, 2 + 5)])
+def test_counting_changes_nothing(dropout, products):
+    _, plain = run(model=Attends(dropout))
     counted = FLOPsMeasurement()
-    _, model = run(counted, model=Attends())
+    _, model = run(counted, model=Attends(dropout))
     assert model.losses == plain.losses
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
-    # Attention is counted on the CPU, too: two products forward, four backward, 4 x 4 x 4 in each of 2 heads.
-    attention = 2 * (4 * 4 * 4) * 2 * (2 + 4)
+    # Attention, forward and backward: products of 4 x 4 x 4 in each of 2 heads. The fused operator, which on the CPU is for
+    # attention without dropout, makes one of them twice.
+    attention = 2 * (4 * 4 * 4) * 2 * products
     projections = 2 * BATCH * (8 * 24 + 8 * 8 + 2 * 8 * 16) * 3 - 2 * BATCH * 8 * 24  # the input needs no gradient
     assert counted.flops_per_batch == TOY + 2 * BATCH * 8 * 8 + attention + projections
 
@@ -167,6 +171,20 @@ def test_the_optimizer_is_not_counted():
     flops = FLOPsMeasurement()
     run(flops, model=Model(), steps=3)
     assert flops.flops_per_batch == TOY
+
+
+def test_what_cannot_be_counted_is_said_and_does_not_stop_training(caplog, monkeypatch):
+    def fails(*args, **kwargs):
+        raise AssertionError("shapes are incompatible")
+
+    monkeypatch.setattr(flops_module, "sdpa_flop_count", fails)
+    flops = FLOPsMeasurement()
+    with caplog.at_level(logging.WARNING):
+        run(flops, model=Attends(0.0))
+    assert (
+        "flash_attention_for_cpu, which torch could not count: AssertionError: shapes are incompatible" in caplog.text
+    )
+    assert flops.flops_per_batch > TOY
 
 
 class Nothing(ToyModel):

@@ -15,8 +15,7 @@ from toy import ToyDataModule, ToyModel, loader, names, quiet_trainer
 
 import nemologger as nl
 from nemologger import ConfigurationError, ModelCheckpoint
-from nemologger.callbacks.memory_profile import MemoryProfileCallback
-from nemologger.callbacks.nsys import NsysCallback
+from nemologger.callbacks import MemoryProfileCallback, NsysCallback
 from nemologger.callbacks.profile_window import ProfileWindow
 
 
