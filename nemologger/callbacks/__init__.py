@@ -1,1 +1,35 @@
 """Callbacks that can be used alone in ``Trainer(callbacks=[...])``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nemologger.callbacks.ema import EMA as EMA
+    from nemologger.callbacks.flops import FLOPsMeasurement as FLOPsMeasurement
+    from nemologger.callbacks.memory_profile import MemoryProfileCallback as MemoryProfileCallback
+    from nemologger.callbacks.nsys import NsysCallback as NsysCallback
+
+_HOME_OF = {
+    "EMA": "nemologger.callbacks.ema",
+    "FLOPsMeasurement": "nemologger.callbacks.flops",
+    "MemoryProfileCallback": "nemologger.callbacks.memory_profile",
+    "NsysCallback": "nemologger.callbacks.nsys",
+}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what was asked for."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'nemologger.callbacks' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

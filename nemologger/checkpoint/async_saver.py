@@ -19,12 +19,11 @@ from nemologger import names
 from nemologger.checkpoint import commit
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.arena import Arena
-from nemologger.checkpoint.find import OURS
+from nemologger.checkpoint.directories import common_files
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.memory_disk import MemoryDisk
 from nemologger.checkpoint.plan import Plan, Planner
 from nemologger.checkpoint.snapshot import Snapshot
-from nemologger.checkpoint.weights import BACKEND, dump_common
 from nemologger.checkpoint.writer import Writer
 from nemologger.checkpoint.writer_main import Job, Outcome
 from nemologger.disk import Disk
@@ -128,9 +127,9 @@ class AsyncSaver:
         """
         layout = self.prepare(snapshot)
         try:
-            decide(self._ranks, lambda: commit.begin(self._disk, checkpoint))
+            decide(self._ranks, lambda: self._begin(snapshot, checkpoint))
             small = self._small_files(snapshot, layout, checkpoint, write_context) if self._ranks.rank == 0 else {}
-            images = tuple((f"{names.WEIGHTS}/{i.name}", i.offset, i.size) for i in layout.arena.images)
+            images = tuple((i.name, i.offset, i.size) for i in layout.arena.images)
 
             def hand_over() -> None:
                 layout.arena.stage(layout.plan.reader(snapshot))
@@ -226,6 +225,11 @@ class AsyncSaver:
             layout.writer.close()
             layout.arena.close()
 
+    def _begin(self, snapshot: Snapshot, checkpoint: Path) -> None:
+        commit.begin(self._disk, checkpoint)
+        for directory in snapshot.directories:
+            self._disk.make_directory(checkpoint / directory)
+
     def _small_files(
         self,
         snapshot: Snapshot,
@@ -234,15 +238,7 @@ class AsyncSaver:
         write_context: Callable[[Path, Disk], None] | None,
     ) -> dict[str, bytes]:
         """What rank 0 writes besides tensors, by path below the checkpoint."""
-        common = {
-            **snapshot.common,
-            OURS: {"format": manifests.FORMAT, "optimizer_names": snapshot.optimizer_names},
-        }
-        small = {
-            f"{names.WEIGHTS}/{names.COMMON}": dump_common(common),
-            f"{names.WEIGHTS}/{names.BACKEND}": BACKEND,
-            f"{names.WEIGHTS}/{names.DCP_METADATA}": layout.plan.metadata,
-        }
+        small = {**common_files(snapshot), **layout.plan.metadata}
         if write_context is not None:
             memory = MemoryDisk()
             write_context(checkpoint / names.CONTEXT, memory)

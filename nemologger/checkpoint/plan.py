@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import torch
 import xxhash
 
 from nemologger import names
+from nemologger.checkpoint.directories import by_directory, metadata_files
 from nemologger.checkpoint.shards import held, local, part_of
 from nemologger.checkpoint.shares import Part, Piece, into_files, share_of
 from nemologger.checkpoint.snapshot import Snapshot
-from nemologger.checkpoint.weights import Entry, Place, entries, lay_out, metadata
+from nemologger.checkpoint.weights import Entry, Place, entries, lay_out
 from nemologger.errors import CheckpointError
 from nemologger.ranks import Ranks, together_at_zero
 
@@ -24,14 +26,14 @@ class Plan:
     Attributes:
         outline: Of the snapshots that it is for.
         parts: What this rank holds of each tensor.
-        files: For each of its files, the places of its pieces.
-        metadata: ``.metadata`` of all ranks; on rank 0 only.
+        files: For each of its files, by its path below the checkpoint, the places of its pieces.
+        metadata: ``.metadata`` of all ranks for each directory, by its path below the checkpoint; on rank 0 only.
     """
 
     outline: str
     parts: Mapping[str, Part]
     files: Mapping[str, list[Place]]
-    metadata: bytes
+    metadata: Mapping[str, bytes]
 
     def reader(self, snapshot: Snapshot) -> Callable[[Piece], torch.Tensor]:
         """What gives the values of a piece, as a view of the live tensor."""
@@ -73,7 +75,7 @@ class Planner:
 
         shares = together_at_zero(self._ranks, lay)
         described = together_at_zero(self._ranks, lambda: _described(snapshot, shares))
-        self._plan = Plan(outline, *mine[0], described[0] if described else b"")
+        self._plan = Plan(outline, *mine[0], described[0] if described else {})
         return self._plan
 
 
@@ -81,22 +83,25 @@ def files_of(
     rank: int, world_size: int, parts: Mapping[str, Part], snapshot: Snapshot, files_per_rank: int
 ) -> dict[str, list[Place]]:
     """The files of ``rank``, and the places of the pieces in each."""
-    groups = into_files(share_of(rank, world_size, parts, snapshot.rank_zero), files_per_rank)
-    return {names.shard(rank, i): lay_out(group, snapshot.tensors) for i, group in enumerate(groups)}
+    pieces = share_of(rank, world_size, parts, snapshot.rank_zero)
+    return {
+        f"{directory}/{names.shard(rank, i)}": lay_out(group, snapshot.tensors)
+        for directory, own in by_directory(pieces).items()
+        for i, group in enumerate(into_files(own, files_per_rank))
+    }
 
 
 def entries_of(files: Mapping[str, list[Place]]) -> list[Entry]:
     """What ``.metadata`` says of ``files``."""
-    return [entry for name, places in files.items() for entry in entries(name, places)]
+    return [entry for name, places in files.items() for entry in entries(PurePosixPath(name).name, places)]
 
 
-def _described(snapshot: Snapshot, shares: list[tuple[str, list[Entry]]]) -> bytes:
-    """``.metadata``, on rank 0."""
+def _described(snapshot: Snapshot, shares: list[tuple[str, list[Entry]]]) -> dict[str, bytes]:
+    """``.metadata`` of each directory, on rank 0."""
     different = [rank for rank, (outline, _) in enumerate(shares) if outline != shares[0][0]]
     if different:
         raise CheckpointError(
             f"ranks {different} hold other tensors than rank 0 (names, shapes, dtypes or sharding differ): the model or its "
             "optimizer is not the same on all ranks"
         )
-    stored = [entry for _, share in shares for entry in share]
-    return metadata(snapshot.tensors, snapshot.paths, stored) if shares else b""
+    return metadata_files(snapshot, (entry for _, share in shares for entry in share)) if shares else {}

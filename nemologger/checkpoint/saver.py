@@ -11,11 +11,10 @@ from pathlib import Path
 from nemologger import names
 from nemologger.checkpoint import commit
 from nemologger.checkpoint import manifest as manifests
-from nemologger.checkpoint.find import OURS
+from nemologger.checkpoint.directories import common_files
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.plan import Plan, Planner
 from nemologger.checkpoint.snapshot import Snapshot
-from nemologger.checkpoint.weights import BACKEND, dump_common
 from nemologger.checkpoint.write import write_file, write_share
 from nemologger.disk import Disk
 from nemologger.errors import CheckpointError, NemologgerError, SaveFailedError, SilentRankError
@@ -63,7 +62,7 @@ class Saver:
             SilentRankError: If one of them has died. What was there before is untouched.
         """
         try:
-            decide(self._ranks, lambda: commit.begin(self._disk, checkpoint))
+            decide(self._ranks, lambda: self._begin(snapshot, checkpoint))
             plan = self._planner.plan(snapshot)
             shares = together_at_zero(self._ranks, lambda: self._write_share(plan, snapshot, checkpoint))
             return decide(
@@ -78,10 +77,15 @@ class Saver:
             cause = str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"
             raise SaveFailedError(f"checkpoint {checkpoint} was not saved: {cause}") from error
 
+    def _begin(self, snapshot: Snapshot, checkpoint: Path) -> None:
+        commit.begin(self._disk, checkpoint)
+        for directory in snapshot.directories:
+            self._disk.make_directory(checkpoint / directory)
+
     def _write_share(self, plan: Plan, snapshot: Snapshot, checkpoint: Path) -> dict[str, FileRecord]:
-        weights = checkpoint / names.WEIGHTS
-        records = write_share(self._disk, weights, plan.files, plan.reader(snapshot))
-        self._disk.sync(weights)
+        records = write_share(self._disk, checkpoint, plan.files, plan.reader(snapshot))
+        for directory in snapshot.directories:
+            self._disk.sync(checkpoint / directory)
         return records
 
     def _finish(
@@ -94,15 +98,9 @@ class Saver:
         write_context: Callable[[Path], None] | None,
     ) -> Manifest:
         _check_shares(checkpoint, shares)
-        files = {f"{names.WEIGHTS}/{name}": record for share in shares for name, record in share.items()}
-        common = {**snapshot.common, OURS: {"format": manifests.FORMAT, "optimizer_names": snapshot.optimizer_names}}
-        for name, content in (
-            (names.COMMON, dump_common(common)),
-            (names.BACKEND, BACKEND),
-            (names.DCP_METADATA, plan.metadata),
-        ):
-            path = checkpoint / names.WEIGHTS / name
-            files[f"{names.WEIGHTS}/{name}"] = write_file(self._disk, path, iter([content]))
+        files = {name: record for share in shares for name, record in share.items()}
+        for name, content in {**common_files(snapshot), **plan.metadata}.items():
+            files[name] = write_file(self._disk, checkpoint / name, iter([content]))
         if write_context is not None:
             write_context(checkpoint / names.CONTEXT)
             files.update(_records_below(checkpoint, checkpoint / names.CONTEXT))
@@ -122,7 +120,7 @@ class Saver:
 def _check_shares(checkpoint: Path, shares: list[dict[str, FileRecord]]) -> None:
     for rank, share in enumerate(shares):
         for name, record in share.items():
-            path = checkpoint / names.WEIGHTS / name
+            path = checkpoint / name
             if not path.exists() or path.stat().st_size != record.size:
                 raise CheckpointError(
                     f"rank 0 does not see {path}, which rank {rank} wrote: the run directory must be on a file system "

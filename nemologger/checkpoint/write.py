@@ -15,20 +15,20 @@ from nemologger.disk import Disk
 
 
 def write_share(
-    disk: Disk, weights: Path, files: Mapping[str, Sequence[Place]], read: Callable[[Piece], torch.Tensor]
+    disk: Disk, checkpoint: Path, files: Mapping[str, Sequence[Place]], read: Callable[[Piece], torch.Tensor]
 ) -> dict[str, FileRecord]:
     """Write ``files``.
 
     Args:
         disk: Where to.
-        weights: The directory.
-        files: For each file, the places of its pieces.
+        checkpoint: The directory.
+        files: For each file, by its path below the checkpoint, the places of its pieces.
         read: Gives the values of a piece.
 
     Returns:
-        The record of each file by its name.
+        The record of each file by the same path.
     """
-    return {name: write_file(disk, weights / name, _parts(places, read)) for name, places in files.items()}
+    return {name: write_file(disk, checkpoint / name, _parts(places, read)) for name, places in files.items()}
 
 
 def write_file(disk: Disk, path: Path, parts: Iterator[bytes | memoryview]) -> FileRecord:

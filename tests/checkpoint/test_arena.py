@@ -34,6 +34,7 @@ def test_the_image_is_the_file(tmp_path, state):
     def read(piece):
         return part_of(tensors[piece.key], piece)
 
+    (tmp_path / "weights").mkdir()
     write_share(LocalDisk(), tmp_path, files, read)
     arena = Arena(files, {key: torch.zeros_like(tensor) for key, tensor in tensors.items()})
     try:

@@ -79,7 +79,7 @@ def write(directory: Path, state: dict[str, torch.Tensor], files: int = 2, world
     stored = []
     parts = {key: held(tensor, key) for key, tensor in snapshot.tensors.items()}
     for rank in range(world):
-        places = files_of(rank, world, parts, snapshot, files)
+        places = {Path(name).name: row for name, row in files_of(rank, world, parts, snapshot, files).items()}
         write_share(LocalDisk(), directory, places, lambda piece: part_of(snapshot.tensors[piece.key], piece))
         stored += entries_of(places)
     (directory / names.DCP_METADATA).write_bytes(metadata(snapshot.tensors, snapshot.paths, stored))
