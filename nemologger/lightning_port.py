@@ -382,9 +382,7 @@ def is_default_logger(trainer: pl.Trainer, logger: Logger) -> bool:
 def flat_params(params: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters without nesting: ``{"a": {"b": 1}}`` is ``{"a/b": 1}``, and callables are their names."""
     flat = _flatten_dict(params)
-    return {
-        key: getattr(value, "__qualname__", str(value)) if callable(value) else value for key, value in flat.items()
-    }
+    return {key: getattr(value, "__name__", str(value)) if callable(value) else value for key, value in flat.items()}
 
 
 def is_open(logger: Logger) -> bool:

@@ -80,7 +80,7 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         self._uri, self._where, self._artifacts = tracking_uri or os.environ.get(_URI), save_dir, artifact_location
         self._checkpoints_wanted, self._name_prefix, self._synchronous = log_model, prefix, synchronous
         self._given_id = run_id
-        self._is_kept = False
+        self._is_kept, self._ended_as = False, "KILLED"
         self._logged: Logged | None = None
         self._uploaded: dict[Path, float] = {}
         self._callback: ModelCheckpoint | None = None
@@ -137,9 +137,9 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
     def start_over(self) -> None:
         """Begin another MLflow run, if the opened one has an earlier life's steps."""
         client = self.experiment
-        if self._is_kept and client.get_run(self.run_id).data.metrics:
+        if self._is_kept and self._given_id is None and client.get_run(self.run_id).data.metrics:
             earlier = self.run_id
-            client.set_terminated(earlier, "KILLED")
+            client.set_terminated(earlier, self._ended_as)
             self._make(None)
             log.warning(
                 "training starts at step 0: MLflow run %s begins, and %s is left as it is", self.run_id, earlier
@@ -203,6 +203,8 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
             client = super().experiment
         self._made, self._is_kept = True, run_id is not None
         if run_id is not None:
+            status = client.get_run(run_id).info.status
+            self._ended_as = "KILLED" if status == "RUNNING" else status
             client.update_run(run_id, status="RUNNING")
         self._kept_id().write(str(self.run_id))
 

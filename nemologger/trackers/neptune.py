@@ -16,7 +16,7 @@ class NeptuneLogger:
     Example:
         >>> NeptuneLogger(project="team/project")
         Traceback (most recent call last):
-        nemologger.errors.ConfigurationError: Neptune's service closed in March 2026 ...
+        nemologger.errors.ConfigurationError: Neptune's service closed in March 2026...
     """
 
     def __init__(self, *_: Any, **__: Any) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import urllib.request
@@ -73,9 +74,36 @@ def resumed(tmp_path_factory):
         yield SimpleNamespace(run=run, exp=directory, uri=uri, csv_when_killed=lost, output=finished.stderr)
 
 
+def mlflow_runs(uri: str) -> list[dict]:
+    """In a process of its own: MLflow leaves threads and environment variables behind."""
+    code = """
+import json, sys
+from mlflow.tracking import MlflowClient
+client = MlflowClient(sys.argv[1])
+runs = client.search_runs([e.experiment_id for e in client.search_experiments(filter_string="name = 'toys'")])
+print(json.dumps([{"id": r.info.run_id, "status": r.info.status, "params": r.data.params, "tags": r.data.tags,
+    "artifacts": r.info.artifact_uri, "metrics": [[k, m.step] for k in r.data.metrics
+    for m in client.get_metric_history(r.info.run_id, k)]} for r in runs]))
+"""
+    done = subprocess.run([sys.executable, "-c", code, uri], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def once(logged: list[tuple[str, int]]) -> None:
     assert [step for name, step in logged if name == "train_loss"] == STEPS
     assert [step for name, step in logged if name == "val_loss"] == VALIDATED
+
+
+@pytest.fixture(scope="module")
+def begun_again(resumed, tmp_path_factory):
+    """The same directory, used again by a run that starts at step 0: its checkpoints are gone."""
+    directory = tmp_path_factory.mktemp("again") / "copy"
+    shutil.copytree(resumed.exp, directory, symlinks=True)
+    shutil.rmtree(directory / "tracked" / "checkpoints")
+    done = train(directory, "--width", 9)
+    assert done.returncode == 0, done.stderr[-6000:]
+    return SimpleNamespace(run=directory / "tracked", output=done.stderr)
 
 
 def test_it_was_killed_after_its_last_checkpoint(resumed):
@@ -109,21 +137,9 @@ def test_dllogger(resumed):
 
 @pytest.mark.parametrize("store", ["in the run directory", "server"])
 def test_mlflow(resumed, store):
-    # In a process of its own: MLflow leaves threads and environment variables behind.
-    code = """
-import json, sys
-from mlflow.tracking import MlflowClient
-client = MlflowClient(sys.argv[1])
-runs = client.search_runs([e.experiment_id for e in client.search_experiments(filter_string="name = 'toys'")])
-print(json.dumps([{"id": r.info.run_id, "status": r.info.status, "params": r.data.params, "tags": r.data.tags,
-    "artifacts": r.info.artifact_uri, "metrics": [[k, m.step] for k in r.data.metrics
-    for m in client.get_metric_history(r.info.run_id, k)]} for r in runs]))
-"""
-    uri = resumed.uri if store == "server" else f"sqlite:///{resumed.run}/mlruns/mlflow.db"
-    done = subprocess.run([sys.executable, "-c", code, uri], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (run,) = json.loads(done.stdout.splitlines()[-1])
     prefix = "x-" if store == "server" else ""
+    uri = resumed.uri if store == "server" else f"sqlite:///{resumed.run}/mlruns/mlflow.db"
+    (run,) = mlflow_runs(uri)
     once([(name.removeprefix(prefix), step) for name, step in run["metrics"]])
     assert run["status"] == "FINISHED"
     assert run["params"]["width"] == "8"
@@ -184,3 +200,42 @@ def test_tensorboard(resumed):
     events = EventAccumulator(str(resumed.run), size_guidance={"scalars": 0})
     events.Reload()
     once([(name, event.step) for name in ("train_loss", "val_loss") for event in events.Scalars(name)])
+
+
+def test_a_run_that_starts_again_at_step_0_leaves_the_earlier_one_as_it_is(resumed, begun_again):
+    run = begun_again.run
+    for name in ("metrics.csv", "dllogger.json"):
+        assert (run / name).with_stem(f"{Path(name).stem}-0").read_text() == (resumed.run / name).read_text()
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    once([(name, int(row["step"])) for row in rows for name in ("train_loss", "val_loss") if row[name]])
+    assert '"width": 9' in (run / "dllogger.json").read_text()
+    new, old = mlflow_runs(f"sqlite:///{run}/mlruns/mlflow.db")
+    assert (old["params"]["width"], new["params"]["width"]) == ("8", "9")
+    assert (old["status"], new["status"]) == ("FINISHED", "FINISHED")
+    once([(name, step) for name, step in old["metrics"]])
+    once([(name, step) for name, step in new["metrics"]])
+    for tracker in ("clearml", "comet"):
+        ids = [(place / f"{tracker}_id.txt").read_text().split()[0] for place in (resumed.run, run)]
+        assert ids[0] != ids[1]
+    folder = run / "clearml" / "offline" / (run / "clearml_id.txt").read_text().strip()
+    events = [event for line in (folder / "metrics.jsonl").read_text().splitlines() for event in json.loads(line)]
+    once([(event["metric"], event["iter"]) for event in events])
+    assert json.loads((folder / "task.json").read_text())["hyperparams"]["hyperparameters"]["width"]["value"] == "9"
+    assert "training starts at step 0: ClearML task" in begun_again.output
+
+
+@pytest.mark.dist
+def test_with_two_ranks_the_first_one_writes(tmp_path):
+    killed = train(tmp_path, "--devices", 2, "--die-after", 13)
+    assert killed.returncode != 0
+    run = tmp_path / "tracked"
+    finished = train(tmp_path, "--devices", 2)
+    assert finished.returncode == 0, finished.stderr[-6000:]
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["train_loss"]] == STEPS
+    entries = [json.loads(line[len("DLLL ") :]) for line in (run / "dllogger.json").read_text().splitlines()]
+    assert [entry["step"] for entry in entries if "train_loss" in entry["data"]] == STEPS
+    (mlflow,) = (mlflow_runs(f"sqlite:///{run}/mlruns/mlflow.db"))[:1]
+    assert [step for name, step in mlflow["metrics"] if name == "train_loss"] == STEPS
