@@ -83,7 +83,7 @@ class NeMoLogger:
     ckpt: ModelCheckpoint | None = None
     tensorboard: TensorBoardLogger | Callable[[], TensorBoardLogger] | None = None
     wandb: WandbLogger | Callable[[], WandbLogger] | None = None
-    extra_loggers: list[Logger | Callable[[], Logger]] = field(default_factory=list)
+    extra_loggers: Sequence[Logger | Callable[[], Logger]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Check the arguments together."""

@@ -43,7 +43,8 @@ class ClearMLLogger(Tracker, Logger):
         connect_pytorch: Let ClearML record what ``torch.save`` writes.
         model_name: Name of the model in ClearML; default: the task's.
         tags: Of the task.
-        log_model: Also register the newest kept checkpoint as the task's output model, each time one is saved.
+        log_model: Also register the newest kept checkpoint as the task's output model, each time one is saved. Not
+            offline, where ClearML cannot.
         log_cfg: With ``log_model``: also keep the hyperparameters with the model.
         log_metrics: With ``log_model``: also keep the last metrics with the model.
         offline: Work without a server. Default: the environment variable ``CLEARML_OFFLINE_MODE``.
@@ -83,6 +84,7 @@ class ClearMLLogger(Tracker, Logger):
         self._is_kept = False
         self._logged: Logged | None = None
         self._last: dict[str, Any] = {}
+        self._design: dict[str, Any] | None = None
         self._file: _OfflineMetrics | None = None
 
     @property
@@ -147,7 +149,7 @@ class ClearMLLogger(Tracker, Logger):
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Register the newest checkpoint as the task's output model."""
         checkpoints = checkpoints_of(checkpoint_callback)
-        if not self._wants_model or not checkpoints:
+        if not self._wants_model or self._file is not None or not checkpoints:
             return
         model, newest = self._output_model(), checkpoints[-1]
         if newest.is_dir():
@@ -197,6 +199,8 @@ class ClearMLLogger(Tracker, Logger):
             if task_id and not self._is_kept:
                 log.warning("ClearML task %s, which this run logged to, is gone: %s begins", task_id, self._task.id)
         self._file = _OfflineMetrics(self._task) if offline else None
+        if offline and self._wants_model:
+            log.warning("log_model=True has no effect: ClearML 2.1 fails to register a model of an offline task")
         self._kept("clearml").write(self._task.id)
         return self._task
 
@@ -209,14 +213,18 @@ class ClearMLLogger(Tracker, Logger):
 
             task = self.experiment
             self._model = OutputModel(
-                task=task, name=self._model_title or task.name, tags=self._tags, framework="PyTorch"
+                task=task,
+                name=self._model_title or task.name,
+                tags=self._tags,
+                framework="PyTorch",
+                config_dict=self._design,
             )
         return self._model
 
     def _write_params(self, params: dict[str, Any]) -> None:
         self.experiment.connect(dict(params), name="hyperparameters")
-        if self._wants_model and self._keeps_params:
-            self._output_model().update_design(config_dict=json.loads(json.dumps(params, default=str)))
+        if self._keeps_params:
+            self._design = json.loads(json.dumps(params, default=str))
 
 
 class _OfflineMetrics:

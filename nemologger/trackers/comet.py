@@ -38,7 +38,7 @@ class CometLogger(Tracker, LightningCometLogger):
 
     Offline, each life leaves an archive ``<key>-….zip`` in ``offline_directory`` for ``comet upload``, which puts them
     together. A killed process leaves none: its messages are made one by the next life. Steps that are in the archives
-    already are not logged again. (Online, Comet itself keeps both values of a step that is logged twice.)
+    already are not logged again. Online, steps that come again are logged again.
 
     Args:
         api_key: Default: the environment variable ``COMET_API_KEY``, or Comet's configuration file.

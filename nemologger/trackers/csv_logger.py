@@ -16,7 +16,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger.disk import LocalDisk
 from nemologger.trackers.own_file import is_whole, put_aside, read_lines
-from nemologger.trackers.tracker import Tracker
+from nemologger.trackers.tracker import Logged, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,8 @@ class CSVLogger(Tracker, LightningCSVLogger):
             prefix=prefix,
             flush_logs_every_n_steps=flush_logs_every_n_steps,
         )
-        self._where = save_dir
+        self._where, self._name_prefix = save_dir, prefix
+        self._logged: Logged | None = None
         self._writer: MetricsFile | None = None
 
     @property
@@ -96,7 +97,10 @@ class CSVLogger(Tracker, LightningCSVLogger):
         """Log ``metrics`` at ``step``."""
         if not self._has_begun:
             self._begin()
-        super().log_metrics(metrics, step)
+        if self._logged is not None:
+            metrics = self._logged.rest(metrics, step, self._name_of)
+        if metrics:
+            super().log_metrics(metrics, step)
 
     @rank_zero_only
     def save(self) -> None:
@@ -110,15 +114,21 @@ class CSVLogger(Tracker, LightningCSVLogger):
         self.save()
 
     def go_on(self, step: int | None) -> None:
-        """Drop what an earlier life logged from ``step`` on."""
+        """Drop what an earlier life logged from ``step`` on; leave it out later if its place is not known."""
         if step is not None:
             self.experiment.drop_from(step)
+        else:
+            steps = self.experiment.steps()
+            self._logged = Logged(lambda name: steps.get(name, ()))
         super().go_on(step)
 
     def start_over(self) -> None:
         """Put the file of an earlier life aside."""
         self.experiment.put_aside()
         super().start_over()
+
+    def _name_of(self, key: str) -> str:
+        return f"{self._name_prefix}{self.LOGGER_JOIN_CHAR}{key}" if self._name_prefix else key
 
     def _write_params(self, params: dict[str, Any]) -> None:
         self.experiment.log_hparams(params)
@@ -179,6 +189,14 @@ class MetricsFile:
         if len(kept) < len(rows) or not is_whole(self._path):
             log.info("%s: %d rows from step %d on will be logged again", self._path, len(rows) - len(kept), step)
             self._rewrite(kept)
+
+    def steps(self) -> dict[str, set[int]]:
+        """The steps that each metric has been logged at."""
+        steps: dict[str, set[int]] = {}
+        for row in self._rows():
+            for name in (name for name, value in row.items() if value and row["step"].isdecimal()):
+                steps.setdefault(name, set()).add(int(row["step"]))
+        return steps
 
     def put_aside(self) -> None:
         """Begin a new file, if an earlier life has left one."""

@@ -23,7 +23,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from nemologger import lightning_port
 from nemologger.disk import LocalDisk
 from nemologger.trackers.own_file import is_whole, put_aside, read_lines
-from nemologger.trackers.tracker import Tracker
+from nemologger.trackers.tracker import Logged, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class DLLogger(Tracker, Logger):
         super().__init__()
         self._verbosity, self._stdout, self._json_file = int(bool(verbose)), bool(stdout), json_file
         self._stream: LineStream | None = None
+        self._logged: Logged | None = None
         if not stdout and not json_file:
             log.warning("DLLogger logs nothing: it has neither a json_file nor stdout=True")
 
@@ -93,16 +94,23 @@ class DLLogger(Tracker, Logger):
         """Log ``metrics`` at ``step``; without one, as a summary of the whole run."""
         if not self._has_begun:
             self._begin()
-        self.experiment.log(() if step is None else step, {key: _plain(value) for key, value in metrics.items()})
+        if self._logged is not None:
+            metrics = self._logged.rest(metrics, step)
+        if metrics:
+            data = {key: _plain(value) for key, value in metrics.items()}
+            self.experiment.log(() if step is None else step, data)
 
     @rank_zero_only
     def save(self) -> None:
         """Nothing is left to do: each line is in the file when it is logged."""
 
     def go_on(self, step: int | None) -> None:
-        """Drop what an earlier life logged from ``step`` on."""
+        """Drop what an earlier life logged from ``step`` on; leave it out later if its place is not known."""
         if step is not None:
             self.experiment.drop_from(step)
+        else:
+            steps = self.experiment.steps()
+            self._logged = Logged(lambda name: steps.get(name, ()))
         super().go_on(step)
 
     def start_over(self) -> None:
@@ -162,6 +170,15 @@ class LineStream:
         if self.path is not None and (len(kept) < len(lines) or not is_whole(self.path)):
             log.info("%s: %d lines from step %d on will be logged again", self.path, len(lines) - len(kept), step)
             LocalDisk().write(self.path, ["".join(kept).encode()])
+
+    def steps(self) -> dict[str, set[int]]:
+        """The steps that each metric has been logged at."""
+        steps: dict[str, set[int]] = {}
+        for entry in map(_parse, self._lines()):
+            if _is_from(entry, 0):
+                for name in entry["data"]:
+                    steps.setdefault(name, set()).add(entry["step"])
+        return steps
 
     def put_aside(self) -> None:
         """Begin a new file, if an earlier life has left one."""

@@ -39,7 +39,7 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
     in a used directory is a new MLflow run.
 
     Args:
-        experiment_name: The MLflow experiment.
+        experiment_name: The MLflow experiment; None for the name of this package's experiment.
         run_name: Name of the MLflow run; default: MLflow makes one up.
         tracking_uri: The server or database. Default: the environment variable ``MLFLOW_TRACKING_URI``, else the SQLite
             file ``mlflow.db`` in ``save_dir``.
@@ -49,7 +49,8 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         prefix: Put before the names of metrics, with a hyphen.
         artifact_location: Where artifacts go; default: ``save_dir``, or what the server of ``tracking_uri`` chooses.
         run_id: An MLflow run to go on with, instead of the kept one.
-        synchronous: Whether each call waits until the store has it; MLflow's default is to wait.
+        synchronous: Whether each call waits until the store has it; MLflow's default is to wait. With False, a killed
+            process loses what it logged after its last checkpoint.
 
     Raises:
         ConfigurationError: MLflow is not installed.
@@ -63,7 +64,7 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
     def __init__(
         self,
         *,
-        experiment_name: str = "lightning_logs",
+        experiment_name: str | None = "lightning_logs",
         run_name: str | None = None,
         tracking_uri: str | None = None,
         tags: dict[str, Any] | None = None,
@@ -76,7 +77,7 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
     ) -> None:
         require("mlflow", "mlflow", "MLFlowLogger")
         self._made = False
-        self._experiment_title, self._title, self._labels = experiment_name, run_name, tags
+        self._experiment_given, self._title, self._labels = experiment_name, run_name, tags
         self._uri, self._where, self._artifacts = tracking_uri or os.environ.get(_URI), save_dir, artifact_location
         self._checkpoints_wanted, self._name_prefix, self._synchronous = log_model, prefix, synchronous
         self._given_id = run_id
@@ -147,7 +148,8 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         super().start_over()
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Log checkpoints as artifacts, now or at the end."""
+        """Log checkpoints as artifacts, now or at the end, and have metrics that wait out of this process."""
+        self._flush()
         if self._checkpoints_wanted == "all":
             self._upload(checkpoint_callback)
         elif self._checkpoints_wanted:
@@ -160,9 +162,14 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
             return
         if self._callback is not None:
             self._upload(self._callback)
+        self._flush()
         super().finalize(status)
 
     # --- the run ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _experiment_title(self) -> str:
+        return self._experiment_given or (self._run and self._run.name) or "lightning_logs"
 
     @property
     def _directory(self) -> Path:
@@ -226,6 +233,12 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         new = {key: value for key, value in given.items() if key not in known}
         if new:
             LightningMLFlowLogger.log_hyperparams(self, new)
+
+    def _flush(self) -> None:
+        if self._made and self._synchronous is False:
+            import mlflow
+
+            mlflow.flush_async_logging()
 
     def _upload(self, callback: ModelCheckpoint) -> None:
         for path in checkpoints_of(callback):

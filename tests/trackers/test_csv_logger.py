@@ -41,6 +41,26 @@ def test_it_goes_on_before_the_step_that_comes_again(tmp_path):
     ]
 
 
+def test_steps_that_only_the_model_knows_are_left_out_when_they_come_again(tmp_path):
+    first = logger_in(tmp_path, prefix="p")
+    for step in (100, 250):
+        first.log_metrics({"loss": 0.5}, step)
+    first.save()
+    second = logger_in(tmp_path, prefix="p")
+    second.go_on(None)
+    for step in (250, 300):
+        second.log_metrics({"loss": 0.5}, step)
+    second.log_metrics({"new": 0.5}, 250)
+    second.save()
+    rows = table(tmp_path / "metrics.csv")
+    assert [(row["step"], row["p-loss"]) for row in rows] == [
+        ("100", "0.5"),
+        ("250", "0.5"),
+        ("300", "0.5"),
+        ("250", ""),
+    ]
+
+
 def test_new_metrics_are_new_columns_on_the_right(tmp_path):
     logger = logger_in(tmp_path)
     logger.log_metrics({"b": 1.0}, 0)

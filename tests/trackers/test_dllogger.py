@@ -58,6 +58,17 @@ def test_it_goes_on_before_the_step_that_comes_again(tmp_path):
     ]  # fmt: skip
 
 
+def test_steps_that_only_the_model_knows_are_left_out_when_they_come_again(tmp_path):
+    first = logger_in(tmp_path)
+    for step in (100, 250):
+        first.log_metrics({"loss": 0.5}, step)
+    second = logger_in(tmp_path)
+    second.go_on(None)
+    for step in (250, 300):
+        second.log_metrics({"loss": 0.5}, step)
+    assert [entry["step"] for entry in entries(tmp_path / "dllogger.json")] == [100, 250, 300]
+
+
 def test_parameters_that_changed_are_logged_again(tmp_path):
     for lr in (0.1, 0.1, 0.2):
         logger = logger_in(tmp_path)

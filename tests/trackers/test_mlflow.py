@@ -71,6 +71,22 @@ def test_a_run_that_is_gone_is_a_new_one(tmp_path, store, caplog):
     assert logger_in(tmp_path, store).run_id not in {first.run_id, second.run_id}
 
 
+def test_what_waits_is_written_at_a_checkpoint_and_at_the_end(tmp_path, store):
+    logger = logger_in(tmp_path, store, synchronous=False)
+    logger.log_metrics({"loss": 0.5}, 0)
+    logger.after_save_checkpoint(SimpleNamespace())
+    assert steps(logger, "loss") == [(0, 0.5)]
+    logger.log_metrics({"loss": 0.2}, 1)
+    logger.finalize("success")
+    assert steps(logger, "loss") == [(0, 0.5), (1, 0.2)]
+
+
+def test_the_experiment_is_the_runs_if_none_is_named(tmp_path, store):
+    logger = MLFlowLogger(experiment_name=None, save_dir=store)
+    logger.settle(RunDirectory(tmp_path, tmp_path, "of the run", "v"), move=True)
+    assert logger.experiment.get_experiment(logger.experiment_id).name == "of the run"
+
+
 def test_an_id_that_was_given_wins(tmp_path, store):
     mine, other = logger_in(tmp_path, store), logger_in(tmp_path / "other", store)
     assert mine.run_id != other.run_id

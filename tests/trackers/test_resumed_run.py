@@ -22,6 +22,8 @@ from processes import environment, free_port, kill, wait_for
 
 from nemologger.trackers import wandb_file
 
+pytestmark = pytest.mark.timeout(600)  # ten starts of Python with trackers, which take their time to end
+
 SCRIPT = Path(__file__).parent.parent / "train_tracked.py"
 STEPS = [*range(20)]
 VALIDATED = [4, 9, 14, 19]
