@@ -197,7 +197,8 @@ class StragglerDetection(IOMixin, Callback):
         if self._batches == 0:
             self._watch.take()
             self._since = time.monotonic()
-        elif self._batches == self._look:
+        elif self._batches >= self._look and not lightning_port.is_accumulating(trainer):
+            # A stop in the middle of gradient accumulation would lose the gradients so far.
             self._look_at_the_clock(trainer)
 
     # --- reports --------------------------------------------------------------------------------------------------
