@@ -1,1 +1,31 @@
 """Callbacks that can be used alone in ``Trainer(callbacks=[...])``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nemologger.callbacks.fault_tolerance import FaultTolerance as FaultTolerance
+    from nemologger.callbacks.straggler_detection import StragglerDetection as StragglerDetection
+
+_HOME_OF = {
+    "FaultTolerance": "nemologger.callbacks.fault_tolerance",
+    "StragglerDetection": "nemologger.callbacks.straggler_detection",
+}
+
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    """Import what was asked for."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'nemologger.callbacks' has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__
