@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import nemologger.io as io  # noqa: F401  a submodule, which mypy sees only this way
+    from nemologger.combination import SweepJob as SweepJob
+    from nemologger.combination import sweep_job as sweep_job
     from nemologger.defaults import default_log as default_log
     from nemologger.defaults import default_resume as default_resume
     from nemologger.defaults import tensorboard_logger as tensorboard_logger
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from nemologger.errors import RefusedError as RefusedError
     from nemologger.errors import RunCompletedError as RunCompletedError
     from nemologger.errors import SaveFailedError as SaveFailedError
+    from nemologger.errors import SweepError as SweepError
     from nemologger.errors import UnfinishedCheckpointError as UnfinishedCheckpointError
     from nemologger.export import export_weights as export_weights
     from nemologger.export import load_model as load_model
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from nemologger.resume import Resumed as Resumed
     from nemologger.run_dir import RunDirectory as RunDirectory
     from nemologger.run_record import run_of as run_of
+    from nemologger.sweeps.runner import hydra_runner as hydra_runner
     from nemologger.tasks import finetune as finetune
     from nemologger.tasks import pretrain as pretrain
     from nemologger.tasks import train as train
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
     from nemologger.verify import verify_checkpoint as verify_checkpoint
 
 _HOMES = {
+    "nemologger.combination": ("SweepJob", "sweep_job"),
     "nemologger.defaults": ("default_log", "default_resume", "tensorboard_logger", "wandb_logger"),
     "nemologger.errors": (
         "CheckpointError",
@@ -60,6 +65,7 @@ _HOMES = {
         "RefusedError",
         "RunCompletedError",
         "SaveFailedError",
+        "SweepError",
         "UnfinishedCheckpointError",
     ),
     "nemologger.export": ("export_weights", "load_model", "load_weights"),
@@ -68,6 +74,7 @@ _HOMES = {
     "nemologger.resume": ("AutoResume", "RestoreConfig", "Resumed"),
     "nemologger.run_dir": ("RunDirectory",),
     "nemologger.run_record": ("run_of",),
+    "nemologger.sweeps.runner": ("hydra_runner",),
     "nemologger.tasks": ("finetune", "pretrain", "train", "validate"),
     "nemologger.trainer": ("Trainer",),
     "nemologger.verify": ("Verification", "verify_checkpoint"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.plugins import CheckpointIO
 
-from nemologger import lightning_port, names
+from nemologger import lightning_port, names, sharded_state
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import settled
 from nemologger.checkpoint.load import load_checkpoint, optimizer_names, weights_of
@@ -64,10 +64,11 @@ class DirectoryCheckpointIO(CheckpointIO):
             if not directory.exists() and "://" not in str(path):
                 raise NotFoundError(f"there is no checkpoint at {path}")
             return self._load_file(path, map_location, weights_only)
-        module = self._trainer.lightning_module
+        strategy, module = self._trainer.strategy, self._trainer.lightning_module
         if module is not None and not lightning_port.will_rewrite_state(module):
-            check_model(directory, module.state_dict())
-        checkpoint = load_checkpoint(directory)
+            check_model(directory, sharded_state.model_state(strategy))
+        sharded = sharded_state.shards_state(strategy)
+        checkpoint = load_checkpoint(directory, *([sharded_state.templates(strategy)] if sharded else []))
         self._loaded = (directory, checkpoint)
         if self._trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             if not self._is_finished(directory):
@@ -77,6 +78,22 @@ class DirectoryCheckpointIO(CheckpointIO):
                     f"AutoResume(restore_config=RestoreConfig(path={str(path)!r}))"
                 )
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
+        return checkpoint
+
+    def load_sharded(self, path: Path) -> dict[str, Any] | None:
+        """As :meth:`load_checkpoint`, and load model and optimizers; None if ``path`` is not one of ours or NeMo's."""
+        directory = settled(path)
+        if not any((part / names.DCP_METADATA).exists() for part in (directory, directory / names.WEIGHTS)):
+            return None
+        if not any((part / names.COMMON).exists() for part in (directory, directory / names.WEIGHTS)):
+            return None  # Lightning's own
+        trainer = self._trainer
+        checkpoint = self.load_checkpoint(directory)
+        self.align_optimizers()
+        optimizers = trainer.optimizers if trainer.state.fn == "fit" else []
+        strict = trainer.lightning_module.strict_loading
+        by_number = lightning_port.optimizer_names(trainer)
+        sharded_state.load(trainer.strategy, checkpoint, optimizers, by_number, strict=strict)
         return checkpoint
 
     def align_optimizers(self) -> None:
@@ -125,7 +142,8 @@ def install(trainer: pl.Trainer) -> None:
     """Let ``trainer`` read checkpoint directories. Calling it again changes nothing."""
     current = trainer.strategy.checkpoint_io
     if not isinstance(current, DirectoryCheckpointIO):
-        lightning_port.use_checkpoint_io(trainer, DirectoryCheckpointIO(trainer, current))
+        plugin = DirectoryCheckpointIO(trainer, current)
+        lightning_port.use_checkpoint_io(trainer, plugin, plugin.load_sharded)
 
 
 def align_optimizers(trainer: pl.Trainer) -> None:

@@ -12,7 +12,9 @@
     ├── RunCompletedError       (ValueError)         the run has ended and was not asked to go on
     ├── ContextError            (ValueError)         a context that cannot be written or read
     ├── RefusedError            (PermissionError)    loading it would run code that nobody allowed
-    └── RankError               (RuntimeError)       another rank failed, or did not answer in time
+    ├── RankError               (RuntimeError)       another rank failed
+    │   └── SilentRankError     (TimeoutError)       it did not answer in time: it has died, or hangs
+    └── SweepError              (RuntimeError)       combinations of a sweep failed
 
 Each is also the builtin that a caller would catch. All take one message, so that they travel between ranks by value.
 """
@@ -69,4 +71,12 @@ class RefusedError(NemologgerError, PermissionError):
 
 
 class RankError(NemologgerError, RuntimeError):
-    """Another rank failed, or did not answer in time."""
+    """Another rank failed."""
+
+
+class SilentRankError(RankError, TimeoutError):
+    """Another rank did not answer in time. The ranks cannot agree on anything any more."""
+
+
+class SweepError(NemologgerError, RuntimeError):
+    """Combinations of a sweep failed. The others have run."""

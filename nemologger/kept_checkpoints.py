@@ -162,8 +162,10 @@ class KeptCheckpoints(LightningModelCheckpoint):
                     f"{self.dirpath} with filename={self.filename!r}: give each a filename of its own"
                 )
 
-    def _count_samples(self) -> None:
-        self.consumed_samples += sum(self._ranks.gather(self._counted_here))
+    def _count_samples(self, trainer: pl.Trainer) -> None:
+        seen = self._ranks.exchange(self._counted_here, sum)
+        _, readers = lightning_port.data_reader(trainer)
+        self.consumed_samples += seen * readers // self._ranks.world_size
         self._counted_here = 0
 
 

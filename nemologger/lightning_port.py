@@ -18,10 +18,12 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from nemologger import sharded_state
 from nemologger.ranks import Failure, ProcessGroup, Ranks, SingleProcess, connect
 
 if TYPE_CHECKING:
@@ -52,20 +54,24 @@ class TrainingState:
 
 def training_state(trainer: pl.Trainer, *, weights_only: bool) -> TrainingState:
     """Lightning's checkpoint of this moment. Collective: user hooks that run on every rank are called here."""
-    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
-    names = dict(trainer.lightning_module.named_parameters(remove_duplicate=False))
-    return TrainingState(checkpoint, frozenset(names), optimizer_names(trainer))
+    with sharded_state.kept_in_place(trainer.strategy):
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+    return TrainingState(checkpoint, frozenset(_named_parameters(trainer)), optimizer_names(trainer))
 
 
 def optimizer_names(trainer: pl.Trainer) -> list[dict[int, str]]:
     """For each optimizer, the parameter name behind each index of its state."""
-    named = dict(trainer.lightning_module.named_parameters(remove_duplicate=False))
-    by_id = {id(parameter): name for name, parameter in reversed(named.items())}
+    by_id = {id(parameter): name for name, parameter in reversed(_named_parameters(trainer).items())}
     names = []
     for optimizer in trainer.optimizers:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         names.append({i: by_id[id(p)] for i, p in enumerate(parameters) if id(p) in by_id})
     return names
+
+
+def _named_parameters(trainer: pl.Trainer) -> dict[str, torch.nn.Parameter]:
+    named = trainer.lightning_module.named_parameters(remove_duplicate=False)
+    return {sharded_state.plain_name(name): parameter for name, parameter in named}
 
 
 def restore_metrics(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
@@ -83,9 +89,28 @@ def checkpoint_directory(trainer: pl.Trainer, checkpoint: ModelCheckpoint) -> st
     return str(checkpoint._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
 
 
-def use_checkpoint_io(trainer: pl.Trainer, plugin: CheckpointIO) -> None:
-    """Let the trainer's strategy read and write checkpoints through ``plugin``."""
-    trainer.strategy.checkpoint_io = plugin
+def use_checkpoint_io(
+    trainer: pl.Trainer, plugin: CheckpointIO, load: Callable[[Path], dict[str, Any] | None] | None = None
+) -> None:
+    """Let the trainer's strategy read and write checkpoints through ``plugin``.
+
+    Args:
+        trainer: The trainer.
+        plugin: For strategies that use one.
+        load: For those that do not, because they restore model and optimizers themselves: does so, and returns Lightning's
+            dictionary; or None to leave it to the strategy.
+    """
+    strategy = trainer.strategy
+    strategy.checkpoint_io = plugin
+    if load is None or not sharded_state.shards_state(strategy):
+        return
+    inner = strategy.load_checkpoint
+
+    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        loaded = load(Path(checkpoint_path))
+        return inner(checkpoint_path, weights_only=weights_only) if loaded is None else loaded
+
+    strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
 
 
 def will_rewrite_state(module: pl.LightningModule) -> bool:
@@ -161,6 +186,14 @@ def at_end_of_backward(loss: torch.Tensor, call: Callable[[], None]) -> None:
     engine = torch.autograd.Variable._execution_engine
     if loss.requires_grad:
         loss.register_hook(lambda gradient: engine.queue_callback(call))  # type: ignore[no-untyped-call]
+
+
+def data_reader(trainer: pl.Trainer) -> tuple[int, int]:
+    """Which of how many different streams of training data this rank sees; tensor-parallel ranks see the same one."""
+    if not isinstance(trainer.strategy, ModelParallelStrategy):
+        return trainer.global_rank, trainer.world_size
+    mesh = trainer.strategy.device_mesh["data_parallel"]
+    return mesh.get_local_rank(), mesh.size()
 
 
 # --- training loaders -------------------------------------------------------------------------------------------------
@@ -372,14 +405,16 @@ def ranks_before_fit(trainer: pl.Trainer) -> Ranks:
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _MultiProcessingLauncher):
         return SingleProcess()
-    if isinstance(launcher, _SubprocessScriptLauncher) and isinstance(
-        launcher.cluster_environment, LightningEnvironment
-    ):
-        if not launcher.cluster_environment.creates_processes_externally:
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    if isinstance(environment, LightningEnvironment):
+        if isinstance(launcher, _SubprocessScriptLauncher) and not environment.creates_processes_externally:
             return _Launching()
         if _DECISIONS in os.environ:
             return _Launched(trainer.global_rank, trainer.world_size)
-    trainer.strategy.setup_environment()
+    if isinstance(trainer.strategy, ModelParallelStrategy):
+        trainer.strategy._setup_distributed()  # the rest of its setup wants the module
+    else:
+        trainer.strategy.setup_environment()
     return ProcessGroup()
 
 

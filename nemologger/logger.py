@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nemologger import lightning_port, run_dir, run_files
 from nemologger.checkpoint_callback import check_monitor, place, settle, unsettle
+from nemologger.combination import sweep_job
 from nemologger.errors import ConfigurationError
 from nemologger.log_files import LogFiles
 from nemologger.ranks import decide, together
@@ -197,6 +198,9 @@ class NeMoLogger:
         log_dir = run_files.create(run.log_dir, fresh=dated)
         if log_dir != run.log_dir:
             run = RunDirectory(run.exp_dir, log_dir, run.name, log_dir.name)
+        job = sweep_job()
+        if job is not None:
+            job.claim(run.log_dir)
         run_files.put_aside(run.log_dir, [*copies])
         notes += run_files.write(run, copies, task_config, here=here)
         wandb_loggers = [logger for logger in loggers if isinstance(logger, WandbLogger)]

@@ -61,7 +61,8 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         always_save_context: Write ``context/`` (the settings of model, data and trainer) into every checkpoint.
         save_context_on_train_end: Write it into the final one.
         async_save: Save beside training: it waits for a copy in memory, which a process per rank writes to disk. Takes as
-            much memory again as the state. The final state is always durable before ``fit`` returns.
+            much memory again as the state. The final state is always durable before ``fit`` returns. A strategy's
+            ``ckpt_async_save=True`` (:mod:`nemologger.strategies`) does the same.
         on_busy: With ``async_save``, when a save is due while the one before is still being written: ``"wait"`` for it, or
             ``"skip"`` the new one.
         dirpath: Where the checkpoints go; default ``<run directory>/checkpoints``.
@@ -183,6 +184,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if "://" in str(self.dirpath):
             raise ConfigurationError(f"dirpath={self.dirpath!r}: checkpoints are written to local directories only")
         self.dirpath = str(Path(str(self.dirpath)).absolute())
+        self.async_save = self.async_save or getattr(trainer.strategy, "ckpt_async_save", False)
         self._check_neighbours(trainer)
         check_monitor(trainer, lightning_port.callbacks(trainer), self.monitor)
         check_validation(trainer, self.monitor)
@@ -312,7 +314,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         """Save the state of this moment; count it as failed, and go on, if that is not possible (contract C7)."""
         if not self._make_room(trainer, final=final):
             return
-        self._count_samples()
+        self._count_samples(trainer)
         self._metrics = floats(trainer.callback_metrics)
         again = final and self._is_saved(trainer)
         drop_optimizer = final and not self.save_optim_on_train_end and not (again and self.save_last == "link")

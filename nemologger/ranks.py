@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import atexit
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch.distributed as dist
 
 from nemologger.errors import NemologgerError, RankError
+from nemologger.rank_tree import RankTree
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Ranks(Protocol):
@@ -36,6 +38,9 @@ class Ranks(Protocol):
     def broadcast(self, value: T) -> T:
         """Rank 0's ``value``, on every rank."""
 
+    def exchange(self, value: T, answer: Callable[[list[T]], R]) -> R:
+        """Rank 0's ``answer`` to every rank's ``value``, on every rank. Only rank 0 calls ``answer``."""
+
 
 @dataclass(frozen=True)
 class SingleProcess:
@@ -52,45 +57,36 @@ class SingleProcess:
         """This one's."""
         return value
 
+    def exchange(self, value: T, answer: Callable[[list[T]], R]) -> R:
+        """Its own answer to itself."""
+        return answer([value])
+
 
 class ProcessGroup:
     """The ranks of an initialized ``torch.distributed``.
 
-    Objects travel over a gloo group of their own: they stay off the GPU, and a rank that does not answer within
-    ``timeout`` ends the wait with a :class:`~nemologger.errors.RankError`, whatever the training group's patience.
+    Values travel over a gloo group of their own: they stay off the GPU, and a rank that does not answer within ``timeout``
+    ends the wait with a :class:`~nemologger.errors.SilentRankError` that names it, whatever the training group's patience.
+    Rank 0 itself is given up after twice that time: it may be waiting for another one.
     """
 
     def __init__(self, timeout: timedelta = timedelta(minutes=10)) -> None:
         leave_at_exit()
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        self._timeout = timeout
-        self._group = dist.new_group(backend="gloo", timeout=timeout)
+        self._tree = RankTree(dist.new_group(backend="gloo", timeout=timeout), timeout)
 
     def gather(self, value: T) -> list[T]:
         """See :class:`Ranks`."""
-        values: list[Any] = [None] * self.world_size
-        try:
-            dist.all_gather_object(values, value, group=self._group)
-        except RuntimeError as error:
-            raise self._silent("gather", error) from error
-        return values
+        return self.exchange(value, lambda values: values)
 
     def broadcast(self, value: T) -> T:
         """See :class:`Ranks`."""
-        values = [value]
-        try:
-            dist.broadcast_object_list(values, src=0, group=self._group)
-        except RuntimeError as error:
-            raise self._silent("broadcast", error) from error
-        return values[0]
+        return self._tree.broadcast(value)  # type: ignore[no-any-return]
 
-    def _silent(self, what: str, error: RuntimeError) -> RankError:
-        return RankError(
-            f"rank {self.rank} of {self.world_size} waited in vain for the others ({what}, timeout "
-            f"{self._timeout.total_seconds():g} s): {error}. One of them has probably died; look for the first error "
-            "in its log file."
-        )
+    def exchange(self, value: T, answer: Callable[[list[T]], R]) -> R:
+        """See :class:`Ranks`."""
+        return self._tree.exchange(value, answer)  # type: ignore[no-any-return]
 
 
 def leave_at_exit() -> None:
@@ -174,6 +170,25 @@ def together(ranks: Ranks, step: Callable[[], T]) -> list[T]:
         >>> together(SingleProcess(), lambda: 42)
         [42]
     """
+    return _agree(ranks, step, lambda results: results)
+
+
+def together_at_zero(ranks: Ranks, step: Callable[[], T]) -> list[T]:
+    """As :func:`together`, but only rank 0 gets the results; the others an empty list.
+
+    Thousands of ranks need not all know what each of them did.
+
+    Example:
+        >>> together_at_zero(SingleProcess(), lambda: 42)
+        [42]
+    """
+    results: list[T] = []
+    _agree(ranks, step, results.extend)
+    return results
+
+
+def _agree(ranks: Ranks, step: Callable[[], T], keep: Callable[[list[T]], R]) -> R:
+    """What ``keep`` makes of all results on rank 0; or the first failure, raised on every rank."""
     outcome: T | Failure
     cause: BaseException | None = None
     try:
@@ -182,10 +197,22 @@ def together(ranks: Ranks, step: Callable[[], T]) -> list[T]:
             pickle.dumps(outcome)
     except Exception as error:  # noqa: BLE001  raised again below, on every rank
         cause, outcome = error, Failure.of(error, ranks.rank)
-    outcomes: Sequence[T | Failure] = ranks.gather(outcome)
+
+    def answer(outcomes: list[T | Failure]) -> R | _FailedRank:
+        for rank, other in enumerate(outcomes):
+            if isinstance(other, Failure):
+                return _FailedRank(rank, other)
+        return keep(outcomes)  # type: ignore[arg-type]  # no Failure is among them
+
+    shared = ranks.exchange(outcome, answer)
     if cause is not None:
         raise cause
-    for rank, other in enumerate(outcomes):
-        if isinstance(other, Failure):
-            raise other.error(rank)
-    return list(outcomes)  # type: ignore[arg-type]  # no Failure is among them
+    if isinstance(shared, _FailedRank):
+        raise shared.failure.error(shared.rank)
+    return shared
+
+
+@dataclass(frozen=True)
+class _FailedRank:
+    rank: int
+    failure: Failure

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
+from nemologger.combination import sweep_job
 from nemologger.errors import ConfigurationError
 from nemologger.lightning_port import forget_decisions
 from nemologger.log_files import LogFiles
@@ -31,6 +32,7 @@ class RunRecord(Callback):
         self.run = run
         self._settings: Mapping[str, Any] | None = dict(settings)
         self._log_files = log_files
+        self._is_training = False
 
     def check_same(self, settings: Mapping[str, Any]) -> None:
         """Accept a second setup of the same run, and no other.
@@ -52,6 +54,21 @@ class RunRecord(Callback):
         forget_decisions()
         leave_at_exit()
         self._log_files.attach(trainer.global_rank, trainer.local_rank)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Training has begun."""
+        self._is_training = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Training has ended by itself."""
+        self._is_training = False
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Tell a sweep of a ``fit`` that returns before training has ended, because the time of its job is over."""
+        job = sweep_job()
+        if self._is_training and trainer.global_rank == 0 and job is not None:
+            job.postpone(f"training was stopped at step {trainer.global_step}, before its end")
+        self._is_training = False
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the traceback to the log files; the console gets it from Python."""

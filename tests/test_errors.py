@@ -22,6 +22,7 @@ BUILTINS = {
     "ContextError": ValueError,
     "RefusedError": PermissionError,
     "RankError": RuntimeError,
+    "SweepError": RuntimeError,
 }
 ALL = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
 

@@ -12,10 +12,11 @@ import nemologger
 
 PUBLIC = {
     "AutoResume", "CheckpointError", "ConfigurationError", "ContextError", "DamagedCheckpointError", "default_log",
-    "default_resume", "DirectoryInUseError", "export_weights", "finetune", "io", "load_model", "load_weights",
-    "ModelCheckpoint", "ModelMismatchError", "NeMoLogger", "NemologgerError", "NotFoundError", "pretrain",
+    "default_resume", "DirectoryInUseError", "export_weights", "finetune", "hydra_runner", "io", "load_model",
+    "load_weights", "ModelCheckpoint", "ModelMismatchError", "NeMoLogger", "NemologgerError", "NotFoundError", "pretrain",
     "RankError", "RefusedError", "RestoreConfig", "Resumed", "run_of", "RunCompletedError", "RunDirectory",
-    "SaveFailedError", "tensorboard_logger", "train", "Trainer", "UnfinishedCheckpointError", "validate",
+    "SaveFailedError", "sweep_job", "SweepError", "SweepJob",
+    "tensorboard_logger", "train", "Trainer", "UnfinishedCheckpointError", "validate",
     "Verification", "verify_checkpoint", "wandb_logger",
 }  # fmt: skip
 

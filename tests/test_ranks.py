@@ -9,6 +9,7 @@ import pytest
 from helpers.two_ranks import SILENCE, results
 
 from nemologger.errors import ConfigurationError, RankError
+from nemologger.rank_tree import _GRACE as GRACE
 from nemologger.ranks import Failure, SingleProcess, connect, decide, together
 
 
@@ -104,15 +105,21 @@ def test_an_error_of_any_rank_is_raised_everywhere_and_names_it(seen):
 @pytest.mark.parametrize("what", ["late", "died"])
 def test_a_silent_rank_ends_in_an_error_within_the_timeout(seen, what):
     told = seen[0][what]
-    assert told["error"] == "RankError"
-    assert "rank 0 of 2 waited in vain" in told["message"]
+    assert told["error"] == "SilentRankError"
+    assert told["message"].startswith("rank 1 of 2 did not answer (seen by rank 0, timeout 1.5 s)")
     assert "look for the first error in its log file" in told["message"]
-    assert told["seconds"] < SILENCE + 2
+    assert told["seconds"] < SILENCE + 2 + 2 * GRACE
 
 
 @pytest.mark.dist
 def test_the_late_rank_is_told_too(seen):
-    assert seen[1]["late"]["error"] == "RankError"
+    assert seen[1]["late"]["error"] == "SilentRankError"
+
+
+@pytest.mark.dist
+def test_ranks_that_have_lost_one_do_not_listen_to_it_any_more(seen):
+    assert seen[0]["late again"]["error"] == "SilentRankError"
+    assert seen[0]["late again"]["seconds"] < 0.5
 
 
 def test_no_rank_is_left_behind():

@@ -191,6 +191,7 @@ class ExactResume(Callback):
             "reload_epoch": lightning_port.last_reload_epoch(trainer),
             "plateau": asdict(lightning_port.plateau_steps(trainer)),
             "data": [feed.data for feed in self._session.feeds],
+            "readers": lightning_port.data_reader(trainer)[1],
             "ranks": self._ranks.gather(self._session.place(epoch_over=over).to_plain()),
         }
 
@@ -214,14 +215,17 @@ class ExactResume(Callback):
         lightning_port.drop_loader_states(checkpoint)
         places, rank, ranks = state["ranks"], self._ranks.rank, self._ranks.world_size
         place = Place.from_plain(places[rank % len(places)])
-        if len(places) != ranks:
-            place = place.on_other_ranks(rank, len(places), ranks, self._fit.device)
-            lightning_port.rescale_saved_batches(checkpoint, len(places), ranks)
+        before, readers = state.get("readers", len(places)), lightning_port.data_reader(trainer)[1]
+        if (len(places), before) != (ranks, readers):
+            place = place.on_other_ranks(rank, before, readers, self._fit.device)
+            lightning_port.rescale_saved_batches(checkpoint, before, readers)
             log.warning(
-                "the checkpoint is of %d ranks, there are %d now: training goes on after as many samples, with new random "
-                "numbers",
+                "the checkpoint is of %d ranks, of which %d read data; there are %d now, of which %d do: training goes on "
+                "after as many samples, with new random numbers",
                 len(places),
+                before,
                 ranks,
+                readers,
             )
         self._reload_epoch = state["reload_epoch"]
         self._data = state["data"]
@@ -248,7 +252,7 @@ class _Fit:
 
     @property
     def rank(self) -> int:
-        return self.trainer.global_rank
+        return lightning_port.data_reader(self.trainer)[0]
 
     @property
     def device(self) -> torch.device:

@@ -11,13 +11,12 @@ import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from nemologger.checkpoint.shares import Piece
-from nemologger.checkpoint.stage import part_of
 from nemologger.checkpoint.weights import Place
 from nemologger.errors import SaveFailedError
 
@@ -80,10 +79,10 @@ class Arena:
         """All of it."""
         return self._map
 
-    def stage(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Copy the tensors of this moment to their places, with all threads."""
+    def stage(self, read: Callable[[Piece], torch.Tensor]) -> None:
+        """Copy what ``read`` gives of this moment to its places, with all threads."""
         self._touching.join()
-        sources = [part_of(tensors[piece.key].detach(), piece) for piece, _ in self._targets]
+        sources = [read(piece) for piece, _ in self._targets]
         torch._foreach_copy_([target for _, target in self._targets], sources)
 
     def close(self) -> None:

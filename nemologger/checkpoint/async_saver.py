@@ -22,14 +22,14 @@ from nemologger.checkpoint.arena import Arena
 from nemologger.checkpoint.find import OURS
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.memory_disk import MemoryDisk
-from nemologger.checkpoint.shares import into_files, share_out
+from nemologger.checkpoint.plan import Plan, Planner
 from nemologger.checkpoint.snapshot import Snapshot
-from nemologger.checkpoint.weights import BACKEND, Entry, dump_common, entries, lay_out, metadata, shape_of
+from nemologger.checkpoint.weights import BACKEND, dump_common
 from nemologger.checkpoint.writer import Writer
 from nemologger.checkpoint.writer_main import Job, Outcome
 from nemologger.disk import Disk
-from nemologger.errors import NemologgerError, SaveFailedError
-from nemologger.ranks import Ranks, decide, together
+from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
+from nemologger.ranks import Ranks, decide, together_at_zero
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,9 @@ class _InFlight:
 class _Layout:
     """What does not change from save to save."""
 
-    outline: str
+    plan: Plan
     arena: Arena
     writer: Writer
-    metadata: bytes
 
 
 class AsyncSaver:
@@ -70,7 +69,7 @@ class AsyncSaver:
     def __init__(self, disk: Disk, ranks: Ranks, files_per_rank: int = 2) -> None:
         self._disk = disk
         self._ranks = ranks
-        self._files_per_rank = files_per_rank
+        self._planner = Planner(ranks, files_per_rank)
         self._layout: _Layout | None = None
         self._in_flight: _InFlight | None = None
 
@@ -85,41 +84,29 @@ class AsyncSaver:
         Raises:
             SaveFailedError: If that failed on any rank.
         """
-        outline = snapshot.outline
-        layout = self._layout
-        usable = layout is not None and layout.outline == outline
-        if all(self._ranks.gather(usable)) and layout is not None:
-            return layout
-        self.close()
-        pieces = share_out(
-            {key: shape_of(tensor) for key, tensor in snapshot.tensors.items()},
-            snapshot.rank_zero,
-            self._ranks.world_size,
-        )[self._ranks.rank]
-        files = {
-            names.shard(self._ranks.rank, i): lay_out(group, snapshot.tensors)
-            for i, group in enumerate(into_files(pieces, self._files_per_rank))
-        }
-        stored = [entry for name, places in files.items() for entry in entries(name, places)]
-        made: list[tuple[Arena, Writer]] = []
-
-        def make() -> tuple[str, list[Entry]]:
-            arena = Arena(files, snapshot.tensors)
-            made.append((arena, Writer(arena)))
-            return outline, stored
-
         try:
-            shares = together(self._ranks, make)
-            if any(other != outline for other, _ in shares):
-                raise SaveFailedError("the ranks hold different tensors (names, shapes or dtypes)")
+            plan = self._planner.plan(snapshot)
+            usable = self._layout is not None and self._layout.plan is plan
+            if self._ranks.exchange(usable, all) and self._layout is not None:
+                return self._layout
+            self.close()
+            together_at_zero(self._ranks, lambda: self._make(plan, snapshot))
+        except SilentRankError:
+            raise
         except (OSError, NemologgerError) as error:
-            for arena, writer in made:
-                writer.close()
-                arena.close()
+            self.close()
             raise SaveFailedError(f"saving beside training could not be set up: {error}") from error
-        described = metadata(snapshot.tensors, snapshot.paths, [entry for _, share in shares for entry in share])
-        self._layout = _Layout(outline, *made[0], described)
+        if self._layout is None:
+            raise SaveFailedError("saving beside training could not be set up")
         return self._layout
+
+    def _make(self, plan: Plan, snapshot: Snapshot) -> None:
+        arena = Arena(plan.files, snapshot.tensors)
+        try:
+            self._layout = _Layout(plan, arena, Writer(arena))
+        except BaseException:
+            arena.close()
+            raise
 
     def start(
         self,
@@ -146,15 +133,15 @@ class AsyncSaver:
             images = tuple((f"{names.WEIGHTS}/{i.name}", i.offset, i.size) for i in layout.arena.images)
 
             def hand_over() -> None:
-                layout.arena.stage(snapshot.tensors)
+                layout.arena.stage(layout.plan.reader(snapshot))
                 layout.writer.submit(Job(str(checkpoint), images, small))
 
-            together(self._ranks, hand_over)
+            together_at_zero(self._ranks, hand_over)
         except BaseException as error:
             self._abandon(checkpoint)
             if not layout.writer.alive:
                 self.close()  # the next save gets another writer
-            if not isinstance(error, Exception):  # Ctrl-C
+            if not isinstance(error, Exception) or isinstance(error, SilentRankError):  # Ctrl-C; nobody to go on with
                 raise
             raise _failed(checkpoint, error) from error
         complete = replace(manifest, name=checkpoint.name, has_optimizer=snapshot.has_optimizer)
@@ -206,8 +193,11 @@ class AsyncSaver:
             self._take_outcome(save, timeout=None)
         self._in_flight = None
         try:
-            shares = together(self._ranks, lambda: _records_of(save))
+            shares = together_at_zero(self._ranks, lambda: _records_of(save))
             return decide(self._ranks, lambda: save.published or self._publish(save, _merged(shares)))
+        except SilentRankError:
+            self._abandon(save.checkpoint)
+            raise
         except Exception as error:
             self._abandon(save.checkpoint)
             raise _failed(save.checkpoint, error) from error
@@ -251,7 +241,7 @@ class AsyncSaver:
         small = {
             f"{names.WEIGHTS}/{names.COMMON}": dump_common(common),
             f"{names.WEIGHTS}/{names.BACKEND}": BACKEND,
-            f"{names.WEIGHTS}/{names.DCP_METADATA}": layout.metadata,
+            f"{names.WEIGHTS}/{names.DCP_METADATA}": layout.plan.metadata,
         }
         if write_context is not None:
             memory = MemoryDisk()

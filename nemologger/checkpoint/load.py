@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ from nemologger.checkpoint.weights import read_common
 from nemologger.errors import NotFoundError
 
 
-def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
+def load_checkpoint(
+    checkpoint: Path, template: Callable[[str, tuple[int, ...]], torch.Tensor | None] = lambda key, sizes: None
+) -> dict[str, Any]:
     """Lightning's checkpoint dictionary of ``checkpoint``, tensors on the CPU. Runs no code of the files.
 
     Args:
         checkpoint: The checkpoint's directory, or its ``weights/``.
+        template: Tensors to shard like; see :func:`~nemologger.checkpoint.read.read_tensors`.
 
     Raises:
         NotFoundError: If there are no weights.
@@ -29,7 +33,7 @@ def load_checkpoint(checkpoint: Path) -> dict[str, Any]:
     weights = weights_of(checkpoint)
     common = read_common(weights)
     common.pop(OURS, None)
-    return restore(common, read_tensors(weights))
+    return restore(common, read_tensors(weights, template=template))
 
 
 def optimizer_names(checkpoint: Path) -> list[dict[int, str]]:

@@ -5,36 +5,25 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-import xxhash
 
 from nemologger import names
 from nemologger.checkpoint import commit
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import OURS
 from nemologger.checkpoint.manifest import FileRecord, Manifest
-from nemologger.checkpoint.shares import share_out
+from nemologger.checkpoint.plan import Plan, Planner
 from nemologger.checkpoint.snapshot import Snapshot
-from nemologger.checkpoint.weights import BACKEND, Entry, dump_common, metadata, shape_of
+from nemologger.checkpoint.weights import BACKEND, dump_common
 from nemologger.checkpoint.write import write_file, write_share
 from nemologger.disk import Disk
-from nemologger.errors import CheckpointError, NemologgerError, SaveFailedError
-from nemologger.ranks import Ranks, decide, together
+from nemologger.errors import CheckpointError, NemologgerError, SaveFailedError, SilentRankError
+from nemologger.ranks import Ranks, decide, together_at_zero
 
 log = logging.getLogger(__name__)
 
 _READ_SIZE = 16 << 20
-
-
-@dataclass(frozen=True)
-class Share:
-    """What one rank wrote."""
-
-    fingerprint: str
-    records: dict[str, FileRecord]
-    entries: list[Entry]
 
 
 class Saver:
@@ -49,7 +38,7 @@ class Saver:
     def __init__(self, disk: Disk, ranks: Ranks, files_per_rank: int = 2) -> None:
         self._disk = disk
         self._ranks = ranks
-        self._files_per_rank = files_per_rank
+        self._planner = Planner(ranks, files_per_rank)
 
     def save(
         self,
@@ -71,47 +60,46 @@ class Saver:
 
         Raises:
             SaveFailedError: On every rank, if any of them failed. What was there before is untouched.
+            SilentRankError: If one of them has died. What was there before is untouched.
         """
         try:
             decide(self._ranks, lambda: commit.begin(self._disk, checkpoint))
-            shares = together(self._ranks, lambda: self._write_share(snapshot, checkpoint))
-            return decide(self._ranks, lambda: self._finish(snapshot, checkpoint, manifest, shares, write_context))
+            plan = self._planner.plan(snapshot)
+            shares = together_at_zero(self._ranks, lambda: self._write_share(plan, snapshot, checkpoint))
+            return decide(
+                self._ranks, lambda: self._finish(plan, snapshot, checkpoint, manifest, shares, write_context)
+            )
         except BaseException as error:
             if self._ranks.rank == 0:
                 with contextlib.suppress(OSError):  # the disk that failed may fail again; the next run tidies up
                     commit.abandon(self._disk, checkpoint)
-            if not isinstance(error, Exception):  # Ctrl-C
+            if not isinstance(error, Exception) or isinstance(error, SilentRankError):  # Ctrl-C; nobody to go on with
                 raise
             cause = str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"
             raise SaveFailedError(f"checkpoint {checkpoint} was not saved: {cause}") from error
 
-    def _write_share(self, snapshot: Snapshot, checkpoint: Path) -> Share:
-        shapes = {key: shape_of(tensor) for key, tensor in snapshot.tensors.items()}
-        pieces = share_out(shapes, snapshot.rank_zero, self._ranks.world_size)[self._ranks.rank]
+    def _write_share(self, plan: Plan, snapshot: Snapshot, checkpoint: Path) -> dict[str, FileRecord]:
         weights = checkpoint / names.WEIGHTS
-        records, entries = write_share(
-            self._disk, weights, self._ranks.rank, pieces, snapshot.tensors, self._files_per_rank
-        )
+        records = write_share(self._disk, weights, plan.files, plan.reader(snapshot))
         self._disk.sync(weights)
-        fingerprint = xxhash.xxh3_64_hexdigest(snapshot.outline.encode())
-        return Share(fingerprint, records, entries)
+        return records
 
     def _finish(
         self,
+        plan: Plan,
         snapshot: Snapshot,
         checkpoint: Path,
         manifest: Manifest,
-        shares: list[Share],
+        shares: list[dict[str, FileRecord]],
         write_context: Callable[[Path], None] | None,
     ) -> Manifest:
         _check_shares(checkpoint, shares)
-        files = {f"{names.WEIGHTS}/{name}": r for share in shares for name, r in share.records.items()}
-        entries = [entry for share in shares for entry in share.entries]
+        files = {f"{names.WEIGHTS}/{name}": record for share in shares for name, record in share.items()}
         common = {**snapshot.common, OURS: {"format": manifests.FORMAT, "optimizer_names": snapshot.optimizer_names}}
         for name, content in (
             (names.COMMON, dump_common(common)),
             (names.BACKEND, BACKEND),
-            (names.DCP_METADATA, metadata(snapshot.tensors, snapshot.paths, entries)),
+            (names.DCP_METADATA, plan.metadata),
         ):
             path = checkpoint / names.WEIGHTS / name
             files[f"{names.WEIGHTS}/{name}"] = write_file(self._disk, path, iter([content]))
@@ -131,15 +119,9 @@ class Saver:
         return complete
 
 
-def _check_shares(checkpoint: Path, shares: list[Share]) -> None:
-    different = [rank for rank, share in enumerate(shares) if share.fingerprint != shares[0].fingerprint]
-    if different:
-        raise CheckpointError(
-            f"ranks {different} hold other tensors than rank 0 (names, shapes or dtypes differ): the model or its "
-            "optimizer is not the same on all ranks"
-        )
+def _check_shares(checkpoint: Path, shares: list[dict[str, FileRecord]]) -> None:
     for rank, share in enumerate(shares):
-        for name, record in share.records.items():
+        for name, record in share.items():
             path = checkpoint / names.WEIGHTS / name
             if not path.exists() or path.stat().st_size != record.size:
                 raise CheckpointError(

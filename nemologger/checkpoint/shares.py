@@ -1,10 +1,10 @@
-"""Who writes what: the tensors of data-parallel ranks, which all hold, shared out among them. Pure decisions."""
+"""Who writes what: tensors that several ranks hold, shared out among them. Pure decisions."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Piece:
-    """A rectangular part of a tensor, contiguous in its memory.
+    """A block of a tensor, contiguous in the memory of the rank that writes it.
 
     Attributes:
         key: The tensor's flat key.
@@ -37,8 +37,49 @@ class Piece:
     nbytes: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """What one rank holds of a tensor.
+
+    Attributes:
+        shape: Of the part.
+        offsets: Where it begins in the whole.
+        holders: The ranks that hold the same part, in order; None if they all do.
+    """
+
+    shape: Shape
+    offsets: tuple[int, ...]
+    holders: tuple[int, ...] | None = None
+
+
+def share_of(rank: int, world_size: int, parts: Mapping[str, Part], rank_zero: frozenset[str]) -> list[Piece]:
+    """What ``rank`` is to write of the parts that it holds.
+
+    Ranks that hold the same parts share them out among themselves, without asking each other.
+
+    Args:
+        rank: This rank.
+        world_size: The number of ranks.
+        parts: Every tensor, in an order that all ranks share.
+        rank_zero: Tensors that only rank 0 may write.
+    """
+    groups: dict[tuple[int, ...] | None, dict[str, Shape]] = {}
+    for key, part in parts.items():
+        groups.setdefault(part.holders, {})[key] = part.shape
+    pieces: list[Piece] = []
+    for holders, shapes in groups.items():
+        if holders is None:
+            pieces += share_out(shapes, rank_zero, world_size)[rank]
+        elif rank in holders:
+            held = {key: shape for key, shape in shapes.items() if shape.nbytes}
+            for piece in share_out(held, frozenset(), len(holders))[holders.index(rank)]:
+                offsets = tuple(a + b for a, b in zip(piece.offsets, parts[piece.key].offsets, strict=True))
+                pieces.append(replace(piece, offsets=offsets))
+    return pieces
+
+
 def share_out(shapes: Mapping[str, Shape], rank_zero: frozenset[str], world_size: int) -> list[list[Piece]]:
-    """Give every rank its pieces: every byte once, about as many bytes for each rank.
+    """Give every rank its pieces of tensors that all hold: every byte once, about as many bytes for each rank.
 
     All tensors are laid on one line, which is cut into ``world_size`` equal parts; a tensor across a cut is split at the
     nearest row. At most ``world_size - 1`` tensors are split, and what a rank writes is the same in every save.

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from nemologger.checkpoint.plain import TAG, Encoder, decode
+from nemologger.checkpoint.shards import is_sharded, local
 from nemologger.errors import CheckpointError
 
 MODEL = "state_dict"
@@ -52,13 +53,18 @@ class Snapshot:
 
     @property
     def outline(self) -> str:
-        """Keys, shapes and dtypes: what must agree between ranks, and stays the same from save to save."""
-        return repr([(key, tuple(t.shape), t.dtype, key in self.rank_zero) for key, t in self.tensors.items()])
+        """Keys, shapes, dtypes and sharding: what must agree between ranks, and stays the same from save to save."""
+        return repr(
+            [
+                (key, tuple(t.shape), t.dtype, key in self.rank_zero, getattr(t, "placements", None))
+                for key, t in self.tensors.items()
+            ]
+        )
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all tensors, as they are stored."""
-        return sum(tensor.nbytes for tensor in self.tensors.values())
+        """Bytes of all tensors that are here, as they are stored."""
+        return sum(local(tensor).nbytes for tensor in self.tensors.values())
 
 
 def take(
@@ -129,6 +135,8 @@ def _take_optimizer(
 
 def is_stored(value: Any) -> bool:
     """Whether ``value`` is a tensor for ``weights/``; sparse, nested and quantized ones go to ``common.pt``."""
+    if is_sharded(value):
+        return True
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
@@ -137,7 +145,11 @@ def is_stored(value: Any) -> bool:
 
 
 def _has_values(value: Any, key: str) -> bool:
-    if isinstance(value, torch.Tensor) and (value.device.type == "meta" or torch.nn.parameter.is_lazy(value)):
+    if (
+        isinstance(value, torch.Tensor)
+        and not is_sharded(value)
+        and (value.device.type == "meta" or torch.nn.parameter.is_lazy(value))
+    ):
         raise CheckpointError(f"{key} has no values yet (a meta or lazy tensor): run a forward before the first save")
     return is_stored(value)
 

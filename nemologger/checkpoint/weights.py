@@ -13,11 +13,13 @@ Formats: ``torch/distributed/checkpoint/{metadata,filesystem}.py`` of torch 2.10
 
 from __future__ import annotations
 
+import gc
 import io
 import json
+import math
 import pickle
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -42,8 +44,8 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.futures import Future
 
 from nemologger import names
-from nemologger.checkpoint.shares import Piece, Shape
-from nemologger.errors import DamagedCheckpointError, NemologgerError, RefusedError
+from nemologger.checkpoint.shares import Piece
+from nemologger.errors import CheckpointError, DamagedCheckpointError, NemologgerError, RefusedError
 
 BACKEND: bytes = json.dumps(
     {
@@ -87,11 +89,6 @@ class Entry:
     length: int
 
 
-def shape_of(tensor: torch.Tensor) -> Shape:
-    """The tensor's size and the bytes of an element."""
-    return Shape(tuple(tensor.shape), tensor.element_size())
-
-
 def lay_out(pieces: Iterable[Piece], tensors: Mapping[str, torch.Tensor]) -> list[Place]:
     """Give each piece of one file its place."""
     places = []
@@ -109,21 +106,54 @@ def entries(file: str, places: Iterable[Place]) -> list[Entry]:
     return [Entry(p.piece.key, p.piece.offsets, p.piece.sizes, file, p.start, p.end - p.start) for p in places]
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Millions of new objects, none of them garbage, would be looked through again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_without_collector()
 def metadata(
     tensors: Mapping[str, torch.Tensor], paths: Mapping[str, tuple[str, ...]], stored: Sequence[Entry]
 ) -> bytes:
-    """``.metadata`` of all ranks' entries."""
+    """``.metadata`` of all ranks' entries.
+
+    Raises:
+        CheckpointError: If nobody has written some part of a tensor.
+    """
     chunks: dict[str, list[ChunkStorageMetadata]] = {key: [] for key in tensors}
     storage: dict[MetadataIndex, _StorageInfo] = {}
+    # Thousands of ranks have millions of entries; of those that are equal, one object is made and pickled.
+    known_sizes: dict[tuple[int, ...], torch.Size] = {}
+    known_chunks: dict[tuple[tuple[int, ...], tuple[int, ...]], ChunkStorageMetadata] = {}
+
+    def size(of: tuple[int, ...]) -> torch.Size:
+        return known_sizes.get(of) or known_sizes.setdefault(of, torch.Size(of))
+
     for entry in stored:
-        offsets = torch.Size(entry.offsets)
-        index = MetadataIndex(entry.key, offsets, len(chunks[entry.key]))
-        chunks[entry.key].append(ChunkStorageMetadata(offsets, torch.Size(entry.sizes)))
+        index = MetadataIndex(entry.key, None, len(chunks[entry.key]))
+        object.__setattr__(index, "offset", size(entry.offsets))  # its __init__ would copy it
+        if index in storage:  # hybrid FSDP does not tell which ranks hold the same part: all have written it
+            continue
+        block = (entry.offsets, entry.sizes)
+        if block not in known_chunks:
+            known_chunks[block] = ChunkStorageMetadata(size(entry.offsets), size(entry.sizes))
+        chunks[entry.key].append(known_chunks[block])
         storage[index] = _StorageInfo(entry.file, entry.start, entry.length)
     described: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {
-        key: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), tensor.size(), chunks[key])
+        key: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(tensor.shape), chunks[key])
         for key, tensor in tensors.items()
     }
+    for key, tensor in tensors.items():
+        written = sum(math.prod(chunk.sizes) for chunk in chunks[key])
+        if written != tensor.shape.numel():
+            raise CheckpointError(f"of {key}, {written} of {tensor.shape.numel()} elements would be written")
     return pickle.dumps(Metadata(described, planner_data=dict(paths), storage_data=storage, version=_VERSION))
 
 
@@ -164,9 +194,13 @@ def read_metadata(weights: Path) -> Metadata:
 
 def described(weights: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every tensor in ``weights``, by flat key."""
+    return _described(read_metadata(weights))
+
+
+def _described(read: Metadata) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     return {
         key: (tuple(entry.size), entry.properties.dtype)
-        for key, entry in read_metadata(weights).state_dict_metadata.items()
+        for key, entry in read.state_dict_metadata.items()
         if isinstance(entry, TensorStorageMetadata)
     }
 
@@ -182,39 +216,39 @@ class Payload:
     header: bytes
 
 
-def payloads(weights: Path, tensors: Mapping[str, torch.Tensor]) -> dict[str, list[Payload]]:
-    """Where the bytes of ``tensors`` lie, of those that lie there as :func:`lay_out` places them and as a whole."""
+def payloads(weights: Path, keys: Collection[str]) -> dict[str, list[Payload]]:
+    """Where the bytes of the tensors ``keys`` lie, of those that lie there as :func:`lay_out` places them."""
     read = read_metadata(weights)
     found: dict[str, list[Payload]] = {}
     with _reading(weights / names.DCP_METADATA):
+        sizes_of = {
+            (key, tuple(chunk.offsets)): tuple(chunk.sizes)
+            for key, entry in read.state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+            for chunk in entry.chunks
+        }
         for index, info in read.storage_data.items():
-            tensor, described = tensors.get(index.fqn), read.state_dict_metadata.get(index.fqn)
-            if tensor is None or not isinstance(described, TensorStorageMetadata):
+            described = read.state_dict_metadata.get(index.fqn)
+            if index.fqn not in keys or not isinstance(described, TensorStorageMetadata):
                 continue
-            offset = index.offset if index.offset is not None else torch.Size([0] * tensor.ndim)
-            sizes = next((c.sizes for c in described.chunks if c.offsets == offset), None)
+            offsets = tuple(index.offset) if index.offset is not None else (0,) * len(described.size)
+            sizes, dtype = sizes_of.get((index.fqn, offsets)), described.properties.dtype
             if sizes is None or not _is_local(info.relative_path) or getattr(info, "transform_descriptors", None):
                 continue
-            piece = Piece(index.fqn, tuple(offset), tuple(sizes), sizes.numel() * tensor.element_size())
-            header, trailer = _archive(tensor.dtype, piece.sizes)
-            if info.length == len(header) + piece.nbytes + len(trailer) and _is_one_run(tensor.shape, piece):
+            piece = Piece(index.fqn, offsets, sizes, math.prod(sizes) * dtype.itemsize)
+            header, trailer = _archive(dtype, sizes)
+            inside = all(o >= 0 and o + s <= whole for o, s, whole in zip(offsets, sizes, described.size, strict=True))
+            if inside and info.length == len(header) + piece.nbytes + len(trailer):
                 found.setdefault(index.fqn, []).append(
                     Payload(index.fqn, piece, info.relative_path, info.offset, header)
                 )
-    covered = {key: sum(p.piece.nbytes for p in group) for key, group in found.items()}
-    return {key: group for key, group in found.items() if covered[key] == tensors[key].nbytes}
+    whole = {key: math.prod(sizes) * dtype.itemsize for key, (sizes, dtype) in _described(read).items()}
+    return {key: group for key, group in found.items() if sum(p.piece.nbytes for p in group) == whole[key]}
 
 
 def _is_local(file: str) -> bool:
     """Whether ``file`` names a file of the directory itself."""
     return isinstance(file, str) and file not in ("", ".", "..") and "/" not in file
-
-
-def _is_one_run(shape: torch.Size, piece: Piece) -> bool:
-    """Whether ``piece`` lies in one run of bytes in a contiguous tensor of ``shape``, inside of it."""
-    inside = all(o >= 0 and o + s <= whole for o, s, whole in zip(piece.offsets, piece.sizes, shape, strict=True))
-    split = [i for i, size in enumerate(piece.sizes) if size != shape[i]]
-    return inside and (not split or (all(shape[i] == 1 for i in range(split[0])) and len(split) == 1))
 
 
 def read_ordinary(weights: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -7,9 +7,9 @@ import torch
 from helpers.engine import lightning_state
 
 from nemologger.checkpoint.arena import Arena
-from nemologger.checkpoint.shares import into_files, share_out
+from nemologger.checkpoint.plan import files_of
+from nemologger.checkpoint.shards import held, part_of
 from nemologger.checkpoint.snapshot import take
-from nemologger.checkpoint.weights import lay_out, shape_of
 from nemologger.checkpoint.write import write_share
 from nemologger.disk import LocalDisk
 
@@ -27,14 +27,18 @@ def _odd() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("state", [lightning_state(3), {"state_dict": _odd()}], ids=["model", "odd"])
 def test_the_image_is_the_file(tmp_path, state):
-    tensors = take(state).tensors
-    pieces = share_out({key: shape_of(tensor) for key, tensor in tensors.items()}, frozenset(), 1)[0]
-    write_share(LocalDisk(), tmp_path, 0, pieces, tensors, 2)
-    files = {f"__0_{i}.distcp": lay_out(group, tensors) for i, group in enumerate(into_files(pieces, 2))}
+    snapshot = take(state)
+    tensors = snapshot.tensors
+    files = files_of(0, 1, {key: held(tensor, key) for key, tensor in tensors.items()}, snapshot, 2)
+
+    def read(piece):
+        return part_of(tensors[piece.key], piece)
+
+    write_share(LocalDisk(), tmp_path, files, read)
     arena = Arena(files, {key: torch.zeros_like(tensor) for key, tensor in tensors.items()})
     try:
         for _ in range(2):  # a place is used again for the next save
-            arena.stage(tensors)
+            arena.stage(read)
             for image in arena.images:
                 assert (
                     bytes(arena.memory[image.offset : image.offset + image.size])

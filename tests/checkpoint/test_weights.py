@@ -28,7 +28,9 @@ from torch.distributed.checkpoint.metadata import (
 
 from nemologger import names
 from nemologger.checkpoint.load import load_checkpoint, load_model, weights_of
+from nemologger.checkpoint.plan import entries_of, files_of
 from nemologger.checkpoint.read import read_tensors
+from nemologger.checkpoint.shards import held, part_of
 from nemologger.checkpoint.shares import share_out
 from nemologger.checkpoint.snapshot import take
 from nemologger.checkpoint.weights import (
@@ -39,7 +41,6 @@ from nemologger.checkpoint.weights import (
     metadata,
     read_common,
     read_metadata,
-    shape_of,
 )
 from nemologger.checkpoint.write import write_share
 from nemologger.disk import LocalDisk
@@ -76,9 +77,11 @@ def write(directory: Path, state: dict[str, torch.Tensor], files: int = 2, world
     snapshot = take({"state_dict": state})
     directory.mkdir(parents=True, exist_ok=True)
     stored = []
-    shapes = {key: shape_of(tensor) for key, tensor in snapshot.tensors.items()}
-    for rank, pieces in enumerate(share_out(shapes, snapshot.rank_zero, world)):
-        stored += write_share(LocalDisk(), directory, rank, pieces, snapshot.tensors, files)[1]
+    parts = {key: held(tensor, key) for key, tensor in snapshot.tensors.items()}
+    for rank in range(world):
+        places = files_of(rank, world, parts, snapshot, files)
+        write_share(LocalDisk(), directory, places, lambda piece: part_of(snapshot.tensors[piece.key], piece))
+        stored += entries_of(places)
     (directory / names.DCP_METADATA).write_bytes(metadata(snapshot.tensors, snapshot.paths, stored))
     (directory / names.COMMON).write_bytes(dump_common(snapshot.common))
     (directory / names.BACKEND).write_bytes(BACKEND)
@@ -188,7 +191,7 @@ def test_parameters_that_share_memory_are_both_there(tmp_path):
 def test_a_payload_of_a_page_starts_on_a_page(tmp_path):
     """So that it can be written and read past the page cache."""
     tensors = take({"state_dict": every_shape()}).tensors
-    pieces = share_out({k: shape_of(t) for k, t in tensors.items()}, frozenset(), 1)[0]
+    pieces = share_out({k: held(t, k).shape for k, t in tensors.items()}, frozenset(), 1)[0]
     places = lay_out(pieces, tensors)
     for place in places:
         start = place.start + len(place.header)
@@ -202,7 +205,7 @@ def test_what_lies_around_a_payload_does_not_depend_on_it(size):
     around = set()
     for fill in (0.0, 1.0, float("nan")):
         tensor = torch.full((size,), fill)
-        (place,) = lay_out(share_out({"t": shape_of(tensor)}, frozenset(), 1)[0], {"t": tensor})
+        (place,) = lay_out(share_out({"t": held(tensor, "t").shape}, frozenset(), 1)[0], {"t": tensor})
         archive = place.header + raw(tensor) + place.trailer
         assert torch.equal(torch.load(io.BytesIO(archive), weights_only=True).nan_to_num(), tensor.nan_to_num())
         around.add((place.header, place.trailer))

@@ -35,7 +35,7 @@ time.sleep(60)
 def arena():
     tensors = {"w": torch.arange(10.0)}
     arena = Arena({"file": lay_out([Piece("w", (0,), (10,), 40)], tensors)}, tensors)
-    arena.stage(tensors)
+    arena.stage(lambda piece: tensors[piece.key])
     yield arena
     arena.close()
 

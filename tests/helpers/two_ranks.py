@@ -156,7 +156,7 @@ def _silence(rank: int) -> dict[str, Callable[[], Any]]:
     def died() -> Any:
         return "gone" if rank == 1 else decide(dead, lambda: together(dead, lambda: 0))
 
-    return {"late": late, "died": died}
+    return {"late": late, "late again": lambda: together(slow, lambda: rank), "died": died}
 
 
 def main(rank: int, directory: Path) -> None:

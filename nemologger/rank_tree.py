@@ -1,0 +1,175 @@
+"""Values between the ranks of a run, up and down a tree: whoever does not answer is known by number.
+
+torch's collectives fail on all ranks without saying whose fault it is. Here every rank waits for the few below it, one by
+one, and for the one above it. When one does not answer, gloo closes all connections of who waited for it, and so on: those
+who are still there say so in the store that the run was started with, and whom they missed. Who was missed and says nothing
+is the one.
+
+The only file that uses what torch keeps to itself about process groups.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, NoReturn
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+
+from nemologger.errors import SilentRankError
+
+FAN_OUT = 32
+#: Seconds that a rank waits longer than those below it, so that the lowest one that knows is the one that tells.
+_MARGIN = 2.0
+#: Seconds that all who are still there have to say so.
+_GRACE = 2.0
+#: The first message of a value: its length, and the value itself if it is small.
+_FIRST = 4096
+_LENGTH = 8
+
+
+class RankTree:
+    """The ranks of a gloo group as a tree with rank 0 at its root.
+
+    Args:
+        group: The group; all ranks of the run are in it.
+        timeout: How long to wait for a rank.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, timeout: timedelta) -> None:
+        self.rank = dist.get_rank()
+        self.world_size = dist.get_world_size()
+        self._group = group
+        self._timeout = timeout.total_seconds()
+        self._broken = ""
+        self._notes = PrefixStore(f"nemologger/{self.broadcast(uuid4().hex)}", _get_default_store())
+
+    def exchange(self, value: Any, answer: Callable[[list[Any]], Any]) -> Any:
+        """Bring every rank's ``value`` to rank 0, and rank 0's ``answer`` to them back to every rank.
+
+        Raises:
+            SilentRankError: On every rank that is left, if one did not answer within the timeout.
+        """
+        self._check()
+        values = self._hear_below(value)
+        if self.rank:
+            self._tell(self._above, pickle.dumps(values))
+            return self.broadcast(None)
+        return self.broadcast(answer([values[rank] for rank in range(self.world_size)]))
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's ``value``, on every rank.
+
+        Raises:
+            SilentRankError: If it did not come.
+        """
+        self._check()
+        # Rank 0 may be waiting for another one.
+        message = self._receive(self._above, 2 * self._timeout + _MARGIN) if self.rank else pickle.dumps(value)
+        for child in self._below:
+            self._tell(child, message)
+        return pickle.loads(message) if self.rank else value  # noqa: S301  of a rank of this run
+
+    def _hear_below(self, value: Any) -> dict[int, Any]:
+        values = {self.rank: value}
+        begin = time.monotonic()
+        for child in self._below:
+            patience = self._timeout + _MARGIN * self._height(child)
+            # Whoever waits for one that is late need not wait as long for the next.
+            remaining = max(begin + patience - time.monotonic(), _MARGIN)
+            values.update(pickle.loads(self._receive(child, remaining)))  # noqa: S301  of a rank of this run
+        return values
+
+    def _check(self) -> None:
+        """Nothing can be exchanged any more once a rank was silent: its answer may still come, to another question."""
+        if self._broken:
+            raise SilentRankError(self._broken)
+
+    def _miss(self, rank: int, error: RuntimeError) -> NoReturn:
+        """``rank`` does not answer; find out with the others who is to blame.
+
+        Raises:
+            SilentRankError: Always.
+        """
+        missed = self._compare_notes(rank, _short(error))
+        who = ", ".join(f"rank {number}" for number in sorted(missed))
+        why = "; ".join(sorted(set(missed.values())))
+        self._broken = (
+            f"{who} of {self.world_size} did not answer (seen by rank {self.rank}, timeout {self._timeout:g} s): {why}. It "
+            "has probably died, or hangs; look for the first error in its log file."
+        )
+        raise SilentRankError(self._broken) from error
+
+    def _compare_notes(self, rank: int, why: str) -> dict[int, str]:
+        """Whom the ranks have missed that has not missed anybody itself; if all have, the one who was missed first."""
+        mine = (self.rank, rank, why)
+        try:
+            self._notes.set(f"missed/{self._notes.add('missed', 1)}", json.dumps(mine))
+            time.sleep(_GRACE)
+            count = self._notes.add("missed", 0)
+            notes = [json.loads(self._notes.get(f"missed/{number}")) for number in range(1, count + 1)]
+        except RuntimeError:  # the store was rank 0's, and went with it
+            notes = [mine]
+        here = {by for by, _, _ in notes}
+        silent = {missed: reason for _, missed, reason in reversed(notes) if missed not in here}
+        return silent or {notes[0][1]: notes[0][2]}
+
+    @property
+    def _above(self) -> int:
+        return (self.rank - 1) // FAN_OUT
+
+    @property
+    def _below(self) -> range:
+        first = self.rank * FAN_OUT + 1
+        return range(min(first, self.world_size), min(first + FAN_OUT, self.world_size))
+
+    def _height(self, rank: int) -> int:
+        """How many floors there are below ``rank``."""
+        height = 0
+        while (rank := rank * FAN_OUT + 1) < self.world_size:
+            height += 1
+        return height
+
+    def _tell(self, rank: int, message: bytes) -> None:
+        first = torch.zeros(_FIRST, dtype=torch.uint8)
+        head = len(message).to_bytes(_LENGTH, "little") + message[: _FIRST - _LENGTH]
+        first[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
+        rest = message[_FIRST - _LENGTH :]
+        try:
+            self._wait(dist.isend(first, rank, group=self._group), self._timeout)
+            if rest:
+                payload = torch.frombuffer(bytearray(rest), dtype=torch.uint8)
+                self._wait(dist.isend(payload, rank, group=self._group), self._timeout)
+        except RuntimeError as error:
+            self._miss(rank, error)
+
+    def _receive(self, rank: int, seconds: float) -> bytes:
+        first = torch.empty(_FIRST, dtype=torch.uint8)
+        try:
+            self._wait(dist.irecv(first, rank, group=self._group), seconds)
+            head = first.numpy().tobytes()
+            length = int.from_bytes(head[:_LENGTH], "little")
+            message = head[_LENGTH : _LENGTH + length]
+            if len(message) < length:
+                rest = torch.empty(length - len(message), dtype=torch.uint8)
+                self._wait(dist.irecv(rest, rank, group=self._group), seconds)
+                message += rest.numpy().tobytes()
+        except RuntimeError as error:
+            self._miss(rank, error)
+        return message
+
+    def _wait(self, work: dist.Work | None, seconds: float) -> None:
+        if work is not None:
+            work.wait(timedelta(seconds=seconds))
+
+
+def _short(error: RuntimeError) -> str:
+    """The last part of gloo's message; what comes before is where in its source it was raised."""
+    first = str(error).split("\n")[0]
+    return first.rsplit("] ", 1)[-1].rstrip(". ") or type(error).__name__

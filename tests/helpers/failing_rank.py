@@ -1,0 +1,72 @@
+"""Two ranks train and save; rank 1 fails in its second save: ``failing_rank.py DIRECTORY HOW``.
+
+Each rank writes how it ended into ``DIRECTORY/end-<rank>.json``.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from toy import ToyModel, loader, quiet_trainer
+
+from nemologger import ModelCheckpoint
+from nemologger.disk import LocalDisk
+
+TIMEOUT = 3.0
+STEPS = 6
+
+
+class FailingDisk(LocalDisk):
+    """Its owner fails when it writes its share of the second checkpoint."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def write(self, path, parts):
+        if self.how and path.parent.parent.name == "step=4" and path.suffix == ".distcp":
+            if self.how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if self.how == "full":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            time.sleep(2 * TIMEOUT)
+        super().write(path, parts)
+
+
+def main(directory: Path, how: str) -> None:
+    torch.set_num_threads(1)
+    rank = int(os.environ["LOCAL_RANK"])
+    logging.basicConfig(filename=directory / f"log-{rank}.txt")
+    ckpt = ModelCheckpoint(
+        monitor=None,
+        dirpath=directory / "checkpoints",
+        filename="{step}",
+        every_n_train_steps=2,
+        save_last=False,
+        rank_timeout=timedelta(seconds=TIMEOUT),
+        disk=FailingDisk(how if rank == 1 else ""),
+    )
+    trainer = quiet_trainer(max_steps=STEPS, devices=2, strategy="ddp", callbacks=[ckpt], limit_val_batches=0)
+    end = {"error": "", "message": "", "seconds": 0.0}
+    started = time.monotonic()
+    try:
+        trainer.fit(ToyModel(), loader())
+    except Exception as error:  # noqa: BLE001  the test looks at it
+        end.update(error=type(error).__name__, message=str(error))
+    end.update(step=trainer.global_step, seconds=time.monotonic() - started)
+    (directory / f"end-{rank}.json").write_text(json.dumps(end))
+    os._exit(1 if end["error"] else 0)  # there may be nobody left to say goodbye to
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

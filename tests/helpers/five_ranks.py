@@ -1,0 +1,59 @@
+"""Five ranks in a tree of three floors, of which some keep silent: ``five_ranks.py RANK DIRECTORY``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed as dist
+
+from nemologger import rank_tree
+from nemologger.errors import SilentRankError
+from nemologger.rank_tree import RankTree
+
+WORLD = 5
+TIMEOUT = 1.0
+LONG = "x" * 10_000
+
+
+def outcome(step: Callable[[], Any]) -> Any:
+    try:
+        return step()
+    except SilentRankError as error:
+        return str(error)
+
+
+def main(rank: int, directory: Path) -> None:
+    torch.set_num_threads(1)
+    rank_tree.FAN_OUT = 2  # rank 0 above 1 and 2, rank 1 above 3 and 4
+    dist.init_process_group(
+        "gloo", init_method=f"file://{directory}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
+    )
+    trees = [RankTree(dist.new_group(backend="gloo"), timedelta(seconds=seconds)) for seconds in (30, TIMEOUT, TIMEOUT)]
+    seen: dict[str, Any] = {
+        "exchange": outcome(lambda: trees[0].exchange(rank * 10, list)),
+        "broadcast": outcome(lambda: trees[0].broadcast("zero's" if rank == 0 else "mine")),
+        "long": outcome(lambda: len(trees[0].exchange(LONG, "".join))),
+    }
+    for silent, tree in ((3, trees[1]), (1, trees[2])):
+        trees[0].exchange(rank, len)  # all begin together
+        if rank == silent:
+            time.sleep(4 * TIMEOUT)
+        else:
+            seen[f"without {silent}"] = outcome(lambda tree=tree: tree.exchange(rank, list))
+    (directory / f"rank{rank}.partial").write_text(json.dumps(seen))
+    (directory / f"rank{rank}.partial").rename(directory / f"rank{rank}.json")
+    while not all((directory / f"rank{other}.json").exists() for other in range(WORLD)):
+        time.sleep(0.05)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

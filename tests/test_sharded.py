@@ -1,0 +1,115 @@
+"""A model spread over ranks in any way loads what any other way has saved (contract C5)."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from helpers.sharded import KINDS, STEPS, Model
+from processes import environment, free_port
+from toy import BATCH, SAMPLES
+
+from nemologger import load_weights
+from nemologger.checkpoint.verify import problems
+
+SCRIPT = Path(__file__).with_name("helpers") / "sharded.py"
+WAYS = [f"{kind}-{world}" for world, kinds in KINDS.items() for kind in kinds]
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory) -> Path:
+    """What all ways saved, and what all loaded of it."""
+    directory = tmp_path_factory.mktemp("matrix")
+    groups = {}
+    try:
+        for world in KINDS:
+            command = [
+                sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}",
+                f"--master-port={free_port()}", str(SCRIPT), str(directory), *map(str, KINDS),
+            ]  # fmt: skip
+            with (directory / f"{world}.log").open("w") as log:
+                groups[world] = subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+        for world, group in groups.items():
+            code = group.wait(timeout=500)
+            assert code == 0, (directory / f"{world}.log").read_text()[-6000:]
+    finally:
+        for group in groups.values():
+            if group.poll() is None:
+                group.terminate()  # torchrun ends its workers
+                group.wait(timeout=60)
+    return directory
+
+
+def differences(found: dict, wanted: dict) -> list[str]:
+    """The names of what is not equal, bit for bit."""
+    wrong = [key for key in ("scheduler", "global_step", "consumed_samples") if found[key] != wanted[key]]
+    for part in ("model", "optimizer"):
+        assert wanted[part]
+        assert found[part].keys() == wanted[part].keys()
+        wrong += [name for name, tensor in wanted[part].items() if not torch.equal(found[part][name], tensor)]
+    return wrong
+
+
+@pytest.mark.parametrize(("saved", "loaded"), product(WAYS, WAYS))
+def test_what_one_way_saved_another_loads(matrix, saved, loaded):
+    wanted = torch.load(matrix / "state" / f"{saved}.pt")
+    found = torch.load(matrix / "loaded" / f"{saved}-as-{loaded}.pt")
+    assert differences(found, wanted) == []
+
+
+def test_the_matrix_compares_what_was_trained(matrix):
+    one, two = (torch.load(matrix / "state" / f"{way}.pt") for way in ("ddp-1", "ddp-2"))
+    assert {"up.weight", "blocks.0.bias"} <= set(differences(one, two))
+    assert float(one["optimizer"]["up.weight.step"]) == one["global_step"] == STEPS
+    assert one["optimizer"]["up.weight.exp_avg"].any()
+    assert (one["consumed_samples"], two["consumed_samples"]) == (STEPS * BATCH, 2 * STEPS * BATCH)
+
+
+def test_tensor_parallel_ranks_see_the_same_samples(matrix):
+    seen = {way: torch.load(matrix / "state" / f"{way}.pt")["consumed_samples"] for way in WAYS}
+    assert seen["tp2-2"] == STEPS * BATCH
+    assert seen["tp2-4"] == 2 * STEPS * BATCH
+    assert seen["fsdp2-4"] == min(4 * STEPS * BATCH, SAMPLES)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_files_are_whole_and_stock_torch_and_a_plain_module_read_them(matrix, way):
+    checkpoint = matrix / "saved" / way / f"step={STEPS}"
+    assert problems(checkpoint) == []
+    wanted = torch.load(matrix / "state" / f"{way}.pt")["model"]
+    state = {"state_dict": {name: torch.full_like(tensor, 7) for name, tensor in wanted.items()}}
+    dcp.load(state, checkpoint_id=str(checkpoint / "weights"), no_dist=True)
+    module = Model()
+    load_weights(checkpoint, module)
+    for name, tensor in wanted.items():
+        assert torch.equal(state["state_dict"][name], tensor)
+        assert torch.equal(module.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(
+    ("way", "name"), [("fsdp2-4", "blocks.0.weight"), ("tp2-4", "up.weight"), ("fsdp-2", "down.weight")]
+)
+def test_each_rank_writes_its_shard_once(matrix, way, name):
+    weights = matrix / "saved" / way / f"step={STEPS}" / "weights"
+    metadata = dcp.FileSystemReader(weights).read_metadata()
+    ranks: dict[str, set[str]] = {}
+    for index, info in metadata.storage_data.items():
+        ranks.setdefault(index.fqn, set()).add(info.relative_path[2])
+    assert ranks[f"state_dict.{name}"] == set("0123"[: int(way[-1])])
+    for key, tensor in metadata.state_dict_metadata.items():
+        assert sum(chunk.sizes.numel() for chunk in tensor.chunks) == tensor.size.numel(), key
+
+
+def test_nobody_is_left_behind():
+    listing = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=False).stdout
+    assert not [
+        line for line in listing.splitlines() if line.split()[:1] == [str(os.getpid())] and "sharded.py" in line
+    ]

@@ -1,0 +1,60 @@
+"""The strategies with NeMo's names: what they refuse, and that they shard a module that does not shard itself."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from toy import ToyModel, loader, quiet_trainer
+
+from nemologger import ModelCheckpoint
+from nemologger.errors import ConfigurationError
+from nemologger.strategies import DDPStrategy, FSDP2Strategy, FSDPStrategy, ModelParallelStrategy
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """A process group of this process, if Lightning makes one, is taken down again, with what it left in the environment."""
+    before = dict(os.environ)
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    for name in os.environ.keys() - before.keys():
+        del os.environ[name]
+
+
+@pytest.mark.parametrize("argument", ["data_parallel_size", "tensor_parallel_size"])
+def test_a_size_is_a_number_of_ranks(argument):
+    with pytest.raises(ConfigurationError, match=f"{argument}=0.*from 1 on, or 'auto'"):
+        FSDP2Strategy(**{argument: 0})
+
+
+def test_sizes_are_compared_with_the_number_of_ranks_before_training():
+    trainer = quiet_trainer(max_steps=1, strategy=FSDP2Strategy(data_parallel_size=2))
+    with pytest.raises(ConfigurationError, match=r"data_parallel_size=2, tensor_parallel_size=1.*which is 1"):
+        trainer.fit(ToyModel(), loader())
+
+
+@pytest.mark.parametrize("kind", [DDPStrategy, FSDPStrategy, ModelParallelStrategy, FSDP2Strategy])
+def test_async_saving_is_an_option_of_every_strategy(kind):
+    assert kind(ckpt_async_save=True).ckpt_async_save
+    assert not kind().ckpt_async_save
+
+
+def test_the_strategys_option_is_the_callbacks(tmp_path):
+    ckpt = ModelCheckpoint(monitor=None, dirpath=tmp_path, every_n_train_steps=1)
+    trainer = quiet_trainer(max_steps=2, strategy=DDPStrategy(ckpt_async_save=True), callbacks=[ckpt])
+    trainer.fit(ToyModel(), loader())
+    assert ckpt.async_save
+    assert ckpt.best_model_path
+
+
+def test_a_module_that_does_not_shard_itself_is_left_as_it_was_written(tmp_path):
+    """FSDP2 on one rank: the module gets no hook of its own, and the class says what it was."""
+    model = ToyModel()
+    trainer = quiet_trainer(max_steps=2, strategy=FSDP2Strategy(), limit_val_batches=0)
+    trainer.fit(model, loader())
+    assert "configure_model" not in vars(model)
+    assert isinstance(model, ToyModel)
+    assert all(isinstance(parameter, torch.distributed.tensor.DTensor) for parameter in model.parameters())

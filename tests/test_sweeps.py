@@ -1,0 +1,154 @@
+"""Sweeps, run as people run them: a script, ``-m``, and the processes that it starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from processes import environment, started, wait_for
+
+SCRIPT = Path(__file__).with_name("sweep_toy.py")
+RECORDS = Path("nemo_experiments", "sweeps", "sweep_toy", "toy")
+
+
+def sweep(*overrides: str, timeout: float = 240, **extra: str) -> subprocess.CompletedProcess[str]:
+    """``python sweep_toy.py -m OVERRIDES`` in the working directory."""
+    command = [sys.executable, str(SCRIPT), "-m", *overrides]
+    return subprocess.run(command, env=environment(extra), capture_output=True, text=True, timeout=timeout)
+
+
+def states() -> dict[str, str]:
+    """What became of each combination."""
+    records = [json.loads(path.read_text()) for path in RECORDS.glob("*/job.json")]
+    return {record["name"]: record["state"] for record in records}
+
+
+def diary(path: str = "diary.txt") -> list[str]:
+    """The first word of each line."""
+    return [line.split()[0] for line in Path(path).read_text().splitlines()]
+
+
+def test_a_crash_does_not_stop_the_others_and_a_second_start_runs_what_is_left():
+    fixed = [
+        "train=false",
+        f"diary={Path.cwd()}/diary.txt",
+        "hydra.job.config.override_dirname.exclude_keys=[diary,train]",
+    ]
+    first = sweep("crash=null,raise,kill", "model.lr=0.1,0.01", *fixed)
+    assert first.returncode == 1
+    assert first.stderr.count("ValueError: cannot work with width 4") >= 2
+    assert "SweepError: 4 of 6 combinations failed; 2 of 6 combinations are finished" in first.stderr
+    assert "ended by SIGKILL before the job function returned" in first.stderr
+    ends = {"null": "finished", "raise": "failed", "kill": "failed"}
+    assert states() == {f"crash={crash},model.lr={lr}": end for crash, end in ends.items() for lr in ("0.1", "0.01")}
+    assert sorted(diary()) == sorted(states())
+
+    Path("diary.txt").unlink()
+    again = sweep("crash=null,raise", "model.lr=0.1,0.01", *fixed)
+    assert sorted(diary()) == ["crash=raise,model.lr=0.01", "crash=raise,model.lr=0.1"]
+    assert again.stdout.count("skipped") == 2
+    assert "2 of 4 combinations failed" in again.stderr
+
+    Path("diary.txt").unlink()
+    longer = sweep("crash=null", "model.lr=0.1,0.01", "trainer.max_steps=9", *fixed)
+    assert longer.returncode == 0, longer.stderr
+    assert len(diary()) == 2
+    assert "runs again (trainer.max_steps: 4 -> 9)" in longer.stdout
+
+
+def test_side_by_side_on_several_devices():
+    """Two are killed beside the others, which go on."""
+    done = sweep(
+        "crash=null,kill",
+        "model.lr=0.1,0.2",
+        "train=false",
+        "pause=2",
+        f"diary={Path.cwd()}/diary.txt",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=4",
+        CUDA_VISIBLE_DEVICES="3,5",
+    )
+    assert done.returncode == 1
+    assert "2 of 4 combinations failed; 2 of 4 combinations are finished" in done.stderr, done.stderr
+    assert {line.split()[2] for line in Path("diary.txt").read_text().splitlines()} == {"3", "5"}
+    assert len(list(RECORDS.glob("*/output.log"))) == 4
+
+
+def test_a_sweep_that_is_killed_goes_on():
+    """Of 2 x 2, one crashes; the sweep is killed while the third trains; started again, that resumes and the rest runs."""
+    arguments = ("model.width=4,8", "model.lr=0.1,0.01", f"dir={Path.cwd()}/runs")
+    quick = "hydra.job.config.override_dirname.exclude_keys=[dir,crash,pause]"
+    names = [f"model.lr={lr},model.width={width}" for width in (4, 8) for lr in ("0.1", "0.01")]
+    runs = [Path("runs", "toy", name) for name in names]
+    with started(SCRIPT, "-m", *arguments, quick, "trainer.max_steps=4", "pause=0.5") as process:
+        wait_for(lambda: any(runs[1].glob("checkpoints/*-last/manifest.json")), timeout=150)
+        os.kill(process.pid, signal.SIGKILL)  # the sweep alone: what it has started is to notice
+        process.wait()
+        child = int((runs[1] / "diary.txt").read_text().split()[0])
+        wait_for(lambda: _is_gone(child), timeout=60)
+    assert states()[names[0]] == "finished"
+    assert states()[names[1]] != "finished"
+    before = (runs[0] / "diary.txt").read_text()
+
+    done = sweep(*arguments, quick, "trainer.max_steps=4", "pause=0.0", "crash=8")
+    assert done.returncode == 1
+    assert states() == {names[0]: "finished", names[1]: "finished", names[2]: "failed", names[3]: "failed"}
+    assert "2 of 4 combinations failed" in done.stderr
+    first = (runs[0] / "diary.txt").read_text()
+    assert first == before
+    lives = [line.split() for line in (runs[1] / "diary.txt").read_text().splitlines()]
+    assert [step for _, step in lives] == ["1", "2", "3", "4"], "a step was repeated, or left out"
+    assert len({pid for pid, _ in lives}) == 2
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.dist
+def test_each_combination_may_have_several_ranks():
+    done = sweep("model.lr=0.1,0.01", "trainer.devices=2", "trainer.max_steps=1", f"dir={Path.cwd()}/runs")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert set(states().values()) == {"finished"}
+    for run in Path("runs", "toy").iterdir():
+        assert len(list(run.glob("checkpoints/*-last/weights/*.distcp"))) == 4, "of two ranks"
+
+
+def test_a_sweep_that_is_started_as_several_ranks_is_refused():
+    done = sweep("model.lr=0.1,0.01", LOCAL_RANK="0")
+    assert done.returncode == 1
+    assert "started as one of several ranks (LOCAL_RANK is set)" in done.stderr
+    assert states() == {}
+
+
+def test_ctrl_c_stops_a_sweep():
+    with started(
+        SCRIPT, "-m", "model.lr=0.1,0.01", "train=false", "pause=60", f"diary={Path.cwd()}/diary.txt"
+    ) as process:
+        wait_for(Path("diary.txt").exists)
+        time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+        assert process.wait(timeout=30) != 0
+    assert len(diary()) == 1
+    assert list(states().values()) == ["failed"]
+
+
+def test_nothing_new_is_started_when_the_sweep_is_killed_beside_its_workers():
+    arguments = ("model.lr=1,2,3,4", "train=false", "pause=30", f"diary={Path.cwd()}/diary.txt")
+    with started(SCRIPT, "-m", *arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2") as process:
+        wait_for(lambda: Path("diary.txt").exists() and len(diary()) == 2)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: "running" not in states().values(), timeout=20)  # stopped before their time
+        time.sleep(3)
+        assert len(diary()) == 2
+        assert list(states().values()) == ["failed", "failed"]
