@@ -7,15 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemologger.callbacks.ema import EMA as EMA
+    from nemologger.callbacks.fault_tolerance import FaultTolerance as FaultTolerance
     from nemologger.callbacks.flops import FLOPsMeasurement as FLOPsMeasurement
     from nemologger.callbacks.memory_profile import MemoryProfileCallback as MemoryProfileCallback
     from nemologger.callbacks.nsys import NsysCallback as NsysCallback
+    from nemologger.callbacks.straggler_detection import StragglerDetection as StragglerDetection
 
 _HOME_OF = {
     "EMA": "nemologger.callbacks.ema",
     "FLOPsMeasurement": "nemologger.callbacks.flops",
+    "FaultTolerance": "nemologger.callbacks.fault_tolerance",
     "MemoryProfileCallback": "nemologger.callbacks.memory_profile",
     "NsysCallback": "nemologger.callbacks.nsys",
+    "StragglerDetection": "nemologger.callbacks.straggler_detection",
 }
 
 __all__ = sorted(_HOME_OF)
