@@ -144,6 +144,23 @@ def logs_this_batch(trainer: pl.Trainer) -> bool:
     return trainer._logger_connector.should_update_logs
 
 
+def show_metrics(trainer: pl.Trainer, metrics: dict[str, float], *, prog_bar: bool) -> None:
+    """Put ``metrics`` where callbacks and the progress bar find them, without loggers.
+
+    A metric that is logged costs time in every step after that, because Lightning goes through all of them.
+    """
+    connector = trainer._logger_connector
+    values = {name: torch.tensor(value) for name, value in metrics.items()}
+    connector._callback_metrics.update(values)
+    if prog_bar:
+        connector._progress_bar_metrics.update(metrics)
+
+
+def drop_interrupted_validation(trainer: pl.Trainer) -> None:
+    """For ``on_train_start``: do not go on with a validation that the checkpoint was saved in the middle of."""
+    trainer.fit_loop.epoch_loop.val_loop.reset_restart_stage()
+
+
 def leave_fit() -> NoReturn:
     """For a hook: end ``fit``, which returns as usual, without the hooks that say that training has ended."""
     raise _TunerExitException

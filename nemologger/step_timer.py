@@ -46,7 +46,7 @@ class StepTimer:
         self.buffer_size = max(1, buffer_size)
         self._durations: deque[float] = deque(maxlen=self.buffer_size)
         self._reduce = _REDUCTIONS[reduction]
-        self._sync_cuda = sync_cuda
+        self._now = _now_on_the_gpu_too if sync_cuda else time.perf_counter
         self._start: float | None = None
 
     @classmethod
@@ -93,7 +93,8 @@ class StepTimer:
         """The time of the steps that count, in s."""
         return sum(self._durations)
 
-    def _now(self) -> float:
-        if self._sync_cuda and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            torch.cuda.synchronize()
-        return time.perf_counter()
+
+def _now_on_the_gpu_too() -> float:
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -9,12 +9,14 @@ if TYPE_CHECKING:
     from nemologger.callbacks.delta_timing import DeltaTimingCallback as DeltaTimingCallback
     from nemologger.callbacks.max_time import MaxTimePerRun as MaxTimePerRun
     from nemologger.callbacks.preemption import PreemptionCallback as PreemptionCallback
+    from nemologger.callbacks.skip_validation import SkipValidationOnResume as SkipValidationOnResume
     from nemologger.callbacks.timing import TimingCallback as TimingCallback
 
 _HOME_OF = {
     "DeltaTimingCallback": "nemologger.callbacks.delta_timing",
     "MaxTimePerRun": "nemologger.callbacks.max_time",
     "PreemptionCallback": "nemologger.callbacks.preemption",
+    "SkipValidationOnResume": "nemologger.callbacks.skip_validation",
     "TimingCallback": "nemologger.callbacks.timing",
 }
 

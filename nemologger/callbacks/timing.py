@@ -77,10 +77,10 @@ class TimingCallback(IOMixin, Callback):
             self._tokens.append(_tokens(batch))
         if not lightning_port.logs_this_batch(trainer):
             return
-        _log(pl_module, "train_step_timing in s", self._train.value, prog_bar=True)
-        _log(pl_module, "train_backward_timing in s", self._backward.value)
+        _log(trainer, "train_step_timing in s", self._train.value, prog_bar=True)
+        _log(trainer, "train_backward_timing in s", self._backward.value)
         if self.log_tokens_per_sec and self._train.total:
-            _log(pl_module, "tokens_per_sec_per_gpu", sum(self._tokens) / self._train.total, prog_bar=True)
+            _log(trainer, "tokens_per_sec_per_gpu", sum(self._tokens) / self._train.total, prog_bar=True)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -100,7 +100,7 @@ class TimingCallback(IOMixin, Callback):
         """It ends: log it."""
         self._validation.stop()
         if trainer.loggers or lightning_port.logs_this_batch(trainer):
-            _log(pl_module, "validation_step_timing in s", self._validation.value)
+            _log(trainer, "validation_step_timing in s", self._validation.value)
 
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -120,13 +120,17 @@ class TimingCallback(IOMixin, Callback):
         """It ends: log it."""
         self._test.stop()
         if trainer.loggers or lightning_port.logs_this_batch(trainer):
-            _log(pl_module, "test_step_timing in s", self._test.value)
+            _log(trainer, "test_step_timing in s", self._test.value)
 
 
-def _log(pl_module: pl.LightningModule, name: str, value: float | None, *, prog_bar: bool = False) -> None:
-    if value is not None:
-        # Given the batch size, Lightning does not search the batch for one.
-        pl_module.log(name, value, on_step=True, on_epoch=False, batch_size=1, prog_bar=prog_bar)
+def _log(trainer: pl.Trainer, name: str, value: float | None, *, prog_bar: bool = False) -> None:
+    if value is None:
+        return
+    if not trainer.loggers:
+        lightning_port.show_metrics(trainer, {name: value}, prog_bar=prog_bar)
+        return
+    # Given the batch size, Lightning does not search the batch for one.
+    trainer.lightning_module.log(name, value, on_step=True, on_epoch=False, batch_size=1, prog_bar=prog_bar)
 
 
 def _tokens(batch: Any) -> int:
