@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, NoReturn
 from uuid import uuid4
@@ -76,6 +76,20 @@ class RankTree:
             self._tell(child, message)
         return pickle.loads(message) if self.rank else value  # noqa: S301  of a rank of this run
 
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of all ranks at each place, on every rank: a single collective, for every training step.
+
+        Raises:
+            SilentRankError: On every rank that is left, if one did not answer within the timeout.
+        """
+        self._check()
+        shared = torch.tensor(values, dtype=torch.float64)
+        try:
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._group)
+        except RuntimeError as error:  # it does not say who
+            self._miss([*([self._above] if self.rank else []), *self._below], error)
+        return shared.tolist()
+
     def _hear_below(self, value: Any) -> dict[int, Any]:
         values = {self.rank: value}
         begin = time.monotonic()
@@ -91,13 +105,13 @@ class RankTree:
         if self._broken:
             raise SilentRankError(self._broken)
 
-    def _miss(self, rank: int, error: RuntimeError) -> NoReturn:
-        """``rank`` does not answer; find out with the others who is to blame.
+    def _miss(self, ranks: Sequence[int], error: RuntimeError) -> NoReturn:
+        """One of ``ranks`` does not answer; find out with the others who is to blame.
 
         Raises:
             SilentRankError: Always.
         """
-        missed = self._compare_notes(rank, _short(error))
+        missed = self._compare_notes(ranks, _short(error))
         who = ", ".join(f"rank {number}" for number in sorted(missed))
         why = "; ".join(sorted(set(missed.values())))
         self._broken = (
@@ -106,16 +120,17 @@ class RankTree:
         )
         raise SilentRankError(self._broken) from error
 
-    def _compare_notes(self, rank: int, why: str) -> dict[int, str]:
+    def _compare_notes(self, ranks: Sequence[int], why: str) -> dict[int, str]:
         """Whom the ranks have missed that has not missed anybody itself; if all have, the one who was missed first."""
-        mine = (self.rank, rank, why)
+        notes: list[tuple[int, int, str]] = [(self.rank, missed, why) for missed in ranks]
         try:
-            self._notes.set(f"missed/{self._notes.add('missed', 1)}", json.dumps(mine))
+            for note in notes:
+                self._notes.set(f"missed/{self._notes.add('missed', 1)}", json.dumps(note))
             time.sleep(_GRACE)
             count = self._notes.add("missed", 0)
-            notes = [json.loads(self._notes.get(f"missed/{number}")) for number in range(1, count + 1)]
+            notes = [tuple(json.loads(self._notes.get(f"missed/{number}"))) for number in range(1, count + 1)]
         except RuntimeError:  # the store was rank 0's, and went with it
-            notes = [mine]
+            pass
         here = {by for by, _, _ in notes}
         silent = {missed: reason for _, missed, reason in reversed(notes) if missed not in here}
         return silent or {notes[0][1]: notes[0][2]}
@@ -147,7 +162,7 @@ class RankTree:
                 payload = torch.frombuffer(bytearray(rest), dtype=torch.uint8)
                 self._wait(dist.isend(payload, rank, group=self._group), self._timeout)
         except RuntimeError as error:
-            self._miss(rank, error)
+            self._miss([rank], error)
 
     def _receive(self, rank: int, seconds: float) -> bytes:
         first = torch.empty(_FIRST, dtype=torch.uint8)
@@ -161,7 +176,7 @@ class RankTree:
                 self._wait(dist.irecv(rest, rank, group=self._group), seconds)
                 message += rest.numpy().tobytes()
         except RuntimeError as error:
-            self._miss(rank, error)
+            self._miss([rank], error)
         return message
 
     def _wait(self, work: dist.Work | None, seconds: float) -> None:

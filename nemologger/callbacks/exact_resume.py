@@ -192,7 +192,7 @@ class ExactResume(Callback):
             "plateau": asdict(lightning_port.plateau_steps(trainer)),
             "data": [feed.data for feed in self._session.feeds],
             "readers": lightning_port.data_reader(trainer)[1],
-            "ranks": self._ranks.gather(self._session.place(epoch_over=over).to_plain()),
+            "ranks": self._ranks.gather(self._session.place(epoch_over=over, aside=self._aside).to_plain()),
         }
 
     def on_load_checkpoint(
