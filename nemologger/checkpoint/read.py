@@ -7,14 +7,17 @@ itself) goes the ordinary way of torch's distributed checkpoint.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from nemologger.checkpoint.blocks import CheckedFile, Part
+from nemologger.checkpoint.manifest import FileRecord
 from nemologger.checkpoint.stage import memory_of
 from nemologger.checkpoint.weights import Payload, described, payloads, read_ordinary
 from nemologger.errors import DamagedCheckpointError
@@ -23,16 +26,21 @@ _CHUNK = 16 << 20
 _THREADS = 4
 
 
-def read_tensors(weights: Path, wanted: Callable[[str], bool] = lambda key: True) -> dict[str, torch.Tensor]:
+def read_tensors(
+    weights: Path,
+    wanted: Callable[[str], bool] = lambda key: True,
+    records: Mapping[str, FileRecord] | None = None,
+) -> dict[str, torch.Tensor]:
     """The tensors of ``weights`` under their flat keys, on the CPU.
 
     Args:
         weights: The directory.
         wanted: Which keys to read; default all.
+        records: Files of ``weights`` that are to be read as a whole and compared with their checksums on the way.
 
     Raises:
         RefusedError: If reading would run code.
-        DamagedCheckpointError: If something is missing or cannot be read.
+        DamagedCheckpointError: If something is missing, cannot be read, or is not as it was written.
     """
     tensors = {key: torch.empty(size, dtype=dtype) for key, (size, dtype) in described(weights).items() if wanted(key)}
     with ExitStack() as files, ThreadPoolExecutor(_THREADS, thread_name_prefix="nemologger-read") as pool:
@@ -49,9 +57,26 @@ def read_tensors(weights: Path, wanted: Callable[[str], bool] = lambda key: True
         jobs = [
             job for key, group in known.items() for payload in group for job in _jobs(opened, payload, tensors[key])
         ]
-        for _ in pool.map(_Job.run, sorted(jobs, key=lambda job: (job.path, job.position))):
+        for _ in pool.map(lambda run: run(), list(_runs(opened, jobs, records or {}))):
             pass
     return tensors
+
+
+def _runs(files: _Files, jobs: list[_Job], records: Mapping[str, FileRecord]) -> Iterator[Callable[[], None]]:
+    """What there is to do, in the order of the files: whole blocks of those that have a record, else only what is wanted."""
+    jobs = sorted(jobs, key=lambda job: (job.path, job.position))
+    for name, record in sorted(records.items()):
+        parts: list[Part] = []
+        for job in jobs:
+            if job.path.name == name:
+                part = Part(job.position, job.target)
+                if part.end <= record.size and (not parts or parts[-1].end <= part.start):
+                    parts.append(part)
+                else:
+                    yield job.run  # nothing of ours: read by itself
+        file = CheckedFile(files.descriptor(name), files.path(name), parts, record)
+        yield from (partial(file.read, number) for number in range(len(record.blocks)))
+    yield from (job.run for job in jobs if job.path.name not in records)
 
 
 class _Files:
