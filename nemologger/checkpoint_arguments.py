@@ -29,6 +29,8 @@ def check_arguments(
     filename: str | None,
     auto_insert_metric_name: bool,
     on_busy: str,
+    async_save: bool,
+    staging: str,
     enable_version_counter: bool,
     files_per_rank: int,
     max_failed_saves: int,
@@ -42,6 +44,10 @@ def check_arguments(
     _check_nemo_1(nemo_1)
     if on_busy not in ("wait", "skip"):
         raise ConfigurationError(f'on_busy={on_busy!r}: "wait" or "skip"')
+    if staging not in ("auto", "at_once", "overlapped"):
+        raise ConfigurationError(f'staging={staging!r}: "auto", "at_once" or "overlapped"')
+    if staging != "auto" and not async_save:
+        log.warning("ModelCheckpoint(staging=%r) has no effect without async_save=True", staging)
     if enable_version_counter:
         log.warning("ModelCheckpoint(enable_version_counter=True) has no effect: a name is replaced, never numbered")
     if files_per_rank < 1 or max_failed_saves < 1:

@@ -35,6 +35,11 @@ class DirectoryCheckpointIO(CheckpointIO):
         self._trainer = trainer
         self._inner = inner
         self._loaded: tuple[Path, dict[str, Any]] | None = None
+        self._kept: tuple[str, dict[str, Any]] | None = None
+
+    def keep(self, path: Path, checkpoint: dict[str, Any]) -> None:
+        """What :meth:`load_checkpoint` is to return for ``path``, once: it has been read already, to verify it."""
+        self._kept = (str(path), checkpoint)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint file, as Lightning does for ``trainer.save_checkpoint``."""
@@ -59,6 +64,7 @@ class DirectoryCheckpointIO(CheckpointIO):
             ModelMismatchError: If it belongs to a model with other parameters.
             CheckpointError: If a fit is to go on from a checkpoint that has no optimizer state.
         """
+        kept, self._kept = self._kept, None
         directory = settled(Path(path))
         if not directory.is_dir():
             if not directory.exists() and "://" not in str(path):
@@ -67,8 +73,11 @@ class DirectoryCheckpointIO(CheckpointIO):
         strategy, module = self._trainer.strategy, self._trainer.lightning_module
         if module is not None and not lightning_port.will_rewrite_state(module):
             check_model(directory, sharded_state.model_state(strategy))
-        sharded = sharded_state.shards_state(strategy)
-        checkpoint = load_checkpoint(directory, *([sharded_state.templates(strategy)] if sharded else []))
+        if kept is not None and kept[0] == str(path):
+            checkpoint = kept[1]
+        else:
+            sharded = sharded_state.shards_state(strategy)
+            checkpoint = load_checkpoint(directory, *([sharded_state.templates(strategy)] if sharded else []))
         self._loaded = (directory, checkpoint)
         if self._trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
             if not self._is_finished(directory):
@@ -144,6 +153,19 @@ def install(trainer: pl.Trainer) -> None:
     if not isinstance(current, DirectoryCheckpointIO):
         plugin = DirectoryCheckpointIO(trainer, current)
         lightning_port.use_checkpoint_io(trainer, plugin, plugin.load_sharded)
+
+
+def keeps(trainer: pl.Trainer) -> bool:
+    """Whether what is read in this process, before the fit, is what the fit would read again."""
+    strategy = trainer.strategy
+    return not (lightning_port.forks_later(trainer) or strategy.restore_checkpoint_after_setup)
+
+
+def keep(trainer: pl.Trainer, path: Path, checkpoint: dict[str, Any]) -> None:
+    """As :meth:`DirectoryCheckpointIO.keep`, if ``trainer`` has one."""
+    plugin = trainer.strategy.checkpoint_io
+    if isinstance(plugin, DirectoryCheckpointIO):
+        plugin.keep(path, checkpoint)
 
 
 def align_optimizers(trainer: pl.Trainer) -> None:

@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from nemologger.pages import own_pages
+
 #: Files smaller than this are not worth the trouble.
 WORTHWHILE = 4 << 20
 
@@ -41,7 +43,7 @@ def write_direct(descriptor: int, parts: Iterable[memoryview]) -> None:
         OSError: What the file system says, for example that the disk is full.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="nemologger-write") as writer:
-        buffers = [mmap.mmap(-1, _BLOCK) for _ in range(_BUFFERS)]
+        buffers = [own_pages(_BLOCK) for _ in range(_BUFFERS)]
         pending: list[Future[None]] = []
         position = filled = 0
         views = [memoryview(buffer) for buffer in buffers]

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
 from nemologger import lightning_port, names
+from nemologger.checkpoint.async_saver import StagingMode
 from nemologger.checkpoint.find import survey
 from nemologger.checkpoint.keeper import Keeper
 from nemologger.checkpoint.naming import format_name
@@ -93,7 +94,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
             self.kth_value = scores[ranking[-1].path]
             self.current_score = scores[max(ranking, key=lambda k: (k.step, k.time)).path]
 
-    def _keep(self, shelf: Shelf, *, beside: bool) -> Keeper:
+    def _keep(self, shelf: Shelf, *, beside: bool, staging: StagingMode = "auto") -> Keeper:
         link = self.save_last == "link"
         return Keeper(
             self._disk,
@@ -103,6 +104,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
             shelf=shelf,
             files_per_rank=self.files_per_rank,
             beside=beside,
+            staging=staging,
         )
 
     def _needed_by_others(self, trainer: pl.Trainer) -> set[str]:

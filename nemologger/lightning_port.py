@@ -123,6 +123,21 @@ def use_checkpoint_io(
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
 
 
+def hooks_between_steps(module: pl.LightningModule) -> list[str]:
+    """The hooks of ``module`` that run after a checkpoint callback and before the optimizer's next step."""
+    between = (
+        "on_train_batch_end",
+        "on_train_batch_start",
+        "on_train_epoch_end",
+        "on_train_epoch_start",
+        "on_before_zero_grad",
+        "on_before_backward",
+        "on_after_backward",
+        "on_before_optimizer_step",
+    )
+    return [hook for hook in between if is_overridden(hook, module)]
+
+
 def will_rewrite_state(module: pl.LightningModule) -> bool:
     """Whether loading may legitimately bring other keys than the module has."""
     return not module.strict_loading or is_overridden("on_load_checkpoint", module)

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemologger import checkpoint_io, lightning_port, names
 from nemologger.batches import batch_size
 from nemologger.callbacks.exact_resume import ExactResume
+from nemologger.checkpoint.async_saver import StagingMode
 from nemologger.checkpoint.decision import Decision, choose, choose_again
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.retention import Kept
@@ -65,6 +66,11 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             ``ckpt_async_save=True`` (:mod:`nemologger.strategies`) does the same.
         on_busy: With ``async_save``, when a save is due while the one before is still being written: ``"wait"`` for it, or
             ``"skip"`` the new one.
+        staging: With ``async_save``, when the state is copied. ``"at_once"``: training waits for the copy. ``"overlapped"``:
+            buffers are copied at once, parameters and optimizer state during the next forward and backward; the optimizer's
+            step waits for them. A hook that changes parameters in between, other than through an optimizer, makes that save
+            fail. ``"auto"``: overlapped for tensors on CUDA devices, where the device waits before the next forward if the
+            model overrides a hook that runs in between; on the CPU at once, which loses less there.
         dirpath: Where the checkpoints go; default ``<run directory>/checkpoints``.
         filename: A name with fields, for example ``"{model_name}--{val_loss:.2f}-{step}-{consumed_samples}"``; fields are
             the logged metrics, ``epoch``, ``step``, ``consumed_samples`` and ``model_name``.
@@ -107,6 +113,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         save_context_on_train_end: bool = True,
         async_save: bool = False,
         on_busy: Literal["wait", "skip"] = "wait",
+        staging: StagingMode = "auto",
         dirpath: str | Path | None = None,
         filename: str | None = None,
         auto_insert_metric_name: bool = True,
@@ -127,6 +134,8 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             filename=filename,
             auto_insert_metric_name=auto_insert_metric_name,
             on_busy=on_busy,
+            async_save=async_save,
+            staging=staging,
             enable_version_counter=enable_version_counter,
             files_per_rank=files_per_rank,
             max_failed_saves=max_failed_saves,
@@ -156,6 +165,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self.max_failed_saves = max_failed_saves
         self.async_save = async_save
         self.on_busy = on_busy
+        self.staging: StagingMode = staging
         self.rank_timeout = rank_timeout
         self.exact_resume = exact_resume
         self.consumed_samples = 0
@@ -163,6 +173,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._ranks: Ranks = SingleProcess()
         self._lock: DirectoryLock | None = None  # rank 0 holds it while it trains
         self._is_prepared = False
+        self._holds = False
         self._counted_here = 0
         self._metrics: dict[str, float] = {}
         self._restored_metrics: dict[str, float] = {}
@@ -191,7 +202,10 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if self.exact_resume:
             ExactResume.attach(trainer, pl_module, self.rank_timeout)
         self._ranks = connect(self.rank_timeout)
-        self._keeper = self._keep(decide(self._ranks, lambda: self._look(trainer)), beside=self.async_save)
+        # Such hooks may change parameters, and often only log: whoever asks for overlapping gets it all the same.
+        self._holds = self.staging == "auto" and bool(lightning_port.hooks_between_steps(pl_module))
+        shelf = decide(self._ranks, lambda: self._look(trainer))
+        self._keeper = self._keep(shelf, beside=self.async_save, staging=self.staging)
         self._is_prepared = False
         self._reflect()
 
@@ -236,6 +250,10 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         else:
             self._save(trainer)
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let nobody swap parameters for validation while they are being copied."""
+        self._keeper.hold()
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what was due before validation, or what ``every_n_epochs`` says."""
         due, self._due_after_validation = self._due_after_validation, False
@@ -244,9 +262,11 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             return
         if due or (not self._save_on_train_epoch_end and self._epoch_is_due(trainer)):
             self._save(trainer)
+            self._keeper.hold()  # who has swapped parameters for validation is about to swap them back
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what ``every_n_epochs`` says, with ``save_on_train_epoch_end`` or where no validation runs."""
+        self._keeper.hold()
         here = self._save_on_train_epoch_end or not lightning_port.has_validation(trainer)
         if here and self._epoch_is_due(trainer) and not self._should_skip_saving_checkpoint(trainer):
             self._save(trainer)
@@ -340,6 +360,8 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             return
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = decision.path
+        if self._holds:
+            self._keeper.hold()
         if not beside:
             self._published(trainer)
         if self.monitor is not None and decision.score is None and self._validated:

@@ -15,6 +15,7 @@ MANIFEST = "manifest.json"
 COMMON = "common.pt"
 BACKEND = "metadata.json"
 DCP_METADATA = ".metadata"
+SHARD_SUFFIX = ".distcp"
 
 # Inside a context.
 IO_JSON = "io.json"
@@ -29,7 +30,7 @@ REPLACED = "-replaced"
 
 def shard(rank: int, index: int) -> str:
     """Name of the ``index``-th weights file of ``rank``, as Megatron and torch's DCP call it."""
-    return f"__{rank}_{index}.distcp"
+    return f"__{rank}_{index}{SHARD_SUFFIX}"
 
 
 def marker(checkpoint: Path) -> Path:

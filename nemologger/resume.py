@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ from nemologger.callbacks.restore_weights import RestoreWeights
 from nemologger.callbacks.resume_once import ResumeOnce
 from nemologger.checkpoint.commit import tidy
 from nemologger.checkpoint.find import Found, Status, inspect, newest, survey
+from nemologger.checkpoint.load import load_verified
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.verify import problems
 from nemologger.context.io_json import load_context
@@ -161,12 +163,15 @@ class AutoResume:
         if isinstance(trainer, Fabric):
             raise ConfigurationError("AutoResume.setup needs a Lightning Trainer, not Fabric")
         self._own_directory = _directory_of(trainer)
-        found = decide(ranks_before_fit(trainer), lambda: self._find(trainer, stage))
+        read = _Read()
+        found = decide(ranks_before_fit(trainer), lambda: self._find(trainer, stage, read))
         path = None if found["path"] is None else Path(found["path"])
         weights = None if found["weights_from"] is None else Path(found["weights_from"])
         checkpoint_io.install(trainer)
         if path is not None:
             trainer.ckpt_path = str(path)
+            if path in read.checkpoints:
+                checkpoint_io.keep(trainer, path, read.checkpoints[path])
             others = [callback for callback in callbacks(trainer) if not isinstance(callback, ResumeOnce)]
             callbacks(trainer)[:] = [*others, ResumeOnce(str(path))]
             log.info("resuming from %s (step %d)", path, found["step"])
@@ -203,7 +208,7 @@ class AutoResume:
 
     # --- looking --------------------------------------------------------------------------------------------------
 
-    def _find(self, trainer: pl.Trainer, stage: str) -> dict[str, Any]:
+    def _find(self, trainer: pl.Trainer, stage: str, read: _Read) -> dict[str, Any]:
         """What rank 0 sees and decides; plain values, they travel to the other ranks."""
         max_epochs = trainer.max_epochs
         if max_epochs is None and trainer.max_steps == -1 and not _has_timer(trainer):
@@ -222,7 +227,7 @@ class AutoResume:
             )
 
         self._clean_up()
-        chosen = self._choose(suitable)
+        chosen = self._choose(suitable, read.faults if checkpoint_io.keeps(trainer) else _faults)
         if chosen is not None:
             step = chosen.manifest.step if chosen.manifest else 0
             return {
@@ -265,9 +270,13 @@ class AutoResume:
         finally:
             lock.release()
 
-    def _choose(self, suitable: Any = lambda found: None) -> Found | None:
+    def _choose(
+        self,
+        suitable: Callable[[Found], str | None] = lambda found: None,
+        faults: Callable[[Path], list[str]] = lambda checkpoint: _faults(checkpoint),
+    ) -> Found | None:
         if self.resume_from_path is not None:
-            return _trusted(Path(self.resume_from_path).expanduser().absolute())
+            return _trusted(Path(self.resume_from_path).expanduser().absolute(), faults)
         directory = self._directory
         if not self._wants_checkpoint:
             return None
@@ -285,7 +294,7 @@ class AutoResume:
                 f"{ends[0].path} says that this run has completed. Pass resume_past_end=True to train on from it, or use "
                 "another run directory."
             )
-        return _warn_if_foreign(newest(ends or found, _faults, log.error, suitable))
+        return _warn_if_foreign(newest(ends or found, faults, log.error, suitable))
 
 
 def _has_timer(trainer: pl.Trainer) -> bool:
@@ -306,13 +315,29 @@ def _faults(checkpoint: Path) -> list[str]:
     return [str(problem) for problem in problems(checkpoint)]
 
 
+class _Read:
+    """Verifies a checkpoint by loading it, and keeps what it has loaded last: one pass over the files instead of two."""
+
+    def __init__(self) -> None:
+        self.checkpoints: dict[Path, dict[str, Any]] = {}
+
+    def faults(self, checkpoint: Path) -> list[str]:
+        """What is wrong with the files of ``checkpoint``."""
+        self.checkpoints.clear()
+        try:
+            self.checkpoints[checkpoint] = load_verified(checkpoint)
+        except NemologgerError:  # all that is wrong is to be said; if nothing is, loading says again why it cannot
+            return _faults(checkpoint)
+        return []
+
+
 def _warn_if_foreign(found: Found | None) -> Found | None:
     if found is not None and found.status is Status.FOREIGN:
         log.warning("%s has no manifest (NeMo or Lightning wrote it): it cannot be verified", found.path)
     return found
 
 
-def _trusted(path: Path) -> Found:
+def _trusted(path: Path, faults: Callable[[Path], list[str]] = _faults) -> Found:
     """The one checkpoint that was asked for.
 
     Raises:
@@ -327,7 +352,7 @@ def _trusted(path: Path) -> Found:
     found = inspect(path)
     if found.status is Status.UNFINISHED:
         raise UnfinishedCheckpointError(f"{path} was never finished, or was being removed: {found.why}")
-    if found.status is Status.COMPLETE and (wrong := _faults(path)):
+    if found.status is Status.COMPLETE and (wrong := faults(path)):
         found = Found(path, Status.DAMAGED, "; ".join(wrong))
     if found.status is Status.DAMAGED:
         raise DamagedCheckpointError(f"{path} is damaged and was not loaded: {found.why}")

@@ -19,6 +19,7 @@ from nemologger import (
     ModelCheckpoint,
     ModelMismatchError,
     NeMoLogger,
+    NemologgerError,
     NotFoundError,
     RestoreConfig,
     RunCompletedError,
@@ -392,3 +393,19 @@ def test_home_directories_are_understood(checkpoints, monkeypatch):
 def test_mistakes_in_restore_config_are_named(make):
     with pytest.raises(ConfigurationError, match="RestoreConfig"):
         make()
+
+
+def test_what_was_read_to_verify_it_is_not_read_again(finished, tmp_path, monkeypatch):
+    """One pass: the checkpoint may even be gone by the time that the fit loads it."""
+    directory = tmp_path / "copy"
+    shutil.copytree(finished, directory)
+    trainer = quiet_trainer(max_steps=12)
+    resumed = AutoResume(resume_from_path=directory / "step=10").setup(trainer)
+    assert resumed.path == directory / "step=10"
+    expected = load_model(finished / "step=10")["net.0.weight"]
+    for file in (directory / "step=10" / "weights").glob("*.distcp"):
+        file.write_bytes(bytes(file.stat().st_size))
+    loaded = trainer.strategy.checkpoint_io.load_checkpoint(str(resumed.path))
+    assert torch.equal(loaded["state_dict"]["net.0.weight"], expected)
+    with pytest.raises(NemologgerError):  # only once: what is on disk now counts
+        trainer.strategy.checkpoint_io.load_checkpoint(str(resumed.path))

@@ -2,25 +2,31 @@
 
 Laid out once: headers and trailers are filled in, every payload has its place, each file begins on a page. A save copies
 the live tensors to their places, which is all that training waits for. The memory is touched when it is made: copying into
-fresh memory is six to thirty times slower.
+fresh memory is six to thirty times slower. Then its pages are joined to large ones, as far as there is time before the
+first save: the writer gets rid of them twice as fast.
 """
 
 from __future__ import annotations
 
-import ctypes
+import logging
 import mmap
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.weights import Place
 from nemologger.errors import SaveFailedError
+from nemologger.pages import SharedPages
 
-_MADV_POPULATE_WRITE = 23  # Linux 5.14
+log = logging.getLogger(__name__)
+
+_cuda: Any = torch.cuda  # partly without types
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for all devices
 
 
 @dataclass(frozen=True)
@@ -30,6 +36,15 @@ class Image:
     name: str
     offset: int
     size: int
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A piece of a tensor that is to be copied to its place."""
+
+    key: str
+    target: torch.Tensor
+    source: torch.Tensor
 
 
 class Arena:
@@ -55,10 +70,17 @@ class Arena:
         self.size = max(end, mmap.PAGESIZE)
         self.descriptor = os.memfd_create("nemologger-arena", os.MFD_CLOEXEC)
         os.ftruncate(self.descriptor, self.size)
-        self._map = mmap.mmap(self.descriptor, self.size)
-        memory = torch.frombuffer(self._map, dtype=torch.uint8)
-        # Takes a second for each GB or two: training goes on meanwhile.
-        self._touching = threading.Thread(target=_touch, args=(memory,), name="nemologger-arena", daemon=True)
+        pages = SharedPages(self.descriptor, self.size)
+        self._memory = pages.view
+        memory = torch.frombuffer(self._memory, dtype=torch.uint8)
+        self._pinned: int | None = None
+        device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+        self._enlarging = threading.Event()
+        self._enlarging.set()
+        # Takes a second or two for each GB: training goes on meanwhile.
+        self._touching = threading.Thread(
+            target=self._touch, args=(pages, device), name="nemologger-arena", daemon=True
+        )
         self._touching.start()
         self._targets: list[tuple[Piece, torch.Tensor]] = []
         for image, places in zip(self.images, files.values(), strict=True):
@@ -69,31 +91,62 @@ class Arena:
         start = image.offset + place.start
         payload = start + len(place.header)
         end = payload + place.piece.nbytes
-        self._map[start:payload] = place.header
-        self._map[end : end + len(place.trailer)] = place.trailer
+        self._memory[start:payload] = place.header
+        self._memory[end : end + len(place.trailer)] = place.trailer
         if place.piece.nbytes:
             self._targets.append((place.piece, memory[payload:end].view(dtype).view(place.piece.sizes)))
 
     @property
-    def memory(self) -> mmap.mmap:
+    def memory(self) -> memoryview:
         """All of it."""
-        return self._map
+        return self._memory
+
+    def copies(self, read: Callable[[Piece], torch.Tensor]) -> list[Copy]:
+        """What a save copies, of what ``read`` gives. The places are free: the save before has been written."""
+        self._be_ready()
+        return [Copy(piece.key, target, read(piece)) for piece, target in self._targets]
 
     def stage(self, read: Callable[[Piece], torch.Tensor]) -> None:
         """Copy what ``read`` gives of this moment to its places, with all threads."""
-        self._touching.join()
-        sources = [read(piece) for piece, _ in self._targets]
-        torch._foreach_copy_([target for _, target in self._targets], sources)
+        copy_at_once(self.copies(read))
 
     def close(self) -> None:
         """Give the memory back; the writer has closed its own view of it."""
-        self._touching.join()
+        self._be_ready()
         self._targets.clear()
+        if self._pinned is not None:
+            _cuda.cudart().cudaHostUnregister(self._pinned)
+            self._pinned = None
+        self._memory = memoryview(b"")
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
 
+    def _be_ready(self) -> None:
+        """Wait until the memory is there. That its pages become large ones is not worth waiting for."""
+        self._enlarging.clear()
+        self._touching.join()
 
-def _touch(memory: torch.Tensor) -> None:
-    """Have the kernel give every page of ``memory`` now. Without leave to ask for it, the first save is slower."""
-    ctypes.CDLL(None).madvise(ctypes.c_void_p(memory.data_ptr()), ctypes.c_size_t(memory.numel()), _MADV_POPULATE_WRITE)
+    def _touch(self, pages: SharedPages, device: torch.device | None) -> None:
+        pages.touch()
+        large = pages.enlarge(self._enlarging.is_set)
+        log.debug("%d of %d bytes of the arena lie in large pages", large, pages.size)
+        if device is not None:
+            self._pin(pages, device)
+
+    def _pin(self, pages: SharedPages, device: torch.device) -> None:
+        """Let the device copy into the memory by itself, beside its work. Without leave to, its copies are slower."""
+        with torch.cuda.device(device):
+            error = _cuda.cudart().cudaHostRegister(pages.address, pages.size, _PORTABLE)
+        if int(error) == 0:
+            self._pinned = pages.address
+        else:
+            log.warning("the memory for saves could not be pinned (CUDA error %d): copying to it is slower", int(error))
+
+
+def copy_at_once(copies: Sequence[Copy]) -> None:
+    """Copy with all threads, and with the devices beside each other; return when all is there."""
+    targets, sources = [copy.target for copy in copies], [copy.source for copy in copies]
+    torch._foreach_copy_(targets, sources, non_blocking=True)
+    for device in {source.device for source in sources if source.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()

@@ -1,5 +1,7 @@
 """Runs the stages of a save beside training: training waits for the copy into the arena, nothing else.
 
+The copy is made at once, or while training goes on until the optimizer's next step (:mod:`.staging`).
+
 Every rank has an arena and a writer process. :meth:`AsyncSaver.start` and :meth:`AsyncSaver.finish` are collective; between
 them :meth:`AsyncSaver.poll` looks, without waiting for anybody, whether the files are written. A rank whose files are says
 so in a small file beside them; rank 0 publishes when all have.
@@ -14,18 +16,22 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from nemologger import names
 from nemologger.checkpoint import commit
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.arena import Arena
 from nemologger.checkpoint.directories import common_files
+from nemologger.checkpoint.in_flight import InFlight
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.memory_disk import MemoryDisk
 from nemologger.checkpoint.plan import Plan, Planner
+from nemologger.checkpoint.shards import local
 from nemologger.checkpoint.snapshot import Snapshot
+from nemologger.checkpoint.staging import Staging
 from nemologger.checkpoint.writer import Writer
-from nemologger.checkpoint.writer_main import Job, Outcome
+from nemologger.checkpoint.writer_main import Job
 from nemologger.disk import Disk
 from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
 from nemologger.ranks import Ranks, decide, together_at_zero
@@ -34,17 +40,10 @@ log = logging.getLogger(__name__)
 
 _REPORT = ".written-by-rank-{}"
 _PATIENCE = 60.0
+_PROGRESS_EVERY = 10.0
+_STALLED = 600.0
 
-
-@dataclass
-class _InFlight:
-    """A save under way, seen from one rank."""
-
-    checkpoint: Path
-    manifest: Manifest
-    outcome: Outcome | None = None
-    error: str = ""
-    published: Manifest | None = None
+StagingMode = Literal["auto", "at_once", "overlapped"]
 
 
 @dataclass(frozen=True)
@@ -63,14 +62,17 @@ class AsyncSaver:
         disk: For what rank 0 does itself: markers, links, the manifest. The writer processes use the local file system.
         ranks: The processes that write together.
         files_per_rank: At most so many ``.distcp`` files for each rank.
+        staging: ``"at_once"`` copies the state while training waits, ``"overlapped"`` until the optimizer's next step;
+            ``"auto"`` overlaps if there are tensors on a CUDA device.
     """
 
-    def __init__(self, disk: Disk, ranks: Ranks, files_per_rank: int = 2) -> None:
+    def __init__(self, disk: Disk, ranks: Ranks, files_per_rank: int = 2, staging: StagingMode = "auto") -> None:
         self._disk = disk
         self._ranks = ranks
         self._planner = Planner(ranks, files_per_rank)
+        self._staging = staging
         self._layout: _Layout | None = None
-        self._in_flight: _InFlight | None = None
+        self._in_flight: InFlight | None = None
 
     @property
     def busy(self) -> bool:
@@ -106,6 +108,12 @@ class AsyncSaver:
         except BaseException:
             arena.close()
             raise
+        log.info(
+            "saving beside training takes %.0f MB of memory on this rank while the run lasts (its share of a state "
+            "of %.0f MB)",
+            arena.size / 1e6,
+            snapshot.nbytes / 1e6,
+        )
 
     def start(
         self,
@@ -130,12 +138,9 @@ class AsyncSaver:
             decide(self._ranks, lambda: self._begin(snapshot, checkpoint))
             small = self._small_files(snapshot, layout, checkpoint, write_context) if self._ranks.rank == 0 else {}
             images = tuple((i.name, i.offset, i.size) for i in layout.arena.images)
-
-            def hand_over() -> None:
-                layout.arena.stage(layout.plan.reader(snapshot))
-                layout.writer.submit(Job(str(checkpoint), images, small))
-
-            together_at_zero(self._ranks, hand_over)
+            complete = replace(manifest, name=checkpoint.name, has_optimizer=snapshot.has_optimizer)
+            save = InFlight(checkpoint, complete, Job(str(checkpoint), images, small))
+            together_at_zero(self._ranks, lambda: self._stage(save, snapshot, layout))
         except BaseException as error:
             self._abandon(checkpoint)
             if not layout.writer.alive:
@@ -143,8 +148,12 @@ class AsyncSaver:
             if not isinstance(error, Exception) or isinstance(error, SilentRankError):  # Ctrl-C; nobody to go on with
                 raise
             raise _failed(checkpoint, error) from error
-        complete = replace(manifest, name=checkpoint.name, has_optimizer=snapshot.has_optimizer)
-        self._in_flight = _InFlight(checkpoint, complete)
+        self._in_flight = save
+
+    def hold(self) -> None:
+        """Before something that may change the state: wait until it is copied. No collective."""
+        if self._in_flight is not None and self._in_flight.staging is not None:
+            self._in_flight.staging.hold()
 
     def poll(self) -> Manifest | None:
         """Look whether the save is done; on rank 0, publish it when all ranks' files are written.
@@ -158,7 +167,9 @@ class AsyncSaver:
         save = self._in_flight
         if save is None or save.published is not None or save.error:
             return None
-        if save.outcome is None and not self._take_outcome(save, timeout=0.0):
+        if save.staging is not None and not (save.staging.done and self._submit(save)):
+            return None
+        if save.outcome is None and not save.error and not self._take_outcome(save, timeout=0.0):
             return None
         if save.error:
             if self._ranks.world_size == 1:
@@ -187,12 +198,13 @@ class AsyncSaver:
         save = self._in_flight
         if save is None:
             return None
+        if save.staging is not None:
+            self._submit(save)
         if save.outcome is None and not save.error:
-            log.info("waiting for checkpoint %s to be written", save.checkpoint)
-            self._take_outcome(save, timeout=None)
+            self._wait(save)
         self._in_flight = None
         try:
-            shares = together_at_zero(self._ranks, lambda: _records_of(save))
+            shares = together_at_zero(self._ranks, lambda: save.records)
             return decide(self._ranks, lambda: save.published or self._publish(save, _merged(shares)))
         except SilentRankError:
             self._abandon(save.checkpoint)
@@ -215,11 +227,13 @@ class AsyncSaver:
                 if published is not None or (self._ranks.rank != 0 and save.outcome is not None):
                     break
             time.sleep(0.02)
+        self._drop_staging()
         self._in_flight = None
         return None if save is None else save.published
 
     def close(self) -> None:
         """Give back the memory, and end the writer process."""
+        self._drop_staging()
         layout, self._layout = self._layout, None
         if layout is not None:
             layout.writer.close()
@@ -245,7 +259,58 @@ class AsyncSaver:
             small.update({path.relative_to(checkpoint).as_posix(): data for path, data in memory.files.items()})
         return small
 
-    def _take_outcome(self, save: _InFlight, timeout: float | None) -> bool:
+    def _stage(self, save: InFlight, snapshot: Snapshot, layout: _Layout) -> None:
+        """Copy the state, or begin to."""
+        overlapped = self._staging == "overlapped" or (
+            self._staging == "auto" and any(local(tensor).is_cuda for tensor in snapshot.tensors.values())
+        )
+        if not overlapped:
+            layout.arena.stage(layout.plan.reader(snapshot))
+            layout.writer.submit(save.job)
+            return
+
+        # What is rank 0's own are buffers: the next forward may change them.
+        save.staging = Staging(layout.arena.copies(layout.plan.reader(snapshot)), snapshot.rank_zero)
+
+    def _submit(self, save: InFlight) -> bool:
+        """Wait for the copies, and hand the job to the writer. Returns True; what went wrong is in ``save``."""
+        staging, save.staging = save.staging, None
+        try:
+            if staging is not None:
+                staging.finish()
+            if self._layout is not None:
+                self._layout.writer.submit(save.job)
+        except SaveFailedError as error:
+            save.error = str(error)
+            if self._staging != "at_once" and self._layout is not None and self._layout.writer.alive:
+                self._staging = "at_once"
+                log.warning("the saves to come are staged at once")
+        return True
+
+    def _drop_staging(self) -> None:
+        """Let the memory be: what was being copied will not be saved."""
+        save = self._in_flight
+        if save is not None and save.staging is not None:
+            staging, save.staging = save.staging, None
+            save.error = "the run ended while the state was being copied"
+            with contextlib.suppress(SaveFailedError):
+                staging.finish()
+
+    def _wait(self, save: InFlight) -> None:
+        """Wait for the writer, and say how far it is."""
+        log.info("waiting for checkpoint %s to be written", save.checkpoint)
+        before, since = -1, time.monotonic()
+        while not self._take_outcome(save, timeout=_PROGRESS_EVERY):
+            written = save.written
+            log.info("checkpoint %s: %.0f of %.0f MB written", save.checkpoint, written / 1e6, save.size / 1e6)
+            if written != before:
+                before, since = written, time.monotonic()
+            elif time.monotonic() - since > _STALLED:
+                save.error = f"nothing was written for {_STALLED:g} s: the storage does not answer"
+                self.close()
+                return
+
+    def _take_outcome(self, save: InFlight, timeout: float | None) -> bool:
         """Ask the writer; whether the save has come to an end on this rank."""
         try:
             outcome = self._layout.writer.outcome(timeout) if self._layout is not None else None
@@ -264,7 +329,7 @@ class AsyncSaver:
                 self._disk.write(self._report(save, self._ranks.rank), [json.dumps(report).encode()])
         return True
 
-    def _all_records(self, save: _InFlight) -> dict[str, FileRecord] | None:
+    def _all_records(self, save: InFlight) -> dict[str, FileRecord] | None:
         """The files of all ranks, as soon as all have reported them."""
         records = dict(save.outcome.records) if save.outcome is not None else {}
         for rank in range(1, self._ranks.world_size):
@@ -275,10 +340,10 @@ class AsyncSaver:
             records.update({name: FileRecord(r["size"], tuple(r["blocks"])) for name, r in report.items()})
         return records
 
-    def _report(self, save: _InFlight, rank: int) -> Path:
+    def _report(self, save: InFlight, rank: int) -> Path:
         return save.checkpoint / names.WEIGHTS / _REPORT.format(rank)
 
-    def _publish(self, save: _InFlight, records: dict[str, FileRecord]) -> Manifest:
+    def _publish(self, save: InFlight, records: dict[str, FileRecord]) -> Manifest:
         for rank in range(self._ranks.world_size):
             self._disk.remove(self._report(save, rank))
         complete = replace(
@@ -296,12 +361,6 @@ class AsyncSaver:
         if self._ranks.rank == 0:
             with contextlib.suppress(OSError):  # the disk that failed may fail again; the next run tidies up
                 commit.abandon(self._disk, checkpoint)
-
-
-def _records_of(save: _InFlight) -> dict[str, FileRecord]:
-    if save.error or save.outcome is None:
-        raise SaveFailedError(save.error or "the writer process did not answer")
-    return save.outcome.records
 
 
 def _merged(shares: list[dict[str, FileRecord]]) -> dict[str, FileRecord]:

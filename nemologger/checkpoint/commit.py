@@ -73,17 +73,34 @@ def abandon(disk: Disk, checkpoint: Path) -> None:
 
 def retract(disk: Disk, checkpoint: Path) -> None:
     """Remove ``checkpoint``: a directory of ours, or a link. Nothing to do if it is not there."""
+    if unpublish(disk, checkpoint):
+        clear(disk, checkpoint)
+
+
+def unpublish(disk: Disk, checkpoint: Path) -> bool:
+    """The first half of :func:`retract`, which takes no time: from here on ``checkpoint`` does not count.
+
+    Returns:
+        Whether there is something left for :func:`clear`.
+    """
     if checkpoint.is_symlink():
         disk.remove(checkpoint)
         disk.sync(checkpoint.parent)
-    elif checkpoint.exists():
-        _mark(disk, checkpoint)
-        disk.remove(checkpoint / names.MANIFEST)
-        disk.sync(checkpoint)
-        disk.remove(checkpoint)
-        disk.sync(checkpoint.parent)
-        disk.remove(names.marker(checkpoint))
-        disk.sync(checkpoint.parent)
+        return False
+    if not checkpoint.exists():
+        return False
+    _mark(disk, checkpoint)
+    disk.remove(checkpoint / names.MANIFEST)
+    disk.sync(checkpoint)
+    return True
+
+
+def clear(disk: Disk, checkpoint: Path) -> None:
+    """The second half of :func:`retract`: give back the space of what was unpublished."""
+    disk.remove(checkpoint)
+    disk.sync(checkpoint.parent)
+    disk.remove(names.marker(checkpoint))
+    disk.sync(checkpoint.parent)
 
 
 def duplicate(disk: Disk, checkpoint: Path, copy: Path, manifest: Manifest) -> None:

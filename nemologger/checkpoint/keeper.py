@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemologger.checkpoint.async_saver import AsyncSaver
+from nemologger.checkpoint.async_saver import AsyncSaver, StagingMode
 from nemologger.checkpoint.decision import Decision
 from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.remover import Remover
 from nemologger.checkpoint.retention import Policy
 from nemologger.checkpoint.saver import Saver
 from nemologger.checkpoint.shelf import Shelf, prune, settle
@@ -37,6 +38,7 @@ class Keeper:
         shelf: What is kept now.
         files_per_rank: At most so many weights files for each rank.
         beside: Whether :meth:`start` is wanted: saving beside training.
+        staging: When the state is copied then: ``"at_once"``, ``"overlapped"`` or ``"auto"``.
     """
 
     def __init__(
@@ -49,14 +51,16 @@ class Keeper:
         shelf: Shelf,
         files_per_rank: int = 2,
         beside: bool = False,
+        staging: StagingMode = "auto",
     ) -> None:
         self._shelf = shelf
         self._disk = disk
         self._ranks = ranks
         self._policy = policy
         self._link = link
+        self._remover = Remover(disk)
         self._saver = Saver(disk, ranks, files_per_rank)
-        self._beside = AsyncSaver(disk, ranks, files_per_rank) if beside else None
+        self._beside = AsyncSaver(disk, ranks, files_per_rank, staging) if beside else None
         self._pending: _Pending | None = None
         self._settled: Shelf | None = None
 
@@ -77,7 +81,7 @@ class Keeper:
 
     def prune(self, protected: set[str]) -> None:
         """Remove what is surplus, before anything is saved. Collective."""
-        self._shelf = decide(self._ranks, lambda: prune(self._disk, self._shelf, self._policy, protected=protected))
+        self._shelf = decide(self._ranks, lambda: self._prune(protected))
 
     def save(
         self,
@@ -100,6 +104,7 @@ class Keeper:
             SaveFailedError: On every rank, if any of them failed.
         """
         self.finish()
+        self._remover.wait()  # its name may be wanted again
         context = None if write_context is None else lambda output: write_context(output, self._disk)
         published = self._saver.save(snapshot, Path(decision.path), manifest, context)
         self._take(decide(self._ranks, lambda: self._settle(decision, published, protected)))
@@ -125,8 +130,14 @@ class Keeper:
         if self._beside is None:
             self.save(snapshot, decision, manifest, write_context, protected)
             return
+        self._remover.wait()  # its name may be wanted again
         self._beside.start(snapshot, Path(decision.path), manifest, write_context)
         self._pending = _Pending(decision, frozenset(protected))
+
+    def hold(self) -> None:
+        """Before something that may change the state, other than an optimizer: wait until it is copied."""
+        if self._beside is not None:
+            self._beside.hold()
 
     def poll(self) -> bool:
         """Look after the save under way, without waiting. Whether this rank has just published it.
@@ -181,11 +192,26 @@ class Keeper:
 
     def close(self) -> None:
         """Give back memory and processes."""
+        self._remover.wait()
         if self._beside is not None:
             self._beside.close()
 
+    def _prune(self, protected: set[str]) -> Shelf:
+        shelf = prune(self._remover.remove, self._shelf, self._policy, protected=protected)
+        self._remover.wait()
+        return shelf
+
     def _settle(self, decision: Decision, published: Manifest, protected: set[str]) -> Shelf:
-        return settle(self._disk, self._shelf, self._policy, decision, published, link=self._link, protected=protected)
+        return settle(
+            self._disk,
+            self._remover.remove,
+            self._shelf,
+            self._policy,
+            decision,
+            published,
+            link=self._link,
+            protected=protected,
+        )
 
     def _take(self, shelf: Shelf) -> None:
         self._shelf = shelf

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 
 from nemologger import names
+from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import OURS
 from nemologger.checkpoint.read import read_tensors
 from nemologger.checkpoint.snapshot import MODEL, restore
+from nemologger.checkpoint.verify import problems
 from nemologger.checkpoint.weights import read_common
-from nemologger.errors import NotFoundError
+from nemologger.errors import DamagedCheckpointError, NotFoundError
 
 
 def load_checkpoint(
@@ -34,6 +36,28 @@ def load_checkpoint(
     common = read_common(weights)
     common.pop(OURS, None)
     return restore(common, read_tensors(weights, template=template))
+
+
+def load_verified(checkpoint: Path) -> dict[str, Any]:
+    """As :func:`load_checkpoint`, of a checkpoint with a manifest: every byte is compared with it, in the same pass.
+
+    Raises:
+        DamagedCheckpointError: If it is not as it was written. There may be more that is wrong with it than this says.
+        RefusedError: If reading it would run code.
+    """
+    manifest = manifests.read(checkpoint)
+    records = {
+        Path(file).name: record
+        for file, record in manifest.files.items()
+        if file.endswith(names.SHARD_SUFFIX) and Path(file).parent == Path(names.WEIGHTS)
+    }
+    in_weights = {f"{names.WEIGHTS}/{name}" for name in records}
+    if wrong := problems(checkpoint, shallow=in_weights.__contains__):
+        raise DamagedCheckpointError(f"{checkpoint}: {wrong[0]}")
+    weights = checkpoint / names.WEIGHTS
+    common = read_common(weights)
+    common.pop(OURS, None)
+    return restore(common, read_tensors(weights, records=records))
 
 
 def optimizer_names(checkpoint: Path) -> list[dict[int, str]]:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
+from nemologger.checkpoint.blocks import CheckedFile, Part
+from nemologger.checkpoint.manifest import FileRecord
 from nemologger.checkpoint.shards import held, part_of, sharded_like
 from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.stage import memory_of
@@ -38,6 +41,7 @@ def read_tensors(
     weights: Path,
     wanted: Callable[[str], bool] = lambda key: True,
     template: Callable[[str, tuple[int, ...]], torch.Tensor | None] = lambda key, sizes: None,
+    records: Mapping[str, FileRecord] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The tensors of ``weights`` under their flat keys.
 
@@ -46,27 +50,28 @@ def read_tensors(
         wanted: Which keys to read; default all.
         template: For a key and the size of its tensor, a tensor that it is to be sharded like; of that, only this rank's
             part is read. None for all of it, on the CPU.
+        records: Files of ``weights`` that are to be read as a whole and compared with their checksums on the way.
 
     Raises:
         RefusedError: If reading would run code.
-        DamagedCheckpointError: If something is missing or cannot be read.
+        DamagedCheckpointError: If something is missing, cannot be read, or is not as it was written.
     """
     stored = {key: one for key, one in described(weights).items() if wanted(key)}
     templates = {key: like for key, (sizes, _) in stored.items() if (like := template(key, sizes)) is not None}
     blocks = {key: _block(sizes, dtype, templates.get(key), key) for key, (sizes, dtype) in stored.items()}
-    read_blocks(weights, blocks)
+    read_blocks(weights, blocks, records or {})
     return {
         key: sharded_like(block.memory, templates[key]) if key in templates else block.memory
         for key, block in blocks.items()
     }
 
 
-def read_blocks(weights: Path, blocks: Mapping[str, Block]) -> None:
-    """Fill ``blocks`` with their parts of the tensors of ``weights``.
+def read_blocks(weights: Path, blocks: Mapping[str, Block], records: Mapping[str, FileRecord] | None = None) -> None:
+    """Fill ``blocks`` with their parts of the tensors of ``weights``; ``records`` as in :func:`read_tensors`.
 
     Raises:
         RefusedError: If reading would run code.
-        DamagedCheckpointError: If something is missing or cannot be read.
+        DamagedCheckpointError: If something is missing, cannot be read, or is not as it was written.
     """
     with ExitStack() as files, ThreadPoolExecutor(_THREADS, thread_name_prefix="nemologger-read") as pool:
         opened = _Files(weights, files)
@@ -78,7 +83,7 @@ def read_blocks(weights: Path, blocks: Mapping[str, Block]) -> None:
         }
         _read_ordinary(weights, {key: block for key, block in blocks.items() if key not in known})
         jobs = [job for key, group in known.items() for payload in group for job in _jobs(opened, payload, blocks[key])]
-        for _ in pool.map(lambda job: job.run(), sorted(jobs, key=lambda job: (job.path, job.position))):
+        for _ in pool.map(lambda run: run(), list(_runs(opened, jobs, records or {}))):
             pass
 
 
@@ -104,6 +109,26 @@ def _read_ordinary(weights: Path, blocks: Mapping[str, Block]) -> None:
         if whole[key] is not block.memory:
             piece = Piece(key, block.offsets, tuple(block.memory.shape), block.memory.nbytes)
             block.memory.copy_(part_of(whole[key], piece))
+
+
+def _runs(
+    files: _Files, jobs: Sequence[_Job | _StridedJob], records: Mapping[str, FileRecord]
+) -> Iterator[Callable[[], None]]:
+    """What there is to do, in the order of the files: whole blocks of those that have a record, else only what is wanted."""
+    jobs = sorted(jobs, key=lambda job: (job.path, job.position))
+    for name, record in sorted(records.items()):
+        parts: list[Part] = []
+        for job in jobs:
+            if job.path.name != name:
+                continue
+            part = Part(job.position, job.target) if isinstance(job, _Job) else None
+            if part is not None and part.end <= record.size and (not parts or parts[-1].end <= part.start):
+                parts.append(part)
+            else:
+                yield job.run  # not in one run, or nothing of ours: read by itself
+        file = CheckedFile(files.descriptor(name), files.path(name), parts, record)
+        yield from (partial(file.read, number) for number in range(len(record.blocks)))
+    yield from (job.run for job in jobs if job.path.name not in records)
 
 
 class _Files:

@@ -7,7 +7,7 @@ surplus; the others are told the outcome.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from nemologger.disk import Disk
 log = logging.getLogger(__name__)
 
 Owner = Mapping[str, str | None]
+Remove = Callable[[Path], None]
 
 
 @dataclass(frozen=True)
@@ -83,11 +84,11 @@ def _is_mine(path: Path, manifest: Manifest, owner: Owner, *, alone: bool) -> bo
     return same and (alone or manifest.owner.get("key") == owner.get("key"))
 
 
-def prune(disk: Disk, shelf: Shelf, policy: Policy, *, protected: set[str]) -> Shelf:
+def prune(remove: Remove, shelf: Shelf, policy: Policy, *, protected: set[str]) -> Shelf:
     """Remove what is surplus before anything was saved: what a dead run had no time to, or another policy kept.
 
     Args:
-        disk: Where.
+        remove: Takes a checkpoint away.
         shelf: What is kept.
         policy: What is to be kept.
         protected: Paths that must stay, such as the one that the run has resumed from.
@@ -95,12 +96,13 @@ def prune(disk: Disk, shelf: Shelf, policy: Policy, *, protected: set[str]) -> S
     last = str(Path(shelf.last).resolve()) if shelf.last and Path(shelf.last).is_symlink() else shelf.last
     going = [k for k in policy.surplus(shelf.kept, last) if k.path not in protected]
     for victim in going:
-        _retract(disk, Path(victim.path))
+        remove(Path(victim.path))
     return replace(shelf, kept=tuple(k for k in shelf.kept if k not in going))
 
 
 def settle(
     disk: Disk,
+    remove: Remove,
     shelf: Shelf,
     policy: Policy,
     decision: Decision,
@@ -113,6 +115,7 @@ def settle(
 
     Args:
         disk: Where.
+        remove: Takes a checkpoint away, at once or soon; a failure is its own business.
         shelf: What was kept so far.
         policy: What is to be kept.
         decision: What was saved.
@@ -142,7 +145,7 @@ def settle(
         doomed.insert(0, shelf.last)
     for victim in doomed:
         if victim not in protected:
-            _retract(disk, Path(victim))
+            remove(Path(victim))
     return replace(shelf, kept=tuple(k for k in kept if k not in going), last=last, failed="")
 
 
@@ -150,10 +153,3 @@ def as_kept(path: Path, manifest: Manifest, *, last: bool | None = None) -> Kept
     """The checkpoint at ``path``, as far as keeping it goes."""
     last = manifest.last if last is None else last
     return Kept(str(path), manifest.step, manifest.time, manifest.score, manifest.ranked and not last, last)
-
-
-def _retract(disk: Disk, victim: Path) -> None:
-    try:
-        commit.retract(disk, victim)
-    except OSError as error:  # a checkpoint too many is no reason to stop
-        log.warning("checkpoint %s could not be removed: %s. Remove it by hand.", victim, error)

@@ -113,4 +113,5 @@ def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
         process.wait(timeout=_END_TIMEOUT)
         return
     process.kill()
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel waits for storage that does not answer
+        process.wait(timeout=_END_TIMEOUT)

@@ -18,8 +18,10 @@ from pathlib import Path
 
 from nemologger.checkpoint.manifest import FileRecord, Recorder
 from nemologger.disk import LocalDisk
+from nemologger.pages import SharedPages
 
-_NICE = 10
+# The least that still makes progress beside processes that keep every core busy.
+_NICE = 19
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _LOWEST_BEST_EFFORT = (2 << 13) | 7
 
@@ -54,10 +56,10 @@ class Outcome:
     details: str = ""
 
 
-def perform(job: Job, arena: mmap.mmap) -> Outcome:
+def perform(job: Job, arena: memoryview) -> Outcome:
     """Write what ``job`` says. Whatever goes wrong is in the outcome."""
     try:
-        return Outcome(_write(job, memoryview(arena)))
+        return Outcome(_write(job, arena))
     except Exception as error:  # noqa: BLE001  it travels to the process that trains
         return Outcome({}, f"{type(error).__name__}: {error}", traceback.format_exc())
 
@@ -107,12 +109,12 @@ def main(channel: int, descriptor: int, size: int) -> None:
     """
     connection = Connection(channel)
     _step_back()
-    with mmap.mmap(descriptor, size, prot=mmap.PROT_READ | mmap.PROT_WRITE) as arena:
-        os.close(descriptor)
-        connection.send(os.getpid())
-        while True:
-            try:
-                job = connection.recv()
-                connection.send(perform(job, arena))
-            except (EOFError, BrokenPipeError, ConnectionResetError):
-                return
+    arena = SharedPages(descriptor, size).view
+    os.close(descriptor)
+    connection.send(os.getpid())
+    while True:
+        try:
+            job = connection.recv()
+            connection.send(perform(job, arena))
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            return

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 
 from helpers.engine import names_in, save
 
+from nemologger.checkpoint import commit
 from nemologger.checkpoint.decision import Decision
 from nemologger.checkpoint.retention import Policy
 from nemologger.checkpoint.shelf import look, prune, settle
@@ -13,6 +15,7 @@ from nemologger.disk import LocalDisk
 
 OWNER = {"monitor": "loss", "mode": "min", "key": "every 5"}
 DISK = LocalDisk()
+REMOVE = partial(commit.retract, DISK)
 
 
 def _save(directory, name, step, score, **more):
@@ -39,7 +42,7 @@ def test_pruning_leaves_the_best_and_what_is_protected(tmp_path):
     for step, score in ((1, 0.5), (2, 0.1), (3, 0.9)):
         _save(tmp_path, f"s{step}", step, score)
     shelf = look(DISK, tmp_path, OWNER, alone=True)
-    shelf = prune(DISK, shelf, Policy(1), protected={str(tmp_path / "s3")})
+    shelf = prune(REMOVE, shelf, Policy(1), protected={str(tmp_path / "s3")})
     assert names_in(tmp_path) == {"s2", "s3"}
     assert {k.step for k in shelf.kept} == {2, 3}
 
@@ -49,7 +52,7 @@ def test_settling_publishes_last_and_removes_the_one_before(tmp_path):
     for step, score in ((1, 0.5), (2, 0.1)):
         published = _save(tmp_path, f"s{step}", step, score)
         decision = Decision(str(tmp_path / f"s{step}"), str(tmp_path / f"s{step}-last"), score, ranked=True)
-        shelf = settle(DISK, shelf, Policy(1), decision, published, link=False, protected=set())
+        shelf = settle(DISK, REMOVE, shelf, Policy(1), decision, published, link=False, protected=set())
         assert shelf.last == decision.last
         assert shelf.failed == ""
     assert names_in(tmp_path) == {"s2", "s2-last"}

@@ -1,0 +1,63 @@
+"""A save that is under way beside training, seen from one rank."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemologger.checkpoint.manifest import FileRecord, Manifest
+from nemologger.checkpoint.staging import Staging
+from nemologger.checkpoint.writer_main import Job, Outcome
+from nemologger.errors import SaveFailedError
+
+
+@dataclass
+class InFlight:
+    """How far it is.
+
+    Attributes:
+        checkpoint: The directory.
+        manifest: What is said of it; files and versions are not known yet.
+        job: What the writer process is to do.
+        staging: The copies, until they are done and the job is handed to the writer.
+        outcome: What the writer said, once it has.
+        error: What went wrong, or "".
+        published: The manifest, on the rank that has published it.
+    """
+
+    checkpoint: Path
+    manifest: Manifest
+    job: Job
+    staging: Staging | None = None
+    outcome: Outcome | None = None
+    error: str = ""
+    published: Manifest | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of this rank's large files."""
+        return sum(size for _, _, size in self.job.images)
+
+    @property
+    def written(self) -> int:
+        """How many of them are there."""
+        total = 0
+        for name, _, _ in self.job.images:
+            path = self.checkpoint / name
+            for file in (path, path.with_name(f".{path.name}.partial")):
+                with contextlib.suppress(OSError):  # it is renamed between one look and the next
+                    total += file.stat().st_size
+                    break
+        return total
+
+    @property
+    def records(self) -> dict[str, FileRecord]:
+        """What this rank has written.
+
+        Raises:
+            SaveFailedError: If it could not.
+        """
+        if self.error or self.outcome is None:
+            raise SaveFailedError(self.error or "the writer process did not answer")
+        return self.outcome.records

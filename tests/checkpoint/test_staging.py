@@ -1,0 +1,216 @@
+"""What is staged beside training is the state of the moment that the save began, whatever the optimizers do next."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+import torch
+from helpers.engine import names_in
+from torch import nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
+
+from nemologger.checkpoint.arena import Arena
+from nemologger.checkpoint.async_saver import AsyncSaver
+from nemologger.checkpoint.load import load_checkpoint
+from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.snapshot import take
+from nemologger.checkpoint.staging import Staging
+from nemologger.disk import LocalDisk
+from nemologger.errors import SaveFailedError
+from nemologger.ranks import SingleProcess
+
+WIDTH = 200  # 160 KB: more than what is copied at once
+
+
+class _Training:
+    """A layer with a buffer, and its optimizers."""
+
+    def __init__(self, kind: str) -> None:
+        torch.manual_seed(1)
+        self.net = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH))
+        parameters = list(self.net.parameters())
+        if kind == "lbfgs":
+            self.optimizers = [torch.optim.LBFGS(parameters, max_iter=3)]
+        elif kind == "two":
+            self.optimizers = [torch.optim.Adam(parameters[:1]), torch.optim.SGD(parameters[1:], 0.1, momentum=0.9)]
+        else:
+            self.optimizers = [torch.optim.Adam(parameters)]
+        self.closure = kind in ("lbfgs", "closure")
+        self.batch = torch.randn(8, WIDTH)
+
+    def loss(self) -> torch.Tensor:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        loss = (self.net(self.batch) - 1).pow(2).mean()
+        loss.backward()
+        return loss
+
+    def step(self) -> None:
+        if not self.closure:
+            self.loss()
+        for optimizer in self.optimizers:
+            if self.closure:
+                optimizer.step(self.loss)
+            else:
+                optimizer.step()
+
+    def state(self) -> dict:
+        return {
+            "state_dict": self.net.state_dict(),
+            "optimizer_states": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+
+    def snapshot(self):
+        return take(self.state(), frozenset(dict(self.net.named_parameters())))
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """The thread that copies begins late: who does not wait for it is found out."""
+    copy = Staging._copy
+
+    def late(self, copies):
+        time.sleep(0.3)
+        copy(self, copies)
+
+    monkeypatch.setattr(Staging, "_copy", late)
+
+
+def _tensors(value):
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield from _tensors(value[key])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
+
+
+@pytest.mark.parametrize("kind", ["adam", "closure", "two", "lbfgs"])
+def test_optimizers_wait_and_what_is_saved_is_the_same_as_at_once(tmp_path, slow, kind):
+    training = _Training(kind)
+    training.step()
+    savers = {mode: AsyncSaver(LocalDisk(), SingleProcess(), staging=mode) for mode in ("at_once", "overlapped")}
+    try:
+        for mode, saver in savers.items():
+            saver.start(training.snapshot(), tmp_path / mode, Manifest(step=1, epoch=0))
+        training.step()
+        for saver in savers.values():
+            assert saver.finish() is not None
+    finally:
+        for saver in savers.values():
+            saver.close()
+    one, other = (list(_tensors(load_checkpoint(tmp_path / mode))) for mode in savers)
+    assert len(one) == len(other) > 4
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for file in ("__0_0.distcp", "__0_1.distcp"):
+        assert (tmp_path / "at_once/weights" / file).read_bytes() == (
+            tmp_path / "overlapped/weights" / file
+        ).read_bytes()
+    assert not _global_optimizer_pre_hooks
+
+
+def test_the_forward_goes_on_while_it_is_copied(tmp_path, slow):
+    training = _Training("adam")
+    training.step()
+    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
+    try:
+        saver.prepare(training.snapshot())
+        saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
+        started = time.monotonic()
+        training.loss()
+        assert time.monotonic() - started < 0.2
+        assert any(thread.name == "nemologger-stage" for thread in threading.enumerate())
+        assert saver.poll() is None
+        saver.finish()
+    finally:
+        saver.close()
+
+
+def test_a_parameter_that_somebody_else_changes_fails_the_save_and_the_next_is_at_once(tmp_path, slow, caplog):
+    training = _Training("adam")
+    training.step()
+    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
+    try:
+        saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
+        with torch.no_grad():
+            training.net[0].weight.clamp_(-0.01, 0.01)
+        with pytest.raises(SaveFailedError, match=r"state_dict\.0\.weight changed while being copied"):
+            saver.finish()
+        assert names_in(tmp_path) == set()
+        before = training.net[0].weight.detach().clone()
+        saver.start(training.snapshot(), tmp_path / "b", Manifest(step=1, epoch=0))
+        with torch.no_grad():
+            training.net[0].weight.clamp_(-0.001, 0.001)
+        assert saver.finish() is not None
+    finally:
+        saver.close()
+    assert torch.equal(load_checkpoint(tmp_path / "b")["state_dict"]["0.weight"], before)
+
+
+def test_a_parameter_that_is_replaced_or_waited_for_is_saved_as_it_was(tmp_path, slow):
+    training = _Training("adam")
+    training.step()
+    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
+    before = training.net[0].weight.detach().clone()
+    try:
+        saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
+        training.net[0].weight.data = torch.zeros(WIDTH, WIDTH)
+        assert saver.finish() is not None
+        training.net[0].weight.data = before.clone()
+        saver.start(training.snapshot(), tmp_path / "b", Manifest(step=1, epoch=0))
+        saver.hold()
+        training.net[0].weight.data.zero_()
+        assert saver.finish() is not None
+    finally:
+        saver.close()
+    for name in ("a", "b"):
+        assert torch.equal(load_checkpoint(tmp_path / name)["state_dict"]["0.weight"], before)
+
+
+def test_a_save_that_is_given_up_leaves_no_hook_and_no_thread(tmp_path, slow):
+    training = _Training("adam")
+    training.step()
+    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
+    saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
+    saver.close()
+    assert not _global_optimizer_pre_hooks
+    assert not [thread for thread in threading.enumerate() if thread.name == "nemologger-stage"]
+    with pytest.raises(SaveFailedError):
+        saver.finish()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("mode", ["at_once", "overlapped"])
+def test_on_a_device(tmp_path, mode):
+    training = _Training("adam")
+    training.net.cuda()
+    training.batch = training.batch.cuda()
+    training.optimizers = [torch.optim.Adam(training.net.parameters())]
+    training.step()
+    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging=mode)
+    try:
+        for number in range(3):
+            expected = [tensor.detach().cpu().clone() for tensor in _tensors(training.state())]
+            saver.start(training.snapshot(), tmp_path / str(number), Manifest(step=number, epoch=0))
+            training.step()
+            assert saver.finish() is not None
+            saved = list(_tensors(load_checkpoint(tmp_path / str(number))))
+            assert all(torch.equal(a, b) for a, b in zip(saved, expected, strict=True))
+    finally:
+        saver.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_memory_is_pinned_for_a_device():
+    arena = Arena({}, {"w": torch.zeros(4, device="cuda")})
+    try:
+        arena.copies(lambda piece: torch.empty(piece.sizes))
+        assert torch.frombuffer(arena.memory, dtype=torch.uint8).is_pinned()
+    finally:
+        arena.close()
