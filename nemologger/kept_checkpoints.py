@@ -39,6 +39,22 @@ class KeptCheckpoints(LightningModelCheckpoint):
     _metrics: dict[str, float]
     _restored_metrics: dict[str, float]
 
+    def save_now(self, trainer: pl.Trainer) -> None:
+        """Save what the run needs to go on from this moment, and return when it is durable. Collective.
+
+        For a callback that is about to stop the run, in ``on_train_batch_end`` after an optimizer step or in
+        ``on_validation_end``, behind the others. What is being saved beside training is waited for; a step that has its
+        checkpoint is not saved again. Without ``save_last`` there is a ``-last`` all the same if this moment is not among
+        the best, and it goes with the next save.
+
+        Args:
+            trainer: The trainer.
+
+        Raises:
+            SaveFailedError: On every rank, if it could not be saved.
+        """
+        raise NotImplementedError
+
     @property
     def _policy(self) -> Policy:
         return Policy(self.save_top_k, self.mode, self.monitor is not None)

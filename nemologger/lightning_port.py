@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from nemologger.ranks import Failure, ProcessGroup, Ranks, SingleProcess, connect
@@ -122,6 +123,47 @@ def is_trial(trainer: pl.Trainer) -> bool:
 def callbacks(trainer: pl.Trainer) -> list[Callback]:
     """The trainer's list of callbacks itself."""
     return trainer.callbacks  # type: ignore[attr-defined, no-any-return]  # set by a connector
+
+
+def move_to_end(trainer: pl.Trainer, callback: Callback) -> None:
+    """Let ``callback`` act after all others, checkpoints included. For its ``setup``."""
+    others = [other for other in callbacks(trainer) if other is not callback]
+    trainer.callbacks = [*others, callback]  # type: ignore[attr-defined]  # another list: Lightning iterates over this one
+
+
+def is_over(trainer: pl.Trainer) -> bool:
+    """For ``on_train_batch_end`` and ``on_validation_end``: whether training ends with this batch by itself."""
+    max_epochs = trainer.fit_loop.max_epochs
+    by_epochs = max_epochs not in (None, -1) and epochs_done(trainer) >= max_epochs
+    by_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    return by_epochs or by_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+
+def logs_this_batch(trainer: pl.Trainer) -> bool:
+    """Whether what is logged in this batch reaches the loggers (``log_every_n_steps``)."""
+    return trainer._logger_connector.should_update_logs
+
+
+def show_metrics(trainer: pl.Trainer, metrics: dict[str, float], *, prog_bar: bool) -> None:
+    """Put ``metrics`` where callbacks and the progress bar find them, without loggers.
+
+    A metric that is logged costs time in every step after that, because Lightning goes through all of them.
+    """
+    connector = trainer._logger_connector
+    values = {name: torch.tensor(value) for name, value in metrics.items()}
+    connector._callback_metrics.update(values)
+    if prog_bar:
+        connector._progress_bar_metrics.update(metrics)
+
+
+def drop_interrupted_validation(trainer: pl.Trainer) -> None:
+    """For ``on_train_start``: do not go on with a validation that the checkpoint was saved in the middle of."""
+    trainer.fit_loop.epoch_loop.val_loop.reset_restart_stage()
+
+
+def leave_fit() -> NoReturn:
+    """For a hook: end ``fit``, which returns as usual, without the hooks that say that training has ended."""
+    raise _TunerExitException
 
 
 def has_validation(trainer: pl.Trainer) -> bool:

@@ -308,7 +308,16 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
 
     # --- save -----------------------------------------------------------------------------------------------------
 
-    def _save(self, trainer: pl.Trainer, *, final: bool = False) -> None:
+    def save_now(self, trainer: pl.Trainer) -> None:
+        """See :meth:`KeptCheckpoints.save_now`."""
+        try:
+            self._finish(trainer, final=False)
+        except SaveFailedError:
+            log.exception("the save before this one failed")
+        if not self._is_saved(trainer):
+            self._save(trainer, now=True)
+
+    def _save(self, trainer: pl.Trainer, *, final: bool = False, now: bool = False) -> None:
         """Save the state of this moment; count it as failed, and go on, if that is not possible (contract C7)."""
         if not self._make_room(trainer, final=final):
             return
@@ -317,15 +326,15 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         again = final and self._is_saved(trainer)
         drop_optimizer = final and not self.save_optim_on_train_end and not (again and self.save_last == "link")
         weights_only = self.save_weights_only or drop_optimizer
-        decision = decide(self._ranks, lambda: self._decide(trainer, again=again, weights_only=weights_only))
+        decision = decide(self._ranks, lambda: self._decide(trainer, again=again, weights_only=weights_only, now=now))
         if decision is None:
             return
         # The last state of a run is durable before fit returns.
-        beside = self.async_save and not final and not _is_last_step(trainer)
+        beside = self.async_save and not (final or now or _is_last_step(trainer))
         try:
             self._write(trainer, decision, weights_only=weights_only, final=final, beside=beside)
         except SaveFailedError as error:
-            self._count_failure(error, final=final)
+            self._count_failure(error, final=final or now)
             return
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = decision.path
@@ -402,13 +411,14 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             error,
         )
 
-    def _decide(self, trainer: pl.Trainer, *, again: bool, weights_only: bool) -> Decision | None:
+    def _decide(self, trainer: pl.Trainer, *, again: bool, weights_only: bool, now: bool) -> Decision | None:
         """What to write now; None if nothing is to be kept. Rank 0 only: metrics may differ between ranks.
 
         Args:
             trainer: At a step boundary.
             again: This step has a checkpoint already, which the final one only complements.
             weights_only: Whether it will lack what a resume needs.
+            now: The run stops: something is to be kept of this moment in any case.
         """
         metrics = floats(trainer.callback_metrics)
         score = metrics.get(self.monitor) if self.monitor is not None else None
@@ -418,7 +428,10 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         candidate = Kept(str(path), trainer.global_step, time.time(), score, ranked=True)
         # Of a run that has ended without optimizer state, the best of k still are to be resumable.
         rankable = weights_only == self.save_weights_only or not self.save_last
-        return choose(self._policy, self.shelf.kept, candidate, save_last=self.save_last, rankable=rankable)
+        decision = choose(self._policy, self.shelf.kept, candidate, save_last=self.save_last, rankable=rankable)
+        if decision is None and now:
+            return choose(self._policy, self.shelf.kept, candidate, save_last=True, rankable=rankable)
+        return decision
 
     def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool, beside: bool) -> None:
         taken = self._take(trainer, weights_only=weights_only)

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy import SAMPLES, Scored, ToyModel, loader, manifests, names, quiet_trainer
 
-from nemologger import ConfigurationError, ModelCheckpoint, SaveFailedError
+from nemologger import ConfigurationError, ModelCheckpoint, SaveFailedError, lightning_port
 from nemologger.checkpoint.verify import problems
 from nemologger.disk import LocalDisk
 
@@ -481,3 +481,29 @@ def test_nothing_is_saved_in_the_middle_of_gradient_accumulation(tmp_path):
     )  # fmt: skip
     # each of the three steps took two batches of four, and was saved once, after the second
     assert {m.consumed_samples for m in manifests(tmp_path).values()} == {8, 16, 24}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_save_now_keeps_what_nobody_asked_for_until_the_next_save(tmp_path, beside):
+    """Of a moment that is neither among the best nor to be the last one."""
+    seen = {}
+
+    class Now(pl.Callback):
+        def setup(self, trainer, pl_module, stage):
+            lightning_port.move_to_end(trainer, self)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 7:
+                trainer.checkpoint_callback.save_now(trainer)
+                trainer.checkpoint_callback.save_now(trainer)
+            if trainer.global_step >= 6:
+                seen[trainer.global_step] = [name for name in names(tmp_path) if not name.startswith(".")]
+
+    scores = [9.0, 9.0, 1.0, 9.0, 9.0, 2.0, 9.0, 9.0, 0.5]
+    ckpt = ModelCheckpoint(
+        dirpath=tmp_path, filename="{step}", save_top_k=1, save_last=False, every_n_train_steps=3, async_save=beside
+    )
+    trainer = quiet_trainer(max_steps=9, val_check_interval=3, callbacks=[ckpt, Now()])
+    trainer.fit(Scored(scores=scores), loader(), loader())
+    assert seen[7] == ["step=3", "step=7-last"]
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == ["step=9"]

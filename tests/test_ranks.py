@@ -9,7 +9,7 @@ import pytest
 from helpers.two_ranks import SILENCE, results
 
 from nemologger.errors import ConfigurationError, RankError
-from nemologger.ranks import Failure, SingleProcess, connect, decide, together
+from nemologger.ranks import Failure, Poll, SingleProcess, connect, decide, together
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +101,7 @@ def test_an_error_of_any_rank_is_raised_everywhere_and_names_it(seen):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("what", ["late", "died"])
+@pytest.mark.parametrize("what", ["late", "unheard", "died"])
 def test_a_silent_rank_ends_in_an_error_within_the_timeout(seen, what):
     told = seen[0][what]
     assert told["error"] == "RankError"
@@ -119,3 +119,52 @@ def test_no_rank_is_left_behind():
     listing = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=False).stdout
     mine = [line for line in listing.splitlines() if line.split()[:1] == [str(os.getpid())] and "two_ranks.py" in line]
     assert not mine
+
+
+def test_a_poll_of_one_process_is_its_own_wish():
+    poll = Poll(SingleProcess())
+    assert [poll(wish) for wish in (False, True, False)] == [False, True, False]
+
+
+class _Two(SingleProcess):
+    """Another rank that takes its time and has wishes of its own."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(0, 2)
+        self.__dict__.update(seconds=seconds, wish=False, asked=0)
+
+    def largest(self, values):
+        self.__dict__["asked"] += 1
+        return [max(values[0], float(self.wish)), max(values[1], self.seconds)]
+
+
+@pytest.mark.parametrize(("seconds", "expected"), [(1.0, 40), (0.06, 40), (0.02, 8), (1e-6, 3)])
+def test_slow_steps_are_polled_each_and_fast_ones_now_and_then(seconds, expected):
+    ranks = _Two(seconds)
+    poll = Poll(ranks)
+    assert not any(poll(False) for _ in range(40))
+    # The first call, then every n-th: 5 of 0.02 s are 0.1 s, and no more than 16 go by.
+    assert ranks.asked == expected
+
+
+def test_a_wish_is_heard_after_16_calls_at_most_and_at_once_when_asked_now():
+    ranks = _Two(1e-6)
+    poll = Poll(ranks)
+    poll(False)
+    ranks.__dict__["wish"] = True
+    answers = [poll(False) for _ in range(16)]
+    assert answers == [False] * 15 + [True]
+    assert poll(False, now=True)
+
+
+def test_a_wish_of_this_rank_is_not_heard_before_the_others_hear_it():
+    poll = Poll(_Two(1e-6))
+    poll(False)
+    assert [poll(True) for _ in range(16)] == [False] * 15 + [True]
+
+
+@pytest.mark.dist
+def test_two_ranks_take_the_largest_and_hear_the_others_wish(seen):
+    for rank in seen:
+        assert rank["largest"]["value"] == [1.0, 10.5]
+        assert rank["polls"]["value"] == [False, False, True, False]

@@ -191,7 +191,7 @@ class ExactResume(Callback):
             "reload_epoch": lightning_port.last_reload_epoch(trainer),
             "plateau": asdict(lightning_port.plateau_steps(trainer)),
             "data": [feed.data for feed in self._session.feeds],
-            "ranks": self._ranks.gather(self._session.place(epoch_over=over).to_plain()),
+            "ranks": self._ranks.gather(self._session.place(epoch_over=over, aside=self._aside).to_plain()),
         }
 
     def on_load_checkpoint(

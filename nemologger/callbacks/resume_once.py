@@ -22,7 +22,7 @@ class ResumeOnce(Callback):
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """What was trained is newer now."""
-        if trainer.ckpt_path is not None and str(trainer.ckpt_path) == self.path:
+        if stage == "fit" and trainer.ckpt_path is not None and str(trainer.ckpt_path) == self.path:
             trainer.ckpt_path = None

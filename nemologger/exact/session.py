@@ -255,10 +255,15 @@ class Session:
 
     # --- save -----------------------------------------------------------------------------------------------------
 
-    def place(self, *, epoch_over: bool) -> Place:
-        """Where this rank is; ``epoch_over`` if what comes next is another epoch."""
+    def place(self, *, epoch_over: bool, aside: RngState | None = None) -> Place:
+        """Where this rank is; ``epoch_over`` if what comes next is another epoch.
+
+        Args:
+            epoch_over: Whether it is.
+            aside: The generators of training, while validation uses them.
+        """
         feeds = self.feeds
-        rng = self._waiting if self._waiting is not None else RngState.capture(self._fit.device)
+        rng = self._waiting or aside or RngState.capture(self._fit.device)
         settled = self._settled if self._trained and len(self._settled) == len(feeds) else None
         if not self._ahead or self._round is None or epoch_over:
             marks = settled if settled is not None and not self._ahead else [feed.mark for feed in feeds]

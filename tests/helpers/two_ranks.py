@@ -30,7 +30,7 @@ from nemologger.checkpoint.saver import Saver
 from nemologger.checkpoint.snapshot import take
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError
-from nemologger.ranks import ProcessGroup, connect, decide, together
+from nemologger.ranks import Poll, ProcessGroup, connect, decide, together
 
 WORLD = 2
 SILENCE = 1.5  # seconds that a rank waits for another
@@ -113,6 +113,7 @@ def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
         save(directory / "run" / "first", 1, ranks=ranks)
         return "saved"
 
+    every = Poll(ranks, seconds=0)
     full = FailingDisk(0, only=("write",), forever=True) if rank == 1 else disk
     return {
         "decide": lambda: decide(ranks, lambda: os.getpid()),
@@ -125,6 +126,8 @@ def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
         "together all": lambda: together(ranks, lambda: fail(ValueError(f"mine is {rank}"))),
         "together unpicklable": lambda: len(together(ranks, lambda: threading.Lock() if rank == 1 else 0)),
         "still together": lambda: together(ranks, lambda: "here"),
+        "largest": lambda: ranks.largest([rank, 10.5 - rank]),
+        "polls": lambda: [every(rank == 1 and call == 2) for call in range(4)],
         "first": first,
         "full disk": lambda: written("full", model_snapshot(rank), full),
         "full disk on rank 0": lambda: written(
@@ -146,6 +149,7 @@ def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
 def _silence(rank: int) -> dict[str, Callable[[], Any]]:
     """A rank that is late, and one that dies; groups of their own, for they are of no use afterwards."""
     slow = ProcessGroup(timedelta(seconds=SILENCE))
+    mute = ProcessGroup(timedelta(seconds=SILENCE))
     dead = ProcessGroup(timedelta(seconds=SILENCE))
 
     def late() -> Any:
@@ -153,10 +157,15 @@ def _silence(rank: int) -> dict[str, Callable[[], Any]]:
             time.sleep(SILENCE + 1)
         return together(slow, lambda: rank)
 
+    def unheard() -> Any:
+        if rank == 1:
+            time.sleep(SILENCE + 1)
+        return mute.largest([rank])
+
     def died() -> Any:
         return "gone" if rank == 1 else decide(dead, lambda: together(dead, lambda: 0))
 
-    return {"late": late, "died": died}
+    return {"late": late, "unheard": unheard, "died": died}
 
 
 def main(rank: int, directory: Path) -> None:

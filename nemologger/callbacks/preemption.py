@@ -1,0 +1,115 @@
+"""Save and stop when the scheduler takes the machine away."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from datetime import timedelta
+from typing import TYPE_CHECKING, NoReturn
+
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from nemologger.context.mixin import IOMixin
+from nemologger.errors import ConfigurationError, SaveFailedError
+from nemologger.stop_at_boundary import StopAtBoundary
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
+
+
+class PreemptionCallback(IOMixin, StopAtBoundary):
+    """On a signal, saves and exits at the next step boundary, so that the next run goes on as if nothing had happened.
+
+    It is enough that one rank gets the signal, and it may get it several times. At the end of the optimizer step that is
+    under way (or of the validation, if one is under way or due then) all ranks save through the trainer's
+    ``nemologger.ModelCheckpoint``, wait until the checkpoint is published, with ``async_save`` too, and exit. A process that
+    is killed before that loses what came after the last published checkpoint, and nothing else. A run whose last step is
+    done ends as usual.
+
+    From the first step (or the sanity check) to the end of ``fit`` the signal's handler is this one's, in the place of
+    Lightning's, which stops only rank 0's way and may leave the ranks waiting for each other; then the one that was there
+    before ``fit`` is back. With one process this costs nothing. With several, they exchange 16 bytes on the CPU (gloo): in
+    every step, or if steps take less than 0.1 s, about every 0.1 s, but at least in every 16th step.
+
+    On Slurm, Lightning requeues the job itself on ``SIGUSR1``; with ``sig=signal.SIGUSR1`` this callback takes that over,
+    and the job's script is to requeue on the exit code. ``torchrun`` passes SIGTERM on to all ranks, kills them 30 s later,
+    and has an exit code of its own.
+
+    Args:
+        sig: The signal.
+        exit_code: What the process exits with, 0 to 255; by default 128 + the signal's number, for SIGTERM 143. Schedulers
+            take 0 for a run that is complete.
+        rank_timeout: How long to wait for the other ranks.
+
+    Raises:
+        ConfigurationError: If ``sig`` cannot be handled, or the code is none.
+
+    Example:
+        >>> import nemologger as nl
+        >>> trainer = nl.Trainer(callbacks=[PreemptionCallback()], logger=False, accelerator="cpu")
+        >>> PreemptionCallback(signal.SIGUSR2, exit_code=85).exit_code
+        85
+    """
+
+    def __init__(
+        self,
+        sig: int | None = None,
+        exit_code: int | None = None,
+        rank_timeout: timedelta = timedelta(minutes=10),
+    ) -> None:
+        super().__init__(rank_timeout)
+        self.sig = _checked(signal.SIGTERM if sig is None else sig)
+        if exit_code is not None and not 0 <= exit_code <= 255:
+            raise ConfigurationError(f"PreemptionCallback(exit_code={exit_code}): expected 0 to 255")
+        self.exit_code = 128 + self.sig if exit_code is None else exit_code
+        self._received = False
+
+    @property
+    def _reason(self) -> str | None:
+        return f"signal {self.sig.name}" if self._received else None
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen."""
+        self._listen()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen. Lightning has put its own handlers in place by now, and will bring the earlier ones back."""
+        super().on_train_start(trainer, pl_module)
+        self._listen()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """The signal is somebody else's again."""
+        super().teardown(trainer, pl_module, stage)
+        self._received = False
+
+    def _listen(self) -> None:
+        if signal.getsignal(self.sig) == self._receive:
+            return
+        if threading.current_thread() is not threading.main_thread():
+            log.warning("%s is not listened to: fit runs in a thread that is not the main one", self.sig.name)
+            return
+        self._received = False
+        signal.signal(self.sig, self._receive)
+
+    def _receive(self, signum: int, frame: FrameType | None) -> None:
+        self._received = True  # no more than that: the handler may run in the middle of anything
+
+    def _leave(self, trainer: pl.Trainer, failed: SaveFailedError | None) -> NoReturn:
+        if failed is not None:
+            log.error("the run could not be saved before it stops; the checkpoint before is the newest: %s", failed)
+        raise SIGTERMException(self.exit_code) from failed
+
+
+def _checked(sig: int) -> signal.Signals:
+    try:
+        known = signal.Signals(sig)
+    except ValueError as error:
+        raise ConfigurationError(f"PreemptionCallback(sig={sig!r}): there is no such signal") from error
+    if known.name in ("SIGKILL", "SIGSTOP"):
+        raise ConfigurationError(f"PreemptionCallback(sig={known.name}): no process can handle this signal")
+    return known

@@ -1,0 +1,119 @@
+"""Ending a fit between two optimizer steps: all ranks at once, and with everything saved."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lightning.pytorch.callbacks import Callback
+
+from nemologger import lightning_port
+from nemologger.errors import SaveFailedError
+from nemologger.kept_checkpoints import KeptCheckpoints, ours
+from nemologger.ranks import Poll, connect
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
+
+
+class StopAtBoundary(Callback):
+    """Saves and stops when one rank wants to; the ranks agree on the moment.
+
+    That is the end of an optimizer step (not of a batch whose gradients are kept for a later one), or of the validation
+    that follows it. Training that is over with that step is left to end by itself. Other callbacks have done their part
+    before: this one moves to the end of the trainer's list.
+
+    Args:
+        rank_timeout: How long to wait for the other ranks.
+    """
+
+    def __init__(self, rank_timeout: timedelta = timedelta(minutes=10)) -> None:
+        self.rank_timeout = rank_timeout
+        self._poll: Poll | None = None
+        self._step = 0
+        self._at_boundary = False
+        self._after_validation = False
+
+    @property
+    @abstractmethod
+    def _reason(self) -> str | None:
+        """Why this rank wants to stop, or None."""
+
+    @abstractmethod
+    def _leave(self, trainer: pl.Trainer, failed: SaveFailedError | None) -> NoReturn:
+        """Stop, now that everything is saved, unless that ``failed``."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take the last place among the callbacks, and see who saves."""
+        if stage != "fit":
+            return
+        lightning_port.move_to_end(trainer, self)
+        self._poll = Poll(connect(self.rank_timeout))
+        self._at_boundary = self._after_validation = False
+        if trainer.is_global_zero and _saving(trainer) is None and not lightning_port.is_trial(trainer):
+            log.warning(
+                "%s can stop this run but not save it: the trainer has no nemologger.ModelCheckpoint that saves all that a "
+                "run needs to go on. Add one to its callbacks.",
+                type(self).__name__,
+            )
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Steps count from here."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After an optimizer step: stop, or do so after the validation that follows."""
+        # With manual optimization only the count of steps says whether one was taken.
+        self._at_boundary = trainer.global_step != self._step and not lightning_port.is_accumulating(trainer)
+        if self._poll is None or not self._at_boundary:
+            return
+        self._step = trainer.global_step
+        if not self._poll(self._reason is not None) or lightning_port.is_over(trainer):
+            return
+        if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
+            self._after_validation = True  # a run that is resumed in front of it would leave it out
+            self._say(trainer, ", after the validation that is due now")
+        else:
+            self._stop(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop, if that was due before validation or came up during it."""
+        if self._poll is None or not self._at_boundary or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        due, self._after_validation = self._after_validation, False
+        if (due or self._poll(self._reason is not None, now=True)) and not lightning_port.is_over(trainer):
+            self._stop(trainer)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Another fit makes its own agreement."""
+        self._poll = None
+
+    def _say(self, trainer: pl.Trainer, when: str = "") -> None:
+        log.warning(
+            "%s: this run saves and stops at step %d, %s",
+            self._reason or "another rank asked",
+            trainer.global_step,
+            when,
+        )
+
+    def _stop(self, trainer: pl.Trainer) -> NoReturn:
+        self._say(trainer)
+        failed: SaveFailedError | None = None
+        checkpoint = _saving(trainer)
+        if checkpoint is not None and not lightning_port.is_trial(trainer):
+            try:
+                checkpoint.save_now(trainer)
+            except SaveFailedError as error:
+                failed = error
+        self._leave(trainer, failed)
+
+
+def _saving(trainer: pl.Trainer) -> KeptCheckpoints | None:
+    """Whose checkpoints the run goes on from."""
+    return next((checkpoint for checkpoint in ours(trainer) if not checkpoint.save_weights_only), None)
