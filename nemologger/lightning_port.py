@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities.logger import _flatten_dict
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
@@ -420,6 +421,12 @@ def is_default_logger(trainer: pl.Trainer, logger: Logger) -> bool:
     )
 
 
+def flat_params(params: dict[str, Any]) -> dict[str, Any]:
+    """Hyperparameters without nesting: ``{"a": {"b": 1}}`` is ``{"a/b": 1}``, and callables are their names."""
+    flat = _flatten_dict(params)
+    return {key: getattr(value, "__name__", str(value)) if callable(value) else value for key, value in flat.items()}
+
+
 def is_open(logger: Logger) -> bool:
     """Whether ``logger`` has already started to write."""
     return getattr(logger, "_experiment", None) is not None
@@ -444,6 +451,7 @@ def move_tensorboard(
 def move_wandb(logger: WandbLogger, save_dir: Path, run_id: str) -> None:
     """Build ``logger`` again so that it writes below ``save_dir`` and continues the run ``run_id``."""
     settings = {k: v for k, v in logger._wandb_init.items() if k not in {"dir", "id", "anonymous", "name", "project"}}
+    settings["settings"] = _flushing_soon(settings.get("settings"))
     logger.__init__(  # type: ignore[misc]  # the same object: the caller may hold it
         name=logger._wandb_init["name"],
         save_dir=str(save_dir),
@@ -459,7 +467,28 @@ def move_wandb(logger: WandbLogger, save_dir: Path, run_id: str) -> None:
     )
 
 
+def _flushing_soon(settings: Any) -> Any:
+    """W&B's settings with what it has logged written to its file every second: else a killed run loses 15 s of it."""
+    from wandb import Settings
+
+    interval = "x_transaction_log_flush_interval"
+    if interval not in Settings.model_fields or f"WANDB__{interval.removeprefix('x_').upper()}" in os.environ:
+        return settings  # an earlier W&B knows no such setting
+    if settings is None:
+        return {interval: 1.0}
+    if isinstance(settings, dict):
+        return {interval: 1.0, **settings}
+    if interval not in settings.model_fields_set:
+        settings = settings.model_copy(update={interval: 1.0})
+    return settings
+
+
 def wandb_run_id(logger: WandbLogger) -> str | None:
     """The run id that ``logger`` was given, if any."""
     run_id: str | None = logger._wandb_init.get("id")
     return run_id
+
+
+def wandb_metric(logger: WandbLogger, key: str) -> str:
+    """What ``logger`` calls the metric ``key``."""
+    return f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}{key}" if logger._prefix else key

@@ -22,6 +22,8 @@ from nemologger.ranks import decide, together
 from nemologger.run_dir import RunDirectory
 from nemologger.run_record import EndOfLog, RunRecord, record_of
 from nemologger.trackers import tensorboard, wandb
+from nemologger.trackers.continued_steps import ContinuedSteps
+from nemologger.trackers.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +52,13 @@ class NeMoLogger:
         files_to_copy: Files to keep a copy of, a configuration for example.
         update_logger_directory: Let the trainer's TensorBoard and W&B loggers write to ``exp_dir / save_dir``. A
             relative ``save_dir``, or one inside the working directory, is meant; an absolute one elsewhere is kept.
+            Those of :mod:`nemologger.trackers` write below the run directory.
         ckpt: The checkpoint callback: ours or Lightning's. It takes the place of a ModelCheckpoint of the trainer.
         tensorboard: A TensorBoardLogger, or a function that makes one; it takes the place of the logger that a Trainer
             makes by itself.
         wandb: A WandbLogger, or a function that makes one.
-        extra_loggers: More of Lightning's loggers.
+        extra_loggers: More of Lightning's loggers, or those of :mod:`nemologger.trackers`, which write to the run
+            directory and go on where the resumed run does; or functions that make one.
 
     Raises:
         ConfigurationError: Arguments contradict each other, or cannot work.
@@ -79,7 +83,7 @@ class NeMoLogger:
     ckpt: ModelCheckpoint | None = None
     tensorboard: TensorBoardLogger | Callable[[], TensorBoardLogger] | None = None
     wandb: WandbLogger | Callable[[], WandbLogger] | None = None
-    extra_loggers: list[Logger] = field(default_factory=list)
+    extra_loggers: Sequence[Logger | Callable[[], Logger]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         """Check the arguments together."""
@@ -253,18 +257,20 @@ class NeMoLogger:
         return loggers
 
     def _move(self, trainer: pl.Trainer, loggers: Sequence[Logger], run: RunDirectory, wandb_id: str | None) -> None:
-        """Let TensorBoard and W&B write into the experiment's directory, as far as they have not started to."""
+        """Tell the trackers their run and its directory, as far as they have not started to write."""
         homes: list[str | Path] = [Path.cwd(), os.path.abspath(trainer.default_root_dir)]
         for logger in loggers:
-            if not isinstance(logger, (TensorBoardLogger, WandbLogger)):
+            if not isinstance(logger, (TensorBoardLogger, WandbLogger, Tracker)):
                 continue
-            if lightning_port.is_open(logger):
+            if logger.is_open if isinstance(logger, Tracker) else lightning_port.is_open(logger):
                 if self.update_logger_directory and trainer.global_rank == 0:
                     log.warning(
                         "%s has already started to write to %s and stays there: set up the run before using the logger",
                         type(logger).__name__,
                         logger.save_dir,
                     )
+            elif isinstance(logger, Tracker):
+                logger.settle(run, move=self.update_logger_directory)
             elif isinstance(logger, TensorBoardLogger):
                 if self.update_logger_directory and "://" not in str(logger.save_dir):
                     is_default = lightning_port.is_default_logger(trainer, logger)
@@ -288,4 +294,4 @@ def _install(trainer: pl.Trainer, callbacks: list[Callback], record: RunRecord, 
     """Give the trainer its callbacks: checkpoints after all that training does, the end of the log after them."""
     others = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
-    trainer.callbacks[:] = [*others, record, tensorboard.ContinuedSteps(), *checkpoints, end]  # type: ignore[attr-defined]
+    trainer.callbacks[:] = [*others, record, ContinuedSteps(), *checkpoints, end]  # type: ignore[attr-defined]

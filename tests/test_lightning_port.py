@@ -7,11 +7,11 @@ import inspect
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from toy import ToyModel, loader, quiet_trainer
 
-from nemologger import lightning_port
+from nemologger import lightning_port, trackers
 from nemologger.ranks import SingleProcess
 
 
@@ -115,6 +115,41 @@ def test_wandb_moves_and_keeps_its_settings(tmp_path):
     assert (logger._wandb_init["tags"], logger._wandb_init["name"], logger._offline) == (["t"], "n", True)
 
 
+def test_wandb_writes_to_its_file_soon_unless_it_was_told_when(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    interval = "x_transaction_log_flush_interval"
+    assert interval in wandb.Settings.model_fields
+    mine = wandb.Settings(**{interval: 7.0})
+    for given, expected in [
+        ({}, {interval: 1.0}),
+        ({"settings": {"silent": True}}, {"silent": True, interval: 1.0}),
+        ({"settings": {interval: 5.0}}, {interval: 5.0}),
+        ({"settings": mine}, mine),
+    ]:
+        logger = WandbLogger(offline=True, **given)
+        lightning_port.move_wandb(logger, tmp_path, "abc")
+        assert logger._wandb_init["settings"] == expected
+    logger = WandbLogger(offline=True, settings=wandb.Settings(silent=True))
+    lightning_port.move_wandb(logger, tmp_path, "abc")
+    settings = logger._wandb_init["settings"]
+    assert (settings.silent, getattr(settings, interval)) == (True, 1.0)
+    assert {"silent", interval} <= settings.model_fields_set  # only those count for wandb.init
+    monkeypatch.setenv("WANDB__TRANSACTION_LOG_FLUSH_INTERVAL", "3")
+    logger = WandbLogger(offline=True)
+    lightning_port.move_wandb(logger, tmp_path, "abc")
+    assert logger._wandb_init["settings"] is None
+
+
+def test_what_wandb_calls_a_metric():
+    assert lightning_port.wandb_metric(WandbLogger(offline=True), "loss") == "loss"
+    assert lightning_port.wandb_metric(WandbLogger(offline=True, prefix="p"), "loss") == "p-loss"
+
+
+def test_hyperparameters_without_nesting():
+    params = {"a": {"b": 1, "c": [2, 3]}, "act": torch.nn.functional.relu, "model": ToyModel}
+    assert lightning_port.flat_params(params) == {"a/b": 1, "a/c": [2, 3], "act": "relu", "model": "ToyModel"}
+
+
 def test_which_arguments_lightnings_loggers_have():
     """A new argument would be lost when a logger is moved."""
     tensorboard = set(inspect.signature(TensorBoardLogger.__init__).parameters)
@@ -126,6 +161,12 @@ def test_which_arguments_lightnings_loggers_have():
         "self", "name", "save_dir", "version", "offline", "dir", "id", "anonymous", "project", "log_model", "experiment",
         "prefix", "checkpoint_name", "add_file_policy", "kwargs",
     }  # fmt: skip
+    assert set(inspect.signature(MLFlowLogger.__init__).parameters) == set(
+        inspect.signature(trackers.MLFlowLogger.__init__).parameters
+    )
+    assert set(inspect.signature(CometLogger.__init__).parameters) == set(
+        inspect.signature(trackers.CometLogger.__init__).parameters
+    )
 
 
 def test_the_default_logger_is_recognised(tmp_path):

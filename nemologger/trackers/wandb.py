@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
@@ -12,6 +12,10 @@ from lightning.pytorch.loggers import WandbLogger
 from nemologger import lightning_port, run_dir
 from nemologger.disk import Disk, LocalDisk
 from nemologger.run_dir import RunDirectory
+from nemologger.trackers import wandb_file
+from nemologger.trackers.tracker import Logged
+
+_STEP = "trainer/global_step"  # Lightning's name for the step in W&B
 
 
 def run_id(directory: Path, loggers: Sequence[WandbLogger], *, disk: Disk | None = None) -> str:
@@ -52,3 +56,36 @@ def _given_id(logger: WandbLogger) -> str | None:
     if lightning_port.is_open(logger):
         return logger.version if isinstance(logger.version, str) else None
     return lightning_port.wandb_run_id(logger)
+
+
+def leave_out_logged(logger: WandbLogger) -> None:
+    """Let ``logger`` leave out, from now on, what an earlier life has logged at a step already. On rank 0.
+
+    W&B cannot take back what was logged. What was, stands in the files that it keeps of each life below ``save_dir``.
+    """
+    run = logger.experiment
+    steps: dict[str, set[int]] = {}
+    last = -1
+    for file in sorted(Path(logger.save_dir or ".", "wandb").glob(f"*run-*-{run.id}/run-{run.id}.wandb")):
+        if file.parent == Path(run.dir).parent:
+            continue
+        for row in wandb_file.history(file):
+            last = max(last, int(row.get("_step", -1)))
+            for key in row:
+                steps.setdefault(key, set()).add(row.get(_STEP, -1))
+    if run.step <= last and run.offline:
+        run.log({}, step=last + 1)  # its own count of rows goes on, so that W&B can sync the lives one after the other
+    logged = Logged(lambda name: steps.get(name, ()))
+    log_metrics = logger.log_metrics
+
+    def log_rest(metrics: Mapping[str, float], step: int | None = None) -> None:
+        rest = logged.rest(metrics, step, lambda key: lightning_port.wandb_metric(logger, key))
+        if rest:
+            log_metrics(rest, step)
+
+    logger.log_metrics = log_rest  # type: ignore[method-assign]
+
+
+def log_all(logger: WandbLogger) -> None:
+    """Undo :func:`leave_out_logged`."""
+    logger.__dict__.pop("log_metrics", None)

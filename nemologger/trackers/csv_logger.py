@@ -1,0 +1,234 @@
+"""CSV: one file of metrics for all lives of a run."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.core.saving import save_hparams_to_yaml
+from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from nemologger.disk import LocalDisk
+from nemologger.trackers.own_file import is_whole, put_aside, read_lines
+from nemologger.trackers.tracker import Logged, Tracker
+
+log = logging.getLogger(__name__)
+
+METRICS = "metrics.csv"
+HPARAMS = "hparams.yaml"
+
+
+class CSVLogger(Tracker, LightningCSVLogger):
+    """Metrics in ``metrics.csv`` and hyperparameters in ``hparams.yaml``, as Lightning's CSVLogger writes them.
+
+    Lightning's deletes the metrics of the run's earlier life; this one goes on behind them. Rows that were logged after
+    the checkpoint that the run resumes from are dropped, and new metrics become new columns. A run that starts again at
+    step 0 in a used directory puts the earlier file aside as ``metrics-0.csv``, ``metrics-1.csv``, …
+
+    Args:
+        save_dir: Where to write. Default: the run directory; a relative one is below it.
+        name: A directory below ``save_dir``, if any.
+        version: A directory below that, if any.
+        prefix: Put before the names of metrics, with a hyphen.
+        flush_logs_every_n_steps: How many steps may wait in memory where nobody calls ``save``. A Trainer calls it
+            each time it has logged.
+
+    Example:
+        >>> import tempfile
+        >>> logger = CSVLogger(save_dir=tempfile.mkdtemp())
+        >>> logger.log_metrics({"loss": 0.5}, step=0)
+        >>> logger.save()
+        >>> Path(logger.log_dir, "metrics.csv").read_text()
+        'step,loss\\n0,0.5\\n'
+    """
+
+    def __init__(
+        self,
+        *,
+        save_dir: str | Path | None = None,
+        name: str | None = "",
+        version: int | str | None = None,
+        prefix: str = "",
+        flush_logs_every_n_steps: int = 100,
+    ) -> None:
+        super().__init__(
+            save_dir="." if save_dir is None else save_dir,
+            name=name,
+            version="" if version is None else version,
+            prefix=prefix,
+            flush_logs_every_n_steps=flush_logs_every_n_steps,
+        )
+        self._where, self._name_prefix = save_dir, prefix
+        self._logged: Logged | None = None
+        self._writer: MetricsFile | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """See :class:`Tracker`."""
+        return self._writer is not None
+
+    @property
+    def save_dir(self) -> str:
+        """Where it writes, without name and version."""
+        return str(self._below("." if self._where is None else self._where))
+
+    @property
+    def log_dir(self) -> str:
+        """The directory of ``metrics.csv``."""
+        version = f"version_{self.version}" if isinstance(self.version, int) else self.version
+        return str(Path(self.save_dir, self.name, version))
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> MetricsFile:
+        """The file."""
+        if self._writer is None:
+            self._writer = MetricsFile(Path(self.log_dir))
+        return self._writer
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Log ``metrics`` at ``step``."""
+        if not self._has_begun:
+            self._begin()
+        if self._logged is not None:
+            metrics = self._logged.rest(metrics, step, self._name_of)
+        if metrics:
+            super().log_metrics(metrics, step)
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write what has been logged."""
+        if self._writer is not None:
+            self._writer.save()
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write what has been logged."""
+        self.save()
+
+    def go_on(self, step: int | None) -> None:
+        """Drop what an earlier life logged from ``step`` on; leave it out later if its place is not known."""
+        if step is not None:
+            self.experiment.drop_from(step)
+        else:
+            steps = self.experiment.steps()
+            self._logged = Logged(lambda name: steps.get(name, ()))
+        super().go_on(step)
+
+    def start_over(self) -> None:
+        """Put the file of an earlier life aside."""
+        self.experiment.put_aside()
+        super().start_over()
+
+    def _name_of(self, key: str) -> str:
+        return f"{self._name_prefix}{self.LOGGER_JOIN_CHAR}{key}" if self._name_prefix else key
+
+    def _write_params(self, params: dict[str, Any]) -> None:
+        self.experiment.log_hparams(params)
+
+
+class MetricsFile:
+    """``metrics.csv`` of one directory, and the rows that are not yet in it.
+
+    Each row has what was logged in one call. The first column is the step; columns only ever join at the right end, by
+    rewriting the file.
+
+    Args:
+        directory: Made when the first row is written.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.log_dir = str(directory)
+        self.metrics: list[dict[str, Any]] = []
+        self.hparams: dict[str, Any] = {}
+        self._path = directory / METRICS
+        self._had_rows = self._path.exists()
+        self._is_checked = False
+        self._columns = self._read_columns()
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Remember a row for :meth:`save`."""
+        row = {key: value.item() if hasattr(value, "item") else value for key, value in metrics.items()}
+        self.metrics.append({**row, "step": len(self.metrics) if step is None else step})
+
+    def log_hparams(self, params: Mapping[str, Any]) -> None:
+        """Write hyperparameters to ``hparams.yaml``."""
+        self.hparams.update(params)
+        LocalDisk().make_directory(Path(self.log_dir))
+        save_hparams_to_yaml(str(Path(self.log_dir, HPARAMS)), self.hparams)
+
+    def save(self) -> None:
+        """Append the rows that were logged since the last call."""
+        rows, self.metrics = self.metrics, []
+        new = sorted({key for row in rows for key in row} - {"step"} - {*self._columns})
+        if not rows:
+            return
+        if new or not self._columns:
+            earlier = self._rows()
+            self._columns = [*(self._columns or ["step"]), *new]
+            self._rewrite([*earlier, *rows])
+            return
+        if not self._is_checked:
+            self._is_checked = True
+            if not is_whole(self._path):  # nobody has called drop_from: a script that logs without a Trainer
+                self._rewrite(self._rows())
+        with self._path.open("a", encoding="utf-8", newline="") as file:
+            file.write(_lines(self._columns, rows))
+
+    def drop_from(self, step: int) -> None:
+        """Drop the rows of ``step`` and later ones, and a last row that was not written to its end."""
+        rows = self._rows()
+        kept = [row for row in rows if not (row["step"].isdecimal() and int(row["step"]) >= step)]
+        if len(kept) < len(rows) or not is_whole(self._path):
+            log.info("%s: %d rows from step %d on will be logged again", self._path, len(rows) - len(kept), step)
+            self._rewrite(kept)
+
+    def steps(self) -> dict[str, set[int]]:
+        """The steps that each metric has been logged at."""
+        steps: dict[str, set[int]] = {}
+        for row in self._rows():
+            for name in (name for name, value in row.items() if value and row["step"].isdecimal()):
+                steps.setdefault(name, set()).add(int(row["step"]))
+        return steps
+
+    def put_aside(self) -> None:
+        """Begin a new file, if an earlier life has left one."""
+        if self._had_rows:
+            put_aside(self._path)
+            self._columns, self._had_rows = [], False
+
+    def _read_columns(self) -> list[str]:
+        if not self._path.is_file():
+            return []
+        with self._path.open(encoding="utf-8", newline="") as file:
+            columns = next(csv.reader(file), [])
+        if columns and "step" not in columns:
+            put_aside(self._path)  # not ours
+            return []
+        return columns
+
+    def _rows(self) -> list[dict[str, str]]:
+        if not self._columns:
+            return []
+        text = io.StringIO("".join(read_lines(self._path)), newline="")
+        return [row for row in csv.DictReader(text) if row.get("step")]
+
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        header = io.StringIO(newline="")
+        csv.writer(header, lineterminator="\n").writerow(self._columns)
+        disk = LocalDisk()
+        disk.make_directory(self._path.parent)
+        disk.write(self._path, [(header.getvalue() + _lines(self._columns, rows)).encode()])
+
+
+def _lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, columns, restval="", lineterminator="\n").writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,177 @@
+"""What the trackers of this package have in common: where they write, and which of their runs they go on with."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning_utilities.core.rank_zero import rank_zero_only
+
+from nemologger.disk import LocalDisk
+from nemologger.errors import ConfigurationError
+from nemologger.run_dir import RunDirectory
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class Tracker:
+    """A logger of Lightning's that is given its run directory before it opens anything. A base beside ``Logger``.
+
+    Lightning opens loggers at the start of ``fit``, before it has looked at the checkpoint: which of its runs a tracker
+    opens, it decides by the id in the run directory. When training begins it is told how it began, by :meth:`go_on` or
+    :meth:`start_over`. Hyperparameters wait until then: they belong to the run that will be logged to.
+    """
+
+    _run: RunDirectory | None = None
+    _moves = True
+    _params: dict[str, Any] | None = None
+    _has_begun = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it has started to write."""
+        raise NotImplementedError
+
+    def settle(self, run: RunDirectory, *, move: bool) -> None:
+        """Take ``run`` as the run to log for. On every rank, before it is open.
+
+        Args:
+            run: The run.
+            move: Whether relative directories are meant to be below the run directory, rather than the working one.
+        """
+        self._run, self._moves = run, move
+
+    def go_on(self, step: int | None) -> None:
+        """Training goes on from a checkpoint. On rank 0.
+
+        Args:
+            step: What is logged next, and was not yet trained when the checkpoint was saved; None if the model counts
+                steps in a unit of its own.
+        """
+        self._begin()
+
+    def start_over(self) -> None:
+        """Training begins at step 0, in a directory where an earlier life may have logged. On rank 0."""
+        self._begin()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None, *_: Any, **__: Any) -> None:
+        """Log hyperparameters. During ``fit`` they are written when training begins."""
+        given = vars(params) if isinstance(params, Namespace) else dict(params or {})
+        self._params = {**(self._params or {}), **given}
+        if self._has_begun or self._run is None:
+            self._begin()
+
+    def _begin(self) -> None:
+        """Write the hyperparameters that have waited."""
+        self._has_begun = True
+        params, self._params = self._params, None
+        if params is not None:
+            self._write_params(params)
+
+    def _write_params(self, params: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    def _below(self, directory: str | Path) -> Path:
+        """``directory``, seen from the run directory."""
+        home = self._run.log_dir if self._run is not None and self._moves else Path.cwd()
+        return home / Path(directory).expanduser()
+
+    def _kept(self, tracker: str, of: str = "") -> KeptId:
+        """Where the id of this tracker's run is kept between the lives of a run."""
+        return KeptId(None if self._run is None else self._run.log_dir / f"{tracker}_id.txt", of)
+
+
+class KeptId:
+    """The id under which a tracker knows a run, in a file of the run directory: one line per store.
+
+    Args:
+        file: The file; None if there is no run directory, and nothing is kept.
+        of: Which store it is, if there may be several; no line breaks.
+
+    Example:
+        >>> import tempfile
+        >>> kept = KeptId(Path(tempfile.mkdtemp(), "mlflow_id.txt"), "demo http://127.0.0.1:5000")
+        >>> kept.write("1f2e")
+        >>> kept.read()
+        '1f2e'
+    """
+
+    def __init__(self, file: Path | None, of: str = "") -> None:
+        self._file, self._of = file, of
+
+    def read(self) -> str | None:
+        """The id, None if there is none."""
+        return self._lines().get(self._of)
+
+    def write(self, run_id: str) -> None:
+        """Keep ``run_id`` in place of the one before."""
+        lines = self._lines()
+        if self._file is None or lines.get(self._of) == run_id:
+            return
+        lines[self._of] = run_id
+        disk = LocalDisk()
+        disk.make_directory(self._file.parent)
+        disk.write(self._file, [f"{one} {of}".rstrip().encode() + b"\n" for of, one in lines.items()])
+        disk.sync(self._file.parent)
+
+    def _lines(self) -> dict[str, str]:
+        if self._file is None or not self._file.is_file():
+            return {}
+        pairs = [line.partition(" ") for line in self._file.read_text(encoding="utf-8").splitlines()]
+        return {of: run_id for run_id, _, of in pairs}
+
+
+class Logged:
+    """Which metrics an earlier life has already logged at which steps: a run that goes on leaves them out.
+
+    A resumed run repeats the uninterrupted one bit for bit, so that the value that stays is the value left out.
+
+    Args:
+        steps: The steps that a metric has in the tracker, by its name there. Asked once for each metric.
+
+    Example:
+        >>> logged = Logged(lambda name: {"loss": [0, 1]}.get(name, []))
+        >>> logged.rest({"loss": 0.5, "accuracy": 0.9}, 1)
+        {'accuracy': 0.9}
+        >>> logged.rest({"loss": 0.5}, 2)
+        {'loss': 0.5}
+    """
+
+    def __init__(self, steps: Callable[[str], Iterable[int]]) -> None:
+        self._ask = steps
+        self._steps: dict[str, frozenset[int]] = {}
+
+    def rest(
+        self, metrics: Mapping[str, Any], step: int | None, name: Callable[[str], str] = lambda key: key
+    ) -> dict[str, Any]:
+        """The metrics that are new at ``step``; ``name`` is what the tracker calls a metric."""
+        return {key: value for key, value in metrics.items() if step is None or step not in self._of(name(key))}
+
+    def _of(self, name: str) -> frozenset[int]:
+        if name not in self._steps:
+            self._steps[name] = frozenset(self._ask(name))
+        return self._steps[name]
+
+
+def require(package: str, extra: str, what: str) -> None:
+    """Say how to install what is missing.
+
+    Raises:
+        ConfigurationError: ``package`` is not installed.
+    """
+    if find_spec(package) is None:
+        raise ConfigurationError(
+            f"{what} needs the package {package}, which is not installed: pip install 'nemologger[{extra}]'"
+        )
+
+
+def checkpoints_of(checkpoint: ModelCheckpoint) -> list[Path]:
+    """The checkpoints that ``checkpoint`` keeps, files or directories, the last one last."""
+    paths = [*checkpoint.best_k_models, checkpoint.best_model_path, checkpoint.last_model_path]
+    there = dict.fromkeys(Path(path).resolve() for path in paths if path and Path(path).exists())
+    return sorted(there, key=lambda path: path.stat().st_mtime)
