@@ -190,6 +190,22 @@ def set_next_logged_step(trainer: pl.Trainer, step: int) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
 
 
+def logged_step(trainer: pl.Trainer) -> int:
+    """The step that Lightning logs the training batch of this moment under."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def at_end_of_backward(loss: torch.Tensor, call: Callable[[], None]) -> None:
+    """For ``on_before_backward``: have ``call()`` made when this rank has computed all gradients of ``loss`` itself.
+
+    That is before DistributedDataParallel waits for those of the others: it queues its wait while gradients come in, and
+    this is queued before the first of them. On a GPU the work up to there has been launched, and the wait has not.
+    """
+    engine = torch.autograd.Variable._execution_engine
+    if loss.requires_grad:
+        loss.register_hook(lambda gradient: engine.queue_callback(call))  # type: ignore[no-untyped-call]
+
+
 # --- training loaders -------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +241,27 @@ def fetched(trainer: pl.Trainer) -> int:
     """How many batches of this epoch the fit loop has taken."""
     fetcher = trainer.fit_loop._data_fetcher
     return 0 if fetcher is None else fetcher.fetched
+
+
+def watch_fetches(trainer: pl.Trainer, began: Callable[[], None], ended: Callable[[], None]) -> None:
+    """For ``on_train_batch_start``: have ``began()`` and ``ended()`` called around each later fetch of this epoch.
+
+    Lightning calls its profiler there, and forgets what was put in its place when the next epoch begins.
+    """
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    if fetcher is None:
+        return
+    start, stop = fetcher._start_profiler, fetcher._stop_profiler
+
+    def start_both() -> None:
+        start()
+        began()
+
+    def stop_both() -> None:
+        ended()
+        stop()
+
+    fetcher._start_profiler, fetcher._stop_profiler = start_both, stop_both
 
 
 def fetch_again(trainer: pl.Trainer) -> None:

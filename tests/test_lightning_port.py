@@ -52,6 +52,42 @@ def test_the_state_of_a_run_and_when_validation_follows():
     assert state.optimizer_names == [dict(enumerate(name for name, _ in model.named_parameters()))]
 
 
+def test_a_call_at_the_end_of_backward_comes_before_the_wait_for_other_ranks():
+    order = []
+    weight = torch.ones(3, requires_grad=True)
+    # As DistributedDataParallel does: it queues its wait when a gradient comes in.
+    engine = torch.autograd.Variable._execution_engine
+    weight.register_post_accumulate_grad_hook(lambda _: engine.queue_callback(lambda: order.append("wait")))
+    weight.register_post_accumulate_grad_hook(lambda _: order.append("gradient"))
+    for _ in range(2):
+        loss = weight.sum()
+        lightning_port.at_end_of_backward(loss, lambda: order.append("end"))
+        loss.backward()
+    assert order == ["gradient", "end", "wait"] * 2
+    lightning_port.at_end_of_backward(torch.ones(1), lambda: order.append("never"))
+
+
+def test_fetches_are_watched_until_the_epoch_ends():
+    class Fetches(pl.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.seen.append((batch_idx, lightning_port.logged_step(trainer)))
+            if batch_idx == 0:
+                lightning_port.watch_fetches(
+                    trainer, lambda: self.seen.append("began"), lambda: self.seen.append("ended")
+                )
+
+    fetches = Fetches()
+    trainer = quiet_trainer(max_epochs=2, limit_train_batches=3, limit_val_batches=0, callbacks=[fetches])
+    trainer.fit(ToyModel(), loader())
+    one_fetch = ["began", "ended"]
+    assert fetches.seen == [
+        (0, 0), *one_fetch, (1, 1), *one_fetch, (2, 2), (0, 3), *one_fetch, (1, 4), *one_fetch, (2, 5),
+    ]  # fmt: skip
+
+
 def test_tied_parameters_have_the_name_that_comes_first():
     class Tied(ToyModel):
         def __init__(self):

@@ -7,16 +7,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemologger.callbacks.delta_timing import DeltaTimingCallback as DeltaTimingCallback
+    from nemologger.callbacks.fault_tolerance import FaultTolerance as FaultTolerance
     from nemologger.callbacks.max_time import MaxTimePerRun as MaxTimePerRun
     from nemologger.callbacks.preemption import PreemptionCallback as PreemptionCallback
     from nemologger.callbacks.skip_validation import SkipValidationOnResume as SkipValidationOnResume
+    from nemologger.callbacks.straggler_detection import StragglerDetection as StragglerDetection
     from nemologger.callbacks.timing import TimingCallback as TimingCallback
 
 _HOME_OF = {
     "DeltaTimingCallback": "nemologger.callbacks.delta_timing",
+    "FaultTolerance": "nemologger.callbacks.fault_tolerance",
     "MaxTimePerRun": "nemologger.callbacks.max_time",
     "PreemptionCallback": "nemologger.callbacks.preemption",
     "SkipValidationOnResume": "nemologger.callbacks.skip_validation",
+    "StragglerDetection": "nemologger.callbacks.straggler_detection",
     "TimingCallback": "nemologger.callbacks.timing",
 }
 

@@ -1,0 +1,1 @@
+"""Watching ranks: which of them is slow, and which has stopped. Knows no Lightning."""

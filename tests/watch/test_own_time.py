@@ -1,0 +1,67 @@
+"""The time of a batch without its waits."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from nemologger.watch.own_time import Stopwatch
+
+
+def test_waits_are_taken_off_and_data_is_told_apart():
+    watch = Stopwatch(torch.device("cpu"))
+    for _ in range(3):
+        watch.fetch_began()
+        time.sleep(0.02)
+        watch.fetch_ended()
+        watch.batch_began()
+        time.sleep(0.01)
+        watch.wait_began()
+        time.sleep(0.1)
+        watch.wait_ended()
+        watch.batch_ended()
+    own = watch.take()
+    assert own.batches == 3
+    assert 0.02 <= own.data < 0.06
+    assert 0.01 <= own.compute < 0.06
+    assert watch.take().batches == 0
+
+
+def test_what_is_outside_a_batch_does_not_count():
+    watch = Stopwatch(torch.device("cpu"))
+    watch.wait_ended()
+    watch.batch_ended()
+    watch.wait_began()  # a forward pass of validation
+    watch.batch_began()
+    time.sleep(0.01)
+    watch.wait_ended()
+    watch.batch_ended()
+    assert watch.take().compute >= 0.01
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_is_timed_by_what_it_does_not_by_what_was_launched():
+    device = torch.device("cuda")
+    watch = Stopwatch(device)
+    matrix = torch.randn(4096, 4096, device=device)
+    for _ in range(4):
+        watch.batch_began()
+        for _ in range(20):
+            matrix @ matrix
+        watch.wait_began()
+        for _ in range(60):
+            matrix @ matrix
+        watch.wait_ended()
+        watch.batch_ended()
+    torch.cuda.synchronize()
+    watch.batch_began()
+    watch.batch_ended()
+    start = time.perf_counter()
+    for _ in range(20):
+        matrix @ matrix
+    torch.cuda.synchronize()
+    expected = time.perf_counter() - start
+    assert 0.5 * expected < watch.take().compute < 2 * expected
