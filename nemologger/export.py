@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from nemologger import names
 from nemologger.checkpoint import load
 from nemologger.checkpoint_io import check_model
 from nemologger.context.io_json import load_context
@@ -17,16 +18,17 @@ from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError, NotFoundError
 
 
-def load_weights(checkpoint: str | Path, module: nn.Module, strict: bool = True) -> None:
+def load_weights(checkpoint: str | Path, module: nn.Module, strict: bool = True, *, ema: bool = False) -> None:
     """Load the model of a checkpoint into ``module``, for inference or for training something else.
 
     Args:
         checkpoint: A checkpoint's directory, or its ``weights/``.
         module: Gets the parameters and buffers, in place and on the device that it is on.
         strict: Require the same names and shapes. False loads the names that both have; their shapes must agree.
+        ema: Load the averages that :class:`nemologger.callbacks.ema.EMA` kept instead of the weights that were trained.
 
     Raises:
-        NotFoundError: If there is no checkpoint.
+        NotFoundError: If there is no checkpoint, or no averages in it.
         ModelMismatchError: If it belongs to a model with other parameters; nothing was loaded then.
         DamagedCheckpointError: If it cannot be read.
 
@@ -35,7 +37,7 @@ def load_weights(checkpoint: str | Path, module: nn.Module, strict: bool = True)
         Traceback (most recent call last):
         nemologger.errors.NotFoundError: there is no checkpoint at runs/demo/checkpoints/gone
     """
-    path = _existing(checkpoint)
+    path = _existing(checkpoint, ema=ema)
     state = module.state_dict()
     if strict:
         check_model(path, state)
@@ -46,7 +48,7 @@ def load_weights(checkpoint: str | Path, module: nn.Module, strict: bool = True)
     module.load_state_dict(loaded, strict=strict)
 
 
-def load_model(checkpoint: str | Path, trust: bool | Sequence[str] = False) -> LightningModule:
+def load_model(checkpoint: str | Path, trust: bool | Sequence[str] = False, *, ema: bool = False) -> LightningModule:
     """The model of a checkpoint: built as it was, with its weights, on the CPU and in evaluation mode.
 
     Lightning's ``load_from_checkpoint`` reads files; this is its counterpart for directories.
@@ -55,9 +57,10 @@ def load_model(checkpoint: str | Path, trust: bool | Sequence[str] = False) -> L
         checkpoint: A checkpoint's directory.
         trust: Modules besides your own, torch and Lightning whose code may run; True allows all. See
             :func:`nemologger.io.load_context`.
+        ema: Load the averages that :class:`nemologger.callbacks.ema.EMA` kept instead of the weights that were trained.
 
     Raises:
-        NotFoundError: If there is no checkpoint.
+        NotFoundError: If there is no checkpoint, or no averages in it.
         ContextError: If it has no context, or the context does not hold the model.
         RefusedError: If building the model would run code that nobody allowed.
         ModelMismatchError: If the weights do not fit the model.
@@ -69,24 +72,25 @@ def load_model(checkpoint: str | Path, trust: bool | Sequence[str] = False) -> L
     """
     path = _existing(checkpoint)
     model: LightningModule = load_context(path, subpath="model", trust=trust)
-    load_weights(path, model)
+    load_weights(path, model, ema=ema)
     return model.eval()
 
 
-def export_weights(checkpoint: str | Path, output: str | Path) -> Path:
+def export_weights(checkpoint: str | Path, output: str | Path, *, ema: bool = False) -> Path:
     """Write the model of a checkpoint into one file that other programs read.
 
     Args:
         checkpoint: A checkpoint's directory, or its ``weights/``.
         output: A name that ends in ``.safetensors`` (needs the package of that name), or in ``.pt``, ``.pth``, ``.bin`` or
             ``.ckpt`` for ``torch.load(weights_only=True)``. An existing file is replaced.
+        ema: Write the averages that :class:`nemologger.callbacks.ema.EMA` kept instead of the weights that were trained.
 
     Returns:
         ``output``.
 
     Raises:
         ConfigurationError: If the ending says nothing, or the package is missing.
-        NotFoundError: If there is no checkpoint.
+        NotFoundError: If there is no checkpoint, or no averages in it.
 
     Example:
         >>> export_weights("runs/demo/checkpoints/gone", "model.txt")
@@ -96,7 +100,7 @@ def export_weights(checkpoint: str | Path, output: str | Path) -> Path:
     target = Path(output)
     if target.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
         raise ConfigurationError(f"output={str(output)!r}: end it in .safetensors or .pt")
-    state = load.load_model(_existing(checkpoint))
+    state = load.load_model(_existing(checkpoint, ema=ema))
     if target.suffix == ".safetensors":
         content = _safetensors(state)
     else:
@@ -120,8 +124,13 @@ def _safetensors(state: dict[str, torch.Tensor]) -> bytes:
     return bytes(save(tensors, metadata={"format": "pt"}))
 
 
-def _existing(checkpoint: str | Path) -> Path:
+def _existing(checkpoint: str | Path, *, ema: bool = False) -> Path:
     path = Path(checkpoint)
     if not path.is_dir():
         raise NotFoundError(f"there is no checkpoint at {checkpoint}")
-    return path
+    if not ema:
+        return path
+    averages = load.averages_of(path)
+    if averages is None:
+        raise NotFoundError(f"{path} holds no averaged weights ({names.EMA_WEIGHTS}/): its run had no EMA callback")
+    return averages

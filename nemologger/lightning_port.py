@@ -52,9 +52,17 @@ class TrainingState:
     optimizer_names: list[dict[int, str]]
 
 
+class KeepsWeights(Callback):
+    """A callback whose ``on_save_checkpoint`` adds weights: it is called for checkpoints of weights alone, too."""
+
+
 def training_state(trainer: pl.Trainer, *, weights_only: bool) -> TrainingState:
     """Lightning's checkpoint of this moment. Collective: user hooks that run on every rank are called here."""
     checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+    if weights_only:  # Lightning asks no callback then
+        for callback in callbacks(trainer):
+            if isinstance(callback, KeepsWeights):
+                callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
     names = dict(trainer.lightning_module.named_parameters(remove_duplicate=False))
     return TrainingState(checkpoint, frozenset(names), optimizer_names(trainer))
 
@@ -183,6 +191,11 @@ def next_logged_step(trainer: pl.Trainer) -> int:
     epochs: Any = fit_loop.epoch_progress.current
     within_batch = batches.completed < batches.processed or epochs.processed < epochs.ready
     return loop._batches_that_stepped + (within_batch and not loop._should_accumulate())
+
+
+def log_is_due(trainer: pl.Trainer, every: int) -> bool:
+    """For ``on_train_batch_end``: whether the batch ends a step that is to be logged, every ``every`` steps."""
+    return not is_accumulating(trainer) and (trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
 
 
 def set_next_logged_step(trainer: pl.Trainer, step: int) -> None:

@@ -9,6 +9,7 @@ CHECKPOINTS = "checkpoints"
 
 # Inside a checkpoint.
 WEIGHTS = "weights"
+EMA_WEIGHTS = "ema_weights"
 CONTEXT = "context"
 MANIFEST = "manifest.json"
 COMMON = "common.pt"

@@ -62,7 +62,7 @@ def verify_checkpoint(path: str | Path, deep: bool = True) -> Verification:
         nemologger.errors.NotFoundError: there is no checkpoint at runs/demo/checkpoints/gone
     """
     checkpoint = Path(path)
-    if checkpoint.name == names.WEIGHTS:
+    if checkpoint.name in (names.WEIGHTS, names.EMA_WEIGHTS):
         checkpoint = checkpoint.parent
     if not checkpoint.is_dir():
         raise NotFoundError(f"there is no checkpoint at {path}")

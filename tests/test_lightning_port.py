@@ -278,3 +278,40 @@ def test_fit_can_be_left_without_an_end():
     trainer.fit(ToyModel(), loader())
     assert trainer.global_step == 2
     assert leaves.seen == ("teardown",)
+
+
+class _Keeps(lightning_port.KeepsWeights):
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        checkpoint["kept"] = checkpoint.get("kept", 0) + 1
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_callback_with_weights_is_asked_once_whatever_is_saved(weights_only):
+    class Takes(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            self.checkpoint = lightning_port.training_state(trainer, weights_only=weights_only).checkpoint
+
+    takes = Takes()
+    quiet_trainer(max_steps=1, callbacks=[_Keeps(), takes], limit_val_batches=0).fit(ToyModel(), loader())
+    assert takes.checkpoint["kept"] == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_step_is_logged_with_its_last_batch(accumulate):
+    class Asks(pl.Callback):
+        due: list[tuple[int, int]] = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if lightning_port.log_is_due(trainer, 2):
+                self.due.append((batch_idx + 1, trainer.global_step))
+
+    asks = Asks()
+    asks.due = []
+    quiet_trainer(
+        max_steps=3,
+        callbacks=[asks],
+        limit_val_batches=0,
+        accumulate_grad_batches=accumulate,
+        enable_checkpointing=False,
+    ).fit(ToyModel(), loader())
+    assert asks.due == [(2 * accumulate, 2)]

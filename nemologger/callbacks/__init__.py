@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nemologger.callbacks.delta_timing import DeltaTimingCallback as DeltaTimingCallback
+    from nemologger.callbacks.ema import EMA as EMA
     from nemologger.callbacks.fault_tolerance import FaultTolerance as FaultTolerance
+    from nemologger.callbacks.flops import FLOPsMeasurement as FLOPsMeasurement
     from nemologger.callbacks.max_time import MaxTimePerRun as MaxTimePerRun
+    from nemologger.callbacks.memory_profile import MemoryProfileCallback as MemoryProfileCallback
+    from nemologger.callbacks.nsys import NsysCallback as NsysCallback
     from nemologger.callbacks.preemption import PreemptionCallback as PreemptionCallback
     from nemologger.callbacks.skip_validation import SkipValidationOnResume as SkipValidationOnResume
     from nemologger.callbacks.straggler_detection import StragglerDetection as StragglerDetection
@@ -16,8 +20,12 @@ if TYPE_CHECKING:
 
 _HOME_OF = {
     "DeltaTimingCallback": "nemologger.callbacks.delta_timing",
+    "EMA": "nemologger.callbacks.ema",
+    "FLOPsMeasurement": "nemologger.callbacks.flops",
     "FaultTolerance": "nemologger.callbacks.fault_tolerance",
     "MaxTimePerRun": "nemologger.callbacks.max_time",
+    "MemoryProfileCallback": "nemologger.callbacks.memory_profile",
+    "NsysCallback": "nemologger.callbacks.nsys",
     "PreemptionCallback": "nemologger.callbacks.preemption",
     "SkipValidationOnResume": "nemologger.callbacks.skip_validation",
     "StragglerDetection": "nemologger.callbacks.straggler_detection",

@@ -19,12 +19,12 @@ from nemologger import names
 from nemologger.checkpoint import commit
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.arena import Arena
-from nemologger.checkpoint.find import OURS
+from nemologger.checkpoint.directories import by_directory, common_files, metadata_files
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.memory_disk import MemoryDisk
 from nemologger.checkpoint.shares import into_files, share_out
 from nemologger.checkpoint.snapshot import Snapshot
-from nemologger.checkpoint.weights import BACKEND, Entry, dump_common, entries, lay_out, metadata, shape_of
+from nemologger.checkpoint.weights import Entry, entries, lay_out, shape_of
 from nemologger.checkpoint.writer import Writer
 from nemologger.checkpoint.writer_main import Job, Outcome
 from nemologger.disk import Disk
@@ -55,7 +55,7 @@ class _Layout:
     outline: str
     arena: Arena
     writer: Writer
-    metadata: bytes
+    metadata: dict[str, bytes]
 
 
 class AsyncSaver:
@@ -97,10 +97,11 @@ class AsyncSaver:
             self._ranks.world_size,
         )[self._ranks.rank]
         files = {
-            names.shard(self._ranks.rank, i): lay_out(group, snapshot.tensors)
-            for i, group in enumerate(into_files(pieces, self._files_per_rank))
+            f"{directory}/{names.shard(self._ranks.rank, i)}": lay_out(group, snapshot.tensors)
+            for directory, own in by_directory(pieces).items()
+            for i, group in enumerate(into_files(own, self._files_per_rank))
         }
-        stored = [entry for name, places in files.items() for entry in entries(name, places)]
+        stored = [entry for name, places in files.items() for entry in entries(Path(name).name, places)]
         made: list[tuple[Arena, Writer]] = []
 
         def make() -> tuple[str, list[Entry]]:
@@ -117,7 +118,7 @@ class AsyncSaver:
                 writer.close()
                 arena.close()
             raise SaveFailedError(f"saving beside training could not be set up: {error}") from error
-        described = metadata(snapshot.tensors, snapshot.paths, [entry for _, share in shares for entry in share])
+        described = metadata_files(snapshot, [entry for _, share in shares for entry in share])
         self._layout = _Layout(outline, *made[0], described)
         return self._layout
 
@@ -141,9 +142,9 @@ class AsyncSaver:
         """
         layout = self.prepare(snapshot)
         try:
-            decide(self._ranks, lambda: commit.begin(self._disk, checkpoint))
+            decide(self._ranks, lambda: self._begin(snapshot, checkpoint))
             small = self._small_files(snapshot, layout, checkpoint, write_context) if self._ranks.rank == 0 else {}
-            images = tuple((f"{names.WEIGHTS}/{i.name}", i.offset, i.size) for i in layout.arena.images)
+            images = tuple((i.name, i.offset, i.size) for i in layout.arena.images)
 
             def hand_over() -> None:
                 layout.arena.stage(snapshot.tensors)
@@ -236,6 +237,11 @@ class AsyncSaver:
             layout.writer.close()
             layout.arena.close()
 
+    def _begin(self, snapshot: Snapshot, checkpoint: Path) -> None:
+        commit.begin(self._disk, checkpoint)
+        for directory in snapshot.directories:
+            self._disk.make_directory(checkpoint / directory)
+
     def _small_files(
         self,
         snapshot: Snapshot,
@@ -244,15 +250,7 @@ class AsyncSaver:
         write_context: Callable[[Path, Disk], None] | None,
     ) -> dict[str, bytes]:
         """What rank 0 writes besides tensors, by path below the checkpoint."""
-        common = {
-            **snapshot.common,
-            OURS: {"format": manifests.FORMAT, "optimizer_names": snapshot.optimizer_names},
-        }
-        small = {
-            f"{names.WEIGHTS}/{names.COMMON}": dump_common(common),
-            f"{names.WEIGHTS}/{names.BACKEND}": BACKEND,
-            f"{names.WEIGHTS}/{names.DCP_METADATA}": layout.metadata,
-        }
+        small = {**common_files(snapshot), **layout.metadata}
         if write_context is not None:
             memory = MemoryDisk()
             write_context(checkpoint / names.CONTEXT, memory)

@@ -47,6 +47,13 @@ def load_model(checkpoint: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def averages_of(checkpoint: Path) -> Path | None:
+    """The directory with the averaged weights of ``checkpoint``, which may be its ``weights/`` or that directory itself."""
+    home = checkpoint.parent if checkpoint.name in (names.WEIGHTS, names.EMA_WEIGHTS) else checkpoint
+    averages = home / names.EMA_WEIGHTS
+    return averages if (averages / names.DCP_METADATA).exists() else None
+
+
 def weights_of(checkpoint: Path) -> Path:
     """The directory with the weights of ``checkpoint``, which may be that directory itself.
 

@@ -13,11 +13,11 @@ import xxhash
 from nemologger import names
 from nemologger.checkpoint import commit
 from nemologger.checkpoint import manifest as manifests
-from nemologger.checkpoint.find import OURS
+from nemologger.checkpoint.directories import by_directory, common_files, metadata_files
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.shares import share_out
 from nemologger.checkpoint.snapshot import Snapshot
-from nemologger.checkpoint.weights import BACKEND, Entry, dump_common, metadata, shape_of
+from nemologger.checkpoint.weights import Entry, shape_of
 from nemologger.checkpoint.write import write_file, write_share
 from nemologger.disk import Disk
 from nemologger.errors import CheckpointError, NemologgerError, SaveFailedError
@@ -30,7 +30,7 @@ _READ_SIZE = 16 << 20
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank wrote."""
+    """What one rank wrote; the records by their path below the checkpoint."""
 
     fingerprint: str
     records: dict[str, FileRecord]
@@ -73,7 +73,7 @@ class Saver:
             SaveFailedError: On every rank, if any of them failed. What was there before is untouched.
         """
         try:
-            decide(self._ranks, lambda: commit.begin(self._disk, checkpoint))
+            decide(self._ranks, lambda: self._begin(snapshot, checkpoint))
             shares = together(self._ranks, lambda: self._write_share(snapshot, checkpoint))
             return decide(self._ranks, lambda: self._finish(snapshot, checkpoint, manifest, shares, write_context))
         except BaseException as error:
@@ -85,14 +85,24 @@ class Saver:
             cause = str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"
             raise SaveFailedError(f"checkpoint {checkpoint} was not saved: {cause}") from error
 
+    def _begin(self, snapshot: Snapshot, checkpoint: Path) -> None:
+        commit.begin(self._disk, checkpoint)
+        for directory in snapshot.directories:
+            self._disk.make_directory(checkpoint / directory)
+
     def _write_share(self, snapshot: Snapshot, checkpoint: Path) -> Share:
         shapes = {key: shape_of(tensor) for key, tensor in snapshot.tensors.items()}
         pieces = share_out(shapes, snapshot.rank_zero, self._ranks.world_size)[self._ranks.rank]
-        weights = checkpoint / names.WEIGHTS
-        records, entries = write_share(
-            self._disk, weights, self._ranks.rank, pieces, snapshot.tensors, self._files_per_rank
-        )
-        self._disk.sync(weights)
+        records: dict[str, FileRecord] = {}
+        entries: list[Entry] = []
+        for directory, group in by_directory(pieces).items():
+            home = checkpoint / directory
+            written, stored = write_share(
+                self._disk, home, self._ranks.rank, group, snapshot.tensors, self._files_per_rank
+            )
+            self._disk.sync(home)
+            records.update({f"{directory}/{name}": record for name, record in written.items()})
+            entries += stored
         fingerprint = xxhash.xxh3_64_hexdigest(snapshot.outline.encode())
         return Share(fingerprint, records, entries)
 
@@ -105,16 +115,10 @@ class Saver:
         write_context: Callable[[Path], None] | None,
     ) -> Manifest:
         _check_shares(checkpoint, shares)
-        files = {f"{names.WEIGHTS}/{name}": r for share in shares for name, r in share.records.items()}
+        files = {name: record for share in shares for name, record in share.records.items()}
         entries = [entry for share in shares for entry in share.entries]
-        common = {**snapshot.common, OURS: {"format": manifests.FORMAT, "optimizer_names": snapshot.optimizer_names}}
-        for name, content in (
-            (names.COMMON, dump_common(common)),
-            (names.BACKEND, BACKEND),
-            (names.DCP_METADATA, metadata(snapshot.tensors, snapshot.paths, entries)),
-        ):
-            path = checkpoint / names.WEIGHTS / name
-            files[f"{names.WEIGHTS}/{name}"] = write_file(self._disk, path, iter([content]))
+        for name, content in {**common_files(snapshot), **metadata_files(snapshot, entries)}.items():
+            files[name] = write_file(self._disk, checkpoint / name, iter([content]))
         if write_context is not None:
             write_context(checkpoint / names.CONTEXT)
             files.update(_records_below(checkpoint, checkpoint / names.CONTEXT))
@@ -140,7 +144,7 @@ def _check_shares(checkpoint: Path, shares: list[Share]) -> None:
         )
     for rank, share in enumerate(shares):
         for name, record in share.records.items():
-            path = checkpoint / names.WEIGHTS / name
+            path = checkpoint / name
             if not path.exists() or path.stat().st_size != record.size:
                 raise CheckpointError(
                     f"rank 0 does not see {path}, which rank {rank} wrote: the run directory must be on a file system "

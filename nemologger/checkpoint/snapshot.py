@@ -6,6 +6,10 @@ The flat scheme of ``weights/``:
 * ``optimizer.<i>.state.<parameter name>.<field>`` for every tensor of the ``i``-th optimizer's state. Names, not indices:
   they mean the same on another number of ranks, and to other tools.
 
+A callback may add other weights of the same model, such as averages, to the checkpoint dictionary: they go to a directory
+of their own beside ``weights/``, in the same scheme (:data:`BESIDE`). Among all tensors of a snapshot their flat keys begin
+with that directory and a slash.
+
 The rest keeps the shape of Lightning's checkpoint dictionary and goes to ``common.pt``; where a tensor was taken out of
 an optimizer's state, a reference to its flat key stays.
 """
@@ -18,11 +22,15 @@ from typing import Any
 
 import torch
 
+from nemologger import names
 from nemologger.checkpoint.plain import TAG, Encoder, decode
 from nemologger.errors import CheckpointError
 
 MODEL = "state_dict"
 OPTIMIZER = "optimizer"
+#: Other weights of the model: their key in Lightning's checkpoint dictionary, and their directory in a checkpoint of ours.
+EMA_STATE = "ema_state_dict"
+BESIDE = {EMA_STATE: names.EMA_WEIGHTS}
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,7 @@ class Snapshot:
         common: Everything else, as plain types.
         left_out: ``path -> why`` of values that have no plain form.
         optimizer_names: For each optimizer, the parameter name behind each index.
+        beside: For each directory besides ``weights/``, what its ``common.pt`` holds.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -44,6 +53,20 @@ class Snapshot:
     common: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     optimizer_names: list[dict[int, str]] = field(default_factory=list)
+    beside: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def directories(self) -> tuple[str, ...]:
+        """The directories that the tensors go to; ``weights/`` first."""
+        return (names.WEIGHTS, *self.beside)
+
+    def within(self, directory: str) -> tuple[dict[str, torch.Tensor], dict[str, tuple[str, ...]]]:
+        """The tensors and paths of one of the :attr:`directories`, under the keys that they have in it."""
+        stored = {key: inside for key in self.tensors for home, inside in [home_of(key)] if home == directory}
+        return (
+            {inside: self.tensors[key] for key, inside in stored.items()},
+            {inside: self.paths[key] for key, inside in stored.items()},
+        )
 
     @property
     def has_optimizer(self) -> bool:
@@ -76,14 +99,25 @@ def take(
     tensors: dict[str, torch.Tensor] = {}
     paths: dict[str, tuple[str, ...]] = {}
     encoder = Encoder()
-    rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, "optimizer_states")}
-    extra: dict[str, Any] = {}
-    for name, value in checkpoint.get(MODEL, {}).items():
-        if _has_values(value, f"{MODEL}.{name}"):
-            key = f"{MODEL}.{name}"
-            tensors[key], paths[key] = value, (MODEL, name)
-        else:
-            extra[name] = value
+    rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, "optimizer_states", *BESIDE)}
+
+    def take_weights(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        """Take the tensors; what is left."""
+        extra: dict[str, Any] = {}
+        for name, value in state_dict.items():
+            key = f"{prefix}{MODEL}.{name}"
+            if _has_values(value, key):
+                tensors[key], paths[key] = value, (MODEL, name)
+            else:
+                extra[name] = value
+        return extra
+
+    extra = take_weights(checkpoint.get(MODEL, {}))
+    beside = {
+        directory: {MODEL: encoder.encode(take_weights(checkpoint[key], f"{directory}/"), key)}
+        for key, directory in BESIDE.items()
+        if key in checkpoint
+    }
     rank_zero = (
         frozenset()
         if parameter_names is None
@@ -96,7 +130,13 @@ def take(
             _take_optimizer(i, state, (optimizer_names or [{}] * (i + 1))[i], tensors, paths, encoder)
             for i, state in enumerate(checkpoint["optimizer_states"])
         ]
-    return Snapshot(tensors, paths, rank_zero, common, encoder.left_out, list(optimizer_names or []))
+    return Snapshot(tensors, paths, rank_zero, common, encoder.left_out, list(optimizer_names or []), beside)
+
+
+def home_of(key: str) -> tuple[str, str]:
+    """The directory that a tensor goes to, and its key in there."""
+    directory, slash, inside = key.partition("/")
+    return (directory, inside) if slash and directory in BESIDE.values() else (names.WEIGHTS, key)
 
 
 def _take_optimizer(

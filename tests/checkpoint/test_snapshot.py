@@ -194,3 +194,23 @@ def test_a_checkpoint_can_be_loaded_by_its_weights_directory(tmp_path):
     save(tmp_path / "a", 3)
     assert load_checkpoint(tmp_path / "a" / "weights")["global_step"] == 3
     assert "nemologger" not in load_checkpoint(tmp_path / "a")
+
+
+def test_other_weights_of_the_model_go_to_a_directory_of_their_own():
+    weights, averages = (
+        {"a": torch.ones(2), "b/c": torch.zeros(1), "extra": {"x": 1}},
+        {"a": torch.zeros(2), "extra": {"x": 2}},
+    )
+    snapshot = take({"state_dict": weights, "ema_state_dict": averages, "epoch": 3}, frozenset({"a"}))
+    assert snapshot.directories == ("weights", "ema_weights")
+    assert "ema_state_dict" not in snapshot.common
+    tensors, paths = snapshot.within("weights")
+    assert tensors.keys() == {"state_dict.a", "state_dict.b/c"}
+    assert tensors["state_dict.a"] is weights["a"]
+    tensors, paths = snapshot.within("ema_weights")
+    assert tensors["state_dict.a"] is averages["a"]
+    assert paths == {"state_dict.a": ("state_dict", "a")}
+    assert snapshot.beside == {"ema_weights": {"state_dict": {"extra": {"x": 2}}}}
+    assert snapshot.rank_zero == {"state_dict.b/c"}
+    assert take({"state_dict": weights}).directories == ("weights",)
+    assert take({"state_dict": weights}).outline != snapshot.outline
