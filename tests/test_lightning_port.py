@@ -7,6 +7,7 @@ import inspect
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from toy import ToyModel, loader, quiet_trainer
@@ -217,6 +218,43 @@ def test_torch_is_a_version_that_was_tried():
     assert (2, 10) <= (major, minor) < (2, 14)
 
 
+class _Keeps(lightning_port.KeepsWeights):
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        checkpoint["kept"] = checkpoint.get("kept", 0) + 1
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_callback_with_weights_is_asked_once_whatever_is_saved(weights_only):
+    class Takes(pl.Callback):
+        def on_train_end(self, trainer, pl_module):
+            self.checkpoint = lightning_port.training_state(trainer, weights_only=weights_only).checkpoint
+
+    takes = Takes()
+    quiet_trainer(max_steps=1, callbacks=[_Keeps(), takes], limit_val_batches=0).fit(ToyModel(), loader())
+    assert takes.checkpoint["kept"] == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_step_is_logged_with_its_last_batch(accumulate):
+    class Asks(pl.Callback):
+        due: list[tuple[int, int]] = []
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if lightning_port.log_is_due(trainer, 2):
+                self.due.append((batch_idx + 1, trainer.global_step))
+
+    asks = Asks()
+    asks.due = []
+    quiet_trainer(
+        max_steps=3,
+        callbacks=[asks],
+        limit_val_batches=0,
+        accumulate_grad_batches=accumulate,
+        enable_checkpointing=False,
+    ).fit(ToyModel(), loader())
+    assert asks.due == [(2 * accumulate, 2)]
+
+
 def test_which_batch_ends_training_and_which_is_logged():
     class Looks(pl.Callback):
         def __init__(self):
@@ -280,38 +318,12 @@ def test_fit_can_be_left_without_an_end():
     assert leaves.seen == ("teardown",)
 
 
-class _Keeps(lightning_port.KeepsWeights):
-    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
-        checkpoint["kept"] = checkpoint.get("kept", 0) + 1
-
-
-@pytest.mark.parametrize("weights_only", [False, True])
-def test_a_callback_with_weights_is_asked_once_whatever_is_saved(weights_only):
-    class Takes(pl.Callback):
-        def on_train_end(self, trainer, pl_module):
-            self.checkpoint = lightning_port.training_state(trainer, weights_only=weights_only).checkpoint
-
-    takes = Takes()
-    quiet_trainer(max_steps=1, callbacks=[_Keeps(), takes], limit_val_batches=0).fit(ToyModel(), loader())
-    assert takes.checkpoint["kept"] == 1
-
-
-@pytest.mark.parametrize("accumulate", [1, 3])
-def test_a_step_is_logged_with_its_last_batch(accumulate):
-    class Asks(pl.Callback):
-        due: list[tuple[int, int]] = []
-
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            if lightning_port.log_is_due(trainer, 2):
-                self.due.append((batch_idx + 1, trainer.global_step))
-
-    asks = Asks()
-    asks.due = []
-    quiet_trainer(
-        max_steps=3,
-        callbacks=[asks],
-        limit_val_batches=0,
-        accumulate_grad_batches=accumulate,
-        enable_checkpointing=False,
-    ).fit(ToyModel(), loader())
-    assert asks.due == [(2 * accumulate, 2)]
+def test_the_last_checkpoint_that_is_there(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path)
+    assert lightning_port.last_saved(checkpoint) == ""
+    (tmp_path / "a.ckpt").touch()
+    checkpoint._last_checkpoint_saved = str(tmp_path / "a.ckpt")
+    checkpoint.last_model_path = str(tmp_path / "gone.ckpt")
+    assert lightning_port.last_saved(checkpoint) == str(tmp_path / "a.ckpt")
+    (tmp_path / "gone.ckpt").touch()
+    assert lightning_port.last_saved(checkpoint) == str(tmp_path / "gone.ckpt")
