@@ -9,7 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import nemologger.io as io  # noqa: F401  a submodule, which mypy sees only this way
+    import nemologger.exp_manager as exp_manager  # noqa: F401  submodules, which mypy sees only this way
+    import nemologger.io as io  # noqa: F401
     from nemologger.combination import SweepJob as SweepJob
     from nemologger.combination import sweep_job as sweep_job
     from nemologger.defaults import default_log as default_log
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from nemologger.defaults import tensorboard_logger as tensorboard_logger
     from nemologger.defaults import wandb_logger as wandb_logger
     from nemologger.errors import CheckpointError as CheckpointError
+    from nemologger.errors import CheckpointMisconfigurationError as CheckpointMisconfigurationError
     from nemologger.errors import ConfigurationError as ConfigurationError
     from nemologger.errors import ContextError as ContextError
     from nemologger.errors import DamagedCheckpointError as DamagedCheckpointError
     from nemologger.errors import DirectoryInUseError as DirectoryInUseError
+    from nemologger.errors import LoggerMisconfigurationError as LoggerMisconfigurationError
     from nemologger.errors import ModelMismatchError as ModelMismatchError
     from nemologger.errors import NemologgerError as NemologgerError
     from nemologger.errors import NotFoundError as NotFoundError
@@ -54,10 +57,12 @@ _HOMES = {
     "nemologger.defaults": ("default_log", "default_resume", "tensorboard_logger", "wandb_logger"),
     "nemologger.errors": (
         "CheckpointError",
+        "CheckpointMisconfigurationError",
         "ConfigurationError",
         "ContextError",
         "DamagedCheckpointError",
         "DirectoryInUseError",
+        "LoggerMisconfigurationError",
         "ModelMismatchError",
         "NemologgerError",
         "NotFoundError",
@@ -81,13 +86,16 @@ _HOMES = {
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = sorted([*_HOME_OF, "io"])
+# Modules, not what is in them: a function of the name would be replaced by its module once somebody imports that.
+_MODULES = ("exp_manager", "io")
+
+__all__ = sorted([*_HOME_OF, *_MODULES])
 
 
 def __getattr__(name: str) -> Any:
     """Import what was asked for."""
-    if name == "io":
-        return import_module("nemologger.io")
+    if name in _MODULES:
+        return import_module(f"nemologger.{name}")
     if name not in _HOME_OF:
         raise AttributeError(f"module 'nemologger' has no attribute {name!r}")
     value = getattr(import_module(_HOME_OF[name]), name)

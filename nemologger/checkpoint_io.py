@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.plugins import CheckpointIO
+from torch.serialization import safe_globals
 
 from nemologger import lightning_port, names, sharded_state
 from nemologger.checkpoint import manifest as manifests
@@ -128,7 +130,8 @@ class DirectoryCheckpointIO(CheckpointIO):
     def _load_file(self, path: str | Path, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
         options = {} if map_location is None else {"map_location": map_location}
         try:
-            return self._inner.load_checkpoint(path, weights_only=weights_only, **options)
+            with safe_globals(_omegaconf_types()):
+                return self._inner.load_checkpoint(path, weights_only=weights_only, **options)
         except pickle.UnpicklingError as error:
             raise RefusedError(
                 f"{path} holds more than plain types, and loading it would run code: {error}\nIf you trust it, pass "
@@ -145,6 +148,19 @@ class DirectoryCheckpointIO(CheckpointIO):
     def teardown(self) -> None:
         """Pass it on."""
         self._inner.teardown()
+
+
+def _omegaconf_types() -> list[Any]:
+    """What a configuration object of OmegaConf is made of: NeMo 1's models have one among their hyperparameters.
+
+    Making one from its state runs nothing: its values are plain, and an interpolation is resolved when somebody asks for it.
+    """
+    from omegaconf import DictConfig, ListConfig, nodes
+    from omegaconf.base import ContainerMetadata, Metadata
+
+    leaves = [nodes.AnyNode, nodes.BooleanNode, nodes.FloatNode, nodes.IntegerNode, nodes.StringNode]
+    plain = [Any, bool, dict, float, int, list, str, tuple, defaultdict]
+    return [DictConfig, ListConfig, ContainerMetadata, Metadata, *leaves, *plain]
 
 
 def install(trainer: pl.Trainer) -> None:

@@ -2,6 +2,8 @@
 
     NemologgerError
     ├── ConfigurationError      (ValueError)         an argument, or two that contradict each other
+    │   ├── LoggerMisconfigurationError              exp_manager and the trainer both have a logger
+    │   └── CheckpointMisconfigurationError          exp_manager and the trainer both have a checkpoint callback
     ├── NotFoundError           (FileNotFoundError)  no checkpoint, run or file where one was asked for
     ├── CheckpointError         (RuntimeError)
     │   ├── UnfinishedCheckpointError  (ValueError)  it was being written or removed when its process died
@@ -28,6 +30,14 @@ class NemologgerError(Exception):
 
 class ConfigurationError(NemologgerError, ValueError):
     """An argument has a value that cannot work, or contradicts another one."""
+
+
+class LoggerMisconfigurationError(ConfigurationError):
+    """The trainer has a logger, and ``exp_manager`` is told to make one or to choose its directory."""
+
+
+class CheckpointMisconfigurationError(ConfigurationError):
+    """The trainer has a checkpoint callback, and ``exp_manager`` is told to make one."""
 
 
 class NotFoundError(NemologgerError, FileNotFoundError):

@@ -17,6 +17,9 @@ from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError, NotFoundError
 
+# How the name of a file that export_weights writes may end.
+FORMATS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
 
 def load_weights(checkpoint: str | Path, module: nn.Module, strict: bool = True, *, ema: bool = False) -> None:
     """Load the model of a checkpoint into ``module``, for inference or for training something else.
@@ -98,7 +101,7 @@ def export_weights(checkpoint: str | Path, output: str | Path, *, ema: bool = Fa
         nemologger.errors.ConfigurationError: output='model.txt': end it in .safetensors or .pt
     """
     target = Path(output)
-    if target.suffix not in (".safetensors", ".pt", ".pth", ".bin", ".ckpt"):
+    if target.suffix not in FORMATS:
         raise ConfigurationError(f"output={str(output)!r}: end it in .safetensors or .pt")
     state = load.load_model(_existing(checkpoint, ema=ema))
     if target.suffix == ".safetensors":

@@ -99,6 +99,14 @@ def checkpoint_directory(trainer: pl.Trainer, checkpoint: ModelCheckpoint) -> st
     return str(checkpoint._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
 
 
+def last_saved(checkpoint: ModelCheckpoint) -> str:
+    """The path of the last checkpoint that ``checkpoint`` has saved and that is there; empty if there is none."""
+    for path in (checkpoint.last_model_path, checkpoint._last_checkpoint_saved):
+        if path and os.path.exists(path):
+            return path
+    return ""
+
+
 def use_checkpoint_io(
     trainer: pl.Trainer, plugin: CheckpointIO, load: Callable[[Path], dict[str, Any] | None] | None = None
 ) -> None:

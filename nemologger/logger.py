@@ -20,7 +20,7 @@ from nemologger.combination import sweep_job
 from nemologger.errors import ConfigurationError
 from nemologger.log_files import LogFiles
 from nemologger.ranks import decide, together
-from nemologger.run_dir import RunDirectory
+from nemologger.run_dir import RunDirectory, Version
 from nemologger.run_record import EndOfLog, RunRecord, record_of
 from nemologger.trackers import tensorboard, wandb
 from nemologger.trackers.continued_steps import ContinuedSteps
@@ -48,6 +48,8 @@ class NeMoLogger:
         version: Name of this run among those of the experiment. Default: the environment variable
             ``NEMO_EXPM_VERSION``, else none if the run may resume, else date and time.
         use_datetime_version: Whether date and time are the last resort for a version; else the run has none.
+        number_versions: ``version_0``, ``version_1``, … are the last resort instead, as Lightning's loggers count; not for
+            a run that may resume.
         log_local_rank_0_only: Only the first process of each node writes a log file.
         log_global_rank_0_only: Only the first process of the run does.
         files_to_copy: Files to keep a copy of, a configuration for example.
@@ -85,6 +87,7 @@ class NeMoLogger:
     tensorboard: TensorBoardLogger | Callable[[], TensorBoardLogger] | None = None
     wandb: WandbLogger | Callable[[], WandbLogger] | None = None
     extra_loggers: Sequence[Logger | Callable[[], Logger]] = field(default_factory=list)
+    number_versions: bool = False
 
     def __post_init__(self) -> None:
         """Check the arguments together."""
@@ -165,6 +168,10 @@ class NeMoLogger:
                 "log_local_rank_0_only and log_global_rank_0_only are both True: choose one log file per node or one "
                 "for the whole run."
             )
+        if self.number_versions and self.use_datetime_version:
+            raise ConfigurationError(
+                "number_versions=True numbers the runs instead of dating them: set use_datetime_version=False with it."
+            )
         if self.explicit_log_dir is not None:
             others = {"log_dir": self.log_dir, "version": self.version}
             given = [f"{name}={value!r}" for name, value in others.items() if value]
@@ -194,12 +201,15 @@ class NeMoLogger:
     ) -> dict[str, Any]:
         """Choose the run directory and write what describes the run. Plain values: they travel to the other ranks."""
         here = Path.cwd()
-        run, notes, dated = self._choose(trainer, here, resume_if_exists)
+        run, notes, version = self._choose(trainer, here, resume_if_exists)
         # Lightning's launcher on several nodes has each node's first process come here; one of them writes.
         if trainer.global_rank != 0:
             return _plan(run, notes, None)
         copies = run_files.to_copy(self.files_to_copy or [], here)
-        log_dir = run_files.create(run.log_dir, fresh=dated)
+        if version.numbered:
+            log_dir = run_files.create_numbered(run.log_dir)
+        else:
+            log_dir = run_files.create(run.log_dir, fresh=version.dated)
         if log_dir != run.log_dir:
             run = RunDirectory(run.exp_dir, log_dir, run.name, log_dir.name)
         job = sweep_job()
@@ -213,30 +223,33 @@ class NeMoLogger:
             wandb_id = wandb.run_id(run.log_dir, wandb_loggers)
         return _plan(run, notes, wandb_id)
 
-    def _choose(self, trainer: pl.Trainer, here: Path, resume_if_exists: bool) -> tuple[RunDirectory, list[str], bool]:
-        """The run directory, what to warn of, and whether it must be a new one."""
+    def _choose(
+        self, trainer: pl.Trainer, here: Path, resume_if_exists: bool
+    ) -> tuple[RunDirectory, list[str], Version]:
+        """The run directory, what to warn of, and where its version comes from."""
         if self.explicit_log_dir is not None:
             run = run_dir.explicit_directory(self.explicit_log_dir, here=here)
             notes = [f"explicit_log_dir={str(run.log_dir)!r} already exists"] if run.log_dir.exists() else []
-            return run, notes, False
+            return run, notes, Version(None)
         version = run_dir.choose_version(
             self.version,
             environment=os.environ,
             resume_if_exists=resume_if_exists,
             use_datetime_version=self.use_datetime_version,
+            number_versions=self.number_versions,
             now=datetime.now().astimezone(),
         )
-        if version.dated and lightning_port.launches_on_each_node(trainer):
+        if (version.dated or version.numbered) and lightning_port.launches_on_each_node(trainer):
             raise ConfigurationError(
                 f"Lightning starts this run's processes on {trainer.num_nodes} nodes, each node by itself: they cannot "
-                "agree on a version made of date and time. Give version=..., or set the environment variable "
+                "agree on a version made of date and time, or on a number. Give version=..., or set the variable "
                 f"{run_dir.VERSION_VARIABLE} to the same value on every node, or start the run with torchrun."
             )
         notes = []
         if resume_if_exists and version.text is None and self.use_datetime_version:
             notes.append("resume_if_exists: the run directory gets no version, so that the next start finds it again")
         run = run_dir.run_directory(self.name, version.text, log_dir=self.log_dir, here=here)
-        return run, notes, version.dated
+        return run, notes, version
 
     # --- trackers -------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from nemologger.checkpoint.verify import problems
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.errors import (
+    CheckpointError,
     ConfigurationError,
     DamagedCheckpointError,
     NemologgerError,
@@ -103,6 +104,8 @@ class AutoResume:
         resume_if_exists: Look for checkpoints in the run directory.
         resume_past_end: Go on from an ``*-end`` checkpoint, which says that its run has completed.
         resume_ignore_no_checkpoint: Start from scratch, with a warning, when there is no checkpoint; else that is an error.
+        start_from: A checkpoint to go on from, optimizer and all, while there is none of the run's own: where the first of
+            several jobs starts. Needs ``resume_if_exists`` or ``resume_from_directory``.
         path: Older name of ``resume_from_path``.
         dirpath: Older name of ``resume_from_directory``.
         import_path: Older name of ``restore_config=RestoreConfig(path=...)``.
@@ -121,6 +124,7 @@ class AutoResume:
     path: InitVar[str | Path | None] = None
     dirpath: InitVar[str | Path | None] = None
     import_path: InitVar[str | Path | None] = None
+    start_from: str | Path | None = None
     _own_directory: Path | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(
@@ -131,6 +135,11 @@ class AutoResume:
         self.resume_from_directory = _older("dirpath", dirpath, "resume_from_directory", self.resume_from_directory)
         imported = None if import_path is None else RestoreConfig(path=str(import_path))
         self.restore_config = _older("import_path", imported, "restore_config", self.restore_config)
+        if self.start_from is not None and (not self._wants_checkpoint or self.resume_from_path is not None):
+            raise ConfigurationError(
+                f"AutoResume(start_from={str(self.start_from)!r}) is for a run that looks for checkpoints of its own: set "
+                "resume_if_exists=True with it, or give the checkpoint as resume_from_path"
+            )
         if self.restore_config is not None and not isinstance(self.restore_config, RestoreConfig):
             raise ConfigurationError(
                 f"AutoResume(restore_config={self.restore_config!r}): expected a RestoreConfig, for example "
@@ -228,6 +237,8 @@ class AutoResume:
 
         self._clean_up()
         chosen = self._choose(suitable, read.faults if checkpoint_io.keeps(trainer) else _faults)
+        if chosen is None and self.start_from is not None:
+            chosen = _trusted(Path(self.start_from).expanduser().absolute())
         if chosen is not None:
             step = chosen.manifest.step if chosen.manifest else 0
             return {
@@ -286,8 +297,10 @@ class AutoResume:
                 "NeMoLogger.setup(trainer) first, give the ModelCheckpoint a dirpath, or set resume_from_directory"
             )
         found = survey(directory)
-        if not found and self.resume_from_directory is not None:
-            _explain_wrong_directory(directory)
+        if not found:
+            _refuse_model_parallel(directory)
+            if self.resume_from_directory is not None:
+                _explain_wrong_directory(directory)
         ends = [one for one in found if one.is_end and one.status in (Status.COMPLETE, Status.FOREIGN)]
         if ends and not self.resume_past_end:
             raise RunCompletedError(
@@ -375,6 +388,20 @@ def _resolve(path: Path) -> Path:
 
 def _holds_weights(path: Path) -> bool:
     return any((weights / names.DCP_METADATA).exists() for weights in (path, path / names.WEIGHTS))
+
+
+def _refuse_model_parallel(directory: Path) -> None:
+    """A directory with the checkpoints of NeMo 1's model parallelism is not an empty one.
+
+    Raises:
+        CheckpointError: If there are such checkpoints.
+    """
+    parts = [path for pattern in ("mp_rank_*", "tp_rank_*") for path in directory.glob(f"{pattern}/*.ckpt")]
+    if parts:
+        raise CheckpointError(
+            f"{directory} holds checkpoints of a model that NeMo 1 split over ranks ({parts[0].relative_to(directory)}), "
+            "which nothing here can put together. Convert one with NeMo, and name the file with resume_from_path."
+        )
 
 
 def _explain_wrong_directory(directory: Path) -> None:

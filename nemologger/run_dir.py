@@ -79,10 +79,12 @@ class Version:
     Attributes:
         text: The version, None if the run has none.
         dated: It was read off the clock: another process, or the next start of this one, would get another.
+        numbered: It is the first free one of ``version_0``, ``version_1``, …, which whoever creates the directory knows.
     """
 
     text: str | None
     dated: bool = False
+    numbered: bool = False
 
 
 def choose_version(
@@ -92,6 +94,7 @@ def choose_version(
     resume_if_exists: bool,
     use_datetime_version: bool,
     now: datetime,
+    number_versions: bool = False,
 ) -> Version:
     """The version of a run: given, else ``NEMO_EXPM_VERSION``, else none to resume into, else the time, else none.
 
@@ -99,8 +102,8 @@ def choose_version(
         ConfigurationError: The version cannot be the name of a directory.
 
     Example:
-        >>> choose_version("v2", environment={}, resume_if_exists=True, use_datetime_version=True, now=datetime.now())
-        Version(text='v2', dated=False)
+        >>> choose_version("v2", environment={}, resume_if_exists=True, use_datetime_version=True, now=datetime.now()).text
+        'v2'
     """
     if given:
         return Version(check_name(given, "version"))
@@ -108,7 +111,20 @@ def choose_version(
         return Version(check_name(environment[VERSION_VARIABLE], f"the environment variable {VERSION_VARIABLE}"))
     if use_datetime_version and not resume_if_exists:
         return Version(now.strftime("%Y-%m-%d_%H-%M-%S"), dated=True)
+    if number_versions and not resume_if_exists:
+        return Version(None, numbered=True)
     return Version(None)
+
+
+def next_version(names: Iterable[str]) -> str:
+    """The ``version_<n>`` after those among ``names``.
+
+    Example:
+        >>> next_version(["version_0", "version_10", "version_x", "notes"])
+        'version_11'
+    """
+    numbers = [int(name.removeprefix("version_")) for name in names if re.fullmatch(r"version_\d+", name)]
+    return f"version_{max(numbers, default=-1) + 1}"
 
 
 def run_directory(name: str, version: str | None, *, log_dir: str | Path | None, here: Path) -> RunDirectory:

@@ -52,6 +52,24 @@ def create(directory: Path, *, fresh: bool = False, disk: Disk | None = None) ->
     return chosen
 
 
+def create_numbered(parent: Path, *, disk: Disk | None = None) -> Path:
+    """Create the first free one of ``version_0``, ``version_1``, … in ``parent`` and return it.
+
+    Raises:
+        ConfigurationError: It cannot be created.
+    """
+    disk = disk or LocalDisk()
+    with _writing_to(parent):
+        disk.make_directory(parent)
+        while True:
+            chosen = parent / run_dir.next_version(path.name for path in parent.iterdir())
+            try:
+                chosen.mkdir()  # not the disk's, which takes one that is there
+            except FileExistsError:
+                continue  # another job was faster
+            return chosen
+
+
 def to_copy(files: Sequence[str | Path], here: Path) -> dict[str, Path]:
     """What ``files`` will be called in the run directory, and where each is now.
 

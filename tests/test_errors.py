@@ -11,6 +11,8 @@ from nemologger import errors
 
 BUILTINS = {
     "ConfigurationError": ValueError,
+    "LoggerMisconfigurationError": ValueError,
+    "CheckpointMisconfigurationError": ValueError,
     "NotFoundError": FileNotFoundError,
     "CheckpointError": RuntimeError,
     "UnfinishedCheckpointError": ValueError,

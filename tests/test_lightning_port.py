@@ -7,6 +7,7 @@ import inspect
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from toy import ToyModel, loader, quiet_trainer
@@ -315,3 +316,14 @@ def test_fit_can_be_left_without_an_end():
     trainer.fit(ToyModel(), loader())
     assert trainer.global_step == 2
     assert leaves.seen == ("teardown",)
+
+
+def test_the_last_checkpoint_that_is_there(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path)
+    assert lightning_port.last_saved(checkpoint) == ""
+    (tmp_path / "a.ckpt").touch()
+    checkpoint._last_checkpoint_saved = str(tmp_path / "a.ckpt")
+    checkpoint.last_model_path = str(tmp_path / "gone.ckpt")
+    assert lightning_port.last_saved(checkpoint) == str(tmp_path / "a.ckpt")
+    (tmp_path / "gone.ckpt").touch()
+    assert lightning_port.last_saved(checkpoint) == str(tmp_path / "gone.ckpt")

@@ -11,7 +11,8 @@ import pytest
 import nemologger
 
 PUBLIC = {
-    "AutoResume", "CheckpointError", "ConfigurationError", "ContextError", "DamagedCheckpointError", "default_log",
+    "AutoResume", "CheckpointError", "CheckpointMisconfigurationError", "exp_manager",
+    "LoggerMisconfigurationError", "ConfigurationError", "ContextError", "DamagedCheckpointError", "default_log",
     "default_resume", "DirectoryInUseError", "export_weights", "finetune", "hydra_runner", "io", "load_model",
     "load_weights", "ModelCheckpoint", "ModelMismatchError", "NeMoLogger", "NemologgerError", "NotFoundError", "pretrain",
     "RankError", "RefusedError", "RestoreConfig", "Resumed", "run_of", "RunCompletedError", "RunDirectory",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nemologger.callbacks.delta_timing import DeltaTimingCallback as DeltaTimingCallback
     from nemologger.callbacks.ema import EMA as EMA
+    from nemologger.callbacks.export_model import ExportModel as ExportModel
     from nemologger.callbacks.fault_tolerance import FaultTolerance as FaultTolerance
     from nemologger.callbacks.flops import FLOPsMeasurement as FLOPsMeasurement
     from nemologger.callbacks.max_time import MaxTimePerRun as MaxTimePerRun
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "DeltaTimingCallback": "nemologger.callbacks.delta_timing",
     "EMA": "nemologger.callbacks.ema",
+    "ExportModel": "nemologger.callbacks.export_model",
     "FLOPsMeasurement": "nemologger.callbacks.flops",
     "FaultTolerance": "nemologger.callbacks.fault_tolerance",
     "MaxTimePerRun": "nemologger.callbacks.max_time",

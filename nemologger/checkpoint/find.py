@@ -176,7 +176,8 @@ def _looks_like_one(path: Path) -> bool:
         return any((path / part).exists() for part in (names.WEIGHTS, names.MANIFEST, names.CONTEXT)) or (
             names.marker(path).exists()
         )
-    return path.suffix == ".ckpt"
+    # NeMo 1 writes averaged weights beside a checkpoint X.ckpt: nothing to go on from.
+    return path.suffix == ".ckpt" and not path.name.endswith("-EMA.ckpt")
 
 
 def _is_ours(path: Path) -> bool:

@@ -1,0 +1,147 @@
+"""One file with the model in it, for other programs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from nemologger import lightning_port
+from nemologger.checkpoint.load import load_checkpoint
+from nemologger.context.mixin import IOMixin
+from nemologger.errors import ConfigurationError
+from nemologger.export import FORMATS, export_weights
+from nemologger.ranks import SingleProcess, connect, decide
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from nemologger.ranks import Ranks
+
+log = logging.getLogger(__name__)
+
+
+class ExportModel(IOMixin, Callback):
+    """Writes the model beside its checkpoints as ``<prefix><postfix>``, when training has ended.
+
+    The weights are those of a checkpoint, so there must be a checkpoint callback. A ``postfix`` that
+    :func:`~nemologger.export_weights` knows (``.safetensors``, ``.pt``, …) works for any model. For any other, the model is
+    asked to write the file itself, with its method ``save_to(save_path=...)``, as NeMo's models do for ``.nemo``.
+
+    Args:
+        prefix: What the file is called.
+        postfix: How its name ends, and what is written.
+        best: Export the best checkpoint rather than the last one. The model in memory stays as it is.
+        always: Also export whenever there is another such checkpoint.
+        at_end: Export when training has ended.
+
+    Raises:
+        ConfigurationError: Neither ``always`` nor ``at_end``, or there is nothing to call the file.
+
+    Example:
+        >>> ExportModel("digits", ".safetensors", best=True).postfix
+        '.safetensors'
+    """
+
+    def __init__(
+        self,
+        prefix: str = "model",
+        postfix: str = ".safetensors",
+        *,
+        best: bool = False,
+        always: bool = False,
+        at_end: bool = True,
+    ) -> None:
+        if not prefix + postfix or "/" in prefix + postfix:
+            raise ConfigurationError(
+                f"ExportModel(prefix={prefix!r}, postfix={postfix!r}): they make the name of a file"
+            )
+        if (prefix + postfix).endswith(".ckpt"):
+            raise ConfigurationError(
+                f"ExportModel(prefix={prefix!r}, postfix={postfix!r}): a .ckpt file would be taken for a checkpoint to "
+                "resume from; '.pt' has the same content"
+            )
+        if not (always or at_end):
+            raise ConfigurationError("ExportModel(always=False, at_end=False) never exports anything")
+        self.prefix = prefix
+        self.postfix = postfix
+        self.best = best
+        self.always = always
+        self.at_end = at_end
+        self._exported = ""
+        self._ranks: Ranks = SingleProcess()
+
+    @property
+    def _is_weights_file(self) -> bool:
+        return Path(self.prefix + self.postfix).suffix in FORMATS
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Say now what will not happen later."""
+        if stage != "fit" or lightning_port.is_trial(trainer):
+            return
+        self._ranks = connect()
+        if not self._is_weights_file and not callable(getattr(pl_module, "save_to", None)) and trainer.is_global_zero:
+            log.warning(
+                "no %s is going to be written: %s has no method save_to(). Every checkpoint holds its weights; to have them "
+                "in one file, choose the postfix '.safetensors' or '.pt'; exp_manager calls that "
+                "checkpoint_callback_params.postfix, and save_nemo_on_train_end=False asks for no file.",
+                self.prefix + self.postfix,
+                type(pl_module).__name__,
+            )
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """With ``always``, export a checkpoint that is new."""
+        if self.always:
+            self._export(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """With ``always``, export a checkpoint that is new."""
+        if self.always and not trainer.sanity_checking:
+            self._export(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Export; the last checkpoint is there now."""
+        if self.at_end:
+            self._export(trainer, pl_module)
+
+    def _export(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        save_to = getattr(module, "save_to", None)
+        if lightning_port.is_trial(trainer) or not (self._is_weights_file or callable(save_to)):
+            return
+        source = decide(self._ranks, lambda: self._source(trainer))
+        if not source or source == self._exported:
+            return
+        self._exported = source
+        target = Path(source).parent / (self.prefix + self.postfix)
+        if self._is_weights_file:
+            decide(self._ranks, lambda: str(export_weights(source, target)))
+        else:
+            self._let_model_save(trainer, module, source, target)
+        if trainer.is_global_zero:
+            log.info("%s: the model of %s", target, source)
+
+    def _source(self, trainer: pl.Trainer) -> str:
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint):
+                last = lightning_port.last_saved(callback)
+                return (callback.best_model_path or last) if self.best else last or callback.best_model_path
+        raise ConfigurationError("ExportModel exports what a ModelCheckpoint has saved, and the trainer has none")
+
+    def _let_model_save(self, trainer: pl.Trainer, module: pl.LightningModule, source: str, target: Path) -> None:
+        """All ranks: the model knows which of them write."""
+        weights = load_checkpoint(Path(source))
+        current = {name: value.detach().clone() for name, value in module.state_dict().items() if _is_tensor(value)}
+        trainer.strategy.load_model_state_dict(weights, strict=False)
+        try:
+            module.save_to(save_path=str(target))  # type: ignore[operator]  # the caller has looked
+        finally:
+            module.load_state_dict(current, strict=False)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, torch.Tensor)

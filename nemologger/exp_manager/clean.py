@@ -1,0 +1,53 @@
+"""Remove the checkpoints of an experiment, and keep its logs."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from nemologger import names
+from nemologger.checkpoint.commit import retract
+from nemologger.checkpoint.find import survey
+from nemologger.disk import LocalDisk
+from nemologger.lock import DirectoryLock
+
+log = logging.getLogger("nemologger.exp_manager")
+
+
+def clean_exp_ckpt(exp_log_dir: str | Path, remove_ckpt: bool = True, remove_nemo: bool = False) -> None:
+    """Remove the checkpoints in ``exp_log_dir/checkpoints``. All else in the run directory stays.
+
+    Args:
+        exp_log_dir: A run directory.
+        remove_ckpt: Remove the checkpoints: our directories, and ``*.ckpt`` files.
+        remove_nemo: Remove ``*.nemo`` files.
+
+    Raises:
+        DirectoryInUseError: A run is writing there.
+
+    Example:
+        >>> clean_exp_ckpt("runs/demo/v1", remove_nemo=True)
+    """
+    directory = Path(exp_log_dir) / names.CHECKPOINTS
+    if not directory.is_dir():
+        return
+    disk = LocalDisk()
+    lock = DirectoryLock(directory)
+    lock.take()
+    try:
+        doomed = [found.path for found in survey(directory)] if remove_ckpt else []
+        # Links first: none of them points into the void, even for a moment.
+        for path in sorted(doomed, key=lambda path: not path.is_symlink()):
+            if path.is_file() and not path.is_symlink():
+                disk.remove(path)
+            else:
+                retract(disk, path)
+            log.info("removed %s", path)
+        for mark in sorted(directory.glob(f"*{names.UNFINISHED}")) if remove_ckpt else []:
+            disk.remove(mark)
+        for path in sorted(directory.glob("*.nemo")) if remove_nemo else []:
+            disk.remove(path)
+            log.info("removed %s", path)
+        disk.sync(directory)
+    finally:
+        lock.release()

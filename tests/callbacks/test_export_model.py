@@ -1,0 +1,66 @@
+"""The exported file; what exp_manager makes of its fields is in tests/exp_manager/test_checkpoint_params.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy import Scored, ToyDataModule, quiet_trainer
+
+import nemologger as nl
+from nemologger.callbacks import ExportModel
+from nemologger.errors import ConfigurationError
+
+
+def train(tmp_path, callback, steps=3, **options):
+    ckpt = options.pop("ckpt", None) or nl.ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, save_top_k=1)
+    trainer = quiet_trainer(max_steps=steps, val_check_interval=1, callbacks=[callback, ckpt], **options)
+    model = Scored(scores=[2.0, 1.0, 3.0])
+    trainer.fit(model, datamodule=ToyDataModule())
+    return model
+
+
+def test_it_works_in_any_trainer(tmp_path):
+    model = train(tmp_path, ExportModel("m", ".pt"))
+    exported = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert all(torch.equal(value, exported[key]) for key, value in model.state_dict().items())
+
+
+def test_what_is_exported_is_a_whole_file_and_is_replaced(tmp_path):
+    (tmp_path / "m.pt").write_bytes(b"old")
+    train(tmp_path, ExportModel("m", ".pt", best=True, always=True))
+    assert set(torch.load(tmp_path / "m.pt", weights_only=True)) == set(Scored(scores=[1.0]).state_dict())
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_it_is_not_taken_for_a_checkpoint(tmp_path):
+    train(tmp_path, ExportModel("m-last", ".pt"))
+    found = nl.AutoResume(resume_from_directory=tmp_path).setup(quiet_trainer(max_steps=9))
+    assert found.path.name.endswith("step=3-last")
+    with pytest.raises(ConfigurationError, match="taken for a checkpoint"):
+        ExportModel("m", ".ckpt")
+
+
+def test_without_a_last_checkpoint_the_newest_one_is_exported(tmp_path):
+    ckpt = nl.ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, save_top_k=-1, save_last=False)
+    model = train(tmp_path, ExportModel("m", ".pt"), ckpt=ckpt)
+    exported = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert all(torch.equal(value, exported[key]) for key, value in model.state_dict().items())
+
+
+def test_a_trainer_without_checkpoints_has_nothing_to_export():
+    trainer = quiet_trainer(max_steps=1, enable_checkpointing=False, callbacks=[ExportModel()])
+    with pytest.raises(ConfigurationError, match="the trainer has none"):
+        trainer.fit(Scored(scores=[1.0]), datamodule=ToyDataModule())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prefix": "", "postfix": ""}, "name of a file"),
+        ({"prefix": "a/b"}, "name of a file"),
+        ({"at_end": False}, "never exports"),
+    ],
+)
+def test_arguments_that_cannot_work(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        ExportModel(**arguments)

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import signal
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, ValidationError
+
+from nemologger import exp_manager as module
+from nemologger.errors import ConfigurationError
+from nemologger.exp_manager import ExpManagerConfig
+from nemologger.exp_manager.config import NESTED, all_keys, default_of, read
+
+# Names and defaults as NeMo 1's nemo/utils/exp_manager.py (and nemo/utils/loggers/*.py) has them.
+TOP = {
+    "explicit_log_dir": None, "exp_dir": None, "name": None, "version": None, "use_datetime_version": True,
+    "resume_if_exists": False, "resume_past_end": False, "resume_ignore_no_checkpoint": False,
+    "resume_from_checkpoint": None, "create_tensorboard_logger": True, "summary_writer_kwargs": None,
+    "create_wandb_logger": False, "wandb_logger_kwargs": None, "create_mlflow_logger": False,
+    "create_dllogger_logger": False, "create_clearml_logger": False, "create_neptune_logger": False,
+    "neptune_logger_kwargs": None, "create_checkpoint_callback": True, "create_early_stopping_callback": False,
+    "create_preemption_callback": True, "files_to_copy": None, "log_step_timing": True,
+    "log_delta_step_timing": False, "log_local_rank_0_only": False, "log_global_rank_0_only": False,
+    "disable_validation_on_resume": True, "max_time_per_run": None, "seconds_to_sleep": 5,
+    "create_straggler_detection_callback": False, "create_fault_tolerance_callback": False,
+    "log_tflops_per_sec_per_gpu": True,
+}  # fmt: skip
+INNER = {
+    "mlflow_logger_kwargs": {
+        "experiment_name": None, "tracking_uri": None, "tags": None, "save_dir": "./mlruns", "prefix": "",
+        "artifact_location": None, "run_id": None, "log_model": False,
+    },
+    "dllogger_logger_kwargs": {"verbose": False, "stdout": False, "json_file": "./dllogger.json"},
+    "clearml_logger_kwargs": {
+        "project": None, "task": None, "connect_pytorch": False, "model_name": None, "tags": None, "log_model": False,
+        "log_cfg": False, "log_metrics": False,
+    },
+    "checkpoint_callback_params": {
+        "filepath": None, "dirpath": None, "filename": None, "monitor": "val_loss", "verbose": True, "save_last": True,
+        "save_top_k": 3, "save_weights_only": False, "mode": "min", "auto_insert_metric_name": True,
+        "every_n_epochs": 1, "every_n_train_steps": None, "train_time_interval": None, "prefix": None,
+        "postfix": ".nemo", "save_best_model": False, "always_save_nemo": False, "save_nemo_on_train_end": True,
+        "model_parallel_size": None, "save_on_train_epoch_end": False, "async_save": False,
+        "save_last_n_optim_states": -1,
+    },
+    "early_stopping_callback_params": {
+        "monitor": "val_loss", "mode": "min", "min_delta": 0.001, "patience": 10, "verbose": True, "strict": True,
+        "check_finite": True, "stopping_threshold": None, "divergence_threshold": None,
+        "check_on_train_epoch_end": None, "log_rank_zero_only": False,
+    },
+    "step_timing_kwargs": {"reduction": "mean", "sync_cuda": False, "buffer_size": 1},
+    "ema": {
+        "enable": False, "decay": 0.999, "cpu_offload": False, "validate_original_weights": False, "every_n_steps": 1,
+    },
+    "straggler_detection_params": {
+        "report_time_interval": 300, "calc_relative_gpu_perf": True, "calc_individual_gpu_perf": True,
+        "num_gpu_perf_scores_to_log": 5, "gpu_relative_perf_threshold": 0.7, "gpu_individual_perf_threshold": 0.7,
+        "stop_if_detected": False,
+    },
+    "fault_tolerance": {
+        "workload_check_interval": 5.0, "initial_rank_heartbeat_timeout": 3600.0, "rank_heartbeat_timeout": 2700.0,
+        "calculate_timeouts": True, "safety_factor": 5.0, "rank_termination_signal": signal.SIGKILL,
+        "log_level": "INFO", "max_rank_restarts": 0, "max_subsequent_job_failures": 0,
+        "additional_ft_launcher_args": "", "simulated_fault": None,
+    },
+}  # fmt: skip
+
+
+def test_the_fields_and_defaults_are_those_of_nemo_1():
+    assert {f.name for f in fields(ExpManagerConfig)} == {*TOP, *INNER}
+    assert set(NESTED) == set(INNER)
+    assert {key: default_of(key) for key in TOP} == TOP
+    for section, inner in INNER.items():
+        assert {f.name: default_of(f"{section}.{f.name}") for f in fields(NESTED[section])} == inner
+    assert set(all_keys()) == {*TOP, *(f"{section}.{key}" for section, inner in INNER.items() for key in inner)}
+
+
+def test_it_is_a_schema_for_structured_configurations():
+    schema = OmegaConf.create({"exp_manager": OmegaConf.structured(ExpManagerConfig)})
+    merged = OmegaConf.merge(schema, {"exp_manager": {"name": "n", "ema": {"decay": 0.5}}})
+    assert read(merged.exp_manager).config.ema.decay == 0.5
+    with pytest.raises(ConfigKeyError, match=r"full_key: exp_manager\.nam"):
+        OmegaConf.merge(schema, {"exp_manager": {"nam": "n"}})
+
+
+@pytest.mark.parametrize(
+    ("section", "error", "message"),
+    [
+        ({"expdir": "x"}, ConfigKeyError, "full_key: expdir"),
+        ({"checkpoint_callback_params": {"top_k": 3}}, ConfigKeyError, r"full_key: checkpoint_callback_params\.top_k"),
+        ({"resume_if_exists": "maybe"}, ValidationError, "full_key: resume_if_exists"),
+        ({"ema": {"decay": "slow"}}, ValidationError, r"full_key: ema\.decay"),
+        ({"ema": 3}, ConfigurationError, r"exp_manager\.ema=3: expected a section with the keys enable, decay"),
+        ({"name": "${model_name}"}, InterpolationKeyError, "full_key: name"),
+        ({"exp_dir": "???"}, MissingMandatoryValue, "full_key: exp_dir"),
+        ({"fault_tolerance": {"rank_termination_signal": "SIGNONE"}}, ValidationError, "rank_termination_signal"),
+    ],
+)
+@pytest.mark.parametrize("kind", [dict, OmegaConf.create])
+def test_what_is_wrong_is_named(section, error, message, kind):
+    with pytest.raises(error, match=message):
+        read(kind(section))
+
+
+@pytest.mark.parametrize("cfg", ["exp.yaml", 3, ["name"], OmegaConf.create(["name"])])
+def test_it_must_be_a_mapping(cfg):
+    with pytest.raises(ConfigurationError, match="dict or a DictConfig"):
+        read(cfg)
+
+
+def test_interpolations_reach_the_whole_configuration(monkeypatch):
+    monkeypatch.setenv("RUNS", "/runs")
+    whole = OmegaConf.create({"name": "conformer", "exp_manager": {"name": "${name}", "exp_dir": "${oc.env:RUNS}"}})
+    config = read(whole.exp_manager).config
+    assert (config.name, config.exp_dir) == ("conformer", "/runs")
+    assert whole.exp_manager._content["name"]._value() == "${name}"  # the caller's configuration is as it was
+
+
+def test_values_are_converted_and_null_sections_have_their_defaults():
+    section = read(
+        {
+            "version": 957,
+            "exp_dir": Path("/runs"),
+            "resume_if_exists": "yes",
+            "ema": None,
+            "fault_tolerance": {"rank_termination_signal": 15},
+            "checkpoint_callback_params": {"train_time_interval": timedelta(minutes=1)},
+        }
+    )
+    assert (section.config.version, section.config.exp_dir, section.config.resume_if_exists) == ("957", "/runs", True)
+    assert section.config.ema.decay == 0.999
+    assert section.config.fault_tolerance.rank_termination_signal is signal.SIGTERM
+    assert section.config.checkpoint_callback_params.train_time_interval == timedelta(minutes=1)
+    assert "checkpoint_callback_params.train_time_interval" in section.given
+    assert "ema.decay" not in section.given
+
+
+def test_the_names_in_nemos_documentation_are_accepted():
+    assert read({"ema": {"enabled": True}}).config.ema.enable is True
+    assert read({"ema": {"enabled": True, "enable": True}}).config.ema.enable is True
+    section = read({"straggler_detection_callback_params": {"report_time_interval": 9}})
+    assert section.config.straggler_detection_params.report_time_interval == 9
+    with pytest.raises(ConfigurationError, match=r"ema\.enabled=False is another name of enable=True"):
+        read({"ema": {"enabled": False, "enable": True}})
+
+
+def test_the_module_can_be_used_both_ways():
+    import nemologger
+    from nemologger.exp_manager import exp_manager
+
+    assert nemologger.exp_manager is module
+    assert nemologger.exp_manager.exp_manager is exp_manager

@@ -1,0 +1,259 @@
+"""A migrated file is the section: it passes the linter, and leaves on disk what exp_manager leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.run_section import by_call, by_recipe
+from helpers.sections import bare_trainer
+from omegaconf import OmegaConf
+from processes import environment, python
+
+from nemologger.errors import ConfigurationError, NotFoundError
+from nemologger.exp_manager import exp_manager
+from nemologger.exp_manager.calls import Call, Name
+from nemologger.exp_manager.source import expression
+from nemologger.migrate import main, migrate
+
+FIXTURES = Path(__file__).parent / "fixtures" / "exp_manager"
+NEEDS = {"mlflow": "mlflow", "clearml": "clearml"}
+CASES = sorted(path.stem for path in FIXTURES.glob("*.yaml"))
+# Trackers that keep something for the whole process.
+ONE_PER_PROCESS = ("wandb", "clearml")
+SCRIPT = Path(__file__).parent / "helpers" / "run_section.py"
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    monkeypatch.delenv("NEMO_EXPM_VERSION", raising=False)
+    monkeypatch.setenv("CLEARML_OFFLINE_MODE", "1")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+# What differs between any two runs: times, hosts, identifiers.
+_MASKS = (
+    (r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d", "DATE"),
+    (r"tfevents\..*", "tfevents"),
+    (r"offline-run-.*?(?=/|$)", "offline-run"),
+    (r"run-\w{8}\.wandb", "run.wandb"),
+    (r"[0-9a-f]{32}", "ID"),
+)
+
+
+def tree(directory: Path) -> set[str]:
+    """The files below ``directory``, but for what trackers put into directories of their own."""
+    found = set()
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        for pattern, mask in _MASKS:
+            name = re.sub(pattern, mask, name)
+        if path.is_file() and "offline-run" not in name and "mlruns/" not in name:
+            found.add(name)
+    return found
+
+
+def steps(directory: Path) -> dict[str, tuple[int, dict[str, float]]]:
+    """Step and metrics of every checkpoint, without those that are times."""
+    found = {}
+    for path in sorted(directory.rglob("manifest.json")):
+        manifest = json.loads(path.read_text())
+        metrics = {k: v for k, v in manifest["metrics"].items() if k in ("val_loss", "train_loss")}
+        found[path.parent.name] = (manifest["step"], metrics)
+    return found
+
+
+def run_both(case: str, tmp_path: Path, monkeypatch, times: int = 1) -> tuple[Path, Path]:
+    """The directories in which ``case`` ran by exp_manager, and by the file it was migrated to."""
+    if case in NEEDS:
+        pytest.importorskip(NEEDS[case])
+    called, migrated = tmp_path / "called", tmp_path / "migrated"
+    config, recipe = FIXTURES / f"{case}.yaml", tmp_path / "recipe.py"
+    for directory in (called, migrated):
+        directory.mkdir()
+        (directory / "notes.txt").write_text("mine\n")
+    recipe.write_text(migrate(config))
+    for life in range(1, times + 1):
+        limit = {} if times == 1 else {"max_steps": 5 * life}
+        for directory, how, file in ((called, by_call, config), (migrated, by_recipe, recipe)):
+            monkeypatch.chdir(directory)
+            if case in ONE_PER_PROCESS:
+                python(SCRIPT, file)
+            else:
+                how(file, **limit)
+    return called, migrated
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_migrated_section_gives_the_same_run(case, tmp_path, monkeypatch):
+    called, migrated = run_both(case, tmp_path, monkeypatch)
+    assert tree(called) == tree(migrated)
+    assert steps(called) == steps(migrated)
+    assert len(steps(called)) >= 2
+
+
+def test_so_it_does_when_it_resumes(tmp_path, monkeypatch):
+    called, migrated = run_both("resume", tmp_path, monkeypatch, times=2)
+    assert tree(called) == tree(migrated)
+    assert steps(called) == steps(migrated)
+    run = migrated / "nemo_experiments" / "digits" / "first"
+    assert (run / "run_0" / "cmd-args.log").is_file()
+    assert {step for step, _ in steps(run).values()} == {5, 10}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("width", [88, 120])
+def test_what_is_written_passes_the_linter(case, width, tmp_path):
+    pytest.importorskip("ruff")
+    file = tmp_path / "recipe.py"
+    assert main([str(FIXTURES / f"{case}.yaml"), "--out", str(file)]) == 0
+    rules = "E,F,W,I,UP,B,C4,SIM,RET,PIE,RUF,ANN,D1,T20"
+    for command in (
+        ["check", f"--select={rules}", "--ignore=ANN401,E501"],
+        ["check"],
+        ["format", "--check", f"--line-length={width}"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", str(file)],
+            capture_output=True, text=True, cwd=tmp_path,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_command_and_the_file_it_writes_are_run_as_people_do(tmp_path):
+    """Two processes: one writes the recipe, the other trains with it."""
+    recipe = tmp_path / "out" / "recipe.py"
+    command = [sys.executable, "-m", "nemologger.migrate", str(FIXTURES / "tensorboard.yaml"), "--out", str(recipe)]
+    subprocess.run(command, check=True, env=environment(), timeout=120)
+    done = subprocess.run(
+        [sys.executable, str(recipe), "toy:ToyModel", "toy:ToyDataModule"],
+        cwd=tmp_path, env=environment(), timeout=120, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert len(steps(tmp_path / "experiments" / "digits")) == 3
+    usage = subprocess.run([sys.executable, str(recipe)], env=environment(), capture_output=True, text=True)
+    assert usage.returncode == 1
+    assert "my_module:Model my_module:Data" in usage.stderr
+
+
+def test_every_key_is_accounted_for(tmp_path):
+    text = migrate(FIXTURES / "everything_else.yaml")
+    section = OmegaConf.load(FIXTURES / "everything_else.yaml").exp_manager
+    for key, value in section.items():
+        names = [f"{key}.{inner}" for inner in value] if OmegaConf.is_dict(value) else [key]
+        for name in names:
+            assert f"#   {name}:" in text
+    assert "seconds_to_sleep is not needed" in text
+    assert "checkpoint_callback_params.model_parallel_size has no effect" in text
+    assert 'timer_kwargs={"reduction": "mean", "sync_cuda": False, "buffer_size": 3}' in text
+    assert "number_versions=True" in text
+    assert "train_time_interval=timedelta(seconds=1800)" in text
+
+
+def test_interpolations_and_other_sections_are_mentioned(tmp_path, monkeypatch):
+    monkeypatch.setenv("RUNS", "/data/runs")
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "name: n\nmodel: {lr: 1}\ntrainer: {max_epochs: 3, gpus: 2, logger: true, callbacks: [x], devices: 1}\n"
+        "exp_manager: {exp_dir: '${oc.env:RUNS}', name: '${name}', files_to_copy: ['a-${name}.txt']}\n"
+    )
+    text = migrate(file)
+    assert 'log_dir="/data/runs"' in text
+    for line in (
+        "#   exp_dir: ${oc.env:RUNS}",
+        "#   files_to_copy[0]: a-${name}.txt",
+        "# Other sections of the file are not used here: name, model.",
+        "#   trainer.gpus (it was 2) is no argument of this Lightning's Trainer.",
+        "#   trainer.logger was True; with exp_manager it has to be False",
+        "#   trainer.callbacks is not translated",
+    ):
+        assert line in text
+    assert '"max_epochs": 3' in text
+    assert '"gpus"' not in text
+
+
+def test_the_section_alone_will_do(tmp_path):
+    file = tmp_path / "section.yaml"
+    file.write_text("name: alone\nema: {enabled: true}\n")
+    text = migrate(file)
+    assert 'name="alone"' in text
+    assert "EMA(" in text
+
+
+def test_what_is_not_possible_is_left_out_and_said(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "exp_manager:\n  create_neptune_logger: true\n  neptune_logger_kwargs: {project: p}\n"
+        "  checkpoint_callback_params: {save_last_n_optim_states: 2}\n"
+    )
+    text = migrate(file)
+    assert "# What is NOT in this file, because it is not possible:" in text
+    assert "create_neptune_logger cannot work: Neptune's service closed" in text
+    assert "save_last_n_optim_states is 2, which is not possible" in text
+    compile(text, "recipe.py", "exec")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("exp_manager:\n  expdir: x\n", "full_key: expdir"),
+        ("exp_manager:\n  name: ${gone}\n", "Interpolation key 'gone' not found"),
+        ("exp_manager:\n  ema: {decay: slow}\n", "full_key: ema.decay"),
+        ("model: {}\n", "has no section exp_manager (found: model)"),
+        ("exp_manager: 3\n", "exp_manager is 3"),
+        ("- a\n", "is no mapping"),
+        ("a: [\n", "while parsing"),
+        ("exp_manager: {checkpoint_callback_params: {train_time_interval: soon}}\n", "train_time_interval='soon'"),
+    ],
+)
+def test_a_file_that_cannot_be_read(tmp_path, capsys, content, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(content)
+    assert main([str(file), "--out", str(tmp_path / "recipe.py")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "recipe.py").exists()
+
+
+def test_a_file_that_is_not_there(capsys):
+    assert main(["gone.yaml"]) == 2
+    assert "there is no file gone.yaml" in capsys.readouterr().err
+    with pytest.raises(NotFoundError):
+        migrate("gone.yaml")
+
+
+def test_without_out_it_goes_to_standard_output(capsys):
+    assert main([str(FIXTURES / "resume.yaml")]) == 0
+    assert "resume_if_exists=True" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "source"),
+    [
+        ("it's", '"it\'s"'), ('say "x"', "'say \"x\"'"), ("a\nb", '"a\\nb"'), (1.5, "1.5"), (float("inf"), 'float("inf")'),
+        (None, "None"), (True, "True"), ([1, "a"], '[1, "a"]'), ({"a": [None]}, '{"a": [None]}'), ([], "[]"),
+        (Name("signal", "SIGTERM"), "SIGTERM"), (Call(Name("nemologger", "AutoResume")), "nl.AutoResume()"),
+    ],
+)  # fmt: skip
+def test_values_are_written_as_the_formatter_has_them(value, source):
+    assert expression(value) == source
+
+
+def test_what_cannot_be_written_is_refused():
+    with pytest.raises(TypeError, match="cannot be written into a Python file"):
+        expression(object())
+
+
+def test_a_trainer_of_the_wrong_kind_is_an_error(tmp_path):
+    """What the section of a logger says is refused by both, with the same words."""
+    section = {"summary_writer_kwargs": {"log_dir": "x"}, "exp_dir": str(tmp_path)}
+    with pytest.raises(ConfigurationError, match=r"summary_writer_kwargs\.log_dir cannot be set"):
+        exp_manager(bare_trainer(), section)
+    file = tmp_path / "c.yaml"
+    OmegaConf.save({"exp_manager": section}, file)
+    assert "summary_writer_kwargs.log_dir cannot be set" in migrate(file)
+    assert os.listdir(tmp_path) == ["c.yaml"]
