@@ -180,6 +180,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._life = 0
         self._failed_saves = 0
         self._due_after_validation = False
+        self._postponed = False
         self._validated = False
         self._keeper = self._keep(Shelf(), beside=False)
 
@@ -243,7 +244,8 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         # In the middle of gradient accumulation the gradients so far would be lost.
         if self._should_skip_saving_checkpoint(trainer) or lightning_port.is_accumulating(trainer):
             return
-        if not (self._step_is_due(trainer) or _is_last_step(trainer) or self._time_is_due()):
+        postponed, self._postponed = self._postponed, False
+        if not (postponed or self._step_is_due(trainer) or _is_last_step(trainer) or self._time_is_due()):
             return
         if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
             self._due_after_validation = True
@@ -261,6 +263,9 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if self._should_skip_saving_checkpoint(trainer):
             return
         if due or (not self._save_on_train_epoch_end and self._epoch_is_due(trainer)):
+            if lightning_port.is_accumulating(trainer):
+                self._postponed = True  # to the optimizer's step
+                return
             self._save(trainer)
             self._keeper.hold()  # who has swapped parameters for validation is about to swap them back
 

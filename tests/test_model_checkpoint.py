@@ -507,3 +507,15 @@ def test_save_now_keeps_what_nobody_asked_for_until_the_next_save(tmp_path, besi
     trainer.fit(Scored(scores=scores), loader(), loader())
     assert seen[7] == ["step=3", "step=7-last"]
     assert [name for name in names(tmp_path) if not name.startswith(".")] == ["step=9"]
+
+
+def test_a_save_after_validation_in_the_middle_of_gradient_accumulation_waits_for_the_step(tmp_path):
+    """Validation runs after batches 3, 6 and 9; steps end with batches 2, 4, 6, 8 and 10."""
+    trainer = {"accumulate_grad_batches": 2, "val_check_interval": 3, "check_val_every_n_epoch": 1}
+    options = {"trainer": trainer, "save_top_k": -1, "every_n_train_steps": None, "every_n_epochs": 1}
+    _, straight = run(tmp_path / "straight", 7, **options)
+    saved = {m.step: name for name, m in manifests(tmp_path / "straight").items() if not name.endswith("-last")}
+    assert set(saved) == {2, 3, 5, 7}
+    _, resumed = run(tmp_path / "resumed", 7, resume=str(tmp_path / "straight" / saved[2]), **options)
+    assert resumed.losses
+    assert {step: straight.losses[step] for step in resumed.losses} == resumed.losses
