@@ -350,19 +350,28 @@ def epoch_is_trained(trainer: pl.Trainer) -> bool:
 
 
 def close_trained_epoch(trainer: pl.Trainer) -> None:
-    """For ``on_train_start``: let a run that was saved with the last batch of an epoch begin the next at batch 0.
+    """For ``on_train_start``: let a run that was saved at the end of an epoch begin the next at batch 0.
 
-    Lightning does so where it knows the number of batches in advance.
+    Lightning does so where it knows the number of batches in advance, and not if there is a limit of steps: saved in
+    ``on_train_epoch_end``, it would count the epoch once more, and train one less.
     """
-    loop = trainer.fit_loop.epoch_loop
+    fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
     unknown = trainer.num_training_batches == float("inf")
     if unknown and loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch:
         loop.batch_progress.increment_completed()
-        loop.batch_progress.reset_on_run()
-        loop.scheduler_progress.reset_on_run()
-        loop.automatic_optimization.optim_progress.reset_on_run()
-        loop.val_loop.batch_progress.total.reset()
+        _begin_epoch_anew(loop)
         loop.reset_restart_stage()
+    elif fit_loop.restarted_on_epoch_end:
+        fit_loop.epoch_progress.increment_completed()
+        _begin_epoch_anew(loop)
+        fit_loop.reset_restart_stage()
+
+
+def _begin_epoch_anew(loop: Any) -> None:
+    loop.batch_progress.reset_on_run()
+    loop.scheduler_progress.reset_on_run()
+    loop.automatic_optimization.optim_progress.reset_on_run()
+    loop.val_loop.batch_progress.total.reset()
 
 
 @dataclass(frozen=True)

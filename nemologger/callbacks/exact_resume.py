@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from nemologger import lightning_port
 from nemologger.exact.rng import RngState
 from nemologger.exact.session import Place, Session
-from nemologger.ranks import Ranks, SingleProcess, connect
+from nemologger.ranks import Ranks, SingleProcess, connect, together_at_zero
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -180,19 +180,22 @@ class ExactResume(Callback):
             lightning_port.drop_loader_states(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
-        """Generators and loaders of every rank. Collective."""
+        """Generators and loaders of every rank, on rank 0. Collective."""
         if self._session is None or self._fit is None:
             return {}
-        trainer = self._fit.trainer
+        session, trainer = self._session, self._fit.trainer
         over = lightning_port.epoch_is_trained(trainer)
         return {
             "format": _FORMAT,
             "epoch_over": over,
             "reload_epoch": lightning_port.last_reload_epoch(trainer),
             "plateau": asdict(lightning_port.plateau_steps(trainer)),
-            "data": [feed.data for feed in self._session.feeds],
+            "data": [feed.data for feed in session.feeds],
             "readers": lightning_port.data_reader(trainer)[1],
-            "ranks": self._ranks.gather(self._session.place(epoch_over=over, aside=self._aside).to_plain()),
+            # Rank 0 writes them; thousands of ranks need not know each other's.
+            "ranks": together_at_zero(
+                self._ranks, lambda: session.place(epoch_over=over, aside=self._aside).to_plain()
+            ),
         }
 
     def on_load_checkpoint(

@@ -212,6 +212,21 @@ CASES: dict[str, Case] = {
     "saved after epoch ends, by steps": Case(
         shuffled, ckpt={"every_n_train_steps": None, "every_n_epochs": 1, "save_on_train_epoch_end": True}, at=(6, 12)
     ),
+    "saved after epoch ends, both limits": Case(
+        shuffled,
+        ByEpoch,
+        trainer={**EPOCHS, "max_steps": 18},
+        ckpt={"every_n_train_steps": None, "every_n_epochs": 1, "save_on_train_epoch_end": True},
+        at=(6, 12),
+    ),
+    "saved after epoch ends, both limits, no validation": Case(
+        shuffled,
+        Schedules,
+        trainer={**EPOCHS, "max_steps": 18, "limit_val_batches": 0},
+        ckpt={"every_n_train_steps": None, "every_n_epochs": 1, "save_on_train_epoch_end": True},
+        at=(6, 12),
+    ),
+    "both limits": Case(shuffled, Schedules, trainer={**EPOCHS, "max_steps": 18}),
     "saved after epoch ends": Case(
         shuffled,
         trainer=EPOCHS,
