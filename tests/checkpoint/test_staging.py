@@ -174,6 +174,25 @@ def test_a_parameter_that_is_replaced_or_waited_for_is_saved_as_it_was(tmp_path,
         assert torch.equal(load_checkpoint(tmp_path / name)["state_dict"]["0.weight"], before)
 
 
+def test_two_callbacks_may_stage_at_the_same_time(tmp_path, slow):
+    training = _Training("adam")
+    training.step()
+    savers = {name: AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped") for name in ("a", "b")}
+    before = training.net[0].weight.detach().clone()
+    try:
+        for name, saver in savers.items():
+            saver.start(training.snapshot(), tmp_path / name, Manifest(step=1, epoch=0))
+        training.step()
+        for saver in savers.values():
+            assert saver.finish() is not None
+    finally:
+        for saver in savers.values():
+            saver.close()
+    for name in savers:
+        assert torch.equal(load_checkpoint(tmp_path / name)["state_dict"]["0.weight"], before)
+    assert not _global_optimizer_pre_hooks
+
+
 def test_a_save_that_is_given_up_leaves_no_hook_and_no_thread(tmp_path, slow):
     training = _Training("adam")
     training.step()
