@@ -62,7 +62,6 @@ class Staging:
         if self._sealed:
             return
         self._sealed = True
-        self._hook.remove()
         if self._thread is not None:
             self._thread.join()
         changed = [
@@ -79,6 +78,7 @@ class Staging:
             SaveFailedError: If it could not be copied, or was changed meanwhile.
         """
         self.hold()
+        self._hook.remove()  # not in hold(): an optimizer may be going through its hooks
         for _, event in self._events:
             event.synchronize()
         self._later.clear()
@@ -101,6 +101,8 @@ class Staging:
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """Before an optimizer steps; ``args`` begins with the optimizer itself."""
+        if self._sealed:
+            return None
         closure = kwargs.get("closure", args[1] if len(args) > 1 else None)
         if not callable(closure):
             self.hold()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 
@@ -11,6 +13,7 @@ from helpers.engine import names_in
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
+from nemologger.checkpoint import async_saver, writer
 from nemologger.checkpoint.arena import Arena
 from nemologger.checkpoint.async_saver import AsyncSaver
 from nemologger.checkpoint.load import load_checkpoint
@@ -171,6 +174,25 @@ def test_a_parameter_that_is_replaced_or_waited_for_is_saved_as_it_was(tmp_path,
         assert torch.equal(load_checkpoint(tmp_path / name)["state_dict"]["0.weight"], before)
 
 
+def test_two_callbacks_may_stage_at_the_same_time(tmp_path, slow):
+    training = _Training("adam")
+    training.step()
+    savers = {name: AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped") for name in ("a", "b")}
+    before = training.net[0].weight.detach().clone()
+    try:
+        for name, saver in savers.items():
+            saver.start(training.snapshot(), tmp_path / name, Manifest(step=1, epoch=0))
+        training.step()
+        for saver in savers.values():
+            assert saver.finish() is not None
+    finally:
+        for saver in savers.values():
+            saver.close()
+    for name in savers:
+        assert torch.equal(load_checkpoint(tmp_path / name)["state_dict"]["0.weight"], before)
+    assert not _global_optimizer_pre_hooks
+
+
 def test_a_save_that_is_given_up_leaves_no_hook_and_no_thread(tmp_path, slow):
     training = _Training("adam")
     training.step()
@@ -214,3 +236,41 @@ def test_the_memory_is_pinned_for_a_device():
         assert torch.frombuffer(arena.memory, dtype=torch.uint8).is_pinned()
     finally:
         arena.close()
+
+
+def test_while_it_waits_it_says_how_far_the_writer_is(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(async_saver, "_PROGRESS_EVERY", 0.05)
+    training = _Training("adam")
+    saver = AsyncSaver(LocalDisk(), SingleProcess())
+    try:
+        saver.prepare(training.snapshot())
+        pid = saver._layout.writer.pid
+        os.kill(pid, signal.SIGSTOP)
+        saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
+        go = threading.Timer(0.5, os.kill, (pid, signal.SIGCONT))
+        go.start()
+        with caplog.at_level("INFO"):
+            assert saver.finish() is not None
+        go.join()
+    finally:
+        saver.close()
+    assert f"checkpoint {tmp_path / 'a'}: 0 of 0 MB written" in caplog.text
+
+
+def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(async_saver, "_PROGRESS_EVERY", 0.05)
+    monkeypatch.setattr(async_saver, "_STALLED", 0.2)
+    monkeypatch.setattr(writer, "_END_TIMEOUT", 0.2)
+    training = _Training("adam")
+    saver = AsyncSaver(LocalDisk(), SingleProcess())
+    try:
+        saver.prepare(training.snapshot())
+        os.kill(saver._layout.writer.pid, signal.SIGSTOP)
+        saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
+        with pytest.raises(SaveFailedError, match="the storage does not answer"):
+            saver.finish()
+        assert names_in(tmp_path) == set()
+        saver.start(training.snapshot(), tmp_path / "b", Manifest(step=2, epoch=0))
+        assert saver.finish() is not None
+    finally:
+        saver.close()
