@@ -17,6 +17,11 @@ def test_two_ranks(names, tmp_path):
 
 
 @pytest.mark.dist
+def test_four_ranks(tmp_path):
+    torchrun(SCRIPT, 4, tmp_path, "shuffle", "workers")
+
+
+@pytest.mark.dist
 def test_on_another_number_of_ranks_training_goes_on_after_as_many_samples(tmp_path, caplog):
     torchrun(SCRIPT, 2, tmp_path, "shuffle")
     seen = []
