@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from nemologger.checkpoint.optimizers import align
 from nemologger.checkpoint.snapshot import is_stored
 from nemologger.checkpoint.weights import described
 from nemologger.errors import CheckpointError, ModelMismatchError, NotFoundError, RefusedError
+from nemologger.store_path import in_store, storage_path
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -35,6 +37,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         self._trainer = trainer
         self._inner = inner
         self._loaded: tuple[Path, dict[str, Any]] | None = None
+        self._options: dict[str, Mapping[str, Any]] = {}
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint file, as Lightning does for ``trainer.save_checkpoint``."""
@@ -59,9 +62,10 @@ class DirectoryCheckpointIO(CheckpointIO):
             ModelMismatchError: If it belongs to a model with other parameters.
             CheckpointError: If a fit is to go on from a checkpoint that has no optimizer state.
         """
-        directory = settled(Path(path))
+        known = max((place for place in self._options if str(path).startswith(place)), key=len, default="")
+        directory = settled(storage_path(path, self._options.get(known)))
         if not directory.is_dir():
-            if not directory.exists() and "://" not in str(path):
+            if not directory.exists():
                 raise NotFoundError(f"there is no checkpoint at {path}")
             return self._load_file(path, map_location, weights_only)
         module = self._trainer.lightning_module
@@ -78,6 +82,12 @@ class DirectoryCheckpointIO(CheckpointIO):
                 )
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
         return checkpoint
+
+    def remember(self, place: Path) -> None:
+        """Reach checkpoints below ``place`` with its options, if it is in a store: their paths come as texts."""
+        remote = in_store(place)
+        if remote is not None:
+            self._options[str(remote)] = remote.store.options
 
     def align_optimizers(self) -> None:
         """Bring the optimizer states that were loaded into the order of the trainer's optimizers."""
@@ -121,11 +131,14 @@ class DirectoryCheckpointIO(CheckpointIO):
         self._inner.teardown()
 
 
-def install(trainer: pl.Trainer) -> None:
-    """Let ``trainer`` read checkpoint directories. Calling it again changes nothing."""
+def install(trainer: pl.Trainer, place: Path | None = None) -> None:
+    """Let ``trainer`` read checkpoint directories, also those at ``place`` in a store. Calling it again changes nothing."""
     current = trainer.strategy.checkpoint_io
-    if not isinstance(current, DirectoryCheckpointIO):
-        lightning_port.use_checkpoint_io(trainer, DirectoryCheckpointIO(trainer, current))
+    plugin = current if isinstance(current, DirectoryCheckpointIO) else DirectoryCheckpointIO(trainer, current)
+    if plugin is not current:
+        lightning_port.use_checkpoint_io(trainer, plugin)
+    if place is not None:
+        plugin.remember(place)
 
 
 def align_optimizers(trainer: pl.Trainer) -> None:

@@ -66,6 +66,7 @@ def test_the_names_and_defaults_are_nemos():
         "resume_if_exists": False,
         "resume_past_end": False,
         "resume_ignore_no_checkpoint": False,
+        "storage_options": None,
     }
 
 

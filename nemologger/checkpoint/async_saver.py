@@ -30,6 +30,7 @@ from nemologger.checkpoint.writer_main import Job, Outcome
 from nemologger.disk import Disk
 from nemologger.errors import NemologgerError, SaveFailedError
 from nemologger.ranks import Ranks, decide, together
+from nemologger.store_path import in_store
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,8 @@ class AsyncSaver:
 
             def hand_over() -> None:
                 layout.arena.stage(snapshot.tensors)
-                layout.writer.submit(Job(str(checkpoint), images, small))
+                remote = in_store(checkpoint)
+                layout.writer.submit(Job(str(checkpoint), images, small, remote.store if remote else None))
 
             together(self._ranks, hand_over)
         except BaseException as error:

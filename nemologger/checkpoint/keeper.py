@@ -33,7 +33,7 @@ class Keeper:
         disk: Where they are.
         ranks: The processes that write together.
         policy: What is to be kept.
-        link: Whether ``-last`` is a symbolic link.
+        link: Whether ``-last`` is a symbolic link; on a disk without renames it always is one.
         shelf: What is kept now.
         files_per_rank: At most so many weights files for each rank.
         beside: Whether :meth:`start` is wanted: saving beside training.
@@ -54,7 +54,7 @@ class Keeper:
         self._disk = disk
         self._ranks = ranks
         self._policy = policy
-        self._link = link
+        self._link = link or not disk.can_rename
         self._saver = Saver(disk, ranks, files_per_rank)
         self._beside = AsyncSaver(disk, ranks, files_per_rank) if beside else None
         self._pending: _Pending | None = None
@@ -101,7 +101,7 @@ class Keeper:
         """
         self.finish()
         context = None if write_context is None else lambda output: write_context(output, self._disk)
-        published = self._saver.save(snapshot, Path(decision.path), manifest, context)
+        published = self._saver.save(snapshot, self._disk.path(decision.path), manifest, context)
         self._take(decide(self._ranks, lambda: self._settle(decision, published, protected)))
 
     def prepare(self, snapshot: Snapshot) -> None:
@@ -125,7 +125,7 @@ class Keeper:
         if self._beside is None:
             self.save(snapshot, decision, manifest, write_context, protected)
             return
-        self._beside.start(snapshot, Path(decision.path), manifest, write_context)
+        self._beside.start(snapshot, self._disk.path(decision.path), manifest, write_context)
         self._pending = _Pending(decision, frozenset(protected))
 
     def poll(self) -> bool:

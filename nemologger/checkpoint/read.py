@@ -15,9 +15,11 @@ from pathlib import Path
 
 import torch
 
+from nemologger.checkpoint.fetch import fetch
 from nemologger.checkpoint.stage import memory_of
 from nemologger.checkpoint.weights import Payload, described, payloads, read_ordinary
 from nemologger.errors import DamagedCheckpointError
+from nemologger.store_path import in_store
 
 _CHUNK = 16 << 20
 _THREADS = 4
@@ -35,6 +37,13 @@ def read_tensors(weights: Path, wanted: Callable[[str], bool] = lambda key: True
         DamagedCheckpointError: If something is missing or cannot be read.
     """
     tensors = {key: torch.empty(size, dtype=dtype) for key, (size, dtype) in described(weights).items() if wanted(key)}
+    remote = in_store(weights)
+    if remote is not None:
+        found = payloads(weights, tensors)
+        strange = fetch(remote, found, tensors)
+        if rest := {key: tensor for key, tensor in tensors.items() if key in strange or key not in found}:
+            read_ordinary(weights, rest)
+        return tensors
     with ExitStack() as files, ThreadPoolExecutor(_THREADS, thread_name_prefix="nemologger-read") as pool:
         opened = _Files(weights, files)
         # A header that is not as expected was written by another torch, or by chance has the same length.
