@@ -116,7 +116,16 @@ class KeptCheckpoints(LightningModelCheckpoint):
         self._last_global_step_saved = int(checkpoint.get("global_step", 0))
 
     def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
-        """For ``fit(ckpt_path="last")``."""
+        """For ``fit(ckpt_path="last")``.
+
+        Raises:
+            ConfigurationError: If they are in a store: Lightning would look for a file there, and start from scratch.
+        """
+        if not self._disk.can_rename:
+            raise ConfigurationError(
+                f'ckpt_path="last" cannot be used with dirpath={str(self.dirpath)!r}: '
+                "AutoResume(resume_if_exists=True).setup(trainer) finds the newest checkpoint there"
+            )
         if not self.last_model_path:
             directory = self._disk.path(lightning_port.checkpoint_directory(trainer, self))
             complete = [f for f in survey(directory) if f.manifest is not None]

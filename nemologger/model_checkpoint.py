@@ -27,7 +27,7 @@ from nemologger.checkpoint_callback import check_interval, check_monitor, check_
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk, LocalDisk
-from nemologger.errors import ConfigurationError, ContextError, SaveFailedError
+from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
 from nemologger.kept_checkpoints import KeptCheckpoints, floats
 from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks, SingleProcess, connect, decide
@@ -344,6 +344,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         # The last state of a run is durable before fit returns.
         beside = self.async_save and not final and not _is_last_step(trainer)
         try:
+            decision = self._claim(decision)
             self._write(trainer, decision, weights_only=weights_only, final=final, beside=beside)
         except SaveFailedError as error:
             self._count_failure(error, final=final)
@@ -434,14 +435,21 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         metrics = floats(trainer.callback_metrics)
         score = metrics.get(self.monitor) if self.monitor is not None else None
         if again:
-            decision = choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
-            return None if decision is None else claim(self._disk, decision)
+            return choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
         path = self._path(trainer, metrics)
         candidate = Kept(str(path), trainer.global_step, time.time(), score, ranked=True)
         # Of a run that has ended without optimizer state, the best of k still are to be resumable.
         rankable = weights_only == self.save_weights_only or not self.save_last
-        decision = choose(self._policy, self.shelf.kept, candidate, save_last=self.save_last, rankable=rankable)
-        return None if decision is None else claim(self._disk, decision)
+        return choose(self._policy, self.shelf.kept, candidate, save_last=self.save_last, rankable=rankable)
+
+    def _claim(self, decision: Decision) -> Decision:
+        """The decision, under a name that is free. Collective."""
+        if self._disk.can_rename:
+            return decision
+        try:
+            return decide(self._ranks, lambda: claim(self._disk, decision))
+        except (OSError, RankError) as error:
+            raise SaveFailedError(f"checkpoint {decision.path} was not saved: {error}") from error
 
     def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool, beside: bool) -> None:
         taken = self._take(trainer, weights_only=weights_only)

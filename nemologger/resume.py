@@ -21,6 +21,7 @@ from nemologger.checkpoint.verify import problems
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.errors import (
+    CheckpointError,
     ConfigurationError,
     DamagedCheckpointError,
     NemologgerError,
@@ -167,7 +168,7 @@ class AutoResume:
         if isinstance(trainer, Fabric):
             raise ConfigurationError("AutoResume.setup needs a Lightning Trainer, not Fabric")
         self._own_directory = _directory_of(trainer)
-        found = decide(ranks_before_fit(trainer), lambda: self._find(trainer, stage))
+        found = decide(ranks_before_fit(trainer), lambda: self._ask(trainer, stage))
         path = None if found["path"] is None else self._path(found["path"])
         weights = None if found["weights_from"] is None else self._path(found["weights_from"])
         checkpoint_io.install(trainer, path)
@@ -208,6 +209,17 @@ class AutoResume:
         return None if found is None else found.path
 
     # --- looking --------------------------------------------------------------------------------------------------
+
+    def _ask(self, trainer: pl.Trainer, stage: str) -> dict[str, Any]:
+        try:
+            return self._find(trainer, stage)
+        except OSError as error:
+            if isinstance(error, NemologgerError) or "://" not in str(error.filename):
+                raise
+            raise CheckpointError(
+                f"{error.filename} cannot be reached: {error.strerror}. Whether there is a checkpoint to resume from is not "
+                "known, so nothing was started. Check the endpoint and the credentials (environment or storage_options)."
+            ) from error
 
     def _find(self, trainer: pl.Trainer, stage: str) -> dict[str, Any]:
         """What rank 0 sees and decides; plain values, they travel to the other ranks."""

@@ -15,19 +15,19 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
-from typing import Any, TypeVar
+from itertools import chain, count
+from typing import Any
 
 from nemologger.errors import ConfigurationError
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 #: A call that fails is tried again for so many seconds, if it may be the network's or the server's fault.
 PATIENCE = 30.0
+#: One request takes at most so many seconds, its bytes included.
+LIMIT = 120.0
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 5.0
 # After a call has failed for all that time, the next ones within so many seconds are not tried again.
@@ -97,17 +97,17 @@ class Store:
         Raises:
             FileNotFoundError: If there is neither.
         """
-        found: dict[str, Any] = self._call(url, self._fs.info, url)
+        found: dict[str, Any] = self._call(url, "info", url)
         return found
 
     def names(self, url: str) -> list[str]:
         """What lies directly below ``url``, sorted; empty if nothing does."""
-        return sorted({name for key in self._list(url, self._fs.ls) if (name := key.rstrip("/").rpartition("/")[2])})
+        return sorted({name for key in self._list(url, "ls") if (name := key.rstrip("/").rpartition("/")[2])})
 
     def below(self, url: str) -> dict[str, int]:
         """Every object below ``url``, by its path seen from there, and its size."""
         prefix = self.key(url) + "/"
-        found = self._list(url, self._fs.find)
+        found = self._list(url, "find")
         return {
             key[len(prefix) :]: int(entry.get("size") or 0)
             for key, entry in found.items()
@@ -117,7 +117,7 @@ class Store:
     def read(self, url: str, start: int = 0, end: int | None = None) -> bytes:
         """The bytes of an object, or those from ``start`` to before ``end``, as far as it goes, by one request."""
         whole = start == 0 and end is None
-        data: bytes = self._call(url, self._fs.cat_file, url, **({} if whole else {"start": start, "end": end}))
+        data: bytes = self._call(url, "cat_file", url, **({} if whole else {"start": start, "end": end}))
         return data
 
     def read_at_once(self, url: str, start: int, end: int) -> bytes:
@@ -129,17 +129,15 @@ class Store:
         with ThreadPoolExecutor(len(starts), thread_name_prefix="nemologger-get") as pool:
             return b"".join(pool.map(lambda at: self.read(url, at, min(at + step, end)), starts))
 
-    def _list(self, url: str, method: Callable[..., Any]) -> dict[str, dict[str, Any]]:
-        def listing() -> dict[str, dict[str, Any]]:
-            self._fs.invalidate_cache()
-            found = method(url, detail=True)
-            return found if isinstance(found, dict) else {entry["name"]: entry for entry in found}
-
+    def _list(self, url: str, method: str) -> dict[str, dict[str, Any]]:
         own = self.key(url)
+        self._fs.invalidate_cache()
         try:
-            return {key: entry for key, entry in self._call(url, listing).items() if key.rstrip("/") != own}
+            found = self._call(url, method, url, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
+        entries = found if isinstance(found, dict) else {entry["name"]: entry for entry in found}
+        return {key: entry for key, entry in entries.items() if key.rstrip("/") != own}
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -151,23 +149,31 @@ class Store:
         """
         if self.protocol in _S3:
             bucket, prefix = self._split(url)
-            self._call(
-                url, self._fs.call_s3, "list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"), MaxKeys=1
-            )
+            self._call(url, "call_s3", "list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"), MaxKeys=1)
         else:
             self.names(url)
 
-    def write(self, url: str, parts: Iterable[bytes | memoryview]) -> None:
-        """Write an object: it is there when all of it is. At most a few parts of it are in memory at a time."""
+    def write(self, url: str, parts: Iterable[bytes | memoryview], *, create: bool = False) -> None:
+        """Write an object: it is there when all of it is. At most a few parts of it are in memory at a time.
+
+        Args:
+            url: Which.
+            parts: Its bytes, one part after the other.
+            create: It must not be there already.
+        """
         rest = (memoryview(part).cast("B") for part in parts)
         first: list[memoryview] = []
         while sum(map(len, first)) <= WHOLE and (part := next(rest, None)) is not None:
             first.append(part)
         if sum(map(len, first)) <= WHOLE:
-            self._prepare(url)
-            self._call(url, self._fs.pipe_file, url, b"".join(first))
+            content = b"".join(first)
+            if create:
+                self.create(url, content)
+            else:
+                self._prepare(url)
+                self._call(url, "pipe_file", url, content)
         elif self.protocol in _S3:
-            self._write_parts(url, _cut(chain(first, rest)))
+            self._write_parts(url, _cut(chain(first, rest)), {"IfNoneMatch": "*"} if create else {})
         else:
             self._prepare(url)
             self._write_stream(url, _cut(chain(first, rest)))
@@ -180,31 +186,26 @@ class Store:
         """
         self._prepare(url)
         try:
-            self._call(url, self._create, url, content)
+            self._create(url, content)
         except FileExistsError:
             if self.read(url) != content:
                 raise
 
     def _create(self, url: str, content: bytes) -> None:
         try:
-            self._fs.pipe_file(url, content, mode="create")
-        except (NotImplementedError, TypeError, ValueError) as error:
-            self._create_by_looking(url, content, error)
+            self._call(url, "pipe_file", url, content, mode="create")
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise
-            self._create_by_looking(url, content, error)
-
-    def _create_by_looking(self, url: str, content: bytes, why: Exception) -> None:
-        log.debug("%s cannot create objects only if they are not there: %s", self.root, why)
-        if self._fs.exists(url):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url)
-        self._fs.pipe_file(url, content)
+            log.debug("%s cannot create objects only if they are not there: %s", self.root, error)
+            if self._call(url, "exists", url):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url) from error
+            self._call(url, "pipe_file", url, content)
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object; its bytes stay in the store."""
         self._prepare(target)
-        self._call(target, self._fs.cp_file, source, target)
+        self._call(target, "cp_file", source, target)
 
     def remove(self, url: str) -> None:
         """Remove an object, all below ``url``, and what was begun there and never finished; nothing is fine too."""
@@ -216,13 +217,13 @@ class Store:
                     pass
         if self.protocol not in _FLAT:
             with contextlib.suppress(OSError):
-                self._call(url, self._fs.rm, url, recursive=True)
+                self._call(url, "rm", url, recursive=True)
         self._abort_uploads(url)
 
     def remove_object(self, url: str) -> None:
         """Remove one object; nothing to do if it is not there."""
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-            self._call(url, self._fs.rm_file, url)
+            self._call(url, "rm_file", url)
 
     def _abort_uploads(self, url: str) -> None:
         if self.protocol not in _S3:
@@ -230,7 +231,7 @@ class Store:
         bucket, key = self._split(url)
         try:
             while True:
-                found = self._call(url, self._fs.call_s3, "list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
+                found = self._call(url, "call_s3", "list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
                 for upload in found.get("Uploads") or ():
                     with contextlib.suppress(FileNotFoundError):
                         self._abort(url, bucket, upload["Key"], upload["UploadId"])
@@ -242,18 +243,18 @@ class Store:
             log.debug("%s does not say which uploads are pending: %s", self.root, error)
 
     def _abort(self, url: str, bucket: str, key: str, upload: str) -> None:
-        self._call(url, self._fs.call_s3, "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
+        self._call(url, "call_s3", "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
 
-    def _write_parts(self, url: str, chunks: Iterator[bytes]) -> None:
+    def _write_parts(self, url: str, chunks: Iterator[bytes], condition: dict[str, str]) -> None:
         bucket, key = self._split(url)
         target = {"Bucket": bucket, "Key": key}
-        begun = self._call(url, self._fs.call_s3, "create_multipart_upload", **target)
+        begun = self._call(url, "call_s3", "create_multipart_upload", **target)
         target["UploadId"] = begun["UploadId"]
         done: list[dict[str, Any]] = []
         size = 0
 
         def put(number: int, chunk: bytes) -> dict[str, Any]:
-            answer = self._call(url, self._fs.call_s3, "upload_part", **target, PartNumber=number, Body=chunk)
+            answer = self._call(url, "call_s3", "upload_part", **target, PartNumber=number, Body=chunk)
             sums = {name: value for name, value in answer.items() if name.startswith("Checksum") and value}
             sums.pop("ChecksumType", None)
             return {"PartNumber": number, "ETag": answer["ETag"], **sums}
@@ -268,9 +269,8 @@ class Store:
                 pending.append(pool.submit(put, number, chunk))
             done += [part.result() for part in pending]
             try:
-                self._call(
-                    url, self._fs.call_s3, "complete_multipart_upload", **target, MultipartUpload={"Parts": done}
-                )
+                complete = {**target, **condition, "MultipartUpload": {"Parts": done}}
+                self._call(url, "call_s3", "complete_multipart_upload", **complete)
             except FileNotFoundError:  # there is no such upload: it was completed, and the answer lost
                 if int(self.info(url).get("size") or 0) != size:
                     raise
@@ -287,15 +287,24 @@ class Store:
     def _write_stream(self, url: str, chunks: Iterator[bytes]) -> None:
         """For stores that take an object as one stream: what fails in the middle cannot be tried again."""
         try:
-            with self._fs.open(url, "wb") as file:
+            file = self._fs.open(url, "wb")
+            try:
                 for chunk in chunks:
                     file.write(chunk)
+            except BaseException:
+                # Closing it would publish the half that there is.
+                with contextlib.suppress(Exception):
+                    file.discard()
+                    file.closed = True
+                self.remove_object(url)
+                raise
+            file.close()
         except Exception as error:
             raise _as_os_error(error, url) from error
 
     def _prepare(self, url: str) -> None:
         if self.protocol not in _FLAT:
-            self._call(url, self._fs.makedirs, url.rpartition("/")[0], exist_ok=True)
+            self._call(url, "makedirs", url.rpartition("/")[0], exist_ok=True)
 
     # --- calling --------------------------------------------------------------------------------------------------
 
@@ -315,28 +324,39 @@ class Store:
                 self._opened = (os.getpid(), open_file_system(self.root, self.options))
             return self._opened[1]
 
-    def _call(self, url: str, function: Callable[..., T], *arguments: Any, **named: Any) -> T:
-        """Call ``function``, again and again while that may help.
+    def _call(self, url: str, method: str, *arguments: Any, **named: Any) -> Any:  # noqa: RET503  it returns or raises
+        """Call a method of the client, again and again while that may help.
 
         Raises:
             OSError: What went wrong, with ``url``.
         """
         began = time.monotonic()
-        patience = PATIENCE if began - self._failed_at > _KNOWN_DOWN else 0.0
+        is_down = began - self._failed_at < _KNOWN_DOWN
         pause = _FIRST_PAUSE
-        while True:
+        for number in count(1):
             try:
-                return function(*arguments, **named)
+                return self._call_once(method, *arguments, **named)
             except Exception as error:
                 if _is_final(error):
                     raise _as_os_error(error, url) from error
                 waited = time.monotonic() - began
-                if waited + pause > patience:
+                # One that took all the time there is, because nobody answered, is tried once more all the same.
+                if is_down or (number > 1 and waited + pause > PATIENCE):
                     self._failed_at = time.monotonic()
                     raise _as_os_error(error, url, f" (tried for {waited:.0f} s)") from error
                 log.debug("%s: %s: %s; once more in %.1f s", url, type(error).__name__, error, pause)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _call_once(self, method: str, *arguments: Any, **named: Any) -> Any:
+        from fsspec.asyn import sync
+
+        client = self._fs
+        coroutine = getattr(client, f"_{method}", None) if getattr(client, "async_impl", False) else None
+        if coroutine is None:
+            return getattr(client, method)(*arguments, **named)
+        # The clients' own timeouts leave gaps: a server that never says "100 Continue" is waited for without end.
+        return sync(client.loop, coroutine, *arguments, timeout=LIMIT, **named)
 
 
 def open_file_system(root: str, options: Mapping[str, Any]) -> Any:
@@ -394,6 +414,8 @@ def _as_os_error(error: Exception, url: str, more: str = "") -> OSError:
     known = next((number for kind, number in numbers.items() if isinstance(error, kind)), None)
     number = known or (error.errno if isinstance(error, OSError) else None) or errno.EIO
     said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    if isinstance(error, NotImplementedError):
+        number = errno.ENOSYS
     return OSError(number, f"{said}{more}", url)  # Python makes it a FileNotFoundError and so on by the number
 
 

@@ -286,7 +286,7 @@ class AsyncSaver:
         for rank in range(1, self._ranks.world_size):
             try:
                 report = json.loads(self._report(save, rank).read_bytes())
-            except FileNotFoundError:
+            except OSError:  # it is not there yet, or a store does not answer: finish() gathers it all the same
                 return None
             records.update({name: FileRecord(r["size"], tuple(r["blocks"])) for name, r in report.items()})
         return records

@@ -33,8 +33,8 @@ _NO_MANIFEST = (FileNotFoundError, NotADirectoryError, IsADirectoryError, Permis
 
 def begin(disk: Disk, checkpoint: Path) -> None:
     """Make room for ``checkpoint``. What is there under that name stays as it is, under another one."""
-    _make_durable(disk, checkpoint.parent)
     if disk.can_rename:
+        _make_durable(disk, checkpoint.parent)
         aside = _set_aside(checkpoint)
         published = is_published(checkpoint)
         strange = checkpoint.exists() and not names.marker(checkpoint).exists() and not os.path.lexists(aside)
@@ -45,7 +45,8 @@ def begin(disk: Disk, checkpoint: Path) -> None:
         raise FileExistsError(errno.EEXIST, "a complete checkpoint has this name", str(checkpoint))
     _mark(disk, checkpoint)
     disk.remove(checkpoint)
-    disk.make_directory(checkpoint / names.WEIGHTS)
+    if disk.can_rename:
+        disk.make_directory(checkpoint / names.WEIGHTS)
 
 
 def publish(disk: Disk, checkpoint: Path, manifest: Manifest) -> None:
@@ -214,7 +215,7 @@ def _set_aside(checkpoint: Path) -> Path:
 
 def _make_durable(disk: Disk, directory: Path) -> None:
     """Create ``directory`` so that it outlives a crash: a new entry lasts once the directory above it is synced."""
-    fresh = [d for d in (directory, *directory.parents) if not d.exists()] if disk.can_rename else []
+    fresh = [d for d in (directory, *directory.parents) if not d.exists()]
     disk.make_directory(directory)
     for one in reversed(fresh):
         disk.sync(one.parent)

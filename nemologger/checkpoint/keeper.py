@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nemologger.checkpoint.async_saver import AsyncSaver
 from nemologger.checkpoint.decision import Decision
+from nemologger.checkpoint.errand import Errand
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.retention import Policy
 from nemologger.checkpoint.saver import Saver
@@ -59,6 +62,7 @@ class Keeper:
         self._beside = AsyncSaver(disk, ranks, files_per_rank) if beside else None
         self._pending: _Pending | None = None
         self._settled: Shelf | None = None
+        self._errand: Errand | None = None
 
     @property
     def shelf(self) -> Shelf:
@@ -126,7 +130,9 @@ class Keeper:
             self.save(snapshot, decision, manifest, write_context, protected)
             return
         self._beside.start(snapshot, self._disk.path(decision.path), manifest, write_context)
-        self._pending = _Pending(decision, frozenset(protected))
+        self._pending = pending = _Pending(decision, frozenset(protected))
+        if not self._disk.can_rename:  # a store takes its time to answer, and training does not wait for it
+            self._errand = Errand(partial(self._look, self._beside, pending))
 
     def poll(self) -> bool:
         """Look after the save under way, without waiting. Whether this rank has just published it.
@@ -136,18 +142,23 @@ class Keeper:
         """
         if self._beside is None or self._pending is None:
             return False
-        pending = self._pending
         try:
-            published = self._beside.poll()
+            settled = self._look(self._beside, self._pending) if self._errand is None else self._errand.poll()
         except SaveFailedError:
             self._pending = None
             raise
-        if published is None:
+        if not settled:
             return False
-        self._settled = self._settle(pending.decision, published, set(pending.protected))
         if self._ranks.world_size == 1:
             self.finish()
         return True
+
+    def _look(self, beside: AsyncSaver, pending: _Pending) -> bool:
+        """Publish and settle the save under way, if that can be done now. No other rank is asked."""
+        published = beside.poll()
+        if published is not None:
+            self._settled = self._settle(pending.decision, published, set(pending.protected))
+        return published is not None
 
     def finish(self) -> bool:
         """Wait for the save under way. Collective. Whether there was one, and it was not settled before.
@@ -158,6 +169,7 @@ class Keeper:
         if self._beside is None or self._pending is None:
             return False
         pending, self._pending = self._pending, None
+        just_settled = self._errand is not None and self._errand.wait()
         settled, self._settled = self._settled, None
         published = self._beside.finish()
         if published is None:
@@ -168,19 +180,26 @@ class Keeper:
                 lambda: settled or self._settle(pending.decision, published, set(pending.protected)),
             )
         )
-        return settled is None
+        return settled is None or just_settled
 
     def finish_alone(self) -> None:
         """Wait for the save under way, when the other ranks may be gone."""
         if self._beside is None or self._pending is None:
             return
         pending, self._pending = self._pending, None
+        if self._errand is not None:
+            with contextlib.suppress(SaveFailedError):
+                self._errand.wait()
         published = self._beside.finish_alone()
         if published is not None and self._settled is None:
             self._shelf = self._settle(pending.decision, published, set(pending.protected))
 
     def close(self) -> None:
         """Give back memory and processes."""
+        if self._errand is not None:
+            with contextlib.suppress(SaveFailedError):
+                self._errand.wait()
+            self._errand = None
         if self._beside is not None:
             self._beside.close()
 

@@ -157,7 +157,9 @@ def settle(
             kept.append(as_kept(disk.path(last), published, last=True))
     going = policy.surplus(kept, decision.path if link and last else last)
     doomed = [k.path for k in going] + ([decision.replaces] if decision.replaces else [])
-    if shelf.last not in ("", last, *doomed) and disk.path(shelf.last).is_symlink():
+    is_there_still = shelf.last in ("", last, *doomed, *(k.path for k in kept))
+    # What is kept is no link. Asking a store might fail, and a checkpoint is published.
+    if not is_there_still and (not disk.can_rename or disk.path(shelf.last).is_symlink()):
         doomed.insert(0, shelf.last)
     for victim in doomed:
         if victim not in protected:

@@ -67,14 +67,18 @@ def perform(job: Job, arena: mmap.mmap) -> Outcome:
 
 
 def upload(store: Store, job: Job, arena: mmap.mmap) -> dict[str, FileRecord]:
-    """As for the local file system, into a store: the files side by side, and each in parts side by side."""
+    """As for the local file system, into a store: the files side by side, and each in parts side by side.
+
+    When the process that trains is killed, this one goes on for a while. By then another run may write the same checkpoint:
+    what is there already is left alone.
+    """
     with memoryview(arena) as memory:
         contents = {name: memory[offset : offset + size] for name, offset, size in job.images}
         contents.update({name: memoryview(content) for name, content in job.small.items()})
 
         def put(name: str) -> FileRecord:
             recorder = Recorder()
-            store.write(f"{job.directory}/{name}", recorder.over([contents[name]]))
+            store.write(f"{job.directory}/{name}", recorder.over([contents[name]]), create=True)
             return recorder.record
 
         with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="nemologger-upload") as pool:
