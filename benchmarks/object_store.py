@@ -30,7 +30,7 @@ from nemologger.checkpoint.read import read_tensors
 from nemologger.checkpoint.saver import Saver
 from nemologger.checkpoint.snapshot import take
 from nemologger.ranks import SingleProcess
-from nemologger.remote_disk import disk_of
+from nemologger.remote_disk import OverlappingDisk, disk_of
 from nemologger.store_path import storage_path
 
 
@@ -90,7 +90,7 @@ def compare(url: str, tensors: dict[str, torch.Tensor], turns: int) -> None:
     disk = disk_of(root)
     if disk is None:
         raise SystemExit(f"{url} is no URL of a store")
-    saver = Saver(disk, SingleProcess())
+    saver = Saver(OverlappingDisk(disk.store), SingleProcess())
 
     def save_ours() -> None:
         saver.save(take({"state_dict": tensors}), root / "ours", Manifest(step=1, epoch=0))

@@ -107,6 +107,8 @@ class Store:
     def below(self, url: str) -> dict[str, int]:
         """Every object below ``url``, by its path seen from there, and its size."""
         prefix = self.key(url) + "/"
+        if self.protocol in _S3:
+            return dict(self._pages(url, prefix))
         found = self._list(url, "find")
         return {
             key[len(prefix) :]: int(entry.get("size") or 0)
@@ -116,8 +118,10 @@ class Store:
 
     def read(self, url: str, start: int = 0, end: int | None = None) -> bytes:
         """The bytes of an object, or those from ``start`` to before ``end``, as far as it goes, by one request."""
-        whole = start == 0 and end is None
-        data: bytes = self._call(url, "cat_file", url, **({} if whole else {"start": start, "end": end}))
+        options: dict[str, Any] = {} if start == 0 and end is None else {"start": start, "end": end}
+        if self.protocol in _S3:
+            options["max_concurrency"] = 1  # else it asks for the size first
+        data: bytes = self._call(url, "cat_file", url, **options)
         return data
 
     def read_at_once(self, url: str, start: int, end: int) -> bytes:
@@ -128,6 +132,24 @@ class Store:
         starts = range(start, end, step)
         with ThreadPoolExecutor(len(starts), thread_name_prefix="nemologger-get") as pool:
             return b"".join(pool.map(lambda at: self.read(url, at, min(at + step, end)), starts))
+
+    def _pages(self, url: str, prefix: str) -> Iterator[tuple[str, int]]:
+        bucket, key = self._split(url)
+        more: dict[str, str] = {}
+        while True:
+            try:
+                found = self._call(
+                    url, "call_s3", "list_objects_v2", Bucket=bucket, Prefix=f"{key}/".lstrip("/"), **more
+                )
+            except FileNotFoundError:
+                return
+            for entry in found.get("Contents") or ():
+                below = f"{bucket}/{entry['Key']}"[len(prefix) :]
+                if below:
+                    yield below, int(entry["Size"])
+            if not found.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": found["NextContinuationToken"]}
 
     def _list(self, url: str, method: str) -> dict[str, dict[str, Any]]:
         own = self.key(url)
@@ -210,8 +232,9 @@ class Store:
     def remove(self, url: str) -> None:
         """Remove an object, all below ``url``, and what was begun there and never finished; nothing is fine too."""
         going = [f"{url}/{name}" for name in self.below(url)]
-        self.remove_object(url)
-        if going:
+        if not going:
+            self.remove_object(url)
+        else:
             with ThreadPoolExecutor(min(_AT_ONCE, len(going)), thread_name_prefix="nemologger-remove") as pool:
                 for _ in pool.map(self.remove_object, going):
                     pass

@@ -56,6 +56,7 @@ def publish(disk: Disk, checkpoint: Path, manifest: Manifest) -> None:
             disk.sync(directory)
         disk.sync(checkpoint.parent)
     else:
+        disk.sync(checkpoint)
         _check_there(checkpoint, manifest)
     disk.commit(checkpoint / names.MANIFEST, manifest.dumps())
     try:
@@ -118,7 +119,7 @@ def duplicate(disk: Disk, checkpoint: Path, copy: Path, manifest: Manifest) -> N
 
 def point(disk: Disk, checkpoint: Path, link: Path) -> None:
     """Make ``link`` a relative symbolic link to ``checkpoint`` beside it."""
-    if link.is_dir() and not link.is_symlink():
+    if not link.is_symlink() and link.is_dir():
         retract(disk, link)
     disk.symlink(link, checkpoint.name)
     disk.sync(link.parent)

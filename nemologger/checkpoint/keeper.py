@@ -12,6 +12,7 @@ from nemologger.checkpoint.async_saver import AsyncSaver
 from nemologger.checkpoint.decision import Decision
 from nemologger.checkpoint.errand import Errand
 from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.memory_disk import MemoryDisk
 from nemologger.checkpoint.retention import Policy
 from nemologger.checkpoint.saver import Saver
 from nemologger.checkpoint.shelf import Shelf, prune, settle
@@ -19,6 +20,7 @@ from nemologger.checkpoint.snapshot import Snapshot
 from nemologger.disk import Disk
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import Ranks, decide
+from nemologger.remote_disk import OverlappingDisk, RemoteDisk
 
 ContextWriter = Callable[[Path, Disk], None]
 
@@ -58,7 +60,8 @@ class Keeper:
         self._ranks = ranks
         self._policy = policy
         self._link = link or not disk.can_rename
-        self._saver = Saver(disk, ranks, files_per_rank)
+        overlapping = OverlappingDisk(disk.store) if isinstance(disk, RemoteDisk) else disk
+        self._saver = Saver(overlapping, ranks, files_per_rank)
         self._beside = AsyncSaver(disk, ranks, files_per_rank) if beside else None
         self._pending: _Pending | None = None
         self._settled: Shelf | None = None
@@ -104,9 +107,20 @@ class Keeper:
             SaveFailedError: On every rank, if any of them failed.
         """
         self.finish()
-        context = None if write_context is None else lambda output: write_context(output, self._disk)
+        context = None if write_context is None else partial(self._write_context, write_context)
         published = self._saver.save(snapshot, self._disk.path(decision.path), manifest, context)
         self._take(decide(self._ranks, lambda: self._settle(decision, published, protected)))
+
+    def _write_context(self, write: ContextWriter, output: Path) -> None:
+        if not isinstance(self._disk, RemoteDisk):
+            write(output, self._disk)
+            return
+        memory = MemoryDisk()  # what is written for a disk costs a store a dozen requests
+        write(output, memory)
+        disk = OverlappingDisk(self._disk.store)
+        for path, content in memory.files.items():
+            disk.write(path, [content])
+        disk.sync(output)
 
     def prepare(self, snapshot: Snapshot) -> None:
         """Make ready to save beside training. Collective.
