@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -354,36 +356,47 @@ def test_a_kill_in_mid_upload(s3, tmp_path, beside):
     options = ("--every", 2, "--dirpath", s3.url, *LARGE, *["--beside"] * beside)
     python(SCRIPT, tmp_path / "straight", 6, "--every", 2, *LARGE)
 
-    def rule(request: str) -> str:
-        return "hold" if "partNumber=3" in request and ("step%3D4" in request or "step=4" in request) else "pass"
+    def is_in_the_middle(request: str) -> bool:
+        return "partNumber=3" in request and "step%3D4" in request
 
-    s3.gate.rule = rule
+    s3.gate.rule = lambda request: "hold" if is_in_the_middle(request) else "pass"
     with started(SCRIPT, tmp_path / "killed", 6, *options) as process:
-        wait_for(lambda: any(map(rule_holds, s3.gate.requests)) and s3.pending(), timeout=120)
+        wait_for(lambda: any(map(is_in_the_middle, s3.gate.requests)), timeout=120)
+        time.sleep(1)
         kill(process)
-    found = {f.path.name: f for f in survey(storage_path(s3.url))}
-    assert found["step=4"].status is Status.UNFINISHED
-    assert found["step=2"].status is Status.COMPLETE
-    assert problems(found["step=2"].path) == []
-    assert s3.pending() == ["runs/step=4/weights/__0_0.distcp"]  # a reader removes nothing
+    found = survey(storage_path(s3.url))
+    (unfinished,) = [path.name.removesuffix("-unfinished") for path in storage_path(s3.url).glob("*-unfinished")]
+    assert unfinished in ("step=4", "step=4-last")
+    assert {one.path.name for one in found if one.status is Status.UNFINISHED} <= {unfinished}
+    whole = [one for one in found if one.status is Status.COMPLETE]
+    assert {one.manifest.step for one in whole} == {2}
+    assert all(problems(one.path) == [] for one in whole)
+    assert s3.pending() == [f"runs/{unfinished}/weights/__0_0.distcp"]  # a reader removes nothing
 
-    held = iter(range(10**6))
     s3.gate.rule = lambda request: "pass"
-    del held
     python(SCRIPT, tmp_path / "killed", 6, *options)
-    s3.gate.release()  # what is left of the writer of the killed run comes to its end only now
     log = (tmp_path / "killed" / "toy" / "nemo_log_globalrank-0_localrank-0.txt").read_text()
-    assert "step=4 was never finished, or was being removed: removed" in log
+    assert f"{unfinished} was never finished, or was being removed: removed" in log
     assert "resuming from" in log
-    time.sleep(2)
+    s3.gate.release()  # what is left of the writer of the killed run goes on only now
+    wait_for(lambda: not _writers_beside(), timeout=60)
     assert s3.pending() == []
-    assert names_in(s3.url) == ["step=4", "step=6", "step=6-last"]
-    assert all(problems(path) == [] for path in storage_path(s3.url).iterdir())
+    found = survey(storage_path(s3.url))
+    assert {one.manifest.step for one in found} >= {6}
+    assert all(problems(one.path) == [] for one in found)
     assert _losses(tmp_path / "killed") == _losses(tmp_path / "straight")
 
 
-def rule_holds(request: str) -> bool:
-    return "partNumber=3" in request and ("step%3D4" in request or "step=4" in request)
+def _writers_beside() -> list[str]:
+    """Writer processes whose training process is gone, of this test's bucket."""
+    url = os.environ["AWS_ENDPOINT_URL"].encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_writer = b"writer_main" in (process / "cmdline").read_bytes()
+            if is_writer and url in (process / "environ").read_bytes():
+                found.append(process.name)
+    return found
 
 
 @pytest.mark.dist
@@ -394,7 +407,7 @@ def test_two_ranks(s3, tmp_path, beside):
     options = (*options, "--dirpath", s3.url, *["--beside"] * beside, *["--pause", 0.1] * beside)
     for steps in (4, 8):
         torchrun(SCRIPT, 2, tmp_path / "store", steps, *options)
-    assert names_in(s3.url) == ["step=6", "step=8", "step=8-last"]
+    assert names_in(s3.url) == local_names(tmp_path / "straight" / "toy" / "checkpoints")
     assert "step=8/weights/__1_0.distcp" in s3.objects()
     assert not [key for key in s3.objects() if "unfinished" in key or "written-by" in key]
     assert all(problems(path) == [] for path in storage_path(s3.url).iterdir())
