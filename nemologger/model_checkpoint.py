@@ -132,7 +132,10 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if storage_options is not None:
             forget_argument(self, "storage_options")  # credentials are nothing for a context
         directory = None if dirpath is None else storage_path(dirpath, storage_options)
-        if directory is not None and in_store(directory) is not None and save_last == "link":
+        is_local = directory is None or in_store(directory) is None
+        if is_local and storage_options is not None:
+            log.warning("ModelCheckpoint(storage_options=...) has no effect: dirpath=%r is no URL of a store", dirpath)
+        if not is_local and save_last == "link":
             log.warning(
                 "ModelCheckpoint(dirpath=%r, save_last='link'): on a store that is the same as True", str(directory)
             )

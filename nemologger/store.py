@@ -20,7 +20,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, count
 from typing import Any
 
-from nemologger.errors import ConfigurationError
+from nemologger.errors import NemologgerError
+from nemologger.store_client import S3, as_os_error, is_final, open_file_system
 
 log = logging.getLogger(__name__)
 
@@ -39,24 +40,8 @@ PART = 16 << 20
 _GROW_AFTER = 1000  # parts: S3 takes 10,000, so every so many they double
 _AT_ONCE = 8  # requests of one object
 _SMALLEST_RANGE = 4 << 20
-_S3 = ("s3", "s3a")
 # Stores that have no directories: a key is written without making anything first.
-_FLAT = (*_S3, "gs", "gcs", "az", "abfs", "abfss", "oss", "r2", "memory")
-_PACKAGES = {"s3": "'nemologger[s3]'", "s3a": "'nemologger[s3]'", "gs": "gcsfs", "gcs": "gcsfs"}
-_FINAL = (
-    FileNotFoundError,
-    FileExistsError,
-    PermissionError,
-    IsADirectoryError,
-    NotADirectoryError,
-    NotImplementedError,
-    ImportError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
-_FINAL_NUMBERS = {errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EMSGSIZE}
-_FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"}
+_FLAT = (*S3, "gs", "gcs", "az", "abfs", "abfss", "oss", "r2", "memory")
 
 
 class Store:
@@ -107,7 +92,7 @@ class Store:
     def below(self, url: str) -> dict[str, int]:
         """Every object below ``url``, by its path seen from there, and its size."""
         prefix = self.key(url) + "/"
-        if self.protocol in _S3:
+        if self.protocol in S3:
             return dict(self._pages(url, prefix))
         found = self._list(url, "find")
         return {
@@ -119,7 +104,7 @@ class Store:
     def read(self, url: str, start: int = 0, end: int | None = None) -> bytes:
         """The bytes of an object, or those from ``start`` to before ``end``, as far as it goes, by one request."""
         options: dict[str, Any] = {} if start == 0 and end is None else {"start": start, "end": end}
-        if self.protocol in _S3:
+        if self.protocol in S3:
             options["max_concurrency"] = 1  # else it asks for the size first
         data: bytes = self._call(url, "cat_file", url, **options)
         return data
@@ -169,7 +154,7 @@ class Store:
         Raises:
             OSError: If not.
         """
-        if self.protocol in _S3:
+        if self.protocol in S3:
             bucket, prefix = self._split(url)
             self._call(url, "call_s3", "list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"), MaxKeys=1)
         else:
@@ -194,7 +179,7 @@ class Store:
             else:
                 self._prepare(url)
                 self._call(url, "pipe_file", url, content)
-        elif self.protocol in _S3:
+        elif self.protocol in S3:
             self._write_parts(url, _cut(chain(first, rest)), {"IfNoneMatch": "*"} if create else {})
         else:
             self._prepare(url)
@@ -249,7 +234,7 @@ class Store:
             self._call(url, "rm_file", url)
 
     def _abort_uploads(self, url: str) -> None:
-        if self.protocol not in _S3:
+        if self.protocol not in S3:
             return
         bucket, key = self._split(url)
         try:
@@ -323,7 +308,7 @@ class Store:
                 raise
             file.close()
         except Exception as error:
-            raise _as_os_error(error, url) from error
+            raise as_os_error(error, url) from error
 
     def _prepare(self, url: str) -> None:
         if self.protocol not in _FLAT:
@@ -359,14 +344,16 @@ class Store:
         for number in count(1):
             try:
                 return self._call_once(method, *arguments, **named)
+            except NemologgerError:
+                raise
             except Exception as error:
-                if _is_final(error):
-                    raise _as_os_error(error, url) from error
+                if is_final(error):
+                    raise as_os_error(error, url) from error
                 waited = time.monotonic() - began
                 # One that took all the time there is, because nobody answered, is tried once more all the same.
                 if is_down or (number > 1 and waited + pause > PATIENCE):
                     self._failed_at = time.monotonic()
-                    raise _as_os_error(error, url, f" (tried for {waited:.0f} s)") from error
+                    raise as_os_error(error, url, f" (tried for {waited:.0f} s)") from error
                 log.debug("%s: %s: %s; once more in %.1f s", url, type(error).__name__, error, pause)
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
@@ -380,66 +367,6 @@ class Store:
             return getattr(client, method)(*arguments, **named)
         # The clients' own timeouts leave gaps: a server that never says "100 Continue" is waited for without end.
         return sync(client.loop, coroutine, *arguments, timeout=LIMIT, **named)
-
-
-def open_file_system(root: str, options: Mapping[str, Any]) -> Any:
-    """The fsspec file system of ``root``, with nothing cached.
-
-    Raises:
-        ConfigurationError: If nobody here knows the protocol.
-    """
-    from fsspec.core import url_to_fs
-
-    protocol = root.partition("://")[0]
-    settings = {"use_listings_cache": False, "skip_instance_cache": True, **options}
-    if protocol in _S3:
-        # Trying again is our business: two of them, one inside the other, multiply the time until somebody is told.
-        client = {"retries": {"total_max_attempts": 1}, "read_timeout": 60, "max_pool_connections": 32}
-        settings["config_kwargs"] = {**client, **settings.get("config_kwargs", {})}
-    try:
-        system, _ = url_to_fs(root, **settings)
-    except (ImportError, ValueError) as error:
-        raise ConfigurationError(
-            f"{root}: {error}. Install what brings it: python -m pip install {_PACKAGES.get(protocol, '<package>')}"
-        ) from error
-    if protocol in _S3:
-        system.retries = 1
-    return system
-
-
-def check_protocol(root: str) -> None:
-    """Refuse a protocol that nobody here knows.
-
-    Raises:
-        ConfigurationError: If its package is not installed, or there is none.
-    """
-    from fsspec import get_filesystem_class
-
-    protocol = root.partition("://")[0]
-    try:
-        get_filesystem_class(protocol)
-    except ImportError as error:
-        package = _PACKAGES.get(protocol, "the package that it names")
-        raise ConfigurationError(f"{root}: {error}: python -m pip install {package}") from error
-    except ValueError as error:
-        raise ConfigurationError(f"{root}: {error}; give a local path, or a URL that fsspec knows") from error
-
-
-def _is_final(error: Exception) -> bool:
-    """Whether trying again cannot help."""
-    if isinstance(error, _FINAL) or type(error).__name__ in _FINAL_NAMES:
-        return True
-    return isinstance(error, OSError) and error.errno in _FINAL_NUMBERS
-
-
-def _as_os_error(error: Exception, url: str, more: str = "") -> OSError:
-    numbers = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
-    known = next((number for kind, number in numbers.items() if isinstance(error, kind)), None)
-    number = known or (error.errno if isinstance(error, OSError) else None) or errno.EIO
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    if isinstance(error, NotImplementedError):
-        number = errno.ENOSYS
-    return OSError(number, f"{said}{more}", url)  # Python makes it a FileNotFoundError and so on by the number
 
 
 def _cut(parts: Iterator[memoryview]) -> Iterator[bytes]:

@@ -22,7 +22,8 @@ from typing import Any, cast
 
 from nemologger import names
 from nemologger.errors import ConfigurationError
-from nemologger.store import Store, check_protocol
+from nemologger.store import Store
+from nemologger.store_client import check_protocol
 
 LINK = ".link"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from nemologger import ConfigurationError, store
-from nemologger.remote_disk import RemoteDisk, disk_of
+from nemologger.remote_disk import OverlappingDisk, RemoteDisk, disk_of
 from nemologger.store import Store
 from nemologger.store_path import StorePath, in_store, storage_path
 
@@ -331,6 +331,46 @@ def test_options_come_before_the_environment(s3):
         with pytest.raises(OSError, match=r"127\.0\.0\.1:9"):
             root.exists()
     assert s3.gate.requests == []
+
+
+def test_uploads_that_overlap_are_waited_for(root, small_parts):
+    disk = OverlappingDisk(in_store(root).store)
+    for name in "abcd":
+        disk.write(root / name, [memoryview(LARGE)[:1000], memoryview(LARGE)[1000:], name.encode()])
+    disk.sync(root)
+    assert {path.name: path.read_bytes() for path in root.iterdir()} == {n: LARGE + n.encode() for n in "abcd"}
+    disk.write(root / "e", [b"e"])
+    disk.commit(root / "manifest.json", b"m")
+    assert (root / "e").read_bytes() == b"e"
+
+
+def test_an_upload_that_fails_is_told_at_the_next_sync(s3, impatient):
+    root = storage_path(s3.url)
+    disk = OverlappingDisk(in_store(root).store)
+    s3.gate.rule = lambda request: "deny"
+    disk.write(root / "a", (b"x" for _ in range(100)))
+    with pytest.raises(PermissionError, match="not for you"):
+        disk.sync(root)
+    disk.sync(root)  # once
+    disk.write(root / "a", [b"x"])
+    s3.gate.rule = lambda request: "pass"
+    disk.remove(root / "a")
+    disk.sync(root)
+    assert s3.objects() == []
+
+
+def test_parts_that_cannot_be_read_end_an_upload(root):
+    disk = OverlappingDisk(in_store(root).store)
+
+    def parts():
+        yield b"x"
+        raise RuntimeError("the source is gone")
+
+    with pytest.raises(RuntimeError, match="the source is gone"):
+        disk.write(root / "a", parts())
+    with pytest.raises(OSError, match="the source is gone"):
+        disk.sync(root)
+    assert not (root / "a").exists()
 
 
 def test_a_disk_knows_its_paths():
