@@ -359,9 +359,9 @@ class Store:
             pause = min(2 * pause, _LONGEST_PAUSE)
 
     def _call_once(self, method: str, *arguments: Any, **named: Any) -> Any:
+        client = self._fs  # first: threads that import parts of fsspec at the same time find them half done
         from fsspec.asyn import sync
 
-        client = self._fs
         coroutine = getattr(client, f"_{method}", None) if getattr(client, "async_impl", False) else None
         if coroutine is None:
             return getattr(client, method)(*arguments, **named)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -377,3 +378,33 @@ def test_a_disk_knows_its_paths():
     disk = RemoteDisk(Store("s3://bucket", {"key": "k"}))
     assert disk.path("s3://bucket/a") == storage_path("s3://bucket/a", {"key": "k"})
     assert disk_of(Path("a")) is None
+
+
+FIRST_USE = """
+import sys, time
+
+class Slow:  # a busy machine
+    def find_spec(self, name, *rest):
+        if name.startswith("fsspec."):
+            time.sleep(0.1)
+
+sys.meta_path.insert(0, Slow())
+from concurrent.futures import ThreadPoolExecutor
+from nemologger.store import Store
+store = Store(sys.argv[1])
+with ThreadPoolExecutor(8) as pool:
+    def use(name):
+        if name in "aceg":  # one way in, and the other
+            store.check(f"{sys.argv[1]}/{name}")
+        store.write(f"{sys.argv[1]}/{name}", [b"x"])
+    print(list(pool.map(use, "abcdefgh")))
+"""
+
+
+def test_its_first_use_may_be_in_many_threads(s3):
+    """As in the writer process, where nobody has imported the client before."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_USE, f"s3://{s3.name}"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(s3.objects()) == 8
