@@ -9,7 +9,8 @@ from nemologger.checkpoint import fetch as fetching
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint import read as reading
 from nemologger.checkpoint.manifest import Manifest, Recorder
-from nemologger.checkpoint.read import read_tensors
+from nemologger.checkpoint.overlaps import Block
+from nemologger.checkpoint.read import read_blocks, read_tensors
 from nemologger.checkpoint.saver import Saver
 from nemologger.checkpoint.snapshot import take
 from nemologger.errors import DamagedCheckpointError
@@ -19,6 +20,7 @@ from nemologger.store_path import in_store, storage_path
 
 TENSORS = {
     "large": torch.arange(3_000_000, dtype=torch.float32),
+    "matrix": torch.arange(3_000_000, dtype=torch.float32).reshape(1500, 2000),
     "small": torch.arange(3),
     "empty": torch.empty(0, 4),
     "scalar": torch.tensor(2.5, dtype=torch.float64),
@@ -53,6 +55,36 @@ def test_only_the_blocks_that_are_needed(checkpoint, monkeypatch):
     monkeypatch.setattr(fetching, "_fetch", lambda *all: asked.append(all) or fetch(*all))
     read_tensors(checkpoint / "weights", lambda key: "scalar" in key)
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("begin", "sizes"), [((0, 0), (1500, 2000)), ((300, 0), (600, 2000)), ((700, 900), (700, 700)), ((1499, 7), (1, 3))]
+)
+def test_a_part_of_a_tensor(checkpoint, begin, sizes):
+    """Rows in one run, and columns whose rows reach over blocks, fetched in parallel."""
+    rows, columns = (slice(at, at + size) for at, size in zip(begin, sizes, strict=True))
+    block = Block(torch.empty(sizes), begin)
+    read_blocks(checkpoint / "weights", {"state_dict.matrix": block})
+    assert torch.equal(block.memory, TENSORS["matrix"][rows, columns])
+
+
+def test_the_whole_file_is_looked_at_if_that_is_wanted(checkpoint):
+    """Also where nothing lies that is wanted."""
+    disk, records = disk_of(checkpoint), {}
+    for file, record in manifests.read(checkpoint).files.items():
+        if file.endswith(".distcp"):
+            records[file.partition("/")[2]] = record
+    assert len(records) == 2
+    one = {"wanted": lambda key: "small" in key, "records": records}
+    assert torch.equal(read_tensors(checkpoint / "weights", **one)["state_dict.small"], TENSORS["small"])
+    for name in records:
+        path = checkpoint / "weights" / name
+        content = path.read_bytes()
+        for at in (0, len(content) // 2, len(content) - 1):
+            disk.write(path, [content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]])
+            with pytest.raises(DamagedCheckpointError, match=rf"{name}: its bytes \d+ to \d+ have changed"):
+                read_tensors(checkpoint / "weights", **one)
+        disk.write(path, [content])
 
 
 @pytest.mark.parametrize("name", ["__0_0.distcp", "__0_1.distcp"])
