@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from nemologger.checkpoint.optimizers import align
 from nemologger.checkpoint.snapshot import is_stored
 from nemologger.checkpoint.weights import described
 from nemologger.errors import CheckpointError, ModelMismatchError, NotFoundError, RefusedError
+from nemologger.store_path import in_store, storage_path
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -38,6 +40,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         self._inner = inner
         self._loaded: tuple[Path, dict[str, Any]] | None = None
         self._kept: tuple[str, dict[str, Any]] | None = None
+        self._options: dict[str, Mapping[str, Any]] = {}
 
     def keep(self, path: Path, checkpoint: dict[str, Any]) -> None:
         """What :meth:`load_checkpoint` is to return for ``path``, once: it has been read already, to verify it."""
@@ -67,9 +70,9 @@ class DirectoryCheckpointIO(CheckpointIO):
             CheckpointError: If a fit is to go on from a checkpoint that has no optimizer state.
         """
         kept, self._kept = self._kept, None
-        directory = settled(Path(path))
+        directory = settled(self.place_of(path))
         if not directory.is_dir():
-            if not directory.exists() and "://" not in str(path):
+            if not directory.exists():
                 raise NotFoundError(f"there is no checkpoint at {path}")
             return self._load_file(path, map_location, weights_only)
         strategy, module = self._trainer.strategy, self._trainer.lightning_module
@@ -91,9 +94,9 @@ class DirectoryCheckpointIO(CheckpointIO):
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
         return checkpoint
 
-    def load_sharded(self, path: Path) -> dict[str, Any] | None:
+    def load_sharded(self, path: str | Path) -> dict[str, Any] | None:
         """As :meth:`load_checkpoint`, and load model and optimizers; None if ``path`` is not one of ours or NeMo's."""
-        directory = settled(path)
+        directory = settled(self.place_of(path))
         if not any((part / names.DCP_METADATA).exists() for part in (directory, directory / names.WEIGHTS)):
             return None
         if not any((part / names.COMMON).exists() for part in (directory, directory / names.WEIGHTS)):
@@ -106,6 +109,17 @@ class DirectoryCheckpointIO(CheckpointIO):
         by_number = lightning_port.optimizer_names(trainer)
         sharded_state.load(trainer.strategy, checkpoint, optimizers, by_number, strict=strict)
         return checkpoint
+
+    def remember(self, place: Path) -> None:
+        """Reach checkpoints below ``place`` with its options, if it is in a store: their paths come as texts."""
+        remote = in_store(place)
+        if remote is not None:
+            self._options[str(remote)] = remote.store.options
+
+    def place_of(self, path: str | Path) -> Path:
+        """Where ``path`` is, with the options of what was remembered."""
+        known = max((place for place in self._options if f"{path}/".startswith(f"{place}/")), key=len, default="")
+        return storage_path(path, self._options.get(known))
 
     def align_optimizers(self) -> None:
         """Bring the optimizer states that were loaded into the order of the trainer's optimizers."""
@@ -163,12 +177,20 @@ def _omegaconf_types() -> list[Any]:
     return [DictConfig, ListConfig, ContainerMetadata, Metadata, *leaves, *plain]
 
 
-def install(trainer: pl.Trainer) -> None:
-    """Let ``trainer`` read checkpoint directories. Calling it again changes nothing."""
+def install(trainer: pl.Trainer, place: Path | None = None) -> None:
+    """Let ``trainer`` read checkpoint directories, also those at ``place`` in a store. Calling it again changes nothing."""
     current = trainer.strategy.checkpoint_io
-    if not isinstance(current, DirectoryCheckpointIO):
-        plugin = DirectoryCheckpointIO(trainer, current)
+    plugin = current if isinstance(current, DirectoryCheckpointIO) else DirectoryCheckpointIO(trainer, current)
+    if plugin is not current:
         lightning_port.use_checkpoint_io(trainer, plugin, plugin.load_sharded)
+    if place is not None:
+        plugin.remember(place)
+
+
+def place_of(trainer: pl.Trainer, path: str | Path) -> Path:
+    """Where the checkpoint ``path`` of ``trainer`` is; in a store, with the options that are known for it."""
+    plugin = trainer.strategy.checkpoint_io
+    return plugin.place_of(path) if isinstance(plugin, DirectoryCheckpointIO) else storage_path(path)
 
 
 def keeps(trainer: pl.Trainer) -> bool:

@@ -12,19 +12,31 @@ import shutil
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from nemologger import direct_file
 
 
 class Disk(Protocol):
-    """What a save asks of a file system. Every method is durable when it returns, but for the entries of a directory."""
+    """What a save asks of a file system. Every method is durable when it returns, but for the entries of a directory.
+
+    Attributes:
+        can_rename: Whether there is a rename, and so directories to be set aside; an object store has none.
+    """
+
+    can_rename: ClassVar[bool]
+
+    def path(self, text: str) -> Path:
+        """The path on this disk that ``text`` was made of."""
 
     def make_directory(self, path: Path) -> None:
         """Create ``path`` and its parents; one that is there is fine."""
 
     def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
         """Write ``parts`` one after the other into a new file at ``path``, atomically: all of it or no file."""
+
+    def commit(self, path: Path, content: bytes) -> None:
+        """As :meth:`write`, a file that makes others count: where several may write it, one does."""
 
     def link(self, source: Path, target: Path) -> None:
         """Give the file ``source`` a second name, or copy it where the file system has no hard links."""
@@ -45,6 +57,12 @@ class Disk(Protocol):
 class LocalDisk:
     """A POSIX file system."""
 
+    can_rename: ClassVar[bool] = True
+
+    def path(self, text: str) -> Path:
+        """See :class:`Disk`."""
+        return Path(text)
+
     def make_directory(self, path: Path) -> None:
         """See :class:`Disk`."""
         path.mkdir(parents=True, exist_ok=True)
@@ -58,6 +76,10 @@ class LocalDisk:
         except BaseException:
             partial.unlink(missing_ok=True)
             raise
+
+    def commit(self, path: Path, content: bytes) -> None:
+        """See :class:`Disk`. Whoever writes here holds the directory's lock."""
+        self.write(path, [content])
 
     def write_image(self, path: Path, padded: memoryview, size: int) -> None:
         """As :meth:`write`, the first ``size`` bytes of ``padded``: whole pages of memory that begin on a page."""

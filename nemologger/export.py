@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,19 +17,29 @@ from nemologger.checkpoint_io import check_model
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError, NotFoundError
+from nemologger.remote_disk import disk_of
+from nemologger.store_path import storage_path
 
 # How the name of a file that export_weights writes may end.
 FORMATS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 
 
-def load_weights(checkpoint: str | Path, module: nn.Module, strict: bool = True, *, ema: bool = False) -> None:
+def load_weights(
+    checkpoint: str | Path,
+    module: nn.Module,
+    strict: bool = True,
+    *,
+    ema: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
     """Load the model of a checkpoint into ``module``, for inference or for training something else.
 
     Args:
-        checkpoint: A checkpoint's directory, or its ``weights/``.
+        checkpoint: A checkpoint's directory, or its ``weights/``; also a URL.
         module: Gets the parameters and buffers, in place and on the device that it is on.
         strict: Require the same names and shapes. False loads the names that both have; their shapes must agree.
         ema: Load the averages that :class:`nemologger.callbacks.ema.EMA` kept instead of the weights that were trained.
+        storage_options: For a URL, what the fsspec file system takes beyond the usual environment.
 
     Raises:
         NotFoundError: If there is no checkpoint, or no averages in it.
@@ -40,7 +51,7 @@ def load_weights(checkpoint: str | Path, module: nn.Module, strict: bool = True,
         Traceback (most recent call last):
         nemologger.errors.NotFoundError: there is no checkpoint at runs/demo/checkpoints/gone
     """
-    path = _existing(checkpoint, ema=ema)
+    path = _existing(checkpoint, storage_options, ema=ema)
     state = module.state_dict()
     if strict:
         check_model(path, state)
@@ -51,16 +62,23 @@ def load_weights(checkpoint: str | Path, module: nn.Module, strict: bool = True,
     module.load_state_dict(loaded, strict=strict)
 
 
-def load_model(checkpoint: str | Path, trust: bool | Sequence[str] = False, *, ema: bool = False) -> LightningModule:
+def load_model(
+    checkpoint: str | Path,
+    trust: bool | Sequence[str] = False,
+    *,
+    ema: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> LightningModule:
     """The model of a checkpoint: built as it was, with its weights, on the CPU and in evaluation mode.
 
     Lightning's ``load_from_checkpoint`` reads files; this is its counterpart for directories.
 
     Args:
-        checkpoint: A checkpoint's directory.
+        checkpoint: A checkpoint's directory; also a URL.
         trust: Modules besides your own, torch and Lightning whose code may run; True allows all. See
             :func:`nemologger.io.load_context`.
         ema: Load the averages that :class:`nemologger.callbacks.ema.EMA` kept instead of the weights that were trained.
+        storage_options: For a URL, what the fsspec file system takes beyond the usual environment.
 
     Raises:
         NotFoundError: If there is no checkpoint, or no averages in it.
@@ -73,20 +91,27 @@ def load_model(checkpoint: str | Path, trust: bool | Sequence[str] = False, *, e
         Traceback (most recent call last):
         nemologger.errors.NotFoundError: there is no checkpoint at runs/demo/checkpoints/gone
     """
-    path = _existing(checkpoint)
+    path = _existing(checkpoint, storage_options)
     model: LightningModule = load_context(path, subpath="model", trust=trust)
     load_weights(path, model, ema=ema)
     return model.eval()
 
 
-def export_weights(checkpoint: str | Path, output: str | Path, *, ema: bool = False) -> Path:
+def export_weights(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    ema: bool = False,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Path:
     """Write the model of a checkpoint into one file that other programs read.
 
     Args:
-        checkpoint: A checkpoint's directory, or its ``weights/``.
+        checkpoint: A checkpoint's directory, or its ``weights/``; also a URL.
         output: A name that ends in ``.safetensors`` (needs the package of that name), or in ``.pt``, ``.pth``, ``.bin`` or
-            ``.ckpt`` for ``torch.load(weights_only=True)``. An existing file is replaced.
+            ``.ckpt`` for ``torch.load(weights_only=True)``. An existing file is replaced. Also a URL.
         ema: Write the averages that :class:`nemologger.callbacks.ema.EMA` kept instead of the weights that were trained.
+        storage_options: For URLs, what the fsspec file system takes beyond the usual environment.
 
     Returns:
         ``output``.
@@ -100,17 +125,17 @@ def export_weights(checkpoint: str | Path, output: str | Path, *, ema: bool = Fa
         Traceback (most recent call last):
         nemologger.errors.ConfigurationError: output='model.txt': end it in .safetensors or .pt
     """
-    target = Path(output)
+    target = storage_path(output, storage_options)
     if target.suffix not in FORMATS:
         raise ConfigurationError(f"output={str(output)!r}: end it in .safetensors or .pt")
-    state = load.load_model(_existing(checkpoint, ema=ema))
+    state = load.load_model(_existing(checkpoint, storage_options, ema=ema))
     if target.suffix == ".safetensors":
         content = _safetensors(state)
     else:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         content = buffer.getvalue()
-    disk = LocalDisk()
+    disk = disk_of(target) or LocalDisk()
     disk.make_directory(target.absolute().parent)
     disk.write(target, [content])
     return target
@@ -127,8 +152,8 @@ def _safetensors(state: dict[str, torch.Tensor]) -> bytes:
     return bytes(save(tensors, metadata={"format": "pt"}))
 
 
-def _existing(checkpoint: str | Path, *, ema: bool = False) -> Path:
-    path = Path(checkpoint)
+def _existing(checkpoint: str | Path, options: Mapping[str, Any] | None, *, ema: bool = False) -> Path:
+    path = storage_path(checkpoint, options).resolve() if "://" in str(checkpoint) else Path(checkpoint)
     if not path.is_dir():
         raise NotFoundError(f"there is no checkpoint at {checkpoint}")
     if not ema:

@@ -65,13 +65,14 @@ class KeptCheckpoints(LightningModelCheckpoint):
         return {"monitor": self.monitor, "mode": self.mode, "key": self.state_key}
 
     def _look(self, trainer: pl.Trainer) -> Shelf:
-        directory = Path(str(self.dirpath))
+        directory = self._disk.path(str(self.dirpath))
         try:
             self._disk.make_directory(directory)
         except OSError as error:
             raise ConfigurationError(f"dirpath={str(directory)!r} cannot be used: {error.strerror}") from error
-        self._lock = DirectoryLock(directory)
-        self._lock.take()
+        if self._disk.can_rename:  # a store has no locks
+            self._lock = DirectoryLock(directory)
+            self._lock.take()
         twins = [c for c in ours(trainer) if (c.dirpath, c.monitor, c.mode) == (self.dirpath, self.monitor, self.mode)]
         return look(self._disk, directory, self._owner, alone=len(twins) == 1)
 
@@ -133,9 +134,18 @@ class KeptCheckpoints(LightningModelCheckpoint):
         self._last_global_step_saved = int(checkpoint.get("global_step", 0))
 
     def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
-        """For ``fit(ckpt_path="last")``."""
+        """For ``fit(ckpt_path="last")``.
+
+        Raises:
+            ConfigurationError: If they are in a store: Lightning would look for a file there, and start from scratch.
+        """
+        if not self._disk.can_rename:
+            raise ConfigurationError(
+                f'ckpt_path="last" cannot be used with dirpath={str(self.dirpath)!r}: '
+                "AutoResume(resume_if_exists=True).setup(trainer) finds the newest checkpoint there"
+            )
         if not self.last_model_path:
-            directory = Path(lightning_port.checkpoint_directory(trainer, self))
+            directory = self._disk.path(lightning_port.checkpoint_directory(trainer, self))
             complete = [f for f in survey(directory) if f.manifest is not None]
             newest = max(complete, key=lambda f: f.manifest.order if f.manifest else (0, 0, 0.0), default=None)
             return {str(newest.path)} if newest else set()
@@ -153,7 +163,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
         }
         template = self.filename or "{epoch}-{step}"
         name = format_name(template, values, insert_names=self.auto_insert_metric_name)
-        path = Path(str(self.dirpath)) / name
+        path = self._disk.path(str(self.dirpath)) / name
         taken = self._needed_by_others(trainer)
         if {str(path), str(path) + names.LAST} & taken:  # as long as a metric is missing, two templates can agree
             path = path.with_name(f"{name}-{str(self.monitor).replace('/', '_')}")
@@ -168,7 +178,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
         values.update({key: int(values[key]) for key in ("epoch", "step")})
         name = format_name(template, values, insert_names=self.auto_insert_metric_name)
         name = f"{prefix}-{name}" if prefix else name
-        return str(Path(str(self.dirpath)) / name) if self.dirpath else name
+        return str(self._disk.path(str(self.dirpath)) / name) if self.dirpath else name
 
     # --- checks ---------------------------------------------------------------------------------------------------
 

@@ -108,7 +108,7 @@ def last_saved(checkpoint: ModelCheckpoint) -> str:
 
 
 def use_checkpoint_io(
-    trainer: pl.Trainer, plugin: CheckpointIO, load: Callable[[Path], dict[str, Any] | None] | None = None
+    trainer: pl.Trainer, plugin: CheckpointIO, load: Callable[[str | Path], dict[str, Any] | None] | None = None
 ) -> None:
     """Let the trainer's strategy read and write checkpoints through ``plugin``.
 
@@ -125,7 +125,7 @@ def use_checkpoint_io(
     inner = strategy.load_checkpoint
 
     def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
-        loaded = load(Path(checkpoint_path))
+        loaded = load(checkpoint_path)
         return inner(checkpoint_path, weights_only=weights_only) if loaded is None else loaded
 
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -20,17 +21,19 @@ from nemologger.checkpoint.async_saver import StagingMode
 from nemologger.checkpoint.decision import Decision, choose, choose_again
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.retention import Kept
-from nemologger.checkpoint.shelf import Shelf
+from nemologger.checkpoint.shelf import Shelf, claim
 from nemologger.checkpoint.snapshot import Snapshot, take
 from nemologger.checkpoint_arguments import check_arguments
 from nemologger.checkpoint_callback import check_interval, check_monitor, check_validation
-from nemologger.context.mixin import IOMixin
+from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk, LocalDisk
-from nemologger.errors import ConfigurationError, ContextError, SaveFailedError
+from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
 from nemologger.kept_checkpoints import KeptCheckpoints, floats
 from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks, SingleProcess, connect, decide
+from nemologger.remote_disk import disk_of
+from nemologger.store_path import in_store, storage_path
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -71,7 +74,11 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             step waits for them. A hook that changes parameters in between, other than through an optimizer, makes that save
             fail. ``"auto"``: overlapped for tensors on CUDA devices, where the device waits before the next forward if the
             model overrides a hook that runs in between; on the CPU at once, which loses less there.
-        dirpath: Where the checkpoints go; default ``<run directory>/checkpoints``.
+        dirpath: Where the checkpoints go; default ``<run directory>/checkpoints``. Also a URL that fsspec knows, such as
+            ``s3://bucket/key``. On such a store nothing is overwritten or renamed: where a complete checkpoint has the name
+            already, the new one is called ``<filename>-v1`` and the other is removed once it is published; ``-last`` is a
+            small object that names a checkpoint, or a directory where there is no such checkpoint. There is no lock there
+            that keeps a second run out.
         filename: A name with fields, for example ``"{model_name}--{val_loss:.2f}-{step}-{consumed_samples}"``; fields are
             the logged metrics, ``epoch``, ``step``, ``consumed_samples`` and ``model_name``.
         auto_insert_metric_name: Write ``val_loss=1.23`` rather than ``1.23`` into names.
@@ -84,7 +91,9 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         exact_resume: Give the trainer an :class:`~nemologger.callbacks.exact_resume.ExactResume`: a resumed run then sees
             the same batches and draws the same random numbers as one that was never stopped. False leaves the training
             loaders as they are.
-        disk: Where to write; default the local file system.
+        storage_options: For a ``dirpath`` that is a URL: what the fsspec file system takes, such as ``endpoint_url``,
+            ``key`` and ``secret``. What is not given comes from the usual environment. They are kept out of ``context/``.
+        disk: Where to write; default what ``dirpath`` is on.
         **nemo_1: Arguments of NeMo 1 that have no effect, accepted with a warning.
 
     Raises:
@@ -123,9 +132,22 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         max_failed_saves: int = 3,
         rank_timeout: timedelta = timedelta(minutes=10),
         exact_resume: bool = True,
+        storage_options: Mapping[str, Any] | None = None,
         disk: Disk | None = None,
         **nemo_1: Any,
     ) -> None:
+        self.storage_options = storage_options
+        if storage_options is not None:
+            forget_argument(self, "storage_options")  # credentials are nothing for a context
+        directory = None if dirpath is None else storage_path(dirpath, storage_options)
+        is_local = directory is None or in_store(directory) is None
+        if is_local and storage_options is not None:
+            log.warning("ModelCheckpoint(storage_options=...) has no effect: dirpath=%r is no URL of a store", dirpath)
+        if not is_local and save_last == "link":
+            log.warning(
+                "ModelCheckpoint(dirpath=%r, save_last='link'): on a store that is the same as True", str(directory)
+            )
+            save_last = True
         check_arguments(
             nemo_1,
             save_top_k=save_top_k,
@@ -141,7 +163,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             max_failed_saves=max_failed_saves,
         )
         super().__init__(
-            dirpath=dirpath,
+            dirpath=None if directory is None else str(directory),
             filename=filename,
             monitor=monitor,
             verbose=verbose,
@@ -169,7 +191,8 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self.rank_timeout = rank_timeout
         self.exact_resume = exact_resume
         self.consumed_samples = 0
-        self._disk = disk or LocalDisk()
+        self._given_disk = disk
+        self._disk = disk or (directory is not None and disk_of(directory)) or LocalDisk()
         self._ranks: Ranks = SingleProcess()
         self._lock: DirectoryLock | None = None  # rank 0 holds it while it trains
         self._is_prepared = False
@@ -193,9 +216,10 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         checkpoint_io.install(trainer)
         if stage != "fit" or lightning_port.is_trial(trainer):
             return
-        if "://" in str(self.dirpath):
-            raise ConfigurationError(f"dirpath={self.dirpath!r}: checkpoints are written to local directories only")
-        self.dirpath = str(Path(str(self.dirpath)).absolute())
+        directory = storage_path(str(self.dirpath), self.storage_options).absolute()
+        self.dirpath = str(directory)
+        self._disk = self._given_disk or disk_of(directory) or LocalDisk()
+        checkpoint_io.install(trainer, directory)
         self.async_save = self.async_save or getattr(trainer.strategy, "ckpt_async_save", False)
         self._check_neighbours(trainer)
         check_monitor(trainer, lightning_port.callbacks(trainer), self.monitor)
@@ -223,7 +247,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         lightning_port.restore_metrics(trainer, self._restored_metrics)
         # A run that goes back behind what was saved begins another line of training, and the next start follows that one.
         self._life = self.shelf.life + int(trainer.global_step < self.shelf.newest_step)
-        protected = self._needed_by_others(trainer) | _paths_of(trainer.ckpt_path)
+        protected = self._needed_by_others(trainer) | self._paths_of(trainer.ckpt_path)
         self._keeper.prune(protected)
         self._reflect()
         check_interval(trainer, self.monitor)
@@ -359,6 +383,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         # The last state of a run is durable before fit returns.
         beside = self.async_save and not (final or now or _is_last_step(trainer))
         try:
+            decision = self._claim(decision)
             self._write(trainer, decision, weights_only=weights_only, final=final, beside=beside)
         except SaveFailedError as error:
             self._count_failure(error, final=final or now)
@@ -462,10 +487,19 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             return choose(self._policy, self.shelf.kept, candidate, save_last=True, rankable=rankable)
         return decision
 
+    def _claim(self, decision: Decision) -> Decision:
+        """The decision, under a name that is free. Collective."""
+        if self._disk.can_rename:
+            return decision
+        try:
+            return decide(self._ranks, lambda: claim(self._disk, decision))
+        except (OSError, RankError) as error:
+            raise SaveFailedError(f"checkpoint {decision.path} was not saved: {error}") from error
+
     def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool, beside: bool) -> None:
         taken = self._take(trainer, weights_only=weights_only)
         for where, why in taken.left_out.items():
-            log.warning("checkpoint %s: %s is not saved: %s", Path(decision.path).name, where, why)
+            log.warning("checkpoint %s: %s is not saved: %s", self._disk.path(decision.path).name, where, why)
         manifest = Manifest(
             step=trainer.global_step,
             epoch=trainer.current_epoch,
@@ -486,6 +520,14 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         finally:
             self._reflect()
 
+    def _paths_of(self, checkpoint: str | Path | None) -> set[str]:
+        """The ways to write the path of a checkpoint in the directory; it may also be anywhere else."""
+        if not checkpoint or (not self._disk.can_rename and not str(checkpoint).startswith(f"{self.dirpath}/")):
+            return set()
+        path = self._disk.path(str(checkpoint)).absolute()
+        path = path.parent if path.name == names.WEIGHTS else path
+        return {str(path), str(path.resolve())}
+
     def _take(self, trainer: pl.Trainer, *, weights_only: bool) -> Snapshot:
         state = lightning_port.training_state(trainer, weights_only=weights_only)
         return take(state.checkpoint, state.parameter_names, state.optimizer_names)
@@ -498,15 +540,6 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         except SaveFailedError as error:
             self.async_save = False
             log.warning("%s. Saves are synchronous.", error)
-
-
-def _paths_of(checkpoint: str | Path | None) -> set[str]:
-    """The ways to write the path of a checkpoint."""
-    if not checkpoint:
-        return set()
-    path = Path(checkpoint).absolute()
-    path = path.parent if path.name == names.WEIGHTS else path
-    return {str(path), str(path.resolve())}
 
 
 def _is_last_step(trainer: pl.Trainer) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -33,7 +33,9 @@ from nemologger.errors import (
 from nemologger.lightning_port import callbacks, ranks_before_fit
 from nemologger.lock import DirectoryLock
 from nemologger.ranks import decide
+from nemologger.remote_disk import disk_of
 from nemologger.run_record import run_of
+from nemologger.store_path import in_store, storage_path
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -109,6 +111,8 @@ class AutoResume:
         path: Older name of ``resume_from_path``.
         dirpath: Older name of ``resume_from_directory``.
         import_path: Older name of ``restore_config=RestoreConfig(path=...)``.
+        storage_options: For paths that are URLs (all of them may be): what the fsspec file system takes beyond the usual
+            environment. In the run's own directory those of its ModelCheckpoint count.
 
     Example:
         >>> AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).resume_past_end
@@ -125,6 +129,7 @@ class AutoResume:
     dirpath: InitVar[str | Path | None] = None
     import_path: InitVar[str | Path | None] = None
     start_from: str | Path | None = None
+    storage_options: Mapping[str, Any] | None = field(default=None, repr=False)
     _own_directory: Path | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(
@@ -173,10 +178,10 @@ class AutoResume:
             raise ConfigurationError("AutoResume.setup needs a Lightning Trainer, not Fabric")
         self._own_directory = _directory_of(trainer)
         read = _Read()
-        found = decide(ranks_before_fit(trainer), lambda: self._find(trainer, stage, read))
-        path = None if found["path"] is None else Path(found["path"])
-        weights = None if found["weights_from"] is None else Path(found["weights_from"])
-        checkpoint_io.install(trainer)
+        found = decide(ranks_before_fit(trainer), lambda: self._ask(trainer, stage, read))
+        path = None if found["path"] is None else self._path(found["path"])
+        weights = None if found["weights_from"] is None else self._path(found["weights_from"])
+        checkpoint_io.install(trainer, path)
         if path is not None:
             trainer.ckpt_path = str(path)
             if path in read.checkpoints:
@@ -198,7 +203,7 @@ class AutoResume:
 
     def get_weights_path(self, path: str | Path) -> Path:
         """The ``weights/`` of the checkpoint ``path``."""
-        return Path(path) / names.WEIGHTS
+        return self._path(path) / names.WEIGHTS
 
     def get_context_path(self, model: pl.LightningModule | None = None) -> Path | None:
         """The ``context/`` of the checkpoint to go on from, or None."""
@@ -216,6 +221,17 @@ class AutoResume:
         return None if found is None else found.path
 
     # --- looking --------------------------------------------------------------------------------------------------
+
+    def _ask(self, trainer: pl.Trainer, stage: str, read: _Read) -> dict[str, Any]:
+        try:
+            return self._find(trainer, stage, read)
+        except OSError as error:
+            if isinstance(error, NemologgerError) or "://" not in str(error.filename):
+                raise
+            raise CheckpointError(
+                f"{error.filename} cannot be reached: {error.strerror}. Whether there is a checkpoint to resume from is not "
+                "known, so nothing was started. Check the endpoint and the credentials (environment or storage_options)."
+            ) from error
 
     def _find(self, trainer: pl.Trainer, stage: str, read: _Read) -> dict[str, Any]:
         """What rank 0 sees and decides; plain values, they travel to the other ranks."""
@@ -238,7 +254,7 @@ class AutoResume:
         self._clean_up()
         chosen = self._choose(suitable, read.faults if checkpoint_io.keeps(trainer) else _faults)
         if chosen is None and self.start_from is not None:
-            chosen = _trusted(Path(self.start_from).expanduser().absolute())
+            chosen = _trusted(self._path(self.start_from).expanduser().absolute())
         if chosen is not None:
             step = chosen.manifest.step if chosen.manifest else 0
             return {
@@ -247,7 +263,7 @@ class AutoResume:
                 "finished": is_finished(chosen.manifest),
                 "weights_from": None,
             }
-        weights = None if self.restore_config is None else str(_resolve(Path(self.restore_config.path)))
+        weights = None if self.restore_config is None else str(_resolve(self._path(self.restore_config.path)))
         if weights is None and self._wants_checkpoint:
             where = self._directory or "the run directory"
             if not self.resume_ignore_no_checkpoint:
@@ -265,21 +281,30 @@ class AutoResume:
     @property
     def _directory(self) -> Path | None:
         if self.resume_from_directory is not None:
-            return Path(self.resume_from_directory).expanduser().absolute()
+            return self._path(self.resume_from_directory).expanduser().absolute()
         return self._own_directory
+
+    def _path(self, where: str | Path) -> Path:
+        """The path that ``where`` names; in the run's own directory, with the options of its ModelCheckpoint."""
+        own = None if self._own_directory is None else in_store(self._own_directory)
+        inside = own is not None and f"{where}/".startswith(f"{own}/")
+        return storage_path(where, own.store.options if own is not None and inside else self.storage_options)
 
     def _clean_up(self) -> None:
         """Finish what a dead run left half done in our own directory, before looking at it."""
         directory = self._own_directory
         if directory is None or directory != self._directory or not self._wants_checkpoint or not directory.is_dir():
             return
-        lock = DirectoryLock(directory)
-        lock.take()
+        remote = disk_of(directory)
+        lock = None if remote is not None else DirectoryLock(directory)
+        if lock is not None:
+            lock.take()
         try:
-            for line in tidy(LocalDisk(), directory):
+            for line in tidy(remote or LocalDisk(), directory):
                 log.warning("cleaning up after an earlier run in %s: %s", directory, line)
         finally:
-            lock.release()
+            if lock is not None:
+                lock.release()
 
     def _choose(
         self,
@@ -287,7 +312,7 @@ class AutoResume:
         faults: Callable[[Path], list[str]] = lambda checkpoint: _faults(checkpoint),
     ) -> Found | None:
         if self.resume_from_path is not None:
-            return _trusted(Path(self.resume_from_path).expanduser().absolute(), faults)
+            return _trusted(self._path(self.resume_from_path).expanduser().absolute(), faults)
         directory = self._directory
         if not self._wants_checkpoint:
             return None
@@ -318,8 +343,9 @@ def _directory_of(trainer: pl.Trainer) -> Path | None:
     """Where this run writes its checkpoints."""
     for callback in trainer.checkpoint_callbacks:
         directory = getattr(callback, "dirpath", None)
-        if directory is not None and "://" not in str(directory):
-            return Path(str(directory)).absolute()
+        is_ours = hasattr(callback, "storage_options")
+        if directory is not None and ("://" not in str(directory) or is_ours):
+            return storage_path(str(directory), getattr(callback, "storage_options", None)).absolute()
     run = run_of(trainer)
     return None if run is None else run.checkpoint_dir
 

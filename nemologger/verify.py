@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -20,6 +21,7 @@ from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import Status, inspect, survey
 from nemologger.checkpoint.verify import Problem, problems
 from nemologger.errors import DamagedCheckpointError, NotFoundError, UnfinishedCheckpointError
+from nemologger.store_path import storage_path
 
 
 @dataclass(frozen=True)
@@ -44,12 +46,15 @@ class Verification:
         return not self.problems
 
 
-def verify_checkpoint(path: str | Path, deep: bool = True) -> Verification:
+def verify_checkpoint(
+    path: str | Path, deep: bool = True, *, storage_options: Mapping[str, Any] | None = None
+) -> Verification:
     """Check that every byte of a checkpoint is the one that was written. Changes nothing.
 
     Args:
-        path: A checkpoint's directory, or its ``weights/``.
+        path: A checkpoint's directory, or its ``weights/``; also a URL.
         deep: Read all files and compare checksums; else only look at their sizes.
+        storage_options: For a URL, what the fsspec file system takes beyond the usual environment.
 
     Raises:
         NotFoundError: If there is no checkpoint at ``path``.
@@ -61,7 +66,7 @@ def verify_checkpoint(path: str | Path, deep: bool = True) -> Verification:
         Traceback (most recent call last):
         nemologger.errors.NotFoundError: there is no checkpoint at runs/demo/checkpoints/gone
     """
-    checkpoint = Path(path)
+    checkpoint = storage_path(path, storage_options)
     if checkpoint.name in (names.WEIGHTS, names.EMA_WEIGHTS):
         checkpoint = checkpoint.parent
     if not checkpoint.is_dir():
@@ -80,11 +85,11 @@ def verify_checkpoint(path: str | Path, deep: bool = True) -> Verification:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m nemologger.verify", description=__doc__.partition("\n")[0])
-    parser.add_argument("path", type=Path, help="a checkpoint, a directory of checkpoints, or a run directory")
+    parser.add_argument("path", help="a checkpoint, a directory of checkpoints, or a run directory; also a URL")
     parser.add_argument("--shallow", action="store_true", help="compare sizes only, do not read the files")
     options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    checkpoints = _checkpoints(options.path)
+    checkpoints = _checkpoints(storage_path(options.path))
     if not checkpoints:
         console.print(f"there is no checkpoint at {options.path}", style="red", markup=False)
         return 2

@@ -8,16 +8,24 @@ import os
 import pytest
 from helpers.disks import FailingDisk, RecordingDisk, full
 
+from nemologger.checkpoint.memory_disk import MemoryDisk
 from nemologger.disk import Disk, LocalDisk, write_all
+from nemologger.remote_disk import RemoteDisk
+from nemologger.store import Store
 
 DISK = LocalDisk()
 
 
-@pytest.mark.parametrize("disk", [LocalDisk(), FailingDisk(99), RecordingDisk()])
+@pytest.mark.parametrize(
+    "disk", [LocalDisk(), FailingDisk(99), RecordingDisk(), MemoryDisk(), RemoteDisk(Store("memory://"))]
+)
 def test_every_disk_is_one(disk):
     typed: Disk = disk
     methods = [name for name in vars(Disk) if not name.startswith("_")]
-    assert sorted(methods) == ["link", "make_directory", "remove", "rename", "symlink", "sync", "write"]
+    assert sorted(methods) == [
+        "commit", "link", "make_directory", "path", "remove", "rename", "symlink", "sync", "write",
+    ]  # fmt: skip
+    assert typed.can_rename in (True, False)
     assert all(callable(getattr(typed, name)) for name in methods)
 
 

@@ -68,6 +68,7 @@ def test_the_names_and_defaults_are_nemos():
         "resume_past_end": False,
         "resume_ignore_no_checkpoint": False,
         "start_from": None,  # ours
+        "storage_options": None,
     }
 
 

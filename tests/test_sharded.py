@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from helpers.sharded import KINDS, STEPS, Model
+from helpers.sharded import KINDS, STEPS, Model, differences
 from processes import environment, free_port
 from toy import BATCH, SAMPLES
 
@@ -46,16 +46,6 @@ def matrix(tmp_path_factory) -> Path:
                 group.terminate()  # torchrun ends its workers
                 group.wait(timeout=60)
     return directory
-
-
-def differences(found: dict, wanted: dict) -> list[str]:
-    """The names of what is not equal, bit for bit."""
-    wrong = [key for key in ("scheduler", "global_step", "consumed_samples") if found[key] != wanted[key]]
-    for part in ("model", "optimizer"):
-        assert wanted[part]
-        assert found[part].keys() == wanted[part].keys()
-        wrong += [name for name, tensor in wanted[part].items() if not torch.equal(found[part][name], tensor)]
-    return wrong
 
 
 @pytest.mark.parametrize(("saved", "loaded"), product(WAYS, WAYS))

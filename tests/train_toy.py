@@ -52,6 +52,8 @@ def main() -> None:
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--width", type=int, default=8)
     parser.add_argument("--beside", action="store_true", help="async_save")
+    parser.add_argument("--dirpath", help="where the checkpoints go, a URL for one")
+    parser.add_argument("--files", type=int, default=2, help="weights files per rank")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.directory.mkdir(parents=True, exist_ok=True)
@@ -64,7 +66,12 @@ def main() -> None:
         use_distributed_sampler=False,
     )
     ckpt = nl.ModelCheckpoint(
-        filename="{step}", every_n_train_steps=options.every, save_top_k=2, async_save=options.beside
+        filename="{step}",
+        every_n_train_steps=options.every,
+        save_top_k=2,
+        async_save=options.beside,
+        dirpath=options.dirpath,
+        files_per_rank=options.files,
     )
     nl.train(
         Forgetful(width=options.width),

@@ -11,7 +11,6 @@ import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +21,7 @@ from nemologger import lightning_port
 from nemologger.checkpoint.find import settled
 from nemologger.checkpoint.load import averages_of, load_model
 from nemologger.checkpoint.snapshot import EMA_STATE, MODEL
+from nemologger.checkpoint_io import place_of
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError, ModelMismatchError
 
@@ -289,7 +289,7 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         """Go on with the averages of the checkpoint that the trainer has loaded. Whether it holds some."""
         saved, self._saved = self._saved, None
         if saved is None:
-            averages = averages_of(settled(Path(str(trainer.ckpt_path))))
+            averages = averages_of(settled(place_of(trainer, str(trainer.ckpt_path))))
             if averages is None:
                 return False
             saved = load_model(averages)

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from nemologger import lightning_port
 from nemologger.checkpoint.load import load_checkpoint
+from nemologger.checkpoint_io import place_of
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
 from nemologger.export import FORMATS, export_weights
@@ -117,11 +118,12 @@ class ExportModel(IOMixin, Callback):
         if not source or source == self._exported:
             return
         self._exported = source
-        target = Path(source).parent / (self.prefix + self.postfix)
+        checkpoint = place_of(trainer, source)
+        target = checkpoint.parent / (self.prefix + self.postfix)
         if self._is_weights_file:
-            decide(self._ranks, lambda: str(export_weights(source, target)))
+            decide(self._ranks, lambda: str(export_weights(checkpoint, target)))
         else:
-            self._let_model_save(trainer, module, source, target)
+            self._let_model_save(trainer, module, checkpoint, target)
         if trainer.is_global_zero:
             log.info("%s: the model of %s", target, source)
 
@@ -132,9 +134,9 @@ class ExportModel(IOMixin, Callback):
                 return (callback.best_model_path or last) if self.best else last or callback.best_model_path
         raise ConfigurationError("ExportModel exports what a ModelCheckpoint has saved, and the trainer has none")
 
-    def _let_model_save(self, trainer: pl.Trainer, module: pl.LightningModule, source: str, target: Path) -> None:
+    def _let_model_save(self, trainer: pl.Trainer, module: pl.LightningModule, source: Path, target: Path) -> None:
         """All ranks: the model knows which of them write."""
-        weights = load_checkpoint(Path(source))
+        weights = load_checkpoint(source)
         current = {name: value.detach().clone() for name, value in module.state_dict().items() if _is_tensor(value)}
         trainer.strategy.load_model_state_dict(weights, strict=False)
         try:

@@ -79,7 +79,7 @@ class RestoreWeights(Callback):
     def _read(self, trainer: pl.Trainer) -> dict[str, Any]:
         if self.checkpoint.is_dir():
             return load_checkpoint(self.checkpoint)
-        return trainer.strategy.load_checkpoint(self.checkpoint, weights_only=True)
+        return trainer.strategy.load_checkpoint(str(self.checkpoint), weights_only=True)
 
     def _say_what_was_left_out(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         wanted, stored = set(pl_module.state_dict()), set(checkpoint["state_dict"])

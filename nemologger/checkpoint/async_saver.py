@@ -35,6 +35,7 @@ from nemologger.checkpoint.writer_main import Job
 from nemologger.disk import Disk
 from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
 from nemologger.ranks import Ranks, decide, together_at_zero
+from nemologger.store_path import in_store
 
 log = logging.getLogger(__name__)
 
@@ -135,11 +136,13 @@ class AsyncSaver:
         """
         layout = self.prepare(snapshot)
         try:
-            decide(self._ranks, lambda: self._begin(snapshot, checkpoint))
+            decide(self._ranks, lambda: commit.begin(self._disk, checkpoint, snapshot.directories))
             small = self._small_files(snapshot, layout, checkpoint, write_context) if self._ranks.rank == 0 else {}
             images = tuple((i.name, i.offset, i.size) for i in layout.arena.images)
             complete = replace(manifest, name=checkpoint.name, has_optimizer=snapshot.has_optimizer)
-            save = InFlight(checkpoint, complete, Job(str(checkpoint), images, small))
+            remote = in_store(checkpoint)
+            job = Job(str(checkpoint), images, small, remote.store if remote else None)
+            save = InFlight(checkpoint, complete, job)
             together_at_zero(self._ranks, lambda: self._stage(save, snapshot, layout))
         except BaseException as error:
             self._abandon(checkpoint)
@@ -152,11 +155,20 @@ class AsyncSaver:
 
     def hold(self) -> None:
         """Before something that may change the state: wait until it is copied. No collective."""
-        if self._in_flight is not None and self._in_flight.staging is not None:
-            self._in_flight.staging.hold()
+        save = self._in_flight
+        staging = None if save is None else save.staging
+        if staging is not None:
+            staging.hold()
+
+    def hand_over(self) -> bool:
+        """Give the writer what is copied; whether that is done. Never waits. Only in the thread that trains."""
+        save = self._in_flight
+        return save is None or save.staging is None or (save.staging.done and self._submit(save))
 
     def poll(self) -> Manifest | None:
         """Look whether the save is done; on rank 0, publish it when all ranks' files are written.
+
+        After :meth:`hand_over` another thread may do so, while nothing else is asked of the saver but :meth:`hold`.
 
         Returns:
             The manifest, once, on the rank that has just published it.
@@ -167,7 +179,7 @@ class AsyncSaver:
         save = self._in_flight
         if save is None or save.published is not None or save.error:
             return None
-        if save.staging is not None and not (save.staging.done and self._submit(save)):
+        if not self.hand_over():
             return None
         if save.outcome is None and not save.error and not self._take_outcome(save, timeout=0.0):
             return None
@@ -239,11 +251,6 @@ class AsyncSaver:
             layout.writer.close()
             layout.arena.close()
 
-    def _begin(self, snapshot: Snapshot, checkpoint: Path) -> None:
-        commit.begin(self._disk, checkpoint)
-        for directory in snapshot.directories:
-            self._disk.make_directory(checkpoint / directory)
-
     def _small_files(
         self,
         snapshot: Snapshot,
@@ -303,7 +310,7 @@ class AsyncSaver:
         while not self._take_outcome(save, timeout=_PROGRESS_EVERY):
             written = save.written
             log.info("checkpoint %s: %.0f of %.0f MB written", save.checkpoint, written / 1e6, save.size / 1e6)
-            if written != before:
+            if written != before or save.job.store is not None:  # an object is seen when it is complete
                 before, since = written, time.monotonic()
             elif time.monotonic() - since > _STALLED:
                 save.error = f"nothing was written for {_STALLED:g} s: the storage does not answer"
@@ -335,7 +342,7 @@ class AsyncSaver:
         for rank in range(1, self._ranks.world_size):
             try:
                 report = json.loads(self._report(save, rank).read_bytes())
-            except FileNotFoundError:
+            except OSError:  # it is not there yet, or a store does not answer: finish() gathers it all the same
                 return None
             records.update({name: FileRecord(r["size"], tuple(r["blocks"])) for name, r in report.items()})
         return records

@@ -4,14 +4,19 @@ To publish: marker, files, directories synced, ``manifest.json``, marker away. T
 valid one finds everything it lists. To remove, the same backwards: marker, manifest away, the rest, marker away. The
 marker is for NeMo, which knows no manifest and skips what has one.
 
+An object store has no rename, so nothing is set aside there: a name that a complete checkpoint has is not written to
+(:func:`nemologger.checkpoint.shelf.claim` finds another), and the manifest is created only if there is none.
+
 Rank 0 alone calls these.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,30 +25,48 @@ from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.disk import Disk
 from nemologger.errors import DamagedCheckpointError
+from nemologger.store_path import in_store
 
 log = logging.getLogger(__name__)
 
+_NO_MANIFEST = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 
-def begin(disk: Disk, checkpoint: Path) -> None:
-    """Make room for ``checkpoint``. What is there under that name stays as it is, under another one."""
-    _make_durable(disk, checkpoint.parent)
-    aside = _set_aside(checkpoint)
-    published = is_published(checkpoint)
-    strange = checkpoint.exists() and not names.marker(checkpoint).exists() and not os.path.lexists(aside)
-    if published or strange:
-        retract(disk, aside)
-        disk.rename(checkpoint, aside)
+
+def begin(disk: Disk, checkpoint: Path, directories: Sequence[str] = (names.WEIGHTS,)) -> None:
+    """Make room for ``checkpoint``. What is there under that name stays as it is, under another one.
+
+    Args:
+        disk: Where.
+        checkpoint: The directory.
+        directories: Those in it that files will be written to.
+    """
+    if disk.can_rename:
+        _make_durable(disk, checkpoint.parent)
+        aside = _set_aside(checkpoint)
+        published = is_published(checkpoint)
+        strange = checkpoint.exists() and not names.marker(checkpoint).exists() and not os.path.lexists(aside)
+        if published or strange:
+            retract(disk, aside)
+            disk.rename(checkpoint, aside)
+    elif holds_a_checkpoint(checkpoint):
+        raise FileExistsError(errno.EEXIST, "a complete checkpoint has this name", str(checkpoint))
     _mark(disk, checkpoint)
     disk.remove(checkpoint)
-    disk.make_directory(checkpoint / names.WEIGHTS)
+    if disk.can_rename:
+        for directory in directories:
+            disk.make_directory(checkpoint / directory)
 
 
 def publish(disk: Disk, checkpoint: Path, manifest: Manifest) -> None:
     """Make ``checkpoint`` one: all files that ``manifest`` lists are written and synced, this makes them count."""
-    for directory in _directories(checkpoint):
-        disk.sync(directory)
-    disk.sync(checkpoint.parent)
-    disk.write(checkpoint / names.MANIFEST, [manifest.dumps()])
+    if disk.can_rename:
+        for directory in _directories(checkpoint):
+            disk.sync(directory)
+        disk.sync(checkpoint.parent)
+    else:
+        disk.sync(checkpoint)
+        _check_there(checkpoint, manifest)
+    disk.commit(checkpoint / names.MANIFEST, manifest.dumps())
     try:
         disk.sync(checkpoint)
     except OSError:
@@ -52,7 +75,8 @@ def publish(disk: Disk, checkpoint: Path, manifest: Manifest) -> None:
     # From here on it counts, and what is left over does no harm.
     try:
         disk.remove(names.marker(checkpoint))
-        retract(disk, _set_aside(checkpoint))
+        if disk.can_rename:
+            retract(disk, _set_aside(checkpoint))
         disk.sync(checkpoint.parent)
     except OSError as error:
         log.warning("checkpoint %s is complete, but cleaning up beside it failed: %s", checkpoint, error)
@@ -68,7 +92,8 @@ def abandon(disk: Disk, checkpoint: Path) -> None:
         disk.sync(checkpoint.parent)
         disk.remove(names.marker(checkpoint))
         disk.sync(checkpoint.parent)
-    _put_back(disk, checkpoint)
+    if disk.can_rename:
+        _put_back(disk, checkpoint)
 
 
 def retract(disk: Disk, checkpoint: Path) -> None:
@@ -119,7 +144,7 @@ def duplicate(disk: Disk, checkpoint: Path, copy: Path, manifest: Manifest) -> N
 
 def point(disk: Disk, checkpoint: Path, link: Path) -> None:
     """Make ``link`` a relative symbolic link to ``checkpoint`` beside it."""
-    if link.is_dir() and not link.is_symlink():
+    if not link.is_symlink() and link.is_dir():
         retract(disk, link)
     disk.symlink(link, checkpoint.name)
     disk.sync(link.parent)
@@ -150,12 +175,24 @@ def tidy(disk: Disk, directory: Path) -> list[str]:
 
 
 def is_published(checkpoint: Path) -> bool:
-    """Whether ``checkpoint`` has a valid manifest."""
+    """Whether ``checkpoint`` has a valid manifest.
+
+    Raises:
+        OSError: If that cannot be told, because a disk or a store does not answer.
+    """
     try:
         manifests.read(checkpoint)
-    except DamagedCheckpointError:
+    except DamagedCheckpointError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, _NO_MANIFEST):
+            raise cause from error
         return False
     return True
+
+
+def holds_a_checkpoint(checkpoint: Path) -> bool:
+    """Whether a complete checkpoint lies at ``checkpoint`` itself, not where it points to."""
+    return is_published(checkpoint) and not checkpoint.is_symlink()
 
 
 def _settle_marked(disk: Disk, mark: Path) -> str:
@@ -208,6 +245,16 @@ def _make_durable(disk: Disk, directory: Path) -> None:
     disk.make_directory(directory)
     for one in reversed(fresh):
         disk.sync(one.parent)
+
+
+def _check_there(checkpoint: Path, manifest: Manifest) -> None:
+    """A store has no lock: somebody who cleans up in the same directory may have taken files away meanwhile."""
+    remote = in_store(checkpoint)
+    sizes = {} if remote is None else remote.sizes()
+    for file, record in manifest.files.items():
+        if sizes.get(file) != record.size:
+            found = f"{sizes[file]} bytes are" if file in sizes else "it is not"
+            raise OSError(errno.EIO, f"{record.size} bytes were written, {found} there", str(checkpoint / file))
 
 
 def _directories(checkpoint: Path) -> list[Path]:

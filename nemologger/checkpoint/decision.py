@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Literal
 
 from nemologger import names
@@ -20,12 +19,14 @@ class Decision:
         last: The ``-last`` to publish with it: another directory, a link, ``path`` itself, or None.
         score: The monitored metric, if there is one.
         ranked: Whether it competes for the best k.
+        replaces: A checkpoint of the same name, to be removed once this one is published; "" where that goes without saying.
     """
 
     path: str
     last: str | None
     score: float | None
     ranked: bool
+    replaces: str = ""
 
 
 def choose(
@@ -64,7 +65,7 @@ def choose_again(
 def _decision(candidate: Kept, *, ranked: bool, save_last: bool | Literal["link"] | None) -> Decision | None:
     if not save_last:
         return Decision(candidate.path, None, candidate.score, ranked=True) if ranked else None
-    last = str(Path(candidate.path + names.LAST))
+    last = candidate.path + names.LAST
     if ranked or save_last == "link":
         return Decision(candidate.path, last, candidate.score, ranked)
     return Decision(last, last, candidate.score, ranked=False)

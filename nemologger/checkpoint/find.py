@@ -6,6 +6,7 @@ Looking changes nothing on disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -15,6 +16,9 @@ from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.weights import read_common
 from nemologger.errors import CheckpointError, DamagedCheckpointError, NemologgerError, UnfinishedCheckpointError
+from nemologger.store_path import in_store
+
+_AT_ONCE = 16
 
 #: The key of ``common.pt`` that only checkpoints of ours have.
 OURS = "nemologger"
@@ -63,7 +67,12 @@ def survey(directory: Path) -> list[Found]:
     """Every checkpoint in ``directory``, by name; also the damaged and unfinished ones."""
     if not directory.is_dir():
         return []
-    return [inspect(path) for path in sorted(directory.iterdir()) if _looks_like_one(path)]
+    paths = sorted(directory.iterdir())
+    if in_store(directory) is None:
+        return [inspect(path) for path in paths if _looks_like_one(path)]
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="nemologger-find") as pool:  # it is all waiting for answers
+        looked = pool.map(lambda path: inspect(path) if _looks_like_one(path) else None, paths)
+        return [found for found in looked if found is not None]
 
 
 def inspect(path: Path) -> Found:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nemologger.checkpoint.async_saver import AsyncSaver, StagingMode
 from nemologger.checkpoint.decision import Decision
+from nemologger.checkpoint.errand import Errand
 from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.memory_disk import MemoryDisk
 from nemologger.checkpoint.remover import Remover
 from nemologger.checkpoint.retention import Policy
 from nemologger.checkpoint.saver import Saver
@@ -17,6 +21,7 @@ from nemologger.checkpoint.snapshot import Snapshot
 from nemologger.disk import Disk
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import Ranks, decide
+from nemologger.remote_disk import OverlappingDisk, RemoteDisk
 
 ContextWriter = Callable[[Path, Disk], None]
 
@@ -34,7 +39,7 @@ class Keeper:
         disk: Where they are.
         ranks: The processes that write together.
         policy: What is to be kept.
-        link: Whether ``-last`` is a symbolic link.
+        link: Whether ``-last`` is a symbolic link; on a disk without renames it always is one.
         shelf: What is kept now.
         files_per_rank: At most so many weights files for each rank.
         beside: Whether :meth:`start` is wanted: saving beside training.
@@ -57,12 +62,14 @@ class Keeper:
         self._disk = disk
         self._ranks = ranks
         self._policy = policy
-        self._link = link
+        self._link = link or not disk.can_rename
         self._remover = Remover(disk)
-        self._saver = Saver(disk, ranks, files_per_rank)
+        overlapping = OverlappingDisk(disk.store) if isinstance(disk, RemoteDisk) else disk
+        self._saver = Saver(overlapping, ranks, files_per_rank)
         self._beside = AsyncSaver(disk, ranks, files_per_rank, staging) if beside else None
         self._pending: _Pending | None = None
         self._settled: Shelf | None = None
+        self._errand: Errand | None = None
 
     @property
     def shelf(self) -> Shelf:
@@ -105,9 +112,20 @@ class Keeper:
         """
         self.finish()
         self._remover.wait()  # its name may be wanted again
-        context = None if write_context is None else lambda output: write_context(output, self._disk)
-        published = self._saver.save(snapshot, Path(decision.path), manifest, context)
+        context = None if write_context is None else partial(self._write_context, write_context)
+        published = self._saver.save(snapshot, self._disk.path(decision.path), manifest, context)
         self._take(decide(self._ranks, lambda: self._settle(decision, published, protected)))
+
+    def _write_context(self, write: ContextWriter, output: Path) -> None:
+        if not isinstance(self._disk, RemoteDisk):
+            write(output, self._disk)
+            return
+        memory = MemoryDisk()  # what is written for a disk costs a store a dozen requests
+        write(output, memory)
+        disk = OverlappingDisk(self._disk.store)
+        for path, content in memory.files.items():
+            disk.write(path, [content])
+        disk.sync(output)
 
     def prepare(self, snapshot: Snapshot) -> None:
         """Make ready to save beside training. Collective.
@@ -131,8 +149,10 @@ class Keeper:
             self.save(snapshot, decision, manifest, write_context, protected)
             return
         self._remover.wait()  # its name may be wanted again
-        self._beside.start(snapshot, Path(decision.path), manifest, write_context)
-        self._pending = _Pending(decision, frozenset(protected))
+        self._beside.start(snapshot, self._disk.path(decision.path), manifest, write_context)
+        self._pending = pending = _Pending(decision, frozenset(protected))
+        if not self._disk.can_rename:  # a store takes its time to answer, and training does not wait for it
+            self._errand = Errand(partial(self._look, self._beside, pending))
 
     def hold(self) -> None:
         """Before something that may change the state, other than an optimizer: wait until it is copied."""
@@ -147,18 +167,26 @@ class Keeper:
         """
         if self._beside is None or self._pending is None:
             return False
-        pending = self._pending
         try:
-            published = self._beside.poll()
+            if self._errand is None:
+                settled = self._look(self._beside, self._pending)
+            else:
+                settled = self._beside.hand_over() and self._errand.poll()
         except SaveFailedError:
             self._pending = None
             raise
-        if published is None:
+        if not settled:
             return False
-        self._settled = self._settle(pending.decision, published, set(pending.protected))
         if self._ranks.world_size == 1:
             self.finish()
         return True
+
+    def _look(self, beside: AsyncSaver, pending: _Pending) -> bool:
+        """Publish and settle the save under way, if that can be done now. No other rank is asked."""
+        published = beside.poll()
+        if published is not None:
+            self._settled = self._settle(pending.decision, published, set(pending.protected))
+        return published is not None
 
     def finish(self) -> bool:
         """Wait for the save under way. Collective. Whether there was one, and it was not settled before.
@@ -169,6 +197,7 @@ class Keeper:
         if self._beside is None or self._pending is None:
             return False
         pending, self._pending = self._pending, None
+        just_settled = self._errand is not None and self._errand.wait()
         settled, self._settled = self._settled, None
         published = self._beside.finish()
         if published is None:
@@ -179,25 +208,32 @@ class Keeper:
                 lambda: settled or self._settle(pending.decision, published, set(pending.protected)),
             )
         )
-        return settled is None
+        return settled is None or just_settled
 
     def finish_alone(self) -> None:
         """Wait for the save under way, when the other ranks may be gone."""
         if self._beside is None or self._pending is None:
             return
         pending, self._pending = self._pending, None
+        if self._errand is not None:
+            with contextlib.suppress(SaveFailedError):
+                self._errand.wait()
         published = self._beside.finish_alone()
         if published is not None and self._settled is None:
             self._shelf = self._settle(pending.decision, published, set(pending.protected))
 
     def close(self) -> None:
         """Give back memory and processes."""
+        if self._errand is not None:
+            with contextlib.suppress(SaveFailedError):
+                self._errand.wait()
+            self._errand = None
         self._remover.wait()
         if self._beside is not None:
             self._beside.close()
 
     def _prune(self, protected: set[str]) -> Shelf:
-        shelf = prune(self._remover.remove, self._shelf, self._policy, protected=protected)
+        shelf = prune(self._disk, self._remover.remove, self._shelf, self._policy, protected=protected)
         self._remover.wait()
         return shelf
 

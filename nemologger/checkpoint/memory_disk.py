@@ -5,13 +5,20 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable
 from pathlib import Path
+from typing import ClassVar
 
 
 class MemoryDisk:
     """Collects files; their directories, and syncing them, are the business of who writes them."""
 
+    can_rename: ClassVar[bool] = True
+
     def __init__(self) -> None:
         self.files: dict[Path, bytes] = {}
+
+    def path(self, text: str) -> Path:
+        """Any will do."""
+        return Path(text)
 
     def make_directory(self, path: Path) -> None:
         """Nothing to do."""
@@ -19,6 +26,10 @@ class MemoryDisk:
     def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
         """Keep the file."""
         self.files[path] = b"".join(bytes(part) for part in parts)
+
+    def commit(self, path: Path, content: bytes) -> None:
+        """Keep the file."""
+        self.files[path] = content
 
     def link(self, source: Path, target: Path) -> None:
         """Keep it under both names."""

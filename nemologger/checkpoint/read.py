@@ -1,40 +1,33 @@
 """Tensors straight from their files into their own memory, in parallel; no second copy, and nothing is unpickled.
 
 That works for what :mod:`~nemologger.checkpoint.write` wrote, on whatever number of ranks. Anything else (files of NeMo, of
-torch itself) goes the ordinary way of torch's distributed checkpoint.
+torch itself) goes the ordinary way of torch's distributed checkpoint. From an object store it is fetched in blocks
+(:mod:`~nemologger.checkpoint.fetch`).
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from nemologger.checkpoint.blocks import CheckedFile, Part
+from nemologger.checkpoint.fetch import fetch
 from nemologger.checkpoint.manifest import FileRecord
+from nemologger.checkpoint.overlaps import Block, Rows, Run, to_read
 from nemologger.checkpoint.shards import held, part_of, sharded_like
 from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.stage import memory_of
 from nemologger.checkpoint.weights import Payload, described, payloads, read_ordinary
 from nemologger.errors import DamagedCheckpointError
+from nemologger.store_path import in_store
 
-_CHUNK = 16 << 20
 _THREADS = 4
-
-
-@dataclass(frozen=True)
-class Block:
-    """A part of a tensor to read: ``memory`` on the CPU, contiguous, and where it begins in the whole."""
-
-    memory: torch.Tensor
-    offsets: tuple[int, ...]
 
 
 def read_tensors(
@@ -73,6 +66,17 @@ def read_blocks(weights: Path, blocks: Mapping[str, Block], records: Mapping[str
         RefusedError: If reading would run code.
         DamagedCheckpointError: If something is missing, cannot be read, or is not as it was written.
     """
+    remote = in_store(weights)
+    if remote is not None:
+        found = payloads(weights, blocks.keys())
+        strange = fetch(remote, found, blocks, records or {})
+        rest = {key: block for key, block in blocks.items() if key in strange or key not in found}
+        _read_ordinary(weights, rest)
+    else:
+        _read_local(weights, blocks, records or {})
+
+
+def _read_local(weights: Path, blocks: Mapping[str, Block], records: Mapping[str, FileRecord]) -> None:
     with ExitStack() as files, ThreadPoolExecutor(_THREADS, thread_name_prefix="nemologger-read") as pool:
         opened = _Files(weights, files)
         # A header that is not as expected was written by another torch, or by chance has the same length.
@@ -82,8 +86,8 @@ def read_blocks(weights: Path, blocks: Mapping[str, Block], records: Mapping[str
             if all(opened.has_header(payload) for payload in group)
         }
         _read_ordinary(weights, {key: block for key, block in blocks.items() if key not in known})
-        jobs = [job for key, group in known.items() for payload in group for job in _jobs(opened, payload, blocks[key])]
-        for _ in pool.map(lambda run: run(), list(_runs(opened, jobs, records or {}))):
+        wanted = [one for key, group in known.items() for payload in group for one in to_read(payload, blocks[key])]
+        for _ in pool.map(lambda job: job(), list(_jobs(opened, wanted, records))):
             pass
 
 
@@ -111,24 +115,24 @@ def _read_ordinary(weights: Path, blocks: Mapping[str, Block]) -> None:
             block.memory.copy_(part_of(whole[key], piece))
 
 
-def _runs(
-    files: _Files, jobs: Sequence[_Job | _StridedJob], records: Mapping[str, FileRecord]
+def _jobs(
+    files: _Files, wanted: Sequence[Run | Rows], records: Mapping[str, FileRecord]
 ) -> Iterator[Callable[[], None]]:
     """What there is to do, in the order of the files: whole blocks of those that have a record, else only what is wanted."""
-    jobs = sorted(jobs, key=lambda job: (job.path, job.position))
+    wanted = sorted(wanted, key=lambda one: (one.file, one.start))
     for name, record in sorted(records.items()):
         parts: list[Part] = []
-        for job in jobs:
-            if job.path.name != name:
+        for one in wanted:
+            if one.file != name:
                 continue
-            part = Part(job.position, job.target) if isinstance(job, _Job) else None
+            part = Part(one.start, one.target) if isinstance(one, Run) else None
             if part is not None and part.end <= record.size and (not parts or parts[-1].end <= part.start):
                 parts.append(part)
             else:
-                yield job.run  # not in one run, or nothing of ours: read by itself
+                yield files.job(one)  # not in one run, or nothing of ours: read by itself
         file = CheckedFile(files.descriptor(name), files.path(name), parts, record)
         yield from (partial(file.read, number) for number in range(len(record.blocks)))
-    yield from (job.run for job in jobs if job.path.name not in records)
+    yield from (files.job(one) for one in wanted if one.file not in records)
 
 
 class _Files:
@@ -155,86 +159,23 @@ class _Files:
     def has_header(self, payload: Payload) -> bool:
         return os.pread(self.descriptor(payload.file), len(payload.header), payload.header_start) == payload.header
 
-
-@dataclass(frozen=True)
-class _Job:
-    descriptor: int
-    path: Path
-    position: int
-    target: memoryview
-
-    def run(self) -> None:
-        target, position = self.target, self.position
-        while target:
-            count = os.preadv(self.descriptor, [target], position)
-            if count == 0:
-                raise DamagedCheckpointError(f"{self.path} ends at byte {position}, in the middle of a tensor")
-            target, position = target[count:], position + count
+    def job(self, one: Run | Rows) -> Callable[[], None]:
+        """What reads ``one``, in any thread."""
+        return partial(_read, self.descriptor(one.file), self.path(one.file), one)
 
 
-def _jobs(files: _Files, payload: Payload, block: Block) -> Iterator[_Job | _StridedJob]:
-    """What to read of ``payload`` for ``block``: what both have in common."""
-    common = overlap(payload.piece, block)
-    if common is None:
-        return
-    descriptor, path = files.descriptor(payload.file), files.path(payload.file)
-    start = payload.header_start + len(payload.header)
-    stored = tuple(common.offsets[i] - payload.piece.offsets[i] for i in range(len(common.sizes)))
-    target = part_of(block.memory, common, block.offsets)
-    if is_one_run(payload.piece.sizes, common.sizes) and is_one_run(tuple(block.memory.shape), common.sizes):
-        memory = memory_of(target)
-        start += _distance(payload.piece.sizes, stored) * block.memory.element_size()
-        for offset in range(0, len(memory), _CHUNK):
-            yield _Job(descriptor, path, start + offset, memory[offset : offset + _CHUNK])
-        return
-    # Whole rows of what is stored, of which some columns are wanted.
-    row = payload.piece.nbytes // payload.piece.sizes[0]
-    rows = max(1, _CHUNK // row)
-    for first in range(0, common.sizes[0], rows):
-        some = target[first : first + rows]
-        columns = tuple(slice(at, at + size) for at, size in zip(stored[1:], common.sizes[1:], strict=True))
-        shape = (len(some), *payload.piece.sizes[1:])
-        yield _StridedJob(descriptor, path, start + (stored[0] + first) * row, shape, columns, some)
+def _read(descriptor: int, path: Path, one: Run | Rows) -> None:
+    if isinstance(one, Run):
+        _fill(descriptor, path, one.start, one.target)
+    else:
+        rows = one.empty()
+        _fill(descriptor, path, one.start, memory_of(rows))
+        one.place(rows)
 
 
-@dataclass(frozen=True)
-class _StridedJob:
-    descriptor: int
-    path: Path
-    position: int
-    shape: tuple[int, ...]
-    columns: tuple[slice, ...]
-    target: torch.Tensor
-
-    def run(self) -> None:
-        rows = torch.empty(self.shape, dtype=self.target.dtype)
-        _Job(self.descriptor, self.path, self.position, memory_of(rows)).run()
-        for dimension, columns in enumerate(self.columns, start=1):
-            rows = rows.narrow(dimension, columns.start, columns.stop - columns.start)
-        self.target.copy_(rows)
-
-
-def overlap(piece: Piece, block: Block) -> Piece | None:
-    """What ``piece`` and ``block`` have in common."""
-    offsets, sizes = [], []
-    for at, size, begin, length in zip(piece.offsets, piece.sizes, block.offsets, block.memory.shape, strict=True):
-        first, end = max(at, begin), min(at + size, begin + length)
-        if end <= first:
-            return None
-        offsets.append(first)
-        sizes.append(end - first)
-    return Piece(piece.key, tuple(offsets), tuple(sizes), math.prod(sizes) * block.memory.element_size())
-
-
-def is_one_run(sizes: tuple[int, ...], part: tuple[int, ...]) -> bool:
-    """Whether a block of the size ``part`` lies in one run of the memory of a contiguous tensor of ``sizes``."""
-    split = next((i for i, size in enumerate(part) if size != 1), len(part))
-    return all(part[i] == sizes[i] for i in range(split + 1, len(part)))
-
-
-def _distance(sizes: tuple[int, ...], at: tuple[int, ...]) -> int:
-    """How many elements lie before ``at`` in a contiguous tensor of ``sizes``."""
-    distance = 0
-    for size, index in zip(sizes, at, strict=True):
-        distance = distance * size + index
-    return distance
+def _fill(descriptor: int, path: Path, position: int, target: memoryview) -> None:
+    while target:
+        count = os.preadv(descriptor, [target], position)
+        if count == 0:
+            raise DamagedCheckpointError(f"{path} ends at byte {position}, in the middle of a tensor")
+        target, position = target[count:], position + count

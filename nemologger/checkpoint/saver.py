@@ -19,6 +19,7 @@ from nemologger.checkpoint.write import write_file, write_share
 from nemologger.disk import Disk
 from nemologger.errors import CheckpointError, NemologgerError, SaveFailedError, SilentRankError
 from nemologger.ranks import Ranks, decide, together_at_zero
+from nemologger.store_path import in_store
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Saver:
             SilentRankError: If one of them has died. What was there before is untouched.
         """
         try:
-            decide(self._ranks, lambda: self._begin(snapshot, checkpoint))
+            decide(self._ranks, lambda: commit.begin(self._disk, checkpoint, snapshot.directories))
             plan = self._planner.plan(snapshot)
             shares = together_at_zero(self._ranks, lambda: self._write_share(plan, snapshot, checkpoint))
             return decide(
@@ -76,11 +77,6 @@ class Saver:
                 raise
             cause = str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"
             raise SaveFailedError(f"checkpoint {checkpoint} was not saved: {cause}") from error
-
-    def _begin(self, snapshot: Snapshot, checkpoint: Path) -> None:
-        commit.begin(self._disk, checkpoint)
-        for directory in snapshot.directories:
-            self._disk.make_directory(checkpoint / directory)
 
     def _write_share(self, plan: Plan, snapshot: Snapshot, checkpoint: Path) -> dict[str, FileRecord]:
         records = write_share(self._disk, checkpoint, plan.files, plan.reader(snapshot))
@@ -118,6 +114,8 @@ class Saver:
 
 
 def _check_shares(checkpoint: Path, shares: list[dict[str, FileRecord]]) -> None:
+    if in_store(checkpoint) is not None:
+        return  # looked at all together, before they are published
     for rank, share in enumerate(shares):
         for name, record in share.items():
             path = checkpoint / name

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 from nemologger import names
@@ -84,20 +85,39 @@ def _is_mine(path: Path, manifest: Manifest, owner: Owner, *, alone: bool) -> bo
     return same and (alone or manifest.owner.get("key") == owner.get("key"))
 
 
-def prune(remove: Remove, shelf: Shelf, policy: Policy, *, protected: set[str]) -> Shelf:
+def prune(disk: Disk, remove: Remove, shelf: Shelf, policy: Policy, *, protected: set[str]) -> Shelf:
     """Remove what is surplus before anything was saved: what a dead run had no time to, or another policy kept.
 
     Args:
+        disk: Where.
         remove: Takes a checkpoint away.
         shelf: What is kept.
         policy: What is to be kept.
         protected: Paths that must stay, such as the one that the run has resumed from.
     """
-    last = str(Path(shelf.last).resolve()) if shelf.last and Path(shelf.last).is_symlink() else shelf.last
+    pointer = disk.path(shelf.last)
+    last = str(pointer.resolve()) if shelf.last and pointer.is_symlink() else shelf.last
     going = [k for k in policy.surplus(shelf.kept, last) if k.path not in protected]
     for victim in going:
-        remove(Path(victim.path))
+        remove(disk.path(victim.path))
     return replace(shelf, kept=tuple(k for k in shelf.kept if k not in going))
+
+
+def claim(disk: Disk, decision: Decision) -> Decision:
+    """``decision`` with a name that is free, where a complete checkpoint cannot be set aside for its successor.
+
+    The one that has the name is complete until this one is, and is removed then. What merely points to another one gives its
+    name up.
+    """
+    if disk.can_rename or not commit.holds_a_checkpoint(disk.path(decision.path)):
+        return decision
+    is_last = decision.last == decision.path
+    stem = decision.path.removesuffix(names.LAST) if is_last else decision.path
+    for number in count(1):
+        path = f"{stem}-v{number}{names.LAST if is_last else ''}"
+        if not commit.holds_a_checkpoint(disk.path(path)):
+            break
+    return replace(decision, path=path, last=path if is_last else decision.last, replaces=decision.path)
 
 
 def settle(
@@ -123,29 +143,31 @@ def settle(
         link: Make ``-last`` a symbolic link.
         protected: Paths that somebody else keeps.
     """
-    path = Path(decision.path)
-    kept = [k for k in shelf.kept if k.path != decision.path] + [as_kept(path, published)]
+    path = disk.path(decision.path)
+    kept = [k for k in shelf.kept if k.path not in (decision.path, decision.replaces)] + [as_kept(path, published)]
     last = decision.last or ""
     if last not in ("", decision.path):
         try:
             if link:
-                commit.point(disk, path, Path(last))
+                commit.point(disk, path, disk.path(last))
             else:
-                commit.duplicate(disk, path, Path(last), published)
+                commit.duplicate(disk, path, disk.path(last), published)
         except OSError as error:
             return replace(
                 shelf, kept=tuple(kept), failed=f"{last} was not made from {path}, which is complete: {error}"
             )
         kept = [k for k in kept if k.path != last]
         if not link:
-            kept.append(as_kept(Path(last), published, last=True))
-    going = policy.surplus(kept, decision.path if link else last)
-    doomed = [k.path for k in going]
-    if shelf.last not in ("", last, *doomed) and Path(shelf.last).is_symlink():
+            kept.append(as_kept(disk.path(last), published, last=True))
+    going = policy.surplus(kept, decision.path if link and last else last)
+    doomed = [k.path for k in going] + ([decision.replaces] if decision.replaces else [])
+    is_there_still = shelf.last in ("", last, *doomed, *(k.path for k in kept))
+    # What is kept is no link. Asking a store might fail, and a checkpoint is published.
+    if not is_there_still and (not disk.can_rename or disk.path(shelf.last).is_symlink()):
         doomed.insert(0, shelf.last)
     for victim in doomed:
         if victim not in protected:
-            remove(Path(victim))
+            remove(disk.path(victim))
     return replace(shelf, kept=tuple(k for k in kept if k not in going), last=last, failed="")
 
 

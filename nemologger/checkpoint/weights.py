@@ -30,7 +30,7 @@ import torch
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint import planner as dcp_planner
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.filesystem import FileSystemReader, _StorageInfo
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
     ChunkStorageMetadata,
@@ -46,6 +46,7 @@ from torch.futures import Future
 from nemologger import names
 from nemologger.checkpoint.shares import Piece
 from nemologger.errors import CheckpointError, DamagedCheckpointError, NemologgerError, RefusedError
+from nemologger.store_path import in_store
 
 BACKEND: bytes = json.dumps(
     {
@@ -173,7 +174,8 @@ def read_common(weights: Path) -> dict[str, Any]:
     """
     path = weights / names.COMMON
     with _reading(path):
-        common: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        content = path if in_store(path) is None else io.BytesIO(path.read_bytes())
+        common: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
     return common
 
 
@@ -298,8 +300,24 @@ def _reading(path: Path | str) -> Iterator[None]:
         raise DamagedCheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 
+class _Files(FileSystem):
+    """DCP's way to files, for paths that may be of a store."""
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        with path.open(mode) as stream:
+            yield stream
+
+    def concat_path(self, path: Any, suffix: str) -> Any:
+        return path / suffix
+
+
 class _Reader(FileSystemReader):
     """DCP's reader, for files from strangers."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__(str(weights))
+        self.fs, self.path = _Files(), weights
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         try:
@@ -311,7 +329,7 @@ class _Reader(FileSystemReader):
             raise
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        read = read_metadata(Path(self.path))
+        read = read_metadata(cast(Path, self.path))
         read.storage_meta = dcp_metadata.StorageMeta(load_id=self.load_id)
         return read
 

@@ -19,9 +19,11 @@ from pathlib import Path
 from nemologger.checkpoint.manifest import FileRecord, Recorder
 from nemologger.disk import LocalDisk
 from nemologger.pages import SharedPages
+from nemologger.store import Store
 
 # The least that still makes progress beside processes that keep every core busy.
 _NICE = 19
+_UPLOADS = 4
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _LOWEST_BEST_EFFORT = (2 << 13) | 7
 
@@ -34,11 +36,13 @@ class Job:
         directory: The checkpoint.
         images: For each file of the arena, its path below the checkpoint, its offset in the arena, and its size.
         small: Other files, by their path below the checkpoint.
+        store: What ``directory`` is a URL of; None is the local file system.
     """
 
     directory: str
     images: tuple[tuple[str, int, int], ...]
     small: dict[str, bytes]
+    store: Store | None = None
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,31 @@ class Outcome:
 def perform(job: Job, arena: memoryview) -> Outcome:
     """Write what ``job`` says. Whatever goes wrong is in the outcome."""
     try:
-        return Outcome(_write(job, arena))
+        return Outcome(_write(job, arena) if job.store is None else upload(job.store, job, arena))
     except Exception as error:  # noqa: BLE001  it travels to the process that trains
         return Outcome({}, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def upload(store: Store, job: Job, arena: memoryview) -> dict[str, FileRecord]:
+    """As for the local file system, into a store: the files side by side, and each in parts side by side.
+
+    When the process that trains is killed, this one goes on for a while. By then another run may write the same checkpoint:
+    what is there already is left alone.
+    """
+    with memoryview(arena) as memory:
+        contents = {name: memory[offset : offset + size] for name, offset, size in job.images}
+        contents.update({name: memoryview(content) for name, content in job.small.items()})
+
+        def put(name: str) -> FileRecord:
+            recorder = Recorder()
+            store.write(f"{job.directory}/{name}", recorder.over([contents[name]]), create=True)
+            return recorder.record
+
+        with ThreadPoolExecutor(_UPLOADS, thread_name_prefix="nemologger-upload") as pool:
+            records = dict(zip(contents, pool.map(put, contents), strict=True))
+        for content in contents.values():
+            content.release()
+    return records
 
 
 def _write(job: Job, arena: memoryview) -> dict[str, FileRecord]:

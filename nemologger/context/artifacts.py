@@ -156,7 +156,8 @@ def restore(config: Any, directory: Path) -> None:
 def _inside(directory: Path, name: str, where: str) -> str:
     root = directory.resolve()
     path = (root / name).resolve()
-    if Path(name).is_absolute() or path == root or not path.is_relative_to(root):
+    inside = path != root and path.is_relative_to(root) and ".." not in Path(name).parts
+    if Path(name).is_absolute() or not inside:
         raise RefusedError(
             f"{where} names the file {name!r} as one that came with the context {directory}, but it lies outside of it. "
             "The file was not written by this library, or was changed since."

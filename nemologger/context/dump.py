@@ -18,6 +18,7 @@ from nemologger.context.values import Writable
 from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import ContextError
 from nemologger.names import IO_JSON
+from nemologger.store_path import storage_path
 
 
 def dump_context(
@@ -48,7 +49,7 @@ def dump_context(
         OSError: If the disk fails. ``output`` is no context then.
     """
     disk = disk if disk is not None else LocalDisk()
-    output = Path(output)
+    output = storage_path(output)
     writable = Writable()
     converted = writable.convert(config)
     if converted.__fn_or_cls__ is Uncaptured:

@@ -18,6 +18,7 @@ from nemologger.context.trainer_context import TrainerContext
 from nemologger.context.uncaptured import Uncaptured
 from nemologger.errors import ContextError, NotFoundError
 from nemologger.names import CHECKPOINTS, CONTEXT, IO_JSON, WEIGHTS
+from nemologger.store_path import storage_path
 
 
 def load_context(path: str | Path, subpath: str | None = None, build: bool = True, trust: Trust = False) -> Any:
@@ -53,7 +54,7 @@ def load_context(path: str | Path, subpath: str | None = None, build: bool = Tru
         >>> load_context(directory, "extra.width")
         3
     """
-    directory = _find(Path(path))
+    directory = _find(storage_path(path))
     reader = Reader(directory / IO_JSON, Policy(trust), lenient=not build)
     value = reader.value(subpath or "")
     restore(value, directory)

@@ -18,6 +18,13 @@ from nemologger.errors import ContextError
 T = TypeVar("T")
 
 
+def forget_argument(instance: object, name: str) -> None:
+    """Leave an argument that ``instance`` was made with out of what is kept of it: a secret."""
+    capture = captured(instance)
+    if capture is not None and capture.config is not None and name in capture.config.__arguments__:
+        delattr(capture.config, name)
+
+
 class IOMixin:
     """Inherit this, beside any other class, and the constructor's arguments are kept as ``__io__``, an ``fdl.Config``.
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemologger import names
-from nemologger.checkpoint.read import Block, is_one_run, read_blocks
+from nemologger.checkpoint.overlaps import Block, is_one_run
+from nemologger.checkpoint.read import read_blocks
 from nemologger.checkpoint.shards import part_of
 from nemologger.checkpoint.shares import Part, Piece, Shape, share_of
 from nemologger.checkpoint.snapshot import take

@@ -42,7 +42,7 @@ def test_pruning_leaves_the_best_and_what_is_protected(tmp_path):
     for step, score in ((1, 0.5), (2, 0.1), (3, 0.9)):
         _save(tmp_path, f"s{step}", step, score)
     shelf = look(DISK, tmp_path, OWNER, alone=True)
-    shelf = prune(REMOVE, shelf, Policy(1), protected={str(tmp_path / "s3")})
+    shelf = prune(DISK, REMOVE, shelf, Policy(1), protected={str(tmp_path / "s3")})
     assert names_in(tmp_path) == {"s2", "s3"}
     assert {k.step for k in shelf.kept} == {2, 3}
 

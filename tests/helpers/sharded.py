@@ -139,6 +139,16 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
 
 
+def differences(found: dict, wanted: dict) -> list[str]:
+    """The names of what is not equal, bit for bit."""
+    wrong = [key for key in ("scheduler", "global_step", "consumed_samples") if found[key] != wanted[key]]
+    for part in ("model", "optimizer"):
+        assert wanted[part]
+        assert found[part].keys() == wanted[part].keys()
+        wrong += [name for name, tensor in wanted[part].items() if not torch.equal(found[part][name], tensor)]
+    return wrong
+
+
 def fit(kind: str, world: int, keep: Keep, directory: Path, steps: int, load: Path | None = None) -> None:
     """Train with a plain Lightning Trainer and our callback."""
     trainer = pl.Trainer(

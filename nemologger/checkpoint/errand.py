@@ -1,0 +1,62 @@
+"""Something that is done beside training, bit by bit, and asked after at every step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from threading import Thread
+
+_PAUSE = 0.2
+
+
+class Errand:
+    """Calls a function in a thread, now and then, until it says that all is done.
+
+    The function runs while nobody else uses what it uses: its caller waits with :meth:`wait` before it does. It must not
+    talk to other ranks.
+
+    Args:
+        step: Does what can be done now, and says whether that was the last of it. It may raise.
+    """
+
+    def __init__(self, step: Callable[[], bool]) -> None:
+        self._step = step
+        self._thread: Thread | None = None
+        self._next = 0.0
+        self._done = False
+        self._error: BaseException | None = None
+
+    def poll(self) -> bool:
+        """Whether it has been done since it was last asked; never waits.
+
+        Raises:
+            BaseException: What the function raised.
+        """
+        if self._thread is None:
+            if time.monotonic() >= self._next and not self._done:
+                self._thread = Thread(target=self._run, name="nemologger-errand", daemon=True)
+                self._thread.start()
+            return False
+        return not self._thread.is_alive() and self.wait()
+
+    def wait(self) -> bool:
+        """As :meth:`poll`, after the call that is under way; begins no other.
+
+        Raises:
+            BaseException: What the function raised.
+        """
+        thread, self._thread = self._thread, None
+        if thread is None:
+            return False
+        thread.join()
+        self._next = time.monotonic() + _PAUSE
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return self._done
+
+    def _run(self) -> None:
+        try:
+            self._done = self._step()
+        except BaseException as error:  # noqa: BLE001  raised again where it is asked after
+            self._error = error

@@ -1,0 +1,89 @@
+"""The client of an object store, as fsspec knows it: how it is opened, and what its errors mean."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from typing import Any
+
+from nemologger.errors import ConfigurationError
+
+#: The protocols of stores that speak S3.
+S3 = ("s3", "s3a")
+
+_PACKAGES = {"s3": "'nemologger[s3]'", "s3a": "'nemologger[s3]'", "gs": "gcsfs", "gcs": "gcsfs"}
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    PermissionError,
+    IsADirectoryError,
+    NotADirectoryError,
+    NotImplementedError,
+    ImportError,
+    ValueError,
+    TypeError,
+    AttributeError,
+)
+_FINAL_NUMBERS = {errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EMSGSIZE}
+_FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"}
+
+
+def open_file_system(root: str, options: Mapping[str, Any]) -> Any:
+    """The fsspec file system of ``root``, with nothing cached.
+
+    Raises:
+        ConfigurationError: If nobody here knows the protocol.
+    """
+    from fsspec.core import url_to_fs
+
+    protocol = root.partition("://")[0]
+    settings = {"use_listings_cache": False, "skip_instance_cache": True, **options}
+    if protocol in S3:
+        # Trying again is our business: two of them, one inside the other, multiply the time until somebody is told.
+        client = {"retries": {"total_max_attempts": 1}, "read_timeout": 60, "max_pool_connections": 32}
+        settings["config_kwargs"] = {**client, **settings.get("config_kwargs", {})}
+    try:
+        system, _ = url_to_fs(root, **settings)
+    except (ImportError, ValueError) as error:
+        raise ConfigurationError(
+            f"{root}: {error}. Install what brings it: python -m pip install {_PACKAGES.get(protocol, '<package>')}"
+        ) from error
+    if protocol in S3:
+        system.retries = 1
+    return system
+
+
+def check_protocol(root: str) -> None:
+    """Refuse a protocol that nobody here knows.
+
+    Raises:
+        ConfigurationError: If its package is not installed, or there is none.
+    """
+    from fsspec import get_filesystem_class
+
+    protocol = root.partition("://")[0]
+    try:
+        get_filesystem_class(protocol)
+    except ImportError as error:
+        package = _PACKAGES.get(protocol, "the package that it names")
+        raise ConfigurationError(f"{root}: {error}: python -m pip install {package}") from error
+    except ValueError as error:
+        raise ConfigurationError(f"{root}: {error}; give a local path, or a URL that fsspec knows") from error
+
+
+def is_final(error: Exception) -> bool:
+    """Whether trying again cannot help."""
+    if isinstance(error, _FINAL) or type(error).__name__ in _FINAL_NAMES:
+        return True
+    return isinstance(error, OSError) and error.errno in _FINAL_NUMBERS
+
+
+def as_os_error(error: Exception, url: str, more: str = "") -> OSError:
+    """``error`` as an OSError that names ``url``, of the kind that a file system would raise."""
+    numbers = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
+    known = next((number for kind, number in numbers.items() if isinstance(error, kind)), None)
+    number = known or (error.errno if isinstance(error, OSError) else None) or errno.EIO
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    if isinstance(error, NotImplementedError):
+        number = errno.ENOSYS
+    return OSError(number, f"{said}{more}", url)  # Python makes it a FileNotFoundError and so on by the number

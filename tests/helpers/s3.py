@@ -1,0 +1,163 @@
+"""A real S3 server on loopback, with a gate in front of it that can refuse, hold, deny, or lose answers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import boto3
+import pytest
+from processes import free_port, wait_for
+
+KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test", "AWS_DEFAULT_REGION": "us-east-1"}
+_DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>not for you</Message></Error>"
+
+
+class Gate:
+    """Passes requests on to ``target``, as ``rule(method and path)`` says.
+
+    ``"pass"``; ``"refuse"``: the connection ends at once; ``"hold"``: nothing happens until :meth:`release`;
+    ``"deny"``: 403; ``"lose"``: the server does it, the answer is lost.
+    """
+
+    def __init__(self, target: int) -> None:
+        self.rule: Callable[[str], str] = lambda request: "pass"
+        self.requests: list[str] = []
+        self._released = threading.Event()
+        self._target = target
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def release(self) -> None:
+        """Let go on what is held; nothing is held from now on."""
+        self._released.set()
+
+    def close(self) -> None:
+        self.release()
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, client: socket.socket) -> None:
+        with client, suppress(OSError):
+            head = b""
+            while b"\r\n" not in head:
+                more = client.recv(65536)
+                if not more:
+                    return
+                head += more
+            request = head.partition(b"\r\n")[0].decode().rpartition(" ")[0]
+            self.requests.append(request)
+            what = self.rule(request)
+            if what == "hold":
+                self._released.wait()
+            if what == "refuse":
+                return
+            if what == "deny":
+                client.settimeout(0.2)
+                with suppress(TimeoutError):
+                    while client.recv(1 << 20):
+                        pass
+                length = str(len(_DENIED)).encode()
+                client.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: " + length + b"\r\n\r\n" + _DENIED)
+                return
+            with socket.create_connection(("127.0.0.1", self._target)) as server:
+                server.sendall(head)
+                threading.Thread(target=_pump, args=(client, server), daemon=True).start()
+                while data := server.recv(1 << 20):
+                    if what != "lose" or data.startswith(b"HTTP/1.1 100"):
+                        client.sendall(data)
+            client.shutdown(socket.SHUT_RDWR)  # closing alone waits for the thread that reads from it
+
+
+def _pump(source: socket.socket, target: socket.socket) -> None:
+    with suppress(OSError):
+        while data := source.recv(1 << 20):
+            target.sendall(data)
+
+
+@dataclass
+class Bucket:
+    """A bucket of its own, reached through a gate of its own."""
+
+    name: str
+    gate: Gate
+    client: object
+    options: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def url(self) -> str:
+        return f"s3://{self.name}/runs"
+
+    def objects(self) -> list[str]:
+        """Every object, as the server has it, without the gate."""
+        found = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
+        return sorted(one["Key"].removeprefix("runs/") for one in found)
+
+    def pending(self) -> list[str]:
+        """The keys of uploads that were begun and not finished."""
+        return [one["Key"] for one in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])]
+
+    def flip(self, key: str, at: int) -> None:
+        """Change a bit."""
+        content = bytearray(self.client.get_object(Bucket=self.name, Key=f"runs/{key}")["Body"].read())
+        content[at] ^= 1
+        self.client.put_object(Bucket=self.name, Key=f"runs/{key}", Body=bytes(content))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[int]:
+    """The port of a server that lives as long as the tests."""
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def answers() -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return True
+        return False
+
+    try:
+        wait_for(answers, timeout=60)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def s3(s3_server) -> Iterator[Bucket]:
+    """An empty bucket, with the environment that leads to it."""
+    gate = Gate(s3_server)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in {**KEYS, "AWS_ENDPOINT_URL": gate.endpoint}.items():
+            patch.setenv(name, value)
+        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3_server}")
+        bucket = Bucket(f"test-{uuid.uuid4().hex[:12]}", gate, client)
+        client.create_bucket(Bucket=bucket.name)
+        yield bucket
+        client.close()
+    gate.close()

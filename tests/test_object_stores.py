@@ -1,0 +1,421 @@
+"""Checkpoints in object stores: all that ModelCheckpoint and AutoResume promise, against a real S3 server."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from processes import kill, python, started, torchrun, wait_for
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+from toy import ToyModel, loader, quiet_trainer
+from toy import names as local_names
+
+import nemologger as nl
+from nemologger import store
+from nemologger.checkpoint.find import Status, survey
+from nemologger.checkpoint.load import load_checkpoint
+from nemologger.checkpoint.verify import problems
+from nemologger.remote_disk import disk_of
+from nemologger.store_path import storage_path
+from nemologger.verify import main as verify_main
+
+SCRIPT = Path(__file__).with_name("train_toy.py")
+
+
+@pytest.fixture(params=["s3", "memory"])
+def url(request):
+    """An empty directory in a store."""
+    if request.param == "s3":
+        yield request.getfixturevalue("s3").url
+    else:
+        yield "memory://bucket/runs"
+        path = storage_path("memory://bucket")
+        disk_of(path).remove(path)
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(store, "PATIENCE", 0.5)
+    monkeypatch.setattr(store, "_KNOWN_DOWN", 0.5)
+
+
+def life(url, steps, *, others=(), model=None, resume=True, options=None, trainer=None, **settings):
+    """One life of a run that saves every five steps."""
+    settings = {"dirpath": url, "filename": "{step}", "every_n_train_steps": 5, "save_top_k": 2, **settings}
+    checkpoint = nl.ModelCheckpoint(**settings, storage_options=options)
+    trainer = quiet_trainer(max_steps=steps, callbacks=[*others, checkpoint], **(trainer or {}))
+    if resume:
+        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
+    model = model or ToyModel()
+    trainer.fit(model, loader(), loader())
+    return checkpoint, model
+
+
+def names_in(url):
+    return [path.name for path in storage_path(url).iterdir()]
+
+
+class At(pl.Callback):
+    """Does something when a step begins."""
+
+    def __init__(self, what) -> None:
+        self.what = what
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step in self.what:
+            self.what.pop(trainer.global_step)()
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["waiting", "beside"])
+def test_a_resumed_run_has_the_same_losses_and_keeps_the_same(s3, tmp_path, beside):
+    _, straight = life(tmp_path / "local", 20)
+    for steps in (8, 20):
+        checkpoint, model = life(s3.url, steps, async_save=beside)
+    assert sorted(model.losses) == list(range(8, 20))
+    assert all(straight.losses[step] == loss for step, loss in model.losses.items())
+    assert names_in(s3.url) == local_names(tmp_path / "local") == ["step=15", "step=20", "step=20-last"]
+    assert checkpoint.best_model_path == f"{s3.url}/step=20"
+    assert checkpoint.last_model_path == f"{s3.url}/step=20-last"
+    assert s3.objects().count("step=20-last.link") == 1
+    assert s3.pending() == []
+    for path in storage_path(s3.url).iterdir():
+        assert nl.verify_checkpoint(path).ok
+        assert torch.equal(load_checkpoint(path)["state_dict"]["net.0.weight"], model.net[0].weight) == (
+            path.name != "step=15"
+        )
+
+
+@pytest.mark.parametrize("last", [True, "link", False])
+@pytest.mark.parametrize("top_k", [0, 1, -1])
+def test_what_is_kept_is_what_is_kept_on_a_disk(tmp_path, last, top_k):
+    """Whatever the score: the losses fall, so with mode="max" the first is the best and -last stands by itself."""
+    url = "memory://bucket/kept"
+    try:
+        for where in (url, tmp_path):
+            life(where, 12, mode="max", save_last=last, save_top_k=top_k)
+            life(where, 20, mode="max", save_last=last, save_top_k=top_k)
+        if last == "link":  # on a disk the newest stands under its own name and is pointed to; so can a store's
+            assert {"step=20-last"} <= set(names_in(url)) <= set(local_names(tmp_path))
+        else:
+            assert names_in(url) == local_names(tmp_path)
+        newest = max((f for f in survey(storage_path(url)) if f.manifest), key=lambda f: f.manifest.order, default=None)
+        if last:
+            assert newest.manifest.step == 20
+        assert all(
+            found.status is Status.COMPLETE and problems(found.path) == [] for found in survey(storage_path(url))
+        )
+    finally:
+        path = storage_path(url)
+        disk_of(path).remove(path)
+
+
+def test_a_name_that_is_taken_is_replaced_only_when_its_successor_is_there(url, monkeypatch):
+    """Nothing is renamed, and at no moment is nothing there."""
+    seen, root, write = [], storage_path(url), store.Store.write
+
+    def watching(self, where, parts, **options):
+        if "/weights/" in where:
+            seen.append([found.manifest.step for found in survey(root) if found.manifest])
+        write(self, where, parts, **options)
+
+    monkeypatch.setattr(store.Store, "write", watching)
+    life(url, 15, filename="best", save_top_k=1)
+    assert len(seen) == 15
+    assert all(seen[5:]), "from the second save on there is always one"
+    monkeypatch.undo()
+    assert [name.removesuffix("-last") for name in names_in(url)] in (["best", "best"], ["best-v1", "best"])
+    assert [f.manifest.step for f in survey(root) if f.manifest] == [15, 15]
+    assert all(problems(found.path) == [] for found in survey(root))
+
+
+def test_the_final_checkpoint_may_differ_from_the_one_of_its_step(url):
+    life(url, 5, save_optim_on_train_end=False)
+    assert names_in(url) == ["step=5", "step=5-last"]
+    root = storage_path(url)
+    assert not (root / "step=5-last").is_symlink()
+    assert "optimizer_states" in load_checkpoint(root / "step=5")
+    assert "optimizer_states" not in load_checkpoint(root / "step=5-last")
+
+
+def test_a_flipped_byte_is_found_and_the_one_before_is_used(s3, caplog, capsys):
+    life(s3.url, 10)
+    s3.flip("step=10/weights/__0_0.distcp", -100)
+    found = nl.verify_checkpoint(f"{s3.url}/step=10")
+    assert [problem.file for problem in found.problems] == ["weights/__0_0.distcp"]
+    assert nl.verify_checkpoint(f"{s3.url}/step=10", deep=False).ok
+    assert verify_main([s3.url]) == 1
+    assert "have changed since they were written" in capsys.readouterr().out
+    with pytest.raises(nl.DamagedCheckpointError, match="have changed since they were written"):
+        load_checkpoint(storage_path(f"{s3.url}/step=10"))
+    trainer = quiet_trainer(max_steps=20)
+    with caplog.at_level(logging.ERROR):
+        resumed = nl.AutoResume(resume_from_directory=s3.url).setup(trainer)
+    assert str(resumed.path) == f"{s3.url}/step=5"
+    assert "step=10-last is passed over: damaged" in caplog.text
+    s3.client.delete_object(Bucket=s3.name, Key="runs/step=5/weights/common.pt")
+    with pytest.raises(nl.DamagedCheckpointError, match=r"common\.pt: is missing"):
+        nl.AutoResume(resume_from_path=f"{s3.url}/step=5").setup(trainer)
+
+
+def test_weights_go_where_they_are_wanted(s3, tmp_path):
+    _, trained = life(s3.url, 5)
+    wanted = trained.state_dict()
+    for where in ("step=5", "step=5-last", "step=5/weights"):
+        model = ToyModel()
+        nl.load_weights(f"{s3.url}/{where}", model)
+        assert all(torch.equal(value, wanted[key]) for key, value in model.state_dict().items())
+    built = nl.load_model(f"{s3.url}/step=5")
+    assert all(torch.equal(value, wanted[key]) for key, value in built.state_dict().items())
+    nl.export_weights(f"{s3.url}/step=5", tmp_path / "model.pt")
+    assert torch.equal(torch.load(tmp_path / "model.pt")["net.0.weight"], wanted["net.0.weight"])
+    nl.export_weights(f"{s3.url}/step=5", f"{s3.url}/model.pt")
+    assert "model.pt" in s3.objects()
+    with pytest.raises(nl.NotFoundError, match=r"step=6"):
+        nl.load_weights(f"{s3.url}/step=6", ToyModel())
+    # torch's own reader, with nothing of ours
+    state = {"state_dict": {"net.0.weight": torch.zeros(8, 8)}}
+    dcp.load(state, storage_reader=FsspecReader(f"{s3.url}/step=5/weights"), no_dist=True)
+    assert torch.equal(state["state_dict"]["net.0.weight"], wanted["net.0.weight"])
+
+
+def test_a_new_run_takes_its_weights_from_a_store(s3, tmp_path):
+    _, trained = life(s3.url, 5)
+    trainer = quiet_trainer(max_steps=1, callbacks=[nl.ModelCheckpoint(dirpath=tmp_path, monitor=None)])
+    restore = nl.RestoreConfig(path=s3.url, load_optim_state=True)
+    found = nl.AutoResume(restore_config=restore, resume_if_exists=True).setup(trainer)
+    assert found.weights_from == storage_path(f"{s3.url}/step=5-last")
+    model = ToyModel()
+    start = {}
+    trainer.callbacks.append(At({0: lambda: start.update({k: v.clone() for k, v in model.state_dict().items()})}))
+    trainer.fit(model, loader(), loader())
+    assert torch.equal(start["net.0.weight"], trained.net[0].weight)
+
+
+def test_what_torch_wrote_to_a_store_is_read(s3):
+    state = {"state_dict": {"net.0.weight": torch.arange(64.0).reshape(8, 8), "x": torch.arange(5)}}
+    with pytest.warns(UserWarning, match="torch.distributed is"):
+        dcp.save(state, storage_writer=dcp.filesystem.FileSystemWriter("there"), no_dist=True)
+    root = storage_path(s3.url)
+    for file in Path("there").iterdir():
+        disk_of(root).write(root / "weights" / file.name, [file.read_bytes()])
+    disk_of(root).write(root / "weights" / "common.pt", [_saved({})])
+    loaded = load_checkpoint(root)["state_dict"]
+    assert torch.equal(loaded["net.0.weight"], state["state_dict"]["net.0.weight"])
+    assert torch.equal(loaded["x"], torch.arange(5))
+
+
+def _saved(value) -> bytes:
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+# --- when things go wrong ---------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_gone_for_a_while_costs_saves_and_nothing_else(s3, impatient, caplog):
+    def gone() -> None:
+        s3.gate.rule = lambda request: "refuse"
+
+    def back() -> None:
+        s3.gate.rule = lambda request: "pass"
+
+    life(s3.url, 5)
+    with caplog.at_level(logging.INFO):
+        _, model = life(s3.url, 20, others=[At({7: gone, 13: back})])
+    assert "save 1 of at most 3 in a row that may fail" in caplog.text
+    assert len(model.losses) == 15
+    assert names_in(s3.url) == ["step=15", "step=20", "step=20-last"]
+    assert s3.pending() == []
+
+
+def test_after_three_failed_saves_the_run_stops_and_the_one_before_is_the_newest(s3, impatient):
+    def gone() -> None:
+        s3.gate.rule = lambda request: "refuse"
+
+    with pytest.raises(nl.SaveFailedError, match=r"step=20.*(refused|[Cc]onnect)"):
+        life(s3.url, 40, others=[At({7: gone})])
+    s3.gate.rule = lambda request: "pass"
+    assert "step=5" in names_in(s3.url)
+    resumed = nl.AutoResume(resume_from_directory=s3.url).setup(quiet_trainer(max_steps=40))
+    assert resumed.step == 5
+    _, model = life(s3.url, 10)
+    assert sorted(model.losses) == list(range(5, 10))
+    assert names_in(s3.url) == ["step=10", "step=10-last", "step=5"]
+
+
+def test_beside_training_too_a_failed_save_is_counted(s3, caplog):
+    denied = iter(["deny"])
+
+    def rule(request: str) -> str:
+        return (
+            next(denied, "pass")
+            if "step%3D10/weights/__0_0" in request or "step=10/weights/__0_0" in request
+            else "pass"
+        )
+
+    s3.gate.rule = rule
+    with caplog.at_level(logging.INFO):
+        life(s3.url, 15, async_save=True)
+    assert "save 1 of at most 3 in a row that may fail" in caplog.text
+    assert "not for you" in caplog.text
+    assert names_in(s3.url) == ["step=15", "step=15-last", "step=5"]
+
+
+def test_training_does_not_wait_for_a_store(s3):
+    """While the last request of a save is not answered, steps are taken."""
+
+    def is_commit(request: str) -> bool:
+        return request.startswith("PUT") and "manifest.json" in request
+
+    s3.gate.rule = lambda request: "hold" if is_commit(request) else "pass"
+    taken = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            time.sleep(0.05)
+            if any(map(is_commit, s3.gate.requests)):
+                taken.append(trainer.global_step)
+            if len(taken) == 5:
+                assert not any(found.manifest for found in survey(storage_path(s3.url)))
+                s3.gate.rule = lambda request: "pass"
+                s3.gate.release()
+            trainer.should_stop = len(taken) > 10
+
+    life(s3.url, 2000, async_save=True, on_busy="skip", others=[Watch()], resume=False, trainer={"min_steps": 0})
+    assert len(taken) > 10
+    assert all(problems(found.path) == [] for found in survey(storage_path(s3.url)))
+    assert names_in(s3.url)
+
+
+def test_a_store_that_cannot_be_reached_is_no_reason_to_start_from_scratch(s3, impatient):
+    life(s3.url, 5)
+    s3.gate.rule = lambda request: "refuse"
+    with pytest.raises(nl.CheckpointError, match=r"cannot be reached(.|\n)*nothing was started"):
+        life(s3.url, 10)
+
+
+@pytest.mark.parametrize(
+    ("where", "why"), [("s3://no-such-bucket/runs", "bucket does not exist"), ("s3:///runs", "names no bucket")]
+)
+def test_a_place_that_cannot_be_written_to_is_found_before_training(s3, where, why):
+    model = ToyModel()
+    with pytest.raises(nl.ConfigurationError, match=why):
+        life(where, 5, model=model, resume=False)
+    assert model.losses == {}
+
+
+def test_lightnings_own_search_for_the_last_one_is_refused(s3):
+    life(s3.url, 5)
+    trainer = quiet_trainer(max_steps=10, callbacks=[nl.ModelCheckpoint(dirpath=s3.url, every_n_train_steps=5)])
+    with pytest.raises(nl.ConfigurationError, match=r"AutoResume\(resume_if_exists=True\)"):
+        trainer.fit(ToyModel(), loader(), loader(), ckpt_path="last")
+
+
+def test_credentials_are_used_and_stay_out_of_checkpoints(s3, monkeypatch):
+    options = {"endpoint_url": s3.gate.endpoint, "key": "test", "secret": "a-secret-that-nobody-keeps"}
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    life(s3.url, 5, options=options)
+    _, model = life(s3.url, 10, options=options, async_save=True)
+    assert sorted(model.losses) == list(range(5, 10))
+    assert nl.verify_checkpoint(f"{s3.url}/step=10", storage_options=options).ok
+    nl.load_weights(f"{s3.url}/step=10", ToyModel(), storage_options=options)
+    resume = nl.AutoResume(resume_from_path=f"{s3.url}/step=5", storage_options=options)
+    trainer = quiet_trainer(max_steps=6)
+    assert resume.setup(trainer).step == 5
+    trainer.fit(ToyModel(), loader(), loader())
+    assert "secret" not in repr(resume)
+    for key in s3.objects():
+        assert b"nobody-keeps" not in s3.client.get_object(Bucket=s3.name, Key=f"runs/{key}")["Body"].read()
+    monkeypatch.undo()
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+LARGE = ("--width", 480_000, "--files", 1)  # one file of about 75 MB: it goes up in parts
+
+
+def _losses(directory: Path) -> dict[int, str]:
+    losses: dict[int, str] = {}
+    for line in (directory / "losses-0.txt").read_text().splitlines():
+        step, loss = line.split()
+        assert losses.setdefault(int(step), loss) == loss, f"step {step} has two losses"
+    return losses
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("beside", [False, True], ids=["waiting", "beside"])
+def test_a_kill_in_mid_upload(s3, tmp_path, beside):
+    """The one before is the newest, and the next run removes what is left over, even if the writer goes on for a while."""
+    options = ("--every", 2, "--dirpath", s3.url, *LARGE, *["--beside"] * beside)
+    python(SCRIPT, tmp_path / "straight", 6, "--every", 2, *LARGE)
+
+    def is_in_the_middle(request: str) -> bool:
+        return "partNumber=3" in request and "step%3D4" in request
+
+    s3.gate.rule = lambda request: "hold" if is_in_the_middle(request) else "pass"
+    with started(SCRIPT, tmp_path / "killed", 6, *options) as process:
+        wait_for(lambda: any(map(is_in_the_middle, s3.gate.requests)), timeout=120)
+        time.sleep(1)
+        kill(process)
+    found = survey(storage_path(s3.url))
+    (unfinished,) = [path.name.removesuffix("-unfinished") for path in storage_path(s3.url).glob("*-unfinished")]
+    assert unfinished in ("step=4", "step=4-last")
+    assert {one.path.name for one in found if one.status is Status.UNFINISHED} <= {unfinished}
+    whole = [one for one in found if one.status is Status.COMPLETE]
+    assert {one.manifest.step for one in whole} == {2}
+    assert all(problems(one.path) == [] for one in whole)
+    assert s3.pending() == [f"runs/{unfinished}/weights/__0_0.distcp"]  # a reader removes nothing
+
+    s3.gate.rule = lambda request: "pass"
+    python(SCRIPT, tmp_path / "killed", 6, *options)
+    log = (tmp_path / "killed" / "toy" / "nemo_log_globalrank-0_localrank-0.txt").read_text()
+    assert f"{unfinished} was never finished, or was being removed: removed" in log
+    assert "resuming from" in log
+    s3.gate.release()  # what is left of the writer of the killed run goes on only now
+    wait_for(lambda: not _writers_beside(), timeout=60)
+    assert s3.pending() == []
+    found = survey(storage_path(s3.url))
+    assert {one.manifest.step for one in found} >= {6}
+    assert all(problems(one.path) == [] for one in found)
+    assert _losses(tmp_path / "killed") == _losses(tmp_path / "straight")
+
+
+def _writers_beside() -> list[str]:
+    """Writer processes whose training process is gone, of this test's bucket."""
+    url = os.environ["AWS_ENDPOINT_URL"].encode()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            is_writer = b"writer_main" in (process / "cmdline").read_bytes()
+            if is_writer and url in (process / "environ").read_bytes():
+                found.append(process.name)
+    return found
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("beside", [False, True], ids=["waiting", "beside"])
+def test_two_ranks(s3, tmp_path, beside):
+    options = ("--every", 2, "--devices", 2)
+    torchrun(SCRIPT, 2, tmp_path / "straight", 8, *options)
+    options = (*options, "--dirpath", s3.url, *["--beside"] * beside, *["--pause", 0.1] * beside)
+    for steps in (4, 8):
+        torchrun(SCRIPT, 2, tmp_path / "store", steps, *options)
+    assert names_in(s3.url) == local_names(tmp_path / "straight" / "toy" / "checkpoints")
+    assert "step=8/weights/__1_0.distcp" in s3.objects()
+    assert not [key for key in s3.objects() if "unfinished" in key or "written-by" in key]
+    assert all(problems(path) == [] for path in storage_path(s3.url).iterdir())
+    for rank in (0, 1):
+        one, other = ((tmp_path / run / f"losses-{rank}.txt").read_text() for run in ("straight", "store"))
+        assert one == other
