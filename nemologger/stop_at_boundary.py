@@ -96,7 +96,7 @@ class StopAtBoundary(Callback):
 
     def _say(self, trainer: pl.Trainer, when: str = "") -> None:
         log.warning(
-            "%s: this run saves and stops at step %d, %s",
+            "%s: this run saves and stops at step %d%s",
             self._reason or "another rank asked",
             trainer.global_step,
             when,

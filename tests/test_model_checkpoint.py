@@ -507,3 +507,19 @@ def test_save_now_keeps_what_nobody_asked_for_until_the_next_save(tmp_path, besi
     trainer.fit(Scored(scores=scores), loader(), loader())
     assert seen[7] == ["step=3", "step=7-last"]
     assert [name for name in names(tmp_path) if not name.startswith(".")] == ["step=9"]
+
+
+def test_starting_from_scratch_where_an_earlier_run_was_is_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "nemologger")
+    run(tmp_path, 20)
+    assert "starts from scratch" not in caplog.text
+    caplog.clear()
+    run(tmp_path, 5)
+    assert f"{tmp_path} holds checkpoints of an earlier run, up to step 20, and this one starts from scratch" in caplog.text
+    assert "AutoResume(resume_if_exists=True)" in caplog.text
+    saved = [record.getMessage() for record in caplog.records if ": saved " in record.getMessage()]
+    assert saved
+    assert all(message.startswith(f"step 5: saved {tmp_path}/step=5") for message in saved)
+    caplog.clear()
+    run(tmp_path, 10, resume=str(tmp_path / "step=5-last"))
+    assert "starts from scratch" not in caplog.text
