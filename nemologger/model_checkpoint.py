@@ -224,9 +224,9 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._life = self.shelf.life + int(trainer.global_step < self.shelf.newest_step)
         if trainer.is_global_zero and self.shelf.kept and trainer.global_step == 0 and not trainer.ckpt_path:
             log.warning(
-                "%s holds checkpoints of an earlier run, up to step %d, and this one starts from scratch: they give way to its "
-                "own. To go on from them stop it and set AutoResume(resume_if_exists=True); to keep them, give it another "
-                "version.",
+                "%s holds checkpoints of an earlier run, up to step %d, and this one starts from scratch: they give way to "
+                "its own. To go on from them, stop it and set AutoResume(resume_if_exists=True); to keep them, give it "
+                "another version.",
                 self.dirpath,
                 self.shelf.newest_step,
             )

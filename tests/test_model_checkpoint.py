@@ -515,7 +515,10 @@ def test_starting_from_scratch_where_an_earlier_run_was_is_said(tmp_path, caplog
     assert "starts from scratch" not in caplog.text
     caplog.clear()
     run(tmp_path, 5)
-    assert f"{tmp_path} holds checkpoints of an earlier run, up to step 20, and this one starts from scratch" in caplog.text
+    assert (
+        f"{tmp_path} holds checkpoints of an earlier run, up to step 20, and this one starts from scratch"
+        in caplog.text
+    )
     assert "AutoResume(resume_if_exists=True)" in caplog.text
     saved = [record.getMessage() for record in caplog.records if ": saved " in record.getMessage()]
     assert saved

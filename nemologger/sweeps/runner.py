@@ -68,7 +68,8 @@ def hydra_runner(
         A decorator. What it makes is called without arguments by a script, or with a configuration, which it then passes on.
 
     Raises:
-        ConfigurationError: Hydra is not installed, or ``--config-name`` is a path although there is a schema.
+        ConfigurationError: An argument is no text, Hydra is not installed, or ``--config-name`` is a path although there
+            is a schema.
         SweepError: Raised by the decorated function: combinations of a sweep have failed.
 
     Example:
@@ -78,6 +79,13 @@ def hydra_runner(
         >>> main({"seed": 1})  # in a script: if __name__ == "__main__": main()
         1
     """
+
+    for name, value in (("config_path", config_path), ("config_name", config_name)):
+        if not isinstance(value, (str, type(None))):
+            raise ConfigurationError(
+                f"hydra_runner({name}={value!r}): expected text. It is called before it decorates: "
+                '@hydra_runner(config_path="conf", config_name="train")'
+            )
 
     def decorate(function: JobFunction) -> Callable[..., Any]:
         @functools.wraps(function)
