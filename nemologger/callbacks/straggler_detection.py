@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
 from nemologger.callbacks import nvrx
+from nemologger.combination import sweep_job
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
@@ -232,6 +233,9 @@ class StragglerDetection(IOMixin, Callback):
             self._log(trainer, found)
         if self.detected and self.stop_if_detected:
             trainer.should_stop = True  # on every rank: all have computed the same
+            job = sweep_job()
+            if job is not None and trainer.is_global_zero:
+                job.postpone(f"training was stopped at step {trainer.global_step} because of stragglers")
 
     def _log(self, trainer: pl.Trainer, found: list[Score]) -> None:
         kinds = {
