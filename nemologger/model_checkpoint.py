@@ -247,6 +247,14 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         lightning_port.restore_metrics(trainer, self._restored_metrics)
         # A run that goes back behind what was saved begins another line of training, and the next start follows that one.
         self._life = self.shelf.life + int(trainer.global_step < self.shelf.newest_step)
+        if trainer.is_global_zero and self.shelf.kept and trainer.global_step == 0 and not trainer.ckpt_path:
+            log.warning(
+                "%s holds checkpoints of an earlier run, up to step %d, and this one starts from scratch: they give way to "
+                "its own. To go on from them, stop it and set AutoResume(resume_if_exists=True); to keep them, give it "
+                "another version.",
+                self.dirpath,
+                self.shelf.newest_step,
+            )
         protected = self._needed_by_others(trainer) | self._paths_of(trainer.ckpt_path)
         self._keeper.prune(protected)
         self._reflect()
@@ -441,7 +449,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._failed_saves = 0
         if not trainer.is_global_zero:
             return
-        newest = max(self.shelf.kept, key=lambda kept: (kept.step, kept.time))
+        newest = max(self.shelf.kept, key=lambda kept: kept.time)  # a run that went back has had later steps
         if self.verbose:
             shown = "" if newest.score is None else f" with {self.monitor}={newest.score:.5g}"
             log.info("step %d: saved %s%s", newest.step, newest.path, shown)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import strategies as lightning_strategies
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
+from nemologger.condition import holds
 from nemologger.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -113,10 +115,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         **kwargs: Any,
     ) -> None:
         for name, size in (("data_parallel_size", data_parallel_size), ("tensor_parallel_size", tensor_parallel_size)):
-            if size != "auto" and size < 1:
+            if size != "auto" and not holds(lambda ranks: index(ranks) >= 1, size):
                 raise ConfigurationError(
                     f"FSDP2Strategy({name}={size!r}): expected a number of ranks from 1 on, or 'auto'"
                 )
+        if tp_shard_plan is not None and not isinstance(tp_shard_plan, Mapping):
+            raise ConfigurationError(
+                f"FSDP2Strategy(tp_shard_plan={tp_shard_plan!r}): expected how to split which submodule, by its name, for "
+                "example {'mlp.up': ColwiseParallel()}"
+            )
         super().__init__(data_parallel_size, tensor_parallel_size, ckpt_async_save=ckpt_async_save, **kwargs)
         self._tp_shard_plan = tp_shard_plan
         self._policies = {"mp_policy": mp_policy, "offload_policy": offload_policy}

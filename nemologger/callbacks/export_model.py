@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from nemologger import lightning_port
 from nemologger.checkpoint.load import load_checkpoint
 from nemologger.checkpoint_io import place_of
+from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
 from nemologger.export import FORMATS, export_weights
@@ -56,9 +57,9 @@ class ExportModel(IOMixin, Callback):
         always: bool = False,
         at_end: bool = True,
     ) -> None:
-        if not prefix + postfix or "/" in prefix + postfix:
+        if not holds(lambda: prefix + postfix and "/" not in prefix + postfix):
             raise ConfigurationError(
-                f"ExportModel(prefix={prefix!r}, postfix={postfix!r}): they make the name of a file"
+                f"ExportModel(prefix={prefix!r}, postfix={postfix!r}): they make the name of one file"
             )
         if (prefix + postfix).endswith(".ckpt"):
             raise ConfigurationError(

@@ -16,6 +16,8 @@ from nemologger.context.record import captured
 from nemologger.context.uncaptured import Uncaptured, type_name
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+# Constructors that are declared to take anything, and do nothing with it.
+_TAKE_NOTHING = (torch.nn.Module.__init__, pl.LightningModule.__init__, pl.LightningDataModule.__init__)
 
 
 def config_of(instance: object) -> Any | None:
@@ -64,6 +66,8 @@ def why_not(instance: object) -> str:
 
 
 def _parameters(instance: object) -> dict[str, inspect.Parameter]:
+    if type(instance).__init__ in _TAKE_NOTHING:
+        return {}
     try:
         return dict(inspect.signature(type(instance)).parameters)
     except (TypeError, ValueError):  # a class written in C that does not tell

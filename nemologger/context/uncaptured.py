@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 _WARNED = "_nemologger_warned"
+_BETWEEN = ("nemologger", "lightning", "torch", "contextlib")
 
 
 @dataclass(frozen=True)
@@ -45,4 +47,14 @@ def warn_once(owner: Any, messages: Iterable[str], heading: str) -> None:
         return
     if hasattr(owner, "__dict__"):
         object.__setattr__(owner, _WARNED, said.union(fresh))
-    warnings.warn("\n".join([heading, *(f"  - {message}" for message in fresh)]), stacklevel=3)
+    warnings.warn("\n".join([heading, *(f"  - {message}" for message in fresh)]), stacklevel=_of_user())
+
+
+def _of_user() -> int:
+    """The ``stacklevel`` of the user's line, ``trainer.fit(...)`` for one, as seen from the caller."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _BETWEEN:
+            return level
+        frame, level = frame.f_back, level + 1
+    return level
