@@ -32,7 +32,7 @@ class Writer:
 
     def __init__(self, arena: Arena) -> None:
         ours, theirs = Pipe()
-        numbers = (theirs.fileno(), arena.descriptor, arena.size)
+        numbers = (theirs.fileno(), arena.descriptor, arena.size, os.getpid())
         command = [sys.executable, "-c", f"from nemologger.checkpoint.writer_main import main; main{numbers}"]
         self._process = subprocess.Popen(
             command,

@@ -54,10 +54,13 @@ class Kind:
     workers: int
     beside: bool
     steps: int
+    chosen: tuple[str, ...] = ()
 
     @property
     def ways(self) -> list[str]:
         """How a life can end."""
+        if self.chosen:
+            return list(self.chosen)
         ranks = ["rank 0", "rank 1"] if self.ranks > 1 else []
         return ["whole", "trainers", *ranks, "cleaning", *["writer"] * self.beside]
 
@@ -254,7 +257,7 @@ class Loop:
         checkpoints = directory / "toy" / "checkpoints"
         if way == "cleaning":
             _plant(checkpoints)
-        before = self._steps(directory)
+        before, met = self._steps(directory), _meetings(directory)
         life = Life(self._kind, directory)
         self._result.restarts += 1
         if way == "cleaning":
@@ -269,7 +272,9 @@ class Loop:
             else:
                 time.sleep(self._dice.random() * 0.15)
         else:
-            time.sleep(self._dice.random() * 2)
+            if way in ("rank 0", "rank 1"):  # who has not met the other yet cannot know that it has died
+                self._watch(life, lambda: _meetings(directory) > met, PATIENCE)
+            time.sleep(self._dice.random())
         if life.over():
             if set(life.codes.values()) != {0}:
                 self._complain(directory, f"a life ended by itself, with {life.codes}")
@@ -352,6 +357,11 @@ class Loop:
         print(self._result.wrong[-1], file=sys.stderr, flush=True)
 
 
+def _meetings(directory: Path) -> int:
+    """How often the ranks have found each other."""
+    return _read(directory / "output-0.txt").count(b"All distributed processes registered")
+
+
 def _unfinished(checkpoints: Path) -> bool:
     """Whether something is being written or removed."""
     with suppress(FileNotFoundError):
@@ -375,6 +385,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[0], help="of the training loader")
     parser.add_argument("--beside", action="store_true", help="save beside training")
     parser.add_argument("--both", action="store_true", help="save beside training, and not")
+    parser.add_argument("--ways", nargs="+", default=[], help='how to kill, for example "rank 0"; default every way')
     parser.add_argument("--steps", type=int, default=90, help="of a run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--directory", type=Path, help="keep everything there")
@@ -387,7 +398,7 @@ def main() -> None:
         for ranks in options.ranks:
             for beside in [False, True] if options.both else [options.beside]:
                 for workers in options.workers:
-                    kind = Kind(ranks, workers, beside, options.steps)
+                    kind = Kind(ranks, workers, beside, options.steps, tuple(options.ways))
                     place = base / f"{ranks}-{'async' if beside else 'sync'}-{workers}"
                     place.mkdir(parents=True)
                     result = Loop(kind, place, random.Random(f"{options.seed} {kind}")).run(options.kills)
