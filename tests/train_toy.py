@@ -38,7 +38,7 @@ class Noisy(ToyData):
     """Draws from all three generators for each sample, in whatever process asks for it."""
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        noise = torch.rand(8) + random.random() + float(np.random.rand())  # noqa: NPY002  as augmentations do
+        noise = torch.rand(8) + random.random() + float(np.random.rand())
         return super().__getitem__(index) + 0.1 * noise
 
 

@@ -108,6 +108,9 @@ class Writer:
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
+    # To close it is not enough: processes that were forked since, data loader workers for example, have it open too.
+    with contextlib.suppress(OSError):
+        connection.send(None)
     connection.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_END_TIMEOUT)

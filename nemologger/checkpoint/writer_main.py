@@ -121,7 +121,7 @@ def _end_with(parent: int) -> None:
 
 
 def main(channel: int, descriptor: int, size: int, parent: int) -> None:
-    """Perform jobs until the other end is closed.
+    """Perform jobs until told to stop, or until the other end is closed.
 
     Args:
         channel: The descriptor that jobs come in by, and outcomes go out.
@@ -138,6 +138,8 @@ def main(channel: int, descriptor: int, size: int, parent: int) -> None:
     while True:
         try:
             job = connection.recv()
+            if job is None:
+                return
             connection.send(perform(job, arena))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return

@@ -120,7 +120,7 @@ class Life:
 
     def writers(self) -> list[int]:
         """Its processes that write beside training."""
-        return [pid for pid in self.family() if b"writer_main" in _read(Path(f"/proc/{pid}/cmdline"))]
+        return [writer for pid in self.ranks for writer in writers(pid)]
 
     def left(self) -> list[int]:
         """Those of its processes that still run."""
@@ -144,6 +144,11 @@ def _end_interpreter(code: int) -> None:
         sys.stdout.flush()
     finally:
         os._exit(code)
+
+
+def writers(pid: int) -> list[int]:
+    """The processes that write for the one that trains."""
+    return [one for one in _with_descendants(pid) if b"writer_main" in _read(Path(f"/proc/{one}/cmdline"))]
 
 
 def _with_descendants(pid: int) -> Iterator[int]:
@@ -200,9 +205,11 @@ class Result:
         return "| " + " | ".join(map(str, cells)) + " |"
 
 
-HEADER = """\
-| ranks | saves | workers | kills | how | when | restarts | steps compared | differences | slowest survivor, s | last process gone, s | wrong |
-|---|---|---|---|---|---|---|---|---|---|---|---|"""
+COLUMNS = (
+    "ranks", "saves", "workers", "kills", "how", "when", "restarts", "steps compared", "differences",
+    "slowest survivor, s", "last process gone, s", "wrong",
+)  # fmt: skip
+HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
 
 
 class Loop:
@@ -283,14 +290,21 @@ class Loop:
 
     def _kill(self, directory: Path, life: Life, way: str) -> None:
         checkpoints = directory / "toy" / "checkpoints"
-        pids = {"trainers": life.ranks, "rank 0": life.ranks[:1], "rank 1": life.ranks[1:], "writer": life.writers()[:1]}
+        pids = {
+            "trainers": life.ranks,
+            "rank 0": life.ranks[:1],
+            "rank 1": life.ranks[1:],
+            "writer": life.writers()[:1],
+        }
         life.kill(pids.get(way) or list(life.family()))
         moment = "cleaning" if (checkpoints / PLANTED).exists() else "saving" if _unfinished(checkpoints) else "between"
         self._result.kills[way] += 1
         self._result.moments[moment] += 1
         if way == "writer":
             now = self._steps(directory)
-            if not self._watch(life, lambda: self._steps(directory) >= min(now + 3 * EVERY, self._kind.steps), PATIENCE):
+            if not self._watch(
+                life, lambda: self._steps(directory) >= min(now + 3 * EVERY, self._kind.steps), PATIENCE
+            ):
                 self._complain(directory, f"without its writer the run did not go on: {life.codes}")
             life.kill(list(life.family()))
         began = time.monotonic()
