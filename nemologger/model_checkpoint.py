@@ -321,7 +321,8 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if isinstance(exception, SIGTERMException) and exception.code is None:
             # Lightning would end with 0, and a scheduler take the run for finished.
             exception.code = 128 + signal.SIGTERM
-        self._keeper.finish_alone()
+        # Ctrl-C and SIGTERM reach all ranks; an error may be that another one has died.
+        self._keeper.finish_alone(others_are_there=not isinstance(exception, Exception))
         if self._should_save_on_exception(trainer) and trainer.global_step > 0:
             try:
                 self._save(trainer)
