@@ -66,3 +66,14 @@ def test_a_full_disk_of_one_rank_costs_one_save(tmp_path):
     assert "rank 1: OSError: [Errno 28] No space left on device" in logged
     newest = newest_in(tmp_path / "run" / "checkpoints")
     assert (newest.manifest.step, faults(newest.path)) == (STEPS, [])
+
+
+def test_an_exception_of_one_rank_is_not_saved_and_is_what_is_raised(tmp_path):
+    codes, (_, one) = run(tmp_path / "run", "raises")
+    assert codes == [1, 1]
+    assert (one["error"], one["message"]) == ("ZeroDivisionError", "only here")
+    assert one["seconds"] < 30
+    logged = (tmp_path / "run" / "log-1.txt").read_text()
+    assert "the state at the exception is not saved: 1 of 2 ranks did not stop" in logged
+    newest = newest_in(tmp_path / "run" / "checkpoints")
+    assert (newest.manifest.step, faults(newest.path)) == (2, [])

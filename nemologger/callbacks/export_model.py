@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from nemologger import lightning_port
 from nemologger.checkpoint.load import load_checkpoint
 from nemologger.context.mixin import IOMixin
+from nemologger.context.uncaptured import class_of
 from nemologger.errors import ConfigurationError
 from nemologger.export import FORMATS, export_weights
 from nemologger.ranks import SingleProcess, connect, decide
@@ -89,7 +90,7 @@ class ExportModel(IOMixin, Callback):
                 "in one file, choose the postfix '.safetensors' or '.pt'; exp_manager calls that "
                 "checkpoint_callback_params.postfix, and save_nemo_on_train_end=False asks for no file.",
                 self.prefix + self.postfix,
-                type(pl_module).__name__,
+                class_of(pl_module).__name__,
             )
 
     def on_train_batch_end(

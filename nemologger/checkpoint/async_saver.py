@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 _REPORT = ".written-by-rank-{}"
 _PATIENCE = 60.0
+_PATIENCE_WITH_OTHERS = 5.0
 _PROGRESS_EVERY = 10.0
 _STALLED = 600.0
 
@@ -136,19 +137,24 @@ class AsyncSaver:
         layout = self.prepare(snapshot)
         try:
             decide(self._ranks, lambda: self._begin(snapshot, checkpoint))
-            small = self._small_files(snapshot, layout, checkpoint, write_context) if self._ranks.rank == 0 else {}
             images = tuple((i.name, i.offset, i.size) for i in layout.arena.images)
             complete = replace(manifest, name=checkpoint.name, has_optimizer=snapshot.has_optimizer)
-            save = InFlight(checkpoint, complete, Job(str(checkpoint), images, small))
-            together_at_zero(self._ranks, lambda: self._stage(save, snapshot, layout))
+            saves: list[InFlight] = []
+
+            def stage() -> None:
+                small = self._small_files(snapshot, layout, checkpoint, write_context) if self._ranks.rank == 0 else {}
+                saves.append(InFlight(checkpoint, complete, Job(str(checkpoint), images, small)))
+                self._stage(saves[0], snapshot, layout)
+
+            together_at_zero(self._ranks, stage)
         except BaseException as error:
             self._abandon(checkpoint)
-            if not layout.writer.alive:
-                self.close()  # the next save gets another writer
+            if layout.writer.busy or not layout.writer.alive:
+                self.close()  # the next save gets another writer: it must not be told how this one ended
             if not isinstance(error, Exception) or isinstance(error, SilentRankError):  # Ctrl-C; nobody to go on with
                 raise
             raise _failed(checkpoint, error) from error
-        self._in_flight = save
+        self._in_flight = saves[0]
 
     def hold(self) -> None:
         """Before something that may change the state: wait until it is copied. No collective."""
@@ -220,12 +226,16 @@ class AsyncSaver:
             The manifest, on rank 0 if it could be published.
         """
         save = self._in_flight
-        end = time.monotonic() + _PATIENCE
-        while save is not None and save.published is None and not save.error and time.monotonic() < end:
+        begin = time.monotonic()
+        self._ranks.missing_at("finish_alone", 0.0)  # to say that this one has come
+        while save is not None and save.published is None and not save.error and time.monotonic() < begin + _PATIENCE:
             with contextlib.suppress(SaveFailedError):
                 published = self.poll()
                 if published is not None or (self._ranks.rank != 0 and save.outcome is not None):
                     break
+            late = save.outcome is not None and time.monotonic() > begin + _PATIENCE_WITH_OTHERS
+            if late and self._ranks.missing_at("finish_alone", 0.0):
+                break  # a rank that is not here does not report what its writer has done
             time.sleep(0.02)
         self._drop_staging()
         self._in_flight = None
