@@ -120,3 +120,14 @@ def test_what_all_writers_have_written_is_published_by_who_is_left(tmp_path):
         assert zero.wait(timeout=60) == 1
     newest = newest_in(checkpoints)
     assert (newest.manifest.step, faults(newest.path)) == (20, [])
+
+
+def test_an_exception_of_one_rank_is_not_saved_and_is_what_is_raised(tmp_path):
+    codes, (_, one) = run(tmp_path / "run", "raises")
+    assert codes == [1, 1]
+    assert (one["error"], one["message"]) == ("ZeroDivisionError", "only here")
+    assert one["seconds"] < 30
+    logged = (tmp_path / "run" / "log-1.txt").read_text()
+    assert "the state at the exception is not saved: 1 of 2 ranks did not stop" in logged
+    newest = newest_in(tmp_path / "run" / "checkpoints")
+    assert (newest.manifest.step, faults(newest.path)) == (2, [])

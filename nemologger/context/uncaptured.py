@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -29,9 +30,21 @@ class Uncaptured:
     reason: str
 
 
+def class_of(value: object) -> type:
+    """The class that ``value`` was made of.
+
+    FSDP2's ``fully_shard`` gives a module another one, made of ``FSDPModule`` and its own; nobody finds that by its name.
+    """
+    kind = type(value)
+    sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    if sharded is None or len(kind.__bases__) != 2 or not issubclass(kind.__bases__[0], sharded):
+        return kind
+    return kind.__bases__[1]
+
+
 def type_name(value: object) -> str:
     """The type of ``value`` with its module, as a message shows it."""
-    kind = type(value)
+    kind = class_of(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
