@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from torch.distributed.fsdp import CPUOffloadPolicy
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import ModelCheckpoint
@@ -58,3 +59,13 @@ def test_a_module_that_does_not_shard_itself_is_left_as_it_was_written(tmp_path)
     assert "configure_model" not in vars(model)
     assert isinstance(model, ToyModel)
     assert all(isinstance(parameter, torch.distributed.tensor.DTensor) for parameter in model.parameters())
+
+
+def test_what_the_offload_policy_keeps_on_the_cpu_stays_there():
+    """The device has no values: moving the module to it would lose them."""
+    strategy = FSDP2Strategy(offload_policy=CPUOffloadPolicy(pin_memory=False))
+    trainer = quiet_trainer(max_steps=1, strategy=strategy, limit_val_batches=0)
+    trainer.fit(ToyModel(), loader())
+    strategy.parallel_devices = [torch.device("meta")]
+    strategy.model_to_device()
+    assert {parameter.device.type for parameter in strategy.model.parameters()} == {"cpu"}
