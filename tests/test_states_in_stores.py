@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from toy import ToyModel, loader, quiet_trainer
 
 import nemologger as nl
 from nemologger.callbacks import EMA, ExportModel
+from nemologger.checkpoint.staging import Staging
 from nemologger.checkpoint.verify import problems
 from nemologger.store import Store
 from nemologger.store_path import storage_path
@@ -58,6 +60,20 @@ def test_averages(s3, tmp_path, monkeypatch, settings):
     nl.export_weights(f"{s3.url}/step=6", tmp_path / "weights.pt")
     assert same(torch.load(tmp_path / "weights.pt"), trained.state_dict())
     assert "model.pt" in s3.objects()
+
+
+def test_the_thread_that_asks_the_store_leaves_staging_alone(s3, monkeypatch):
+    """The hook of an optimizer is taken off by the thread that steps it."""
+    finish, threads = Staging.finish, []
+
+    def recorded(staging):
+        threads.append(threading.current_thread())
+        finish(staging)
+
+    monkeypatch.setattr(Staging, "finish", recorded)
+    life(s3.url, 5, async_save=True, staging="overlapped")
+    assert {"step=2", "step=4", "step=5"} <= {path.name for path in storage_path(s3.url).iterdir()}
+    assert set(threads) == {threading.main_thread()}
 
 
 def test_a_resume_reads_the_tensors_once(s3, monkeypatch):
