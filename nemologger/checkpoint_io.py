@@ -104,10 +104,13 @@ class DirectoryCheckpointIO(CheckpointIO):
         trainer = self._trainer
         checkpoint = self.load_checkpoint(directory)
         self.align_optimizers()
-        optimizers = trainer.optimizers if trainer.state.fn == "fit" else []
-        strict = trainer.lightning_module.strict_loading
-        by_number = lightning_port.optimizer_names(trainer)
-        sharded_state.load(trainer.strategy, checkpoint, optimizers, by_number, strict=strict)
+        strategy, strict = trainer.strategy, trainer.lightning_module.strict_loading
+        sharded_state.load_model(strategy, checkpoint["state_dict"], strict=strict)
+        if trainer.state.fn == "fit":
+            by_number = lightning_port.optimizer_names(trainer)
+            sharded_state.load_optimizers(
+                strategy, checkpoint.get("optimizer_states", []), trainer.optimizers, by_number
+            )
         return checkpoint
 
     def remember(self, place: Path) -> None:
@@ -126,20 +129,8 @@ class DirectoryCheckpointIO(CheckpointIO):
         if self._loaded is None:
             return
         (directory, checkpoint), self._loaded = self._loaded, None
-        states, saved = checkpoint.get("optimizer_states", []), optimizer_names(directory)
-        if self._trainer.state.fn != "fit" or len(saved) != len(states):
-            return  # another tool wrote it: the order is all there is
-        now = lightning_port.optimizer_names(self._trainer)
-        if len(states) not in (0, len(now)):
-            raise ModelMismatchError(
-                f"{directory} holds the state of {len(states)} optimizers, this run has {len(now)}: configure them as in "
-                "the run that saved it, or start a new run from its weights with RestoreConfig"
-            )
-        for i, (state, optimizer) in enumerate(zip(states, self._trainer.optimizers, strict=False)):
-            try:
-                states[i] = align(state, saved[i], optimizer.state_dict()["param_groups"], now[i])
-            except ModelMismatchError as error:
-                raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
+        if self._trainer.state.fn == "fit" and "optimizer_states" in checkpoint:
+            align_to(self._trainer, directory, checkpoint["optimizer_states"])
 
     def _load_file(self, path: str | Path, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
         options = {} if map_location is None else {"map_location": map_location}
@@ -211,6 +202,28 @@ def align_optimizers(trainer: pl.Trainer) -> None:
     plugin = trainer.strategy.checkpoint_io
     if isinstance(plugin, DirectoryCheckpointIO):
         plugin.align_optimizers()
+
+
+def align_to(trainer: pl.Trainer, directory: Path, states: list[dict[str, Any]]) -> None:
+    """Bring ``states``, the optimizers' of the checkpoint ``directory``, into the order of the trainer's optimizers.
+
+    Raises:
+        ModelMismatchError: If those are other optimizers, or hold other parameters.
+    """
+    saved = optimizer_names(directory)
+    if len(saved) != len(states):
+        return  # another tool wrote it: the order is all there is
+    now = lightning_port.optimizer_names(trainer)
+    if len(states) not in (0, len(now)):
+        raise ModelMismatchError(
+            f"{directory} holds the state of {len(states)} optimizers, this run has {len(now)}: configure them as in "
+            "the run that saved it, or start a new run from its weights with RestoreConfig"
+        )
+    for i, (state, optimizer) in enumerate(zip(states, trainer.optimizers, strict=False)):
+        try:
+            states[i] = align(state, saved[i], optimizer.state_dict()["param_groups"], now[i])
+        except ModelMismatchError as error:
+            raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
 
 
 def check_model(checkpoint: Path, state: dict[str, Any], *, extra_is_fine: bool = False) -> None:

@@ -6,6 +6,7 @@ the disk takes. ``O_DIRECT`` writes from our own memory instead, in large aligne
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import mmap
 import os
@@ -74,7 +75,10 @@ def write_direct(descriptor: int, parts: Iterable[memoryview]) -> None:
             for view in views:
                 view.release()
             for buffer in buffers:
-                buffer.close()
+                with contextlib.suppress(
+                    BufferError
+                ):  # an error on its way out holds part of it, and frees it in the end
+                    buffer.close()
 
 
 def write_pages(descriptor: int, padded: memoryview, size: int) -> None:

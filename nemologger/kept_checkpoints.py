@@ -15,6 +15,7 @@ from nemologger.checkpoint.keeper import Keeper
 from nemologger.checkpoint.naming import format_name
 from nemologger.checkpoint.retention import Policy
 from nemologger.checkpoint.shelf import Shelf, look
+from nemologger.context.uncaptured import class_of
 from nemologger.disk import Disk
 from nemologger.errors import ConfigurationError
 from nemologger.lock import DirectoryLock
@@ -159,7 +160,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
             "consumed_samples": self.consumed_samples,
-            "model_name": type(trainer.lightning_module).__name__,
+            "model_name": class_of(trainer.lightning_module).__name__,
         }
         template = self.filename or "{epoch}-{step}"
         name = format_name(template, values, insert_names=self.auto_insert_metric_name)

@@ -267,6 +267,11 @@ def at_end_of_backward(loss: torch.Tensor, call: Callable[[], None]) -> None:
         loss.register_hook(lambda gradient: engine.queue_callback(call))  # type: ignore[no-untyped-call]
 
 
+def has_comm_hook(trainer: pl.Trainer) -> bool:
+    """Whether gradients are summed over ranks by a hook of the user's."""
+    return getattr(trainer.strategy, "_ddp_comm_hook", None) is not None
+
+
 def data_reader(trainer: pl.Trainer) -> tuple[int, int]:
     """Which of how many different streams of training data this rank sees; tensor-parallel ranks see the same one."""
     if not isinstance(trainer.strategy, ModelParallelStrategy):

@@ -149,7 +149,9 @@ class NeMoLogger:
             raise
 
         if trainer.global_rank == 0:
-            log.info("run directory: %s", run.log_dir)
+            unversioned = resume_if_exists and run.version is None and self.use_datetime_version
+            why = " (without a version, so that the next start finds it again)" if unversioned else ""
+            log.info("run directory: %s%s", run.log_dir, why)
             for note in [*plan["notes"], *replaced]:
                 log.warning("%s", note)
         settled = settle(callbacks, run)
@@ -229,7 +231,8 @@ class NeMoLogger:
         """The run directory, what to warn of, and where its version comes from."""
         if self.explicit_log_dir is not None:
             run = run_dir.explicit_directory(self.explicit_log_dir, here=here)
-            notes = [f"explicit_log_dir={str(run.log_dir)!r} already exists"] if run.log_dir.exists() else []
+            surprising = run.log_dir.exists() and not resume_if_exists
+            notes = [f"explicit_log_dir={str(run.log_dir)!r} already exists"] if surprising else []
             return run, notes, Version(None)
         version = run_dir.choose_version(
             self.version,
@@ -245,11 +248,8 @@ class NeMoLogger:
                 "agree on a version made of date and time, or on a number. Give version=..., or set the variable "
                 f"{run_dir.VERSION_VARIABLE} to the same value on every node, or start the run with torchrun."
             )
-        notes = []
-        if resume_if_exists and version.text is None and self.use_datetime_version:
-            notes.append("resume_if_exists: the run directory gets no version, so that the next start finds it again")
         run = run_dir.run_directory(self.name, version.text, log_dir=self.log_dir, here=here)
-        return run, notes, version
+        return run, [], version
 
     # --- trackers -------------------------------------------------------------------------------------------------
 

@@ -27,6 +27,7 @@ from nemologger.exp_manager.notes import Note
 from nemologger.exp_manager.plan import Plan, translate
 from nemologger.exp_manager.source import expression, imports, text
 from nemologger.exp_manager.table import new_home
+from nemologger.resolvers import register_resolvers
 
 _SECTION = "exp_manager"
 _WIDTH = 88
@@ -116,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _load(path: Path) -> _Document:
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}")
+    register_resolvers()
     content = OmegaConf.load(path)
     if not isinstance(content, DictConfig):
         raise ConfigurationError(f"{path} is no mapping: expected keys, among them {_SECTION}")

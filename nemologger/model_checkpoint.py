@@ -28,7 +28,7 @@ from nemologger.checkpoint_callback import check_interval, check_monitor, check_
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk, LocalDisk
-from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
+from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError, SilentRankError
 from nemologger.kept_checkpoints import KeptCheckpoints, floats
 from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks, SingleProcess, connect, decide
@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 log = logging.getLogger(__name__)
+
+#: Seconds that a rank with an exception waits for the others to stop too.
+_PATIENCE = 30.0
 
 
 class ModelCheckpoint(IOMixin, KeptCheckpoints):
@@ -82,8 +85,8 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         filename: A name with fields, for example ``"{model_name}--{val_loss:.2f}-{step}-{consumed_samples}"``; fields are
             the logged metrics, ``epoch``, ``step``, ``consumed_samples`` and ``model_name``.
         auto_insert_metric_name: Write ``val_loss=1.23`` rather than ``1.23`` into names.
-        save_on_exception: Also save when training raises, Ctrl-C and SIGTERM included. The step that was under way may be
-            half done in what is saved.
+        save_on_exception: Also save when training raises, Ctrl-C and SIGTERM included; of several ranks, all must have
+            stopped within 30 s. The step that was under way may be half done in what is saved.
         enable_version_counter: Has no effect: a checkpoint of the same name is replaced, never numbered.
         files_per_rank: At most so many weights files for each rank.
         max_failed_saves: Raise after so many saves in a row have failed; before that, training goes on without them.
@@ -247,6 +250,14 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         lightning_port.restore_metrics(trainer, self._restored_metrics)
         # A run that goes back behind what was saved begins another line of training, and the next start follows that one.
         self._life = self.shelf.life + int(trainer.global_step < self.shelf.newest_step)
+        if trainer.is_global_zero and self.shelf.kept and trainer.global_step == 0 and not trainer.ckpt_path:
+            log.warning(
+                "%s holds checkpoints of an earlier run, up to step %d, and this one starts from scratch: they give way to "
+                "its own. To go on from them, stop it and set AutoResume(resume_if_exists=True); to keep them, give it "
+                "another version.",
+                self.dirpath,
+                self.shelf.newest_step,
+            )
         protected = self._needed_by_others(trainer) | self._paths_of(trainer.ckpt_path)
         self._keeper.prune(protected)
         self._reflect()
@@ -313,14 +324,24 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if isinstance(exception, SIGTERMException) and exception.code is None:
             # Lightning would end with 0, and a scheduler take the run for finished.
             exception.code = 128 + signal.SIGTERM
-        self._keeper.finish_alone()
-        if self._should_save_on_exception(trainer) and trainer.global_step > 0:
-            try:
-                self._save(trainer)
-            except SaveFailedError:
-                log.exception("the state at the exception could not be saved")
+        try:
+            # Ctrl-C and SIGTERM reach all ranks; an error may be that another one has died.
+            self._keeper.finish_alone(others_are_there=not isinstance(exception, Exception))
+            if self._should_save_on_exception(trainer) and trainer.global_step > 0 and self._all_have_stopped():
+                self._save(trainer, now=True)
+        except (SaveFailedError, SilentRankError):
+            log.exception("the state at the exception could not be saved")
+        finally:
+            self._release()
 
-        self._release()
+    def _all_have_stopped(self) -> bool:
+        """Whether the exception is on all ranks: one alone would wait in vain for the others to save with it."""
+        missing = self._ranks.missing_at("exception", min(self.rank_timeout.total_seconds(), _PATIENCE))
+        if missing:
+            log.error(
+                "the state at the exception is not saved: %d of %d ranks did not stop", missing, self._ranks.world_size
+            )
+        return not missing
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let the next run have the directory, and give back memory and processes."""
@@ -441,7 +462,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._failed_saves = 0
         if not trainer.is_global_zero:
             return
-        newest = max(self.shelf.kept, key=lambda kept: (kept.step, kept.time))
+        newest = max(self.shelf.kept, key=lambda kept: kept.time)  # a run that went back has had later steps
         if self.verbose:
             shown = "" if newest.score is None else f" with {self.monitor}={newest.score:.5g}"
             log.info("step %d: saved %s%s", newest.step, newest.path, shown)

@@ -29,6 +29,7 @@ FAN_OUT = 32
 _MARGIN = 2.0
 #: Seconds that all who are still there have to say so.
 _GRACE = 2.0
+_LOOK_EVERY = 0.05
 #: The first message of a value: its length, and the value itself if it is small.
 _FIRST = 4096
 _LENGTH = 8
@@ -48,6 +49,8 @@ class RankTree:
         self._group = group
         self._timeout = timeout.total_seconds()
         self._broken = ""
+        self._come_to: set[str] = set()
+        self._notes = PrefixStore("nemologger", _get_default_store())  # until the ranks have agreed on a name
         self._notes = PrefixStore(f"nemologger/{self.broadcast(uuid4().hex)}", _get_default_store())
 
     def exchange(self, value: Any, answer: Callable[[list[Any]], Any]) -> Any:
@@ -89,6 +92,24 @@ class RankTree:
         except RuntimeError as error:  # it does not say who
             self._miss([*([self._above] if self.rank else []), *self._below], error)
         return shared.tolist()
+
+    def missing_at(self, point: str, seconds: float) -> int:
+        """How many ranks do not come to ``point`` within ``seconds``; asks the store, so nobody is waited for longer.
+
+        This rank has come with its first call, and may ask again.
+        """
+        if self._broken:
+            return 1
+        end = time.monotonic() + seconds
+        try:
+            missing = self.world_size - self._notes.add(f"at/{point}", int(point not in self._come_to))
+            self._come_to.add(point)
+            while missing > 0 and time.monotonic() < end:
+                time.sleep(_LOOK_EVERY)
+                missing = self.world_size - self._notes.add(f"at/{point}", 0)
+        except RuntimeError:  # the store was rank 0's, and went with it
+            return 1
+        return max(missing, 0)
 
     def _hear_below(self, value: Any) -> dict[int, Any]:
         values = {self.rank: value}

@@ -45,6 +45,9 @@ class Ranks(Protocol):
     def largest(self, values: Sequence[float]) -> list[float]:
         """The largest of all ranks at each place, on every rank. Far cheaper than the others: nothing is pickled."""
 
+    def missing_at(self, point: str, seconds: float) -> int:
+        """How many ranks do not come to ``point`` within ``seconds``. For where it is not known that all of them will."""
+
 
 @dataclass(frozen=True)
 class SingleProcess:
@@ -68,6 +71,10 @@ class SingleProcess:
     def largest(self, values: Sequence[float]) -> list[float]:
         """This one's."""
         return list(values)
+
+    def missing_at(self, point: str, seconds: float) -> int:
+        """None: this one is there."""
+        return 0
 
 
 class ProcessGroup:
@@ -99,6 +106,10 @@ class ProcessGroup:
     def largest(self, values: Sequence[float]) -> list[float]:
         """See :class:`Ranks`."""
         return self._tree.largest(values)
+
+    def missing_at(self, point: str, seconds: float) -> int:
+        """See :class:`Ranks`."""
+        return self._tree.missing_at(point, seconds)
 
 
 def leave_at_exit() -> None:

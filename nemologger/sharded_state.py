@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.distributed.fsdp import (
     FullyShardedDataParallel,
@@ -20,7 +21,7 @@ from torch.distributed.fsdp import (
     StateDictType,
 )
 
-from nemologger.checkpoint.shards import is_sharded
+from nemologger.checkpoint.shards import is_sharded, part_here, sharded_like
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy
@@ -78,6 +79,8 @@ def templates(strategy: Strategy) -> Template:
         kind, _, name = key.partition(".")
         if kind == "optimizer":  # optimizer.<i>.state.<parameter>.<field>
             name = name.split(".", 2)[-1]
+            if name.endswith(".step"):
+                return None  # a number, also where the parameter is one
             while name and name not in state:
                 name = name.rpartition(".")[0]
         tensor = state.get(name)
@@ -86,42 +89,80 @@ def templates(strategy: Strategy) -> Template:
     return template
 
 
-def load(
-    strategy: Strategy,
-    checkpoint: Mapping[str, Any],
-    optimizers: Sequence[torch.optim.Optimizer],
-    names: Sequence[Mapping[int, str]],
-    *,
-    strict: bool,
-) -> None:
-    """Load what was read for :func:`templates` into model and optimizers.
+def load_model(strategy: Strategy, state: Mapping[str, Any], *, strict: bool) -> None:
+    """Load a model's state dictionary that was read for :func:`templates`.
 
     Args:
-        strategy: Whose model.
-        checkpoint: Lightning's dictionary, its optimizer states in the order of ``optimizers``.
-        optimizers: Those of the trainer; none to load only the model.
-        names: For each of them, the parameter name behind each index.
+        strategy: Whose model; it may not be sharded yet.
+        state: The state dictionary.
         strict: Whether the names must be the same.
     """
-    states = checkpoint.get("optimizer_states", [])
-    module = strategy.lightning_module
     if isinstance(strategy, FSDPStrategy) and isinstance(strategy.model, FullyShardedDataParallel):
         with _in_shards(strategy.model):
-            strategy.model.load_state_dict(checkpoint["state_dict"], strict=strict)
-            for optimizer, state, name_of in zip(optimizers, states, names, strict=False):
-                flat = FullyShardedDataParallel.optim_state_dict_to_load(
+            strategy.model.load_state_dict(dict(state), strict=strict)
+    elif strategy.lightning_module is not None:
+        strategy.lightning_module.load_state_dict(state, strict=strict)
+
+
+def load_optimizers(
+    strategy: Strategy,
+    states: Sequence[Mapping[str, Any]],
+    optimizers: Sequence[torch.optim.Optimizer],
+    names: Sequence[Mapping[int, str]],
+) -> None:
+    """Load optimizers' states that were read for :func:`templates`.
+
+    Args:
+        strategy: Whose optimizers.
+        states: In the order of ``optimizers``.
+        optimizers: Those of the trainer.
+        names: For each of them, the parameter name behind each index.
+    """
+    for optimizer, state, name_of in zip(optimizers, states, names, strict=False):
+        if isinstance(strategy, FSDPStrategy) and isinstance(strategy.model, FullyShardedDataParallel):
+            with _in_shards(strategy.model):
+                state = FullyShardedDataParallel.optim_state_dict_to_load(
                     strategy.model, optimizer, _by_name(state, name_of)
                 )
-                optimizer.load_state_dict(flat)
-        return
-    if module is not None:
-        module.load_state_dict(checkpoint["state_dict"], strict=strict)
-    for optimizer, state in zip(optimizers, states, strict=False):
-        optimizer.load_state_dict(state)
+        optimizer.load_state_dict(dict(state))
+
+
+def scatter(strategy: Strategy, checkpoint: Mapping[str, Any], names: Sequence[Mapping[int, str]]) -> dict[str, Any]:
+    """Lightning's dictionary with every tensor whole, as if it had been read for :func:`templates`.
+
+    Args:
+        strategy: Whose model it is for.
+        checkpoint: The dictionary.
+        names: For each optimizer, the parameter name behind each index.
+    """
+    template = templates(strategy)
+
+    def part(value: Any, key: str) -> Any:
+        like = template(key, tuple(value.shape)) if isinstance(value, torch.Tensor) else None
+        return value if like is None else sharded_like(part_here(value, like, key), like)
+
+    scattered = dict(checkpoint)
+    if "state_dict" in checkpoint:
+        scattered["state_dict"] = {name: part(v, f"state_dict.{name}") for name, v in checkpoint["state_dict"].items()}
+    if "optimizer_states" in checkpoint:
+        scattered["optimizer_states"] = [
+            {
+                **state,
+                "state": {
+                    number: {
+                        field: part(v, f"optimizer.0.state.{name_of.get(number)}.{field}") for field, v in one.items()
+                    }
+                    for number, one in state["state"].items()
+                },
+            }
+            for state, name_of in zip(checkpoint["optimizer_states"], names, strict=False)
+        ]
+    return scattered
 
 
 def _optimizer_state(strategy: Strategy, optimizer: Any) -> dict[str, Any]:
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # Lightning wraps it
+    if isinstance(optimizer, LightningOptimizer):
+        optimizer = optimizer.optimizer
     if not (isinstance(strategy, FSDPStrategy) and isinstance(strategy.model, FullyShardedDataParallel)):
         state: dict[str, Any] = optimizer.state_dict()
         return state

@@ -6,10 +6,12 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from operator import index
 from typing import Any
 
 import torch
 
+from nemologger.condition import holds
 from nemologger.errors import ConfigurationError
 
 _REDUCTIONS: dict[str, Callable[[Sequence[float]], float]] = {
@@ -43,6 +45,8 @@ class StepTimer:
     def __init__(self, buffer_size: int = 1, reduction: str = "mean", sync_cuda: bool = False) -> None:
         if reduction not in _REDUCTIONS:
             raise ConfigurationError(f"reduction={reduction!r}: expected one of {', '.join(map(repr, _REDUCTIONS))}")
+        if not holds(lambda: [index(buffer_size)]):
+            raise ConfigurationError(f"buffer_size={buffer_size!r}: expected a number of steps")
         self.buffer_size = max(1, buffer_size)
         self._durations: deque[float] = deque(maxlen=self.buffer_size)
         self._reduce = _REDUCTIONS[reduction]

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port
-from nemologger.errors import SaveFailedError
+from nemologger.condition import holds
+from nemologger.errors import ConfigurationError, SaveFailedError
 from nemologger.kept_checkpoints import KeptCheckpoints, ours
 from nemologger.ranks import Poll, connect
 
@@ -29,9 +30,16 @@ class StopAtBoundary(Callback):
 
     Args:
         rank_timeout: How long to wait for the other ranks.
+
+    Raises:
+        ConfigurationError: If it is no time.
     """
 
     def __init__(self, rank_timeout: timedelta = timedelta(minutes=10)) -> None:
+        if not holds(lambda: rank_timeout > timedelta(0)):
+            raise ConfigurationError(
+                f"{type(self).__name__}(rank_timeout={rank_timeout!r}): expected a datetime.timedelta, more than no time"
+            )
         self.rank_timeout = rank_timeout
         self._poll: Poll | None = None
         self._step = 0
@@ -96,7 +104,7 @@ class StopAtBoundary(Callback):
 
     def _say(self, trainer: pl.Trainer, when: str = "") -> None:
         log.warning(
-            "%s: this run saves and stops at step %d, %s",
+            "%s: this run saves and stops at step %d%s",
             self._reason or "another rank asked",
             trainer.global_step,
             when,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from lightning.pytorch import strategies as lightning_strategies
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from nemologger.condition import holds
 from nemologger.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -81,7 +87,10 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     A module that has a ``configure_model`` shards itself there, as with Lightning's ModelParallelStrategy. Any other is
     sharded here: first as ``tp_shard_plan`` says, then every element of its ``nn.ModuleList`` s (the blocks of a
-    transformer) by itself, then the rest.
+    transformer) by itself, then the rest. A ModuleList inside of such a block is sharded with it, and a block that has a
+    parameter in common with other parts of the module is left to the rest. All ranks must call the same blocks in every
+    step. Ranks that split layers between them must see the same data and draw the same random numbers:
+    ``lightning.seed_everything`` sees to that.
 
     Args:
         data_parallel_size: Over how many ranks parameters are sharded; each sees other data. ``"auto"`` takes all ranks that
@@ -113,10 +122,15 @@ class FSDP2Strategy(ModelParallelStrategy):
         **kwargs: Any,
     ) -> None:
         for name, size in (("data_parallel_size", data_parallel_size), ("tensor_parallel_size", tensor_parallel_size)):
-            if size != "auto" and size < 1:
+            if size != "auto" and not holds(lambda ranks: index(ranks) >= 1, size):
                 raise ConfigurationError(
                     f"FSDP2Strategy({name}={size!r}): expected a number of ranks from 1 on, or 'auto'"
                 )
+        if tp_shard_plan is not None and not isinstance(tp_shard_plan, Mapping):
+            raise ConfigurationError(
+                f"FSDP2Strategy(tp_shard_plan={tp_shard_plan!r}): expected how to split which submodule, by its name, for "
+                "example {'mlp.up': ColwiseParallel()}"
+            )
         super().__init__(data_parallel_size, tensor_parallel_size, ckpt_async_save=ckpt_async_save, **kwargs)
         self._tp_shard_plan = tp_shard_plan
         self._policies = {"mp_policy": mp_policy, "offload_policy": offload_policy}
@@ -138,6 +152,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def setup(self, trainer: pl.Trainer) -> None:
         """Shard the module, unless it does so itself."""
         module = self.lightning_module
+        self._clip_over_all_meshes()
         if module is None or is_overridden("configure_model", module):
             super().setup(trainer)
             return
@@ -150,12 +165,13 @@ class FSDP2Strategy(ModelParallelStrategy):
             del vars(module)["configure_model"]
 
     def _shard(self, module: pl.LightningModule) -> None:
-        from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
         from torch.distributed.tensor.parallel import parallelize_module
 
         if isinstance(module, FSDPModule):
             return  # by an earlier fit
         mesh = self.device_mesh
+        tied = _tied(module)
         if mesh["tensor_parallel"].size() > 1:
             if not self._tp_shard_plan:
                 raise ConfigurationError(
@@ -165,10 +181,84 @@ class FSDP2Strategy(ModelParallelStrategy):
             parallelize_module(module, mesh["tensor_parallel"], dict(self._tp_shard_plan))
         options: dict[str, Any] = {name: policy for name, policy in self._policies.items() if policy is not None}
         data = mesh["data_parallel"]
-        for blocks in [found for found in module.modules() if isinstance(found, nn.ModuleList)]:
-            for block in blocks:
-                if any(True for _ in block.parameters()):
-                    fully_shard(block, mesh=data, **options)
+        for block in blocks_of(module):
+            fully_shard(block, mesh=data, **options)
         fully_shard(module, mesh=data, **options)
         for step in _STEPS:
             register_fsdp_forward_method(module, step)
+        if untied := [names for names in tied if len({id(module.get_parameter(name)) for name in names}) > 1]:
+            raise ConfigurationError(
+                f"tp_shard_plan makes several parameters of one that {' and '.join(untied[0])} have in common: shard the "
+                "module in its configure_model, and tie them again there"
+            )
+
+    def _clip_over_all_meshes(self) -> None:
+        """Let gradients be clipped by their norm where tensor parallelism splits only some of the parameters.
+
+        torch takes the norm of gradients of one mesh of ranks only.
+        """
+        plugin = self.precision_plugin
+        of_one_mesh = type(plugin).clip_grad_by_norm
+
+        def clip(optimizer: torch.optim.Optimizer, clip_val: int | float) -> None:
+            meshes: dict[Any, list[torch.Tensor]] = {}
+            for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+                meshes.setdefault(getattr(parameter.grad, "device_mesh", None), []).append(parameter)
+            if len(meshes) <= 1:
+                of_one_mesh(plugin, optimizer, clip_val)
+                return
+            norms = [
+                get_total_norm([p.grad for p in parameters if p.grad is not None]) for parameters in meshes.values()
+            ]
+            whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+            total = torch.linalg.vector_norm(torch.stack(whole))
+            for parameters in meshes.values():
+                clip_grads_with_norm_(parameters, clip_val, total)
+
+        vars(plugin)["clip_grad_by_norm"] = clip
+
+    def model_to_device(self) -> None:
+        """Move the module to its device; what ``offload_policy`` keeps on the CPU stays there."""
+        if self._policies["offload_policy"] is None or not isinstance(self.model, FSDPModule):
+            super().model_to_device()
+
+
+def _tied(module: nn.Module) -> list[list[str]]:
+    """The names of parameters that are one."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return [several for several in names.values() if len(several) > 1]
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The elements of the outermost ModuleLists that share neither parameters nor submodules with the rest of ``module``.
+
+    Example:
+        >>> block, head = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> module = nn.ModuleDict({"blocks": nn.ModuleList([block, nn.Linear(2, 2)]), "head": head})
+        >>> len(blocks_of(module))
+        2
+        >>> head.weight = block.weight
+        >>> len(blocks_of(module))
+        1
+    """
+    parents: dict[int, set[int]] = {}  # of each submodule and parameter, the modules that have it
+    for parent in module.modules():
+        for held in (*parent.children(), *parent.parameters(recurse=False)):
+            parents.setdefault(id(held), set()).add(id(parent))
+
+    def stands_alone(block: nn.Module) -> bool:
+        inside = {id(part) for part in block.modules()}
+        held = [id(part) for part in (*block.modules(), *block.parameters()) if part is not block]
+        return all(parents[part] <= inside for part in held)
+
+    def walk(parent: nn.Module) -> Iterator[nn.Module]:
+        for child in parent.children():
+            is_block = isinstance(parent, nn.ModuleList) and not isinstance(child, (nn.ModuleList, nn.ModuleDict))
+            if not is_block:
+                yield from walk(child)
+            elif any(True for _ in child.parameters()) and stands_alone(child):
+                yield child
+
+    return list({id(block): block for block in walk(module)}.values())

@@ -14,7 +14,8 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from processes import torchrun
-from toy import ToyModel, loader, manifests, names, quiet_trainer
+from torch.utils.data import DataLoader
+from toy import BATCH, ToyData, ToyModel, loader, manifests, names, quiet_trainer
 
 from nemologger import ConfigurationError, ModelCheckpoint, SaveFailedError
 from nemologger.checkpoint.load import load_checkpoint
@@ -126,6 +127,22 @@ def test_nothing_is_left_running_after_an_error_and_what_was_under_way_is_publis
     assert "step=4-last" in names(tmp_path)
     assert all(problems(tmp_path / name) == [] for name in names(tmp_path))
     assert not any(Path(f"/proc/{pid}").exists() for pid in watch.writers)
+
+
+def test_loader_workers_that_are_forked_later_do_not_keep_the_writer_waiting(tmp_path):
+    """They inherit what it listens to: that this end is closed says nothing as long as they are there."""
+
+    def stop(watch: _Watch) -> None:
+        watch.stopped = time.monotonic()
+        raise KeyError("stop here")
+
+    watch = _Watch({14: stop})  # in the second epoch, which has workers of its own
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2, async_save=True)
+    trainer = quiet_trainer(max_steps=20, val_check_interval=2, callbacks=[watch, checkpoint])
+    with pytest.raises(KeyError):
+        trainer.fit(ToyModel(), DataLoader(ToyData(), batch_size=BATCH, num_workers=1), loader())
+    assert time.monotonic() - watch.stopped < 20
+    assert "step=14-last" in names(tmp_path)
 
 
 def test_a_dead_writer_is_reported_and_replaced(tmp_path, caplog):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from toy import names
 
 from nemologger import direct_file
 from nemologger.direct_file import open_direct, write_direct
@@ -42,6 +44,20 @@ def test_a_failing_source_leaves_no_thread_and_no_file(tmp_path):
     with pytest.raises(KeyError):
         LocalDisk().write(tmp_path / "x", parts())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_as_such(direct, monkeypatch):
+    """Not as the buffers that cannot be given back while the error holds on to them."""
+
+    def full(descriptor, data, position):
+        if len(data) < 5 << 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return 4 << 20  # there was room for a part
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        LocalDisk().write(direct / "x", [bytes(40 << 20)])
+    assert names(direct) == ["probe"]
 
 
 def test_large_files_take_this_way_and_small_ones_do_not(direct, monkeypatch):

@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from helpers.engine import faults, newest_in
 from helpers.failing_rank import STEPS, TIMEOUT
-from processes import environment, free_port
+from helpers.kill_loop import writers
+from processes import environment, free_port, wait_for
 
 SCRIPT = Path(__file__).with_name("helpers") / "failing_rank.py"
+TRAIN = Path(__file__).with_name("train_toy.py")
 
 pytestmark = pytest.mark.dist
 
 
-def run(directory: Path, how: str) -> tuple[list[int], list[dict]]:
-    """Exit codes and ends of both ranks."""
-    directory.mkdir()
+@contextmanager
+def two_ranks(*command: object) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Both ranks of ``command`` while they run."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(directory), how], env=environment({**shared, "LOCAL_RANK": str(rank)})
+            [sys.executable, *map(str, command)], env=environment({**shared, "LOCAL_RANK": str(rank)})
         )
         for rank in range(2)
-    ]
+    ]  # fmt: skip
     try:
-        codes = [rank.wait(timeout=120) for rank in ranks]
+        yield ranks
     finally:
         for rank in ranks:
             if rank.poll() is None:
                 rank.kill()
                 rank.wait()
+
+
+def run(directory: Path, how: str) -> tuple[list[int], list[dict]]:
+    """Exit codes and ends of both ranks."""
+    directory.mkdir()
+    with two_ranks(SCRIPT, directory, how) as ranks:
+        codes = [rank.wait(timeout=120) for rank in ranks]
     ends = [directory / f"end-{rank}.json" for rank in range(2)]
     return codes, [json.loads(end.read_text()) if end.exists() else {} for end in ends]
 
@@ -66,3 +79,55 @@ def test_a_full_disk_of_one_rank_costs_one_save(tmp_path):
     assert "rank 1: OSError: [Errno 28] No space left on device" in logged
     newest = newest_in(tmp_path / "run" / "checkpoints")
     assert (newest.manifest.step, faults(newest.path)) == (STEPS, [])
+
+
+def taken(directory: Path) -> int:
+    """How many steps both ranks have taken. Writers are there after the first."""
+    logs = [directory / f"losses-{rank}.txt" for rank in range(2)]
+    return min(len(log.read_text().splitlines()) if log.exists() else 0 for log in logs)
+
+
+def test_a_rank_that_is_killed_while_it_saves_beside_training_is_not_waited_for(tmp_path):
+    checkpoints = tmp_path / "toy" / "checkpoints"
+    command = (TRAIN, tmp_path, 200, "--every", 20, "--devices", 2, "--beside", "--pause", 0.1, "--width", 64)
+    with two_ranks(*command) as (zero, one):
+        wait_for(lambda: taken(tmp_path) >= 3)
+        (writer,) = writers(one.pid)
+        os.kill(writer, signal.SIGSTOP)  # it will not get done
+        wait_for(lambda: taken(tmp_path) >= 21)
+        assert (checkpoints / "step=20-unfinished").exists()
+        one.kill()
+        killed = time.monotonic()
+        assert zero.wait(timeout=60) == 1
+        assert time.monotonic() - killed < 25
+    log = (tmp_path / "toy" / "nemo_log_globalrank-0_localrank-0.txt").read_text()
+    assert "step=20, which was being written, is lost: nothing more comes from rank 1" in log
+    assert not (checkpoints / "step=20" / "manifest.json").exists()
+
+
+def test_what_all_writers_have_written_is_published_by_who_is_left(tmp_path):
+    checkpoints = tmp_path / "toy" / "checkpoints"
+    command = (TRAIN, tmp_path, 200, "--every", 20, "--devices", 2, "--beside", "--pause", 0.1, "--width", 64)
+    with two_ranks(*command) as (zero, one):
+        wait_for(lambda: taken(tmp_path) >= 3)
+        (writer,) = writers(zero.pid)
+        os.kill(writer, signal.SIGSTOP)
+        wait_for(lambda: taken(tmp_path) >= 21)
+        wait_for((checkpoints / "step=20" / "weights" / ".written-by-rank-1").exists)
+        one.kill()
+        time.sleep(0.5)
+        os.kill(writer, signal.SIGCONT)
+        assert zero.wait(timeout=60) == 1
+    newest = newest_in(checkpoints)
+    assert (newest.manifest.step, faults(newest.path)) == (20, [])
+
+
+def test_an_exception_of_one_rank_is_not_saved_and_is_what_is_raised(tmp_path):
+    codes, (_, one) = run(tmp_path / "run", "raises")
+    assert codes == [1, 1]
+    assert (one["error"], one["message"]) == ("ZeroDivisionError", "only here")
+    assert one["seconds"] < 30
+    logged = (tmp_path / "run" / "log-1.txt").read_text()
+    assert "the state at the exception is not saved: 1 of 2 ranks did not stop" in logged
+    newest = newest_in(tmp_path / "run" / "checkpoints")
+    assert (newest.manifest.step, faults(newest.path)) == (2, [])

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import random
 import signal
-import time
 from pathlib import Path
 
 import pytest
-from processes import kill, python, started, wait_for
+from processes import python, started, wait_for
 from toy import manifests, names
 
 from nemologger.checkpoint.verify import problems
 
 SCRIPT = Path(__file__).with_name("train_toy.py")
+LOOP = Path(__file__).with_name("helpers") / "kill_loop.py"
 
 
 def _losses(directory: Path) -> dict[int, str]:
@@ -52,26 +51,11 @@ def test_a_stopped_run_goes_on_from_its_last_checkpoint(tmp_path, straight, how)
     assert not [name for name in names(checkpoints) if "unfinished" in name or name.startswith(".")]
 
 
-@pytest.mark.parametrize("beside", [False, True])
-def test_kills_at_random_moments(tmp_path, straight, beside):
-    moments = random.Random(0)
-    for _ in range(3):
-        with started(SCRIPT, tmp_path, 60, "--every", 2, "--pause", 0.03, *["--beside"] * beside) as process:
-            lines = _count(tmp_path)
-            wait_for(lambda lines=lines: _count(tmp_path) > lines)
-            time.sleep(moments.uniform(0, 0.5))
-            kill(process)
-    python(SCRIPT, tmp_path, 60, "--every", 2)
-    assert _losses(tmp_path) == straight
-    checkpoints = tmp_path / "toy" / "checkpoints"
-    assert [name for name in names(checkpoints) if name.endswith("last")] == ["step=60-last"]
-    assert len(names(checkpoints)) == 3
-    assert all(problems(checkpoints / name) == [] for name in names(checkpoints))
-
-
-def _count(directory: Path) -> int:
-    path = directory / "losses-0.txt"
-    return len(path.read_text().splitlines()) if path.exists() else 0
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.dist)])
+def test_kills_at_random_moments(ranks):
+    """With and without loader workers, saving beside training and not. The same script runs for as long as wanted."""
+    done = python(LOOP, "--kills", 3, "--ranks", ranks, "--workers", 0, 2, "--both", "--steps", 40, timeout=280)
+    assert done.stdout.count(f"\n| {ranks} | ") == 4, done.stdout + done.stderr
 
 
 def test_a_second_run_in_the_same_directory_is_refused(tmp_path):

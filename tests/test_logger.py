@@ -109,10 +109,12 @@ def test_the_environment_gives_the_version(make, monkeypatch):
 
 
 def test_a_run_that_may_resume_has_no_version_and_says_so(make, caplog):
-    run = NeMoLogger().setup(make(), resume_if_exists=True)
+    with caplog.at_level(logging.INFO, "nemologger"):
+        run = NeMoLogger().setup(make(), resume_if_exists=True)
     assert run.version is None
     assert run.log_dir == run.exp_dir / "default"
-    assert "no version" in caplog.text
+    said = [record for record in caplog.records if "without a version, so that the next start" in record.getMessage()]
+    assert [record.levelname for record in said] == ["INFO"], "it is what was asked for"
 
 
 def test_an_explicit_directory_is_the_run_directory_and_an_existing_one_is_told(tmp_path, make, caplog):
@@ -121,6 +123,8 @@ def test_an_explicit_directory_is_the_run_directory_and_an_existing_one_is_told(
     assert (run.log_dir, run.exp_dir) == (tmp_path / "mine", tmp_path / "mine")
     assert (run.name, run.version) == ("", "")
     assert "already exists" not in caplog.text
+    NeMoLogger(explicit_log_dir=tmp_path / "mine").setup(make(), resume_if_exists=True)
+    assert "already exists" not in caplog.text, "a run that resumes expects it"
     NeMoLogger(explicit_log_dir=tmp_path / "mine").setup(make())
     assert "already exists" in caplog.text
 

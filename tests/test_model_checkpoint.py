@@ -519,3 +519,22 @@ def test_a_save_after_validation_in_the_middle_of_gradient_accumulation_waits_fo
     _, resumed = run(tmp_path / "resumed", 7, resume=str(tmp_path / "straight" / saved[2]), **options)
     assert resumed.losses
     assert {step: straight.losses[step] for step in resumed.losses} == resumed.losses
+
+
+def test_starting_from_scratch_where_an_earlier_run_was_is_said(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "nemologger")
+    run(tmp_path, 20)
+    assert "starts from scratch" not in caplog.text
+    caplog.clear()
+    run(tmp_path, 5)
+    assert (
+        f"{tmp_path} holds checkpoints of an earlier run, up to step 20, and this one starts from scratch"
+        in caplog.text
+    )
+    assert "AutoResume(resume_if_exists=True)" in caplog.text
+    saved = [record.getMessage() for record in caplog.records if ": saved " in record.getMessage()]
+    assert saved
+    assert all(message.startswith(f"step 5: saved {tmp_path}/step=5") for message in saved)
+    caplog.clear()
+    run(tmp_path, 10, resume=str(tmp_path / "step=5-last"))
+    assert "starts from scratch" not in caplog.text

@@ -49,3 +49,8 @@ def test_values_may_be_long(seen):
 def test_every_other_rank_names_the_silent_one(seen, silent):
     told = [seen[rank][f"without {silent}"] for rank in range(WORLD) if rank != silent]
     assert [message.split(" did not answer")[0] for message in told] == [f"rank {silent} of {WORLD}"] * (WORLD - 1)
+
+
+def test_ranks_can_be_waited_for_where_some_may_never_come(seen):
+    assert [rank["late"] for rank in seen] == [[0, 0]] * WORLD
+    assert [rank["missing"] for number, rank in enumerate(seen) if number != 3] == [1] * (WORLD - 1)

@@ -11,6 +11,7 @@ import logging
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +23,7 @@ from nemologger.checkpoint.find import settled
 from nemologger.checkpoint.load import averages_of, load_model
 from nemologger.checkpoint.snapshot import EMA_STATE, MODEL
 from nemologger.checkpoint_io import place_of
+from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError, ModelMismatchError
 
@@ -78,10 +80,10 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         every_n_steps: int = 1,
         cpu_offload: bool = False,
     ) -> None:
-        if not 0.0 <= decay <= 1.0:
+        if not holds(lambda: 0.0 <= decay <= 1.0):
             raise ConfigurationError(f"EMA(decay={decay!r}): it must be from 0 to 1, for example 0.999")
-        if every_n_steps < 1:
-            raise ConfigurationError(f"EMA(every_n_steps={every_n_steps!r}): it must be at least 1")
+        if not holds(lambda: index(every_n_steps) >= 1):
+            raise ConfigurationError(f"EMA(every_n_steps={every_n_steps!r}): it must be a whole number, at least 1")
         self.decay = decay
         self.validate_original_weights = validate_original_weights
         self.every_n_steps = every_n_steps

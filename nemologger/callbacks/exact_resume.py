@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
+from nemologger.exact import reduction
 from nemologger.exact.rng import RngState
 from nemologger.exact.session import Place, Session
 from nemologger.ranks import Ranks, SingleProcess, connect, together_at_zero
@@ -56,6 +58,8 @@ class ExactResume(Callback):
         self._reload_epoch: float | None = None
         self._data: list[dict[str, Any]] | None = None
         self._plateau: lightning_port.PlateauSteps | None = None
+        self._gradient_order: list[str] = []
+        self._watched: reduction.GradientOrder | None = None
 
     @classmethod
     def attach(cls, trainer: pl.Trainer, pl_module: pl.LightningModule, rank_timeout: timedelta) -> None:
@@ -95,7 +99,10 @@ class ExactResume(Callback):
             self._unwrap()
         if self._session is not None:
             self._session.release()
+        if self._watched is not None:
+            self._watched.settle()
         self._fit = self._session = self._unwrap = self._aside = self._reload_epoch = self._data = self._plateau = None
+        self._gradient_order, self._watched = [], None
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -116,6 +123,7 @@ class ExactResume(Callback):
         if self._plateau is not None:
             lightning_port.step_plateau(trainer, self._plateau)
             self._plateau = None
+        self._settle_gradient_order(trainer)
         self._compare_data(session)
         if trainer.is_global_zero:
             for loader, limit in dict.fromkeys(session.limits):
@@ -136,6 +144,11 @@ class ExactResume(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the place of the loaders; put the generators aside if validation follows."""
+        if self._watched is not None:
+            if lightning_port.is_accumulating(trainer):
+                self._watched.forget()
+            else:
+                self._gradient_order, self._watched = self._watched.settle(), None
         if self._session is not None:
             self._session.batch_trained()
             if self._validates and lightning_port.validation_follows(trainer):
@@ -191,6 +204,7 @@ class ExactResume(Callback):
             "reload_epoch": lightning_port.last_reload_epoch(trainer),
             "plateau": asdict(lightning_port.plateau_steps(trainer)),
             "data": [feed.data for feed in session.feeds],
+            "gradient_order": self._gradient_order,
             "readers": lightning_port.data_reader(trainer)[1],
             # Rank 0 writes them; thousands of ranks need not know each other's.
             "ranks": together_at_zero(
@@ -230,10 +244,22 @@ class ExactResume(Callback):
                 ranks,
                 readers,
             )
+        self._gradient_order = state.get("gradient_order", [])
         self._reload_epoch = state["reload_epoch"]
         self._data = state["data"]
         self._plateau = lightning_port.PlateauSteps(**state["plateau"])
         self._session.go_on(place, epoch_over=state["epoch_over"])
+
+    def _settle_gradient_order(self, trainer: pl.Trainer) -> None:
+        model = trainer.strategy.model
+        if not (reduction.depends_on_order(model) and isinstance(model, DistributedDataParallel)):
+            self._gradient_order = []
+        elif lightning_port.has_comm_hook(trainer):
+            return  # it may count the steps
+        elif self._gradient_order:
+            reduction.play(model, self._gradient_order)
+        else:
+            self._watched = reduction.GradientOrder(model)
 
     def _compare_data(self, session: Session) -> None:
         before, self._data = self._data, None

@@ -12,7 +12,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from nemologger import lightning_port
 from nemologger.checkpoint.load import load_checkpoint
 from nemologger.checkpoint_io import place_of
+from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
+from nemologger.context.uncaptured import class_of
 from nemologger.errors import ConfigurationError
 from nemologger.export import FORMATS, export_weights
 from nemologger.ranks import SingleProcess, connect, decide
@@ -56,9 +58,9 @@ class ExportModel(IOMixin, Callback):
         always: bool = False,
         at_end: bool = True,
     ) -> None:
-        if not prefix + postfix or "/" in prefix + postfix:
+        if not holds(lambda: prefix + postfix and "/" not in prefix + postfix):
             raise ConfigurationError(
-                f"ExportModel(prefix={prefix!r}, postfix={postfix!r}): they make the name of a file"
+                f"ExportModel(prefix={prefix!r}, postfix={postfix!r}): they make the name of one file"
             )
         if (prefix + postfix).endswith(".ckpt"):
             raise ConfigurationError(
@@ -90,7 +92,7 @@ class ExportModel(IOMixin, Callback):
                 "in one file, choose the postfix '.safetensors' or '.pt'; exp_manager calls that "
                 "checkpoint_callback_params.postfix, and save_nemo_on_train_end=False asks for no file.",
                 self.prefix + self.postfix,
-                type(pl_module).__name__,
+                class_of(pl_module).__name__,
             )
 
     def on_train_batch_end(

@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port, run_dir
 from nemologger.callbacks import nvrx
+from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
 from nemologger.run_record import run_of
@@ -98,14 +99,16 @@ class FaultTolerance(IOMixin, Callback):
             ("initial_rank_heartbeat_timeout", initial_rank_heartbeat_timeout),
             ("rank_heartbeat_timeout", rank_heartbeat_timeout),
         ):
-            if seconds is not None and not seconds > 0:
+            if seconds is not None and not holds(lambda time: time > 0, seconds):
                 raise ConfigurationError(f"{name}={seconds!r}: expected seconds, more than 0, or None for no limit")
-        if not 0 < workload_check_interval < math.inf:
+        if not holds(lambda: 0 < workload_check_interval < math.inf):
             raise ConfigurationError(
                 f"workload_check_interval={workload_check_interval!r}: expected seconds, more than 0"
             )
-        if not 1 <= safety_factor < math.inf:
-            raise ConfigurationError(f"safety_factor={safety_factor!r}: with less than 1 healthy ranks are ended")
+        if not holds(lambda: 1 <= safety_factor < math.inf):
+            raise ConfigurationError(
+                f"safety_factor={safety_factor!r}: expected a number from 1 on; with less than 1 healthy ranks are ended"
+            )
         if not calculate_timeouts and initial_rank_heartbeat_timeout is None and rank_heartbeat_timeout is None:
             raise ConfigurationError(
                 "there is no timeout at all: give rank_heartbeat_timeout, or leave calculate_timeouts=True"

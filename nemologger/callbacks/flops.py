@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from nemologger import lightning_port
+from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
 
@@ -85,13 +87,13 @@ class FLOPsMeasurement(IOMixin, Callback):
     """
 
     def __init__(self, log_every_n_steps: int | None = None, flops_per_batch: float | None = None) -> None:
-        if log_every_n_steps is not None and log_every_n_steps < 1:
+        if log_every_n_steps is not None and not holds(lambda: index(log_every_n_steps) >= 1):
             raise ConfigurationError(
-                f"FLOPsMeasurement(log_every_n_steps={log_every_n_steps!r}): it must be at least 1, or None"
+                f"FLOPsMeasurement(log_every_n_steps={log_every_n_steps!r}): it must be a whole number, at least 1, or None"
             )
-        if flops_per_batch is not None and flops_per_batch <= 0:
+        if flops_per_batch is not None and not holds(lambda: flops_per_batch > 0):
             raise ConfigurationError(
-                f"FLOPsMeasurement(flops_per_batch={flops_per_batch!r}): it must be more than 0, or None to count"
+                f"FLOPsMeasurement(flops_per_batch={flops_per_batch!r}): it must be a number, more than 0, or None to count"
             )
         self.log_every_n_steps = log_every_n_steps
         self.flops_per_batch = flops_per_batch

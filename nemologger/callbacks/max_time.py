@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 _FORM = re.compile(r"(\d+):(\d\d):(\d\d):(\d\d)")
+_EXPECTED = '"DD:HH:MM:SS" (for example "00:03:45:00"), a timedelta, or a timedelta\'s arguments ({"hours": 3})'
 
 
 class MaxTimePerRun(IOMixin, StopAtBoundary):
@@ -82,12 +83,9 @@ def _parsed(duration: str | timedelta | Mapping[str, float]) -> timedelta:
         elif isinstance(duration, Mapping):
             duration = timedelta(**duration)
     except (TypeError, OverflowError) as error:
-        raise ConfigurationError(f"MaxTimePerRun({duration!r}): {error}") from error
+        raise ConfigurationError(f"MaxTimePerRun({duration!r}): {error}; expected {_EXPECTED}") from error
     if not isinstance(duration, timedelta):
-        raise ConfigurationError(
-            f'MaxTimePerRun({duration!r}): expected "DD:HH:MM:SS" (for example "00:03:45:00"), a timedelta, or a '
-            'timedelta\'s arguments ({"hours": 3})'
-        )
+        raise ConfigurationError(f"MaxTimePerRun({duration!r}): expected {_EXPECTED}")
     if duration <= timedelta(0):
         raise ConfigurationError(f"MaxTimePerRun({duration}): expected more than no time")
     return duration

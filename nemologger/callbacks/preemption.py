@@ -6,10 +6,12 @@ import logging
 import signal
 import threading
 from datetime import timedelta
+from operator import index
 from typing import TYPE_CHECKING, NoReturn
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError, SaveFailedError
 from nemologger.stop_at_boundary import StopAtBoundary
@@ -64,8 +66,8 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
     ) -> None:
         super().__init__(rank_timeout)
         self.sig = _checked(signal.SIGTERM if sig is None else sig)
-        if exit_code is not None and not 0 <= exit_code <= 255:
-            raise ConfigurationError(f"PreemptionCallback(exit_code={exit_code}): expected 0 to 255")
+        if exit_code is not None and not holds(lambda: 0 <= index(exit_code) <= 255):
+            raise ConfigurationError(f"PreemptionCallback(exit_code={exit_code!r}): expected 0 to 255")
         self.exit_code = 128 + self.sig if exit_code is None else exit_code
         self._received = False
 
@@ -109,7 +111,9 @@ def _checked(sig: int) -> signal.Signals:
     try:
         known = signal.Signals(sig)
     except ValueError as error:
-        raise ConfigurationError(f"PreemptionCallback(sig={sig!r}): there is no such signal") from error
+        raise ConfigurationError(
+            f"PreemptionCallback(sig={sig!r}): there is no such signal; expected signal.SIGTERM, for example"
+        ) from error
     if known.name in ("SIGKILL", "SIGSTOP"):
         raise ConfigurationError(f"PreemptionCallback(sig={known.name}): no process can handle this signal")
     return known

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
+from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
 
@@ -30,13 +32,15 @@ class ProfileWindow(IOMixin, Callback):
     """
 
     def __init__(self, start_step: int, end_step: int, ranks: Sequence[int]) -> None:
-        if not 0 <= start_step <= end_step:
+        if not holds(lambda: 0 <= index(start_step) <= index(end_step)):
             raise ConfigurationError(
                 f"{type(self).__name__}(start_step={start_step!r}, end_step={end_step!r}): steps count from 0, and the end "
                 "comes after the start"
             )
-        if any(rank < 0 for rank in ranks):
-            raise ConfigurationError(f"{type(self).__name__}(ranks={list(ranks)!r}): ranks count from 0")
+        if not holds(lambda: all(index(rank) >= 0 for rank in ranks)):
+            raise ConfigurationError(
+                f"{type(self).__name__}(ranks={ranks!r}): expected a list of ranks, which count from 0; empty for all"
+            )
         self.start_step = start_step
         self.end_step = end_step
         self.ranks = list(ranks)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
+from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.load import load_checkpoint
-from nemologger.checkpoint_io import check_model
+from nemologger.checkpoint_io import align_to, check_model
 from nemologger.errors import CheckpointError, ModelMismatchError
 
 if TYPE_CHECKING:
@@ -57,10 +58,7 @@ class RestoreWeights(Callback):
             return
         self._load_model(trainer, pl_module)
         if self._optimizer_is_due:
-            checkpoint = self._read(trainer)
-            if "optimizer_states" not in checkpoint:
-                raise CheckpointError(f"{self.checkpoint} holds no optimizer state: set load_optim_state=False")
-            trainer.strategy.load_optimizer_state_dict(checkpoint)
+            self._load_optimizers(trainer)
             self._optimizer_is_due = False
 
     def _load_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -68,18 +66,40 @@ class RestoreWeights(Callback):
             return
         strict = pl_module.strict_loading
         if strict and self.checkpoint.is_dir():
-            check_model(self.checkpoint, pl_module.state_dict())
+            check_model(self.checkpoint, sharded_state.model_state(trainer.strategy))
         checkpoint = self._read(trainer)
-        trainer.strategy.load_model_state_dict(checkpoint, strict=strict)
+        if sharded_state.shards_state(trainer.strategy):  # it only loads what a run goes on from
+            sharded_state.load_model(trainer.strategy, checkpoint["state_dict"], strict=strict)
+        else:
+            trainer.strategy.load_model_state_dict(checkpoint, strict=strict)
         self._model_is_due = False
         log.info("weights restored from %s", self.checkpoint)
         if not strict:
             self._say_what_was_left_out(pl_module, checkpoint)
 
-    def _read(self, trainer: pl.Trainer) -> dict[str, Any]:
+    def _load_optimizers(self, trainer: pl.Trainer) -> None:
+        checkpoint = self._read(trainer)
+        if "optimizer_states" not in checkpoint:
+            raise CheckpointError(f"{self.checkpoint} holds no optimizer state: set load_optim_state=False")
         if self.checkpoint.is_dir():
-            return load_checkpoint(self.checkpoint)
-        return trainer.strategy.load_checkpoint(str(self.checkpoint), weights_only=True)
+            align_to(trainer, self.checkpoint, checkpoint["optimizer_states"])
+        if sharded_state.shards_state(trainer.strategy):
+            by_number = lightning_port.optimizer_names(trainer)
+            states = checkpoint["optimizer_states"]
+            sharded_state.load_optimizers(trainer.strategy, states, trainer.optimizers, by_number)
+        else:
+            trainer.strategy.load_optimizer_state_dict(checkpoint)
+
+    def _read(self, trainer: pl.Trainer) -> dict[str, Any]:
+        strategy = trainer.strategy
+        if not sharded_state.shards_state(strategy):
+            if self.checkpoint.is_dir():
+                return load_checkpoint(self.checkpoint)
+            return strategy.load_checkpoint(str(self.checkpoint), weights_only=True)
+        if self.checkpoint.is_dir():
+            return load_checkpoint(self.checkpoint, sharded_state.templates(strategy))
+        whole = strategy.checkpoint_io.load_checkpoint(str(self.checkpoint), map_location="cpu", weights_only=True)
+        return sharded_state.scatter(strategy, whole, lightning_port.optimizer_names(trainer))
 
     def _say_what_was_left_out(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         wanted, stored = set(pl_module.state_dict()), set(checkpoint["state_dict"])

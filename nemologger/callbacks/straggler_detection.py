@@ -7,6 +7,7 @@ import math
 import socket
 import statistics
 import time
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
 from nemologger.callbacks import nvrx
+from nemologger.combination import sweep_job
+from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import Ranks, SingleProcess, connect
@@ -78,7 +81,7 @@ class StragglerDetection(IOMixin, Callback):
         stop_if_detected: bool = False,
         use_nvrx: bool = False,
     ) -> None:
-        if not 0 < report_time_interval < math.inf:
+        if not holds(lambda: 0 < report_time_interval < math.inf):
             raise ConfigurationError(f"report_time_interval={report_time_interval!r}: expected seconds, more than 0")
         if not (calc_relative_gpu_perf or calc_individual_gpu_perf):
             raise ConfigurationError(
@@ -88,10 +91,12 @@ class StragglerDetection(IOMixin, Callback):
             ("gpu_relative_perf_threshold", gpu_relative_perf_threshold),
             ("gpu_individual_perf_threshold", gpu_individual_perf_threshold),
         ):
-            if not 0 <= value <= 1:
+            if not holds(lambda score: 0 <= score <= 1, value):
                 raise ConfigurationError(f"{name}={value!r}: scores are between 0.0 and 1.0, and so is their threshold")
-        if num_gpu_perf_scores_to_log < 0:
-            raise ConfigurationError(f"num_gpu_perf_scores_to_log={num_gpu_perf_scores_to_log!r}: expected 0 or more")
+        if not holds(lambda: index(num_gpu_perf_scores_to_log) >= 0):
+            raise ConfigurationError(
+                f"num_gpu_perf_scores_to_log={num_gpu_perf_scores_to_log!r}: expected a whole number, 0 or more"
+            )
         self.report_time_interval = report_time_interval
         self.calc_relative_gpu_perf = calc_relative_gpu_perf
         self.calc_individual_gpu_perf = calc_individual_gpu_perf
@@ -228,6 +233,9 @@ class StragglerDetection(IOMixin, Callback):
             self._log(trainer, found)
         if self.detected and self.stop_if_detected:
             trainer.should_stop = True  # on every rank: all have computed the same
+            job = sweep_job()
+            if job is not None and trainer.is_global_zero:
+                job.postpone(f"training was stopped at step {trainer.global_step} because of stragglers")
 
     def _log(self, trainer: pl.Trainer, found: list[Score]) -> None:
         kinds = {

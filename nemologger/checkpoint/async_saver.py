@@ -3,8 +3,8 @@
 The copy is made at once, or while training goes on until the optimizer's next step (:mod:`.staging`).
 
 Every rank has an arena and a writer process. :meth:`AsyncSaver.start` and :meth:`AsyncSaver.finish` are collective; between
-them :meth:`AsyncSaver.poll` looks, without waiting for anybody, whether the files are written. A rank whose files are says
-so in a small file beside them; rank 0 publishes when all have.
+them :meth:`AsyncSaver.poll` looks, without waiting for anybody, whether the files are written. A writer whose files are
+says so in a small file beside them; rank 0 publishes when all have.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 
 _REPORT = ".written-by-rank-{}"
 _PATIENCE = 60.0
+_QUIET = 5.0
 _PROGRESS_EVERY = 10.0
 _STALLED = 600.0
 
@@ -137,21 +138,27 @@ class AsyncSaver:
         layout = self.prepare(snapshot)
         try:
             decide(self._ranks, lambda: commit.begin(self._disk, checkpoint, snapshot.directories))
-            small = self._small_files(snapshot, layout, checkpoint, write_context) if self._ranks.rank == 0 else {}
             images = tuple((i.name, i.offset, i.size) for i in layout.arena.images)
             complete = replace(manifest, name=checkpoint.name, has_optimizer=snapshot.has_optimizer)
             remote = in_store(checkpoint)
-            job = Job(str(checkpoint), images, small, remote.store if remote else None)
-            save = InFlight(checkpoint, complete, job)
-            together_at_zero(self._ranks, lambda: self._stage(save, snapshot, layout))
+            report = str(_report(checkpoint, self._ranks.rank)) if self._ranks.rank else ""
+            saves: list[InFlight] = []
+
+            def stage() -> None:
+                small = self._small_files(snapshot, layout, checkpoint, write_context) if self._ranks.rank == 0 else {}
+                job = Job(str(checkpoint), images, small, remote.store if remote else None, report)
+                saves.append(InFlight(checkpoint, complete, job))
+                self._stage(saves[0], snapshot, layout)
+
+            together_at_zero(self._ranks, stage)
         except BaseException as error:
             self._abandon(checkpoint)
-            if not layout.writer.alive:
-                self.close()  # the next save gets another writer
+            if layout.writer.busy or not layout.writer.alive:
+                self.close()  # the next save gets another writer: it must not be told how this one ended
             if not isinstance(error, Exception) or isinstance(error, SilentRankError):  # Ctrl-C; nobody to go on with
                 raise
             raise _failed(checkpoint, error) from error
-        self._in_flight = save
+        self._in_flight = saves[0]
 
     def hold(self) -> None:
         """Before something that may change the state: wait until it is copied. No collective."""
@@ -225,22 +232,35 @@ class AsyncSaver:
             self._abandon(save.checkpoint)
             raise _failed(save.checkpoint, error) from error
 
-    def finish_alone(self) -> Manifest | None:
-        """As :meth:`finish` when the other ranks may be gone: no collective, and a limited wait for their files.
+    def finish_alone(self, *, others_are_there: bool) -> Manifest | None:
+        """As :meth:`finish` when the ranks may not agree any more: no collective, and a limited wait for their files.
+
+        Args:
+            others_are_there: They have no reason to have died. If they may have, nobody waits for files that do not grow.
 
         Returns:
             The manifest, on rank 0 if it could be published.
         """
         save = self._in_flight
-        end = time.monotonic() + _PATIENCE
-        while save is not None and save.published is None and not save.error and time.monotonic() < end:
+        now = began = changed = time.monotonic()
+        size = -1
+        while save is not None and save.published is None and not save.error and now < began + _PATIENCE:
             with contextlib.suppress(SaveFailedError):
                 published = self.poll()
                 if published is not None or (self._ranks.rank != 0 and save.outcome is not None):
                     break
+            now = time.monotonic()
+            if save.size_on_disk != size:
+                size, changed = save.size_on_disk, now
+            if save.outcome is not None and not others_are_there and now > changed + _QUIET:
+                break
             time.sleep(0.02)
         self._drop_staging()
         self._in_flight = None
+        if save is not None and self._ranks.rank == 0 and save.published is None:
+            missing = [rank for rank in range(1, self._ranks.world_size) if not _report(save.checkpoint, rank).exists()]
+            why = save.error or f"nothing more comes from {', '.join(f'rank {rank}' for rank in missing) or 'rank 0'}"
+            log.error("checkpoint %s, which was being written, is lost: %s", save.checkpoint, why)
         return None if save is None else save.published
 
     def close(self) -> None:
@@ -330,10 +350,6 @@ class AsyncSaver:
         save.outcome, save.error = outcome, outcome.error
         if outcome.error:
             log.debug("%s", outcome.details)
-        elif self._ranks.world_size > 1:
-            report = {name: asdict(record) for name, record in outcome.records.items()}
-            with contextlib.suppress(OSError):  # finish() gathers it all the same
-                self._disk.write(self._report(save, self._ranks.rank), [json.dumps(report).encode()])
         return True
 
     def _all_records(self, save: InFlight) -> dict[str, FileRecord] | None:
@@ -341,18 +357,15 @@ class AsyncSaver:
         records = dict(save.outcome.records) if save.outcome is not None else {}
         for rank in range(1, self._ranks.world_size):
             try:
-                report = json.loads(self._report(save, rank).read_bytes())
+                report = json.loads(_report(save.checkpoint, rank).read_bytes())
             except OSError:  # it is not there yet, or a store does not answer: finish() gathers it all the same
                 return None
             records.update({name: FileRecord(r["size"], tuple(r["blocks"])) for name, r in report.items()})
         return records
 
-    def _report(self, save: InFlight, rank: int) -> Path:
-        return save.checkpoint / names.WEIGHTS / _REPORT.format(rank)
-
     def _publish(self, save: InFlight, records: dict[str, FileRecord]) -> Manifest:
-        for rank in range(self._ranks.world_size):
-            self._disk.remove(self._report(save, rank))
+        for rank in range(1, self._ranks.world_size):
+            self._disk.remove(_report(save.checkpoint, rank))
         complete = replace(
             save.manifest,
             time=manifests.now(),
@@ -368,6 +381,10 @@ class AsyncSaver:
         if self._ranks.rank == 0:
             with contextlib.suppress(OSError):  # the disk that failed may fail again; the next run tidies up
                 commit.abandon(self._disk, checkpoint)
+
+
+def _report(checkpoint: Path, rank: int) -> Path:
+    return checkpoint / names.WEIGHTS / _REPORT.format(rank)
 
 
 def _merged(shares: list[dict[str, FileRecord]]) -> dict[str, FileRecord]:

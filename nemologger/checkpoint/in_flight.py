@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemologger import names
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.staging import Staging
 from nemologger.checkpoint.writer_main import Job, Outcome
@@ -49,6 +51,16 @@ class InFlight:
                 with contextlib.suppress(OSError):  # it is renamed between one look and the next
                     total += file.stat().st_size
                     break
+        return total
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes of all ranks' large files that are there."""
+        total = 0
+        with contextlib.suppress(OSError), os.scandir(self.checkpoint / names.WEIGHTS) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):  # as above
+                    total += entry.stat().st_size
         return total
 
     @property

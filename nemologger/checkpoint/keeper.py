@@ -210,15 +210,15 @@ class Keeper:
         )
         return settled is None or just_settled
 
-    def finish_alone(self) -> None:
-        """Wait for the save under way, when the other ranks may be gone."""
+    def finish_alone(self, *, others_are_there: bool) -> None:
+        """Wait for the save under way without the other ranks, which may be gone if not ``others_are_there``."""
         if self._beside is None or self._pending is None:
             return
         pending, self._pending = self._pending, None
         if self._errand is not None:
             with contextlib.suppress(SaveFailedError):
                 self._errand.wait()
-        published = self._beside.finish_alone()
+        published = self._beside.finish_alone(others_are_there=others_are_there)
         if published is not None and self._settled is None:
             self._shelf = self._settle(pending.decision, published, set(pending.protected))
 

@@ -55,6 +55,12 @@ def part_of(tensor: torch.Tensor, piece: Piece, origin: tuple[int, ...] | None =
     return tensor
 
 
+def part_here(whole: torch.Tensor, template: torch.Tensor, key: str) -> torch.Tensor:
+    """This rank's part of ``whole``, if it is to be sharded as ``template`` is; ``key`` is for errors."""
+    part = held(template, key)
+    return part_of(whole, Piece(key, part.offsets, part.shape.sizes, part.shape.nbytes)).contiguous()
+
+
 def sharded_like(values: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
     """A tensor that is sharded, and lies, as ``template`` does; ``values`` are this rank's part of it."""
     if isinstance(template, DTensor):

@@ -32,7 +32,7 @@ class Writer:
 
     def __init__(self, arena: Arena) -> None:
         ours, theirs = Pipe()
-        numbers = (theirs.fileno(), arena.descriptor, arena.size)
+        numbers = (theirs.fileno(), arena.descriptor, arena.size, os.getpid())
         command = [sys.executable, "-c", f"from nemologger.checkpoint.writer_main import main; main{numbers}"]
         self._process = subprocess.Popen(
             command,
@@ -108,6 +108,9 @@ class Writer:
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
+    # To close it is not enough: processes that were forked since, data loader workers for example, have it open too.
+    with contextlib.suppress(OSError):
+        connection.send(None)
     connection.close()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_END_TIMEOUT)

@@ -1,18 +1,23 @@
 """The writer process: writes the arena's files, outside the interpreter lock of the process that trains.
 
 It is started by :class:`nemologger.checkpoint.writer.Writer` and imports no torch. It publishes nothing: that is rank
-0's, when all ranks' writers are done. When the process that started it is gone, it ends.
+0's, when all ranks' writers are done. It ends with the process that started it, in the middle of a file if need be: the
+next run may be there already, and write to the same place.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import json
 import mmap
 import os
 import platform
+import signal
+import sys
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -26,6 +31,7 @@ _NICE = 19
 _UPLOADS = 4
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _LOWEST_BEST_EFFORT = (2 << 13) | 7
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -37,12 +43,14 @@ class Job:
         images: For each file of the arena, its path below the checkpoint, its offset in the arena, and its size.
         small: Other files, by their path below the checkpoint.
         store: What ``directory`` is a URL of; None is the local file system.
+        report: Where to tell rank 0, which cannot hear this process, that all is written; "" for nowhere.
     """
 
     directory: str
     images: tuple[tuple[str, int, int], ...]
     small: dict[str, bytes]
     store: Store | None = None
+    report: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,9 +71,18 @@ class Outcome:
 def perform(job: Job, arena: memoryview) -> Outcome:
     """Write what ``job`` says. Whatever goes wrong is in the outcome."""
     try:
-        return Outcome(_write(job, arena) if job.store is None else upload(job.store, job, arena))
+        outcome = Outcome(_write(job, arena) if job.store is None else upload(job.store, job, arena))
     except Exception as error:  # noqa: BLE001  it travels to the process that trains
         return Outcome({}, f"{type(error).__name__}: {error}", traceback.format_exc())
+    if job.report:
+        report = {name: asdict(record) for name, record in outcome.records.items()}
+        with contextlib.suppress(OSError):  # the process that trains hears it all the same
+            content = [json.dumps(report).encode()]
+            if job.store is None:
+                LocalDisk().write(Path(job.report), content)
+            else:
+                job.store.write(job.report, content, create=True)
+    return outcome
 
 
 def upload(store: Store, job: Job, arena: memoryview) -> dict[str, FileRecord]:
@@ -125,14 +142,24 @@ def _step_back() -> None:
         ctypes.CDLL(None, use_errno=True).syscall(number, 1, 0, _LOWEST_BEST_EFFORT)
 
 
-def main(channel: int, descriptor: int, size: int) -> None:
-    """Perform jobs until the other end is closed.
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process when ``parent`` ends; elsewhere than on Linux it ends after the job under way."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it was faster
+        sys.exit(1)
+
+
+def main(channel: int, descriptor: int, size: int, parent: int) -> None:
+    """Perform jobs until told to stop, or until the other end is closed.
 
     Args:
         channel: The descriptor that jobs come in by, and outcomes go out.
         descriptor: Of the arena.
         size: Of the arena, in bytes.
+        parent: The process that trains.
     """
+    _end_with(parent)
     connection = Connection(channel)
     _step_back()
     arena = SharedPages(descriptor, size).view
@@ -141,6 +168,8 @@ def main(channel: int, descriptor: int, size: int) -> None:
     while True:
         try:
             job = connection.recv()
+            if job is None:
+                return
             connection.send(perform(job, arena))
         except (EOFError, BrokenPipeError, ConnectionResetError):
             return

@@ -13,9 +13,11 @@ from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 
 from nemologger.context import configs
 from nemologger.context.record import captured
-from nemologger.context.uncaptured import Uncaptured, type_name
+from nemologger.context.uncaptured import Uncaptured, class_of, type_name
 
 _VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+# Constructors that are declared to take anything, and do nothing with it.
+_TAKE_NOTHING = (torch.nn.Module.__init__, pl.LightningModule.__init__, pl.LightningDataModule.__init__)
 
 
 def config_of(instance: object) -> Any | None:
@@ -43,7 +45,7 @@ def config_of(instance: object) -> Any | None:
     if isinstance(instance, HyperparametersMixin) and instance.hparams:
         return _from_hyperparameters(instance)
     if isinstance(instance, (torch.nn.Module, pl.LightningDataModule, pl.Callback)) and not _parameters(instance):
-        return configs.make(fdl.Config, type(instance), {})
+        return configs.make(fdl.Config, class_of(instance), {})
     return None
 
 
@@ -59,13 +61,15 @@ def why_not(instance: object) -> str:
     kept = ", or call self.save_hyperparameters() in it" if isinstance(instance, HyperparametersMixin) else ""
     return (
         "its constructor arguments were not captured; let its class inherit nemologger.io.IOMixin, or call "
-        f"nemologger.io.track_io({type(instance).__qualname__}) before making it{kept}"
+        f"nemologger.io.track_io({class_of(instance).__qualname__}) before making it{kept}"
     )
 
 
 def _parameters(instance: object) -> dict[str, inspect.Parameter]:
+    if type(instance).__init__ in _TAKE_NOTHING:
+        return {}
     try:
-        return dict(inspect.signature(type(instance)).parameters)
+        return dict(inspect.signature(class_of(instance)).parameters)
     except (TypeError, ValueError):  # a class written in C that does not tell
         return {"?": inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)}
 
@@ -85,4 +89,4 @@ def _from_hyperparameters(instance: HyperparametersMixin) -> Any | None:
         return None  # hyperparameters of another kind, such as one namespace
     reason = f"save_hyperparameters of {type_name(instance)} left it out"
     arguments.update({name: configs.config(Uncaptured, f"the argument {name!r}", reason) for name in missing})
-    return configs.make(fdl.Config, type(instance), arguments)
+    return configs.make(fdl.Config, class_of(instance), arguments)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 _WARNED = "_nemologger_warned"
+_BETWEEN = ("nemologger", "lightning", "torch", "contextlib")
 
 
 @dataclass(frozen=True)
@@ -27,9 +30,21 @@ class Uncaptured:
     reason: str
 
 
+def class_of(value: object) -> type:
+    """The class that ``value`` was made of.
+
+    FSDP2's ``fully_shard`` gives a module another one, made of ``FSDPModule`` and its own; nobody finds that by its name.
+    """
+    kind = type(value)
+    sharded = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    if sharded is None or len(kind.__bases__) != 2 or not issubclass(kind.__bases__[0], sharded):
+        return kind
+    return kind.__bases__[1]
+
+
 def type_name(value: object) -> str:
     """The type of ``value`` with its module, as a message shows it."""
-    kind = type(value)
+    kind = class_of(value)
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
@@ -45,4 +60,14 @@ def warn_once(owner: Any, messages: Iterable[str], heading: str) -> None:
         return
     if hasattr(owner, "__dict__"):
         object.__setattr__(owner, _WARNED, said.union(fresh))
-    warnings.warn("\n".join([heading, *(f"  - {message}" for message in fresh)]), stacklevel=3)
+    warnings.warn("\n".join([heading, *(f"  - {message}" for message in fresh)]), stacklevel=_of_user())
+
+
+def _of_user() -> int:
+    """The ``stacklevel`` of the user's line, ``trainer.fit(...)`` for one, as seen from the caller."""
+    frame, level = inspect.currentframe(), 0
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").partition(".")[0] not in _BETWEEN:
+            return level
+        frame, level = frame.f_back, level + 1
+    return level

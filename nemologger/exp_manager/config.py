@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemologger.errors import ConfigurationError
+from nemologger.resolvers import register_resolvers
 
 # Names that NeMo 1's documentation has for fields that are called otherwise.
 _ALIASES = {
@@ -246,6 +247,7 @@ def read(cfg: Mapping[Any, Any] | DictConfig) -> Section:
                 'exp_manager(trainer, cfg.get("exp_manager"))'
             )
         cfg = OmegaConf.create(dict(cfg), flags={"allow_objects": True})
+    register_resolvers()
     plain = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     if not isinstance(plain, dict):
         raise ConfigurationError("cfg is a DictConfig without a value: exp_manager needs a section with keys")

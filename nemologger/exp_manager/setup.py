@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from nemologger.errors import CheckpointMisconfigurationError, ConfigurationError, LoggerMisconfigurationError
@@ -19,7 +20,6 @@ from nemologger.lightning_port import callbacks
 from nemologger.run_record import close_log
 
 if TYPE_CHECKING:
-    import lightning.pytorch as pl
     from omegaconf import DictConfig
 
 log = logging.getLogger("nemologger.exp_manager")
@@ -54,6 +54,10 @@ def exp_manager(trainer: pl.Trainer, cfg: Mapping[str, Any] | DictConfig | None 
         >>> exp_manager(trainer, {"exp_dir": tempfile.mkdtemp(), "name": "demo", "version": "v1"}).name
         'v1'
     """
+    if not isinstance(trainer, pl.Trainer):
+        raise ConfigurationError(
+            f"exp_manager(trainer, cfg): the trainer is {trainer!r}, expected a lightning.pytorch.Trainer"
+        )
     if cfg is None:
         log.warning("exp_manager was given no cfg: it does nothing")
         return None
@@ -79,6 +83,7 @@ def exp_manager(trainer: pl.Trainer, cfg: Mapping[str, Any] | DictConfig | None 
 
 
 def _carry_out(plan: Plan, trainer: pl.Trainer) -> Path:
+    logger = plan.log.make()
     added = [call.make() for call in plan.callbacks]
     own = callbacks(trainer)
     if any(call.target.name == "MaxTimePerRun" for call in plan.callbacks):
@@ -87,7 +92,7 @@ def _carry_out(plan: Plan, trainer: pl.Trainer) -> Path:
             own.remove(timer)
     own[:] = [*(call.make() for call in plan.first), *own, *added]
     resume = plan.resume.make()
-    run = plan.log.make().setup(trainer, resume_if_exists=resume.resume_if_exists)
+    run = logger.setup(trainer, resume_if_exists=resume.resume_if_exists)
     if trainer.global_rank == 0:
         for note in plan.notes.of("warned"):
             log.warning("%s", note)

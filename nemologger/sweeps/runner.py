@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import operator
 import os
 import sys
 import tempfile
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from nemologger.combination import SweepJob, sweep_job
 from nemologger.errors import ConfigurationError, DirectoryInUseError
 from nemologger.lock import DirectoryLock
+from nemologger.resolvers import register_resolvers
 from nemologger.sweeps import child, launch, record
 from nemologger.sweeps.program import Program
 from nemologger.sweeps.record import Record, State
@@ -68,7 +68,8 @@ def hydra_runner(
         A decorator. What it makes is called without arguments by a script, or with a configuration, which it then passes on.
 
     Raises:
-        ConfigurationError: Hydra is not installed, or ``--config-name`` is a path although there is a schema.
+        ConfigurationError: An argument is no text, Hydra is not installed, or ``--config-name`` is a path although there
+            is a schema.
         SweepError: Raised by the decorated function: combinations of a sweep have failed.
 
     Example:
@@ -78,6 +79,13 @@ def hydra_runner(
         >>> main({"seed": 1})  # in a script: if __name__ == "__main__": main()
         1
     """
+
+    for name, value in (("config_path", config_path), ("config_name", config_name)):
+        if not isinstance(value, (str, type(None))):
+            raise ConfigurationError(
+                f"hydra_runner({name}={value!r}): expected text. It is called before it decorates: "
+                '@hydra_runner(config_path="conf", config_name="train")'
+            )
 
     def decorate(function: JobFunction) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -96,7 +104,7 @@ def _main(function: JobFunction, config_path: str | None, config_name: str | Non
         import hydra
     except ImportError as error:
         raise ConfigurationError("hydra_runner needs Hydra: pip install 'nemologger[hydra]'") from error
-    _register_resolvers()
+    register_resolvers()
     job = sweep_job()
     application = hydra.main(version_base=_VERSION_BASE, config_path=config_path, config_name=config_name)
     is_job = child.hold_lifeline(os.environ)
@@ -213,17 +221,3 @@ def _schema(schema: Any, config_name: str | None) -> Iterator[None]:
     finally:
         repo.clear()
         repo.update(before)
-
-
-def _register_resolvers() -> None:
-    """What a configuration may use: the combination's name, and two that NeMo's configurations have."""
-    from omegaconf import OmegaConf
-
-    def name() -> str:
-        job = sweep_job()
-        return "" if job is None else job.name
-
-    resolvers: dict[str, Callable[..., Any]] = {"sweep_job": name, "multiply": operator.mul, "sum": operator.add}
-    for key, resolver in resolvers.items():
-        if not OmegaConf.has_resolver(key):
-            OmegaConf.register_new_resolver(key, resolver)

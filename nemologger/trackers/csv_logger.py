@@ -6,6 +6,7 @@ import csv
 import io
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from nemologger.condition import holds
 from nemologger.disk import LocalDisk
+from nemologger.errors import ConfigurationError
 from nemologger.trackers.own_file import is_whole, put_aside, read_lines
 from nemologger.trackers.tracker import Logged, Tracker
 
@@ -57,6 +60,10 @@ class CSVLogger(Tracker, LightningCSVLogger):
         prefix: str = "",
         flush_logs_every_n_steps: int = 100,
     ) -> None:
+        if not holds(lambda: index(flush_logs_every_n_steps) >= 1):
+            raise ConfigurationError(
+                f"CSVLogger(flush_logs_every_n_steps={flush_logs_every_n_steps!r}): expected a whole number, at least 1"
+            )
         super().__init__(
             save_dir="." if save_dir is None else save_dir,
             name=name,

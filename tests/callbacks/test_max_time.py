@@ -44,7 +44,7 @@ class EndHooks(Callback):
 
 @pytest.mark.parametrize("trainer", [{}, EPOCHS, {"accumulate_grad_batches": 2, "max_steps": 10}])
 @pytest.mark.parametrize("batch", [3, 5, 10])
-def test_the_next_run_goes_on(tmp_path, trainer, batch):
+def test_the_next_run_goes_on(tmp_path, trainer, batch, caplog):
     run, limit, hooks = Run(tmp_path, trainer=trainer), MaxTimePerRun({"hours": 1}), EndHooks()
     stopped = run.train(limit, hooks, TimeIsOver(limit, batch))
     assert limit.reached
@@ -52,6 +52,9 @@ def test_the_next_run_goes_on(tmp_path, trainer, batch):
     assert stopped.ckpt_path is None
     assert len(run.losses) == batch + batch % trainer.get("accumulate_grad_batches", 1)
     taken = stopped.global_step
+    said = [record.getMessage() for record in caplog.records if "saves and stops" in record.getMessage()]
+    head = f"the time of this run (1:00:00) is over: this run saves and stops at step {taken}"
+    assert said in ([head], [f"{head}, after the validation that is due now", head])
     assert f"step={taken}-last" in names(run.checkpoints)
     again = MaxTimePerRun("00:01:00:00")
     run.goes_on(again)

@@ -16,6 +16,7 @@ from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import ConfigurationError, ModelCheckpoint
 from nemologger.callbacks.straggler_detection import StragglerDetection
+from nemologger.combination import VARIABLE, SweepJob
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "watched.py"
 
@@ -88,12 +89,16 @@ def test_it_stops_after_an_optimizer_step_and_is_saved(tmp_path, monkeypatch):
         "nemologger.callbacks.straggler_detection.stragglers",
         lambda *_: [SimpleNamespace(rank=0, host="h", reason="r")],
     )
+    job = SweepJob("lr=0.1", 0, ("lr=0.1",), tmp_path / "record")
+    job.directory.mkdir()
+    monkeypatch.setenv(VARIABLE, job.dumps())
     callback = StragglerDetection(report_time_interval=1e-6, stop_if_detected=True)
     saves = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1000, monitor=None)
     trainer = quiet_trainer(max_steps=100, accumulate_grad_batches=3, callbacks=[callback, saves])
     trainer.fit(ToyModel(), loader(), loader())
     assert trainer.global_step == 2  # three batches of warm-up, and the next three
     assert {kept.step for kept in saves.shelf.kept} == {2}
+    assert job.postponed() == "training was stopped at step 2 because of stragglers", "a sweep takes it for finished"
 
 
 @pytest.mark.parametrize(

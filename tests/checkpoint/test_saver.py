@@ -268,7 +268,7 @@ def test_the_crash_model_agrees_with_the_disk(tmp_path):
 def test_a_process_killed_at_any_moment_leaves_a_complete_checkpoint(tmp_path):
     """Real processes, SIGKILL, dozens of times in one directory, each life going on where the one before was killed."""
     done = subprocess.run(
-        [sys.executable, str(HELPERS / "kill_loop.py"), str(tmp_path / "checkpoints"), "40"],
+        [sys.executable, str(HELPERS / "kill_saver.py"), str(tmp_path / "checkpoints"), "40"],
         capture_output=True,
         text=True,
         timeout=120,

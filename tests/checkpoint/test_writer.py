@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from nemologger.checkpoint.manifest import FileRecord
 from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.weights import lay_out
 from nemologger.checkpoint.writer import Writer
-from nemologger.checkpoint.writer_main import Job
+from nemologger.checkpoint.writer_main import Job, perform
 from nemologger.errors import SaveFailedError
 
 PARENT = """
@@ -100,13 +103,30 @@ def _gone_or_zombie(writer: Writer) -> bool:
     return not writer.alive
 
 
-def test_it_ends_when_the_process_that_trains_is_killed():
+@pytest.mark.parametrize("at_work", [False, True])
+def test_it_ends_when_the_process_that_trains_is_killed(at_work):
     parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
     try:
-        pid = int(parent.stdout.readline())
+        if at_work:  # it does not look up from its files, and the next run may want to write the same ones
+            os.kill(pid, signal.SIGSTOP)
         parent.kill()
         assert _gone(pid)
     finally:
         parent.kill()
         parent.wait()
         parent.stdout.close()
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_it_tells_rank_0_through_the_file_system_when_all_is_there(arena, tmp_path):
+    job = replace(_job(arena, tmp_path), report=str(tmp_path / "report"))
+    outcome = perform(job, arena.memory)
+    told = json.loads((tmp_path / "report").read_text())
+    assert {name: FileRecord(r["size"], tuple(r["blocks"])) for name, r in told.items()} == outcome.records
+    (tmp_path / "report").unlink()
+    (tmp_path / "file").unlink()
+    (tmp_path / "file").mkdir()
+    assert "IsADirectoryError" in perform(job, arena.memory).error
+    assert not (tmp_path / "report").exists()

@@ -92,7 +92,8 @@ def test_a_plain_trainer_is_named_once_and_the_rest_is_kept(tmp_path):
     trainer = pl.Trainer(max_steps=2, callbacks=[Dumps(tmp_path)], **QUIET)
     with pytest.warns(UserWarning, match=r"trainer \(lightning.*Trainer\): .*use nemologger.Trainer") as caught:
         trainer.fit(Learner(ctxmod.Cfg(dim=3)), datamodule=Numbers())
-    assert len([w for w in caught if "nemologger.Trainer" in str(w.message)]) == 1
+    said = [w for w in caught if "nemologger.Trainer" in str(w.message)]
+    assert [w.filename for w in said] == [__file__], "it points at the line of the user, not at ours"
 
     context = load_context(tmp_path)
     assert context.model.config.dim == 3
@@ -100,6 +101,24 @@ def test_a_plain_trainer_is_named_once_and_the_rest_is_kept(tmp_path):
     assert load_context(tmp_path, "model").config.dim == 3
     with pytest.raises(ContextError, match=r"trainer was not kept: .*Trainer: Lightning's Trainer does not keep"):
         load_context(tmp_path, "trainer")
+
+
+class Bare(pl.LightningDataModule):
+    """Without a constructor of its own, it has Lightning's, which takes anything and does nothing with it."""
+
+
+class BareModel(pl.LightningModule):
+    """Likewise."""
+
+
+def test_what_is_made_without_arguments_needs_no_capture(tmp_path):
+    context = TrainerContext(BareModel(), Trainer(max_steps=3, **QUIET), {"datamodule": Bare()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        context.io_dump(tmp_path)
+        again = load_context(tmp_path)
+    assert isinstance(again.extra["datamodule"], Bare)
+    assert isinstance(again.model, BareModel)
 
 
 def test_what_the_run_was_given_without_capture_is_named_and_the_rest_is_kept(tmp_path):

@@ -1,7 +1,8 @@
-"""For ``torchrun``: every case of :mod:`exact.test_ddp` on two ranks, each step, each rank's own losses."""
+"""For ``torchrun``: every case of :mod:`exact.test_ddp` on its ranks, each step, each rank's own losses."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,10 +10,20 @@ import torch
 import torch.distributed as dist
 from exact.runs import BATCH, Augmented, Case, check, shuffled
 from exact.test_loaders import FlaggedStream, LazySampler
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.utils.data import DataLoader, get_worker_info
 
-TWO = {"devices": 2, "strategy": "ddp"}
-EPOCHS = {**TWO, "max_epochs": 3, "max_steps": -1, "check_val_every_n_epoch": 1, "val_check_interval": 1.0}
+from nemologger.strategies import FSDP2Strategy
+
+DDP = {"devices": int(os.environ["WORLD_SIZE"]), "strategy": "ddp"}
+SHARDED = {"devices": 2, "strategy": FSDP2Strategy}
+SPLIT = {
+    "devices": 2,
+    "strategy": lambda: FSDP2Strategy(
+        tensor_parallel_size=2, tp_shard_plan={"net.0": ColwiseParallel(), "net.2": RowwiseParallel()}
+    ),
+}
+EPOCHS = {**DDP, "max_epochs": 3, "max_steps": -1, "check_val_every_n_epoch": 1, "val_check_interval": 1.0}
 
 
 class PerRank(FlaggedStream):
@@ -24,14 +35,16 @@ class PerRank(FlaggedStream):
 
 
 CASES = {
-    "shuffle": Case(lambda: shuffled(batch_size=2), trainer=TWO, at=(1, 3, 5, 6, 7)),
+    "shuffle": Case(lambda: shuffled(batch_size=2), trainer=DDP, at=(1, 3, 5, 6, 7)),
     "in order, epochs": Case(lambda: DataLoader(Augmented(), batch_size=2), trainer=EPOCHS, at=(1, 3, 5, 6, 7, 12, 13)),
-    "own sampler": Case(shuffled, trainer={**TWO, "use_distributed_sampler": False}, at=(1, 3, 5, 6, 7)),
+    "own sampler": Case(shuffled, trainer={**DDP, "use_distributed_sampler": False}, at=(1, 3, 5, 6, 7)),
     "lazy sampler": Case(
-        lambda: DataLoader(Augmented(), batch_size=2, sampler=LazySampler()), trainer=TWO, at=(1, 5, 6, 7)
+        lambda: DataLoader(Augmented(), batch_size=2, sampler=LazySampler()), trainer=DDP, at=(1, 5, 6, 7)
     ),
-    "stream": Case(lambda: DataLoader(PerRank(), batch_size=BATCH), trainer=TWO, at=(1, 3, 5, 6, 7)),
-    "workers": Case(lambda: shuffled(batch_size=2, num_workers=1), trainer=TWO, at=(7,)),
+    "stream": Case(lambda: DataLoader(PerRank(), batch_size=BATCH), trainer=DDP, at=(1, 3, 5, 6, 7)),
+    "FSDP2": Case(lambda: shuffled(batch_size=2), trainer=SHARDED, ckpt={"async_save": True}, at=(1, 6, 7)),
+    "tensor parallel": Case(lambda: shuffled(batch_size=2), trainer=SPLIT, at=(1, 6, 7), same_seed=True),
+    "workers": Case(lambda: shuffled(batch_size=2, num_workers=1), trainer=DDP, at=(7,)),
 }
 
 

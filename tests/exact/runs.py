@@ -107,6 +107,7 @@ class Case:
     at: Iterable[int] | None = None
     steps: int = STEPS
     callbacks: Callable[[], list[Any]] = list
+    same_seed: bool = False  # on all ranks
 
 
 def shuffled(**options: Any) -> DataLoader[torch.Tensor]:
@@ -115,7 +116,7 @@ def shuffled(**options: Any) -> DataLoader[torch.Tensor]:
 
 def train(case: Case, directory: Path, seed: int, resume: Path | None = None, stop_at: int | None = None) -> Any:
     """One run; returns its losses, the notes on its checkpoints, and its trainer."""
-    seed += 100_000 * int(os.environ.get("RANK", 0))
+    seed += 100_000 * int(os.environ.get("RANK", 0)) * (not case.same_seed)
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
@@ -132,6 +133,8 @@ def train(case: Case, directory: Path, seed: int, resume: Path | None = None, st
         "enable_model_summary": False, "max_steps": case.steps, "val_check_interval": 3, "check_val_every_n_epoch": None,
         "limit_val_batches": 2, "num_sanity_val_steps": 2, **case.trainer,
     }  # fmt: skip
+    if callable(options.get("strategy")):  # each trainer has its own
+        options["strategy"] = options["strategy"]()
     trainer = pl.Trainer(callbacks=[*case.callbacks(), ckpt, saved], **options)
     data, model = case.data(), case.model()
     arguments = {"datamodule": data} if isinstance(data, pl.LightningDataModule) else {"train_dataloaders": data}

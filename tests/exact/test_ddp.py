@@ -11,9 +11,16 @@ SCRIPT = Path(__file__).with_name("ddp.py")
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("names", [["in order, epochs", "own sampler", "lazy sampler"], ["stream", "workers"]])
+@pytest.mark.parametrize(
+    "names", [["in order, epochs", "own sampler", "lazy sampler"], ["stream", "workers"], ["FSDP2", "tensor parallel"]]
+)
 def test_two_ranks(names, tmp_path):
     torchrun(SCRIPT, 2, tmp_path, *names)
+
+
+@pytest.mark.dist
+def test_four_ranks(tmp_path):
+    torchrun(SCRIPT, 4, tmp_path, "shuffle", "workers")
 
 
 @pytest.mark.dist

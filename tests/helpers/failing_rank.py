@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from lightning.pytorch import Callback
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import ModelCheckpoint
@@ -43,6 +44,17 @@ class FailingDisk(LocalDisk):
         super().write(path, parts)
 
 
+class Raises(Callback):
+    """Its owner stops after the third step."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if self.how == "raises" and trainer.global_step == 3:
+            raise ZeroDivisionError("only here")
+
+
 def main(directory: Path, how: str) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["LOCAL_RANK"])
@@ -54,9 +66,16 @@ def main(directory: Path, how: str) -> None:
         every_n_train_steps=2,
         save_last=False,
         rank_timeout=timedelta(seconds=TIMEOUT),
+        save_on_exception=how == "raises",
         disk=FailingDisk(how if rank == 1 else ""),
     )
-    trainer = quiet_trainer(max_steps=STEPS, devices=2, strategy="ddp", callbacks=[ckpt], limit_val_batches=0)
+    trainer = quiet_trainer(
+        max_steps=STEPS,
+        devices=2,
+        strategy="ddp",
+        callbacks=[ckpt, Raises(how if rank == 1 else "")],
+        limit_val_batches=0,
+    )
     end = {"error": "", "message": "", "seconds": 0.0}
     started = time.monotonic()
     try:

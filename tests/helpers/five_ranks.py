@@ -42,6 +42,8 @@ def main(rank: int, directory: Path) -> None:
         "broadcast": outcome(lambda: trees[0].broadcast("zero's" if rank == 0 else "mine")),
         "long": outcome(lambda: len(trees[0].exchange(LONG, "".join))),
     }
+    seen["late"] = [trees[0].missing_at("all", 20), trees[0].missing_at("all", 0)]
+    seen["missing"] = trees[0].missing_at("some", TIMEOUT) if rank != 3 else None
     for silent, tree in ((3, trees[1]), (1, trees[2])):
         trees[0].exchange(rank, len)  # all begin together
         if rank == silent:

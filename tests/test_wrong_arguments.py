@@ -1,0 +1,84 @@
+"""A wrong argument is refused where it is given: the message names it, what was found and what is expected."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from toy import quiet_trainer
+
+import nemologger as nl
+from nemologger import callbacks, strategies, trackers
+from nemologger.errors import ConfigurationError
+from nemologger.exp_manager import exp_manager
+
+WRONG: list[tuple[Any, dict[str, Any], str]] = [
+    (callbacks.EMA, {"decay": "0.9"}, "decay='0.9'"),
+    (callbacks.EMA, {"decay": None}, "decay=None"),
+    (callbacks.EMA, {"every_n_steps": 1.5}, "every_n_steps=1.5"),
+    (callbacks.EMA, {"every_n_steps": "2"}, "every_n_steps='2'"),
+    (callbacks.TimingCallback, {"timer_kwargs": {"buffer_size": "3"}}, "buffer_size='3': expected a number of steps"),
+    (callbacks.PreemptionCallback, {"exit_code": "a"}, "exit_code='a'): expected 0 to 255"),
+    (
+        callbacks.PreemptionCallback,
+        {"sig": "SIGTERM"},
+        "sig='SIGTERM'): there is no such signal; expected signal.SIGTERM",
+    ),
+    (
+        callbacks.PreemptionCallback,
+        {"rank_timeout": 5},
+        "PreemptionCallback(rank_timeout=5): expected a datetime.timedelta",
+    ),
+    (
+        callbacks.MaxTimePerRun,
+        {"duration": {"hours": 1}, "rank_timeout": timedelta(0)},
+        "MaxTimePerRun(rank_timeout=datetime.timedelta(0)): expected a datetime.timedelta, more than no time",
+    ),
+    (callbacks.MaxTimePerRun, {"duration": {"hrs": 1}}, 'expected "DD:HH:MM:SS"'),
+    (callbacks.MaxTimePerRun, {"duration": {"hours": "1"}}, 'expected "DD:HH:MM:SS"'),
+    (callbacks.StragglerDetection, {"report_time_interval": "300"}, "report_time_interval='300': expected seconds"),
+    (callbacks.StragglerDetection, {"gpu_relative_perf_threshold": "a"}, "gpu_relative_perf_threshold='a'"),
+    (
+        callbacks.StragglerDetection,
+        {"num_gpu_perf_scores_to_log": 1.5},
+        "num_gpu_perf_scores_to_log=1.5: expected a whole",
+    ),
+    (callbacks.FaultTolerance, {"rank_heartbeat_timeout": "x"}, "rank_heartbeat_timeout='x': expected seconds"),
+    (callbacks.FaultTolerance, {"workload_check_interval": "x"}, "workload_check_interval='x': expected seconds"),
+    (callbacks.FaultTolerance, {"safety_factor": "x"}, "safety_factor='x': expected a number from 1 on"),
+    (callbacks.FLOPsMeasurement, {"log_every_n_steps": "x"}, "log_every_n_steps='x'): it must be a whole number"),
+    (callbacks.FLOPsMeasurement, {"flops_per_batch": "x"}, "flops_per_batch='x'): it must be a number"),
+    (callbacks.NsysCallback, {"start_step": "a", "end_step": 3}, "NsysCallback(start_step='a'"),
+    (callbacks.NsysCallback, {"start_step": 1, "end_step": 3, "ranks": 3}, "NsysCallback(ranks=3): expected a list"),
+    (callbacks.MemoryProfileCallback, {"ranks": "all"}, "MemoryProfileCallback(ranks='all'): expected a list of ranks"),
+    (callbacks.ExportModel, {"prefix": None}, "prefix=None"),
+    (trackers.CSVLogger, {"flush_logs_every_n_steps": 0}, "flush_logs_every_n_steps=0): expected a whole number"),
+    (strategies.FSDP2Strategy, {"data_parallel_size": 1.5}, "data_parallel_size=1.5): expected a number of ranks"),
+    (strategies.FSDP2Strategy, {"tensor_parallel_size": "x"}, "tensor_parallel_size='x'): expected a number of ranks"),
+    (strategies.FSDP2Strategy, {"tp_shard_plan": ["up"]}, "tp_shard_plan=['up']): expected how to split"),
+    (nl.hydra_runner, {"config_path": 5}, "hydra_runner(config_path=5): expected text"),
+]
+
+
+@pytest.mark.parametrize(("made", "arguments", "said"), WRONG)
+def test_it_is_named(made, arguments, said):
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        made(**arguments)
+
+
+def test_hydra_runner_without_its_call():
+    with pytest.raises(ConfigurationError, match="It is called before it decorates: @hydra_runner"):
+
+        @nl.hydra_runner
+        def main(cfg):
+            return cfg
+
+
+def test_exp_manager_says_it_of_the_key(tmp_path):
+    trainer = quiet_trainer(enable_checkpointing=False)
+    with pytest.raises(ConfigurationError, match="name='a/b' cannot be the name of a directory"):
+        exp_manager(trainer, {"exp_dir": str(tmp_path), "name": "a/b"})
+    with pytest.raises(ConfigurationError, match=r"the trainer is 'x', expected a lightning.pytorch.Trainer"):
+        exp_manager("x", {})
