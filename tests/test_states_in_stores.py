@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,14 @@ from toy import ToyModel, loader, quiet_trainer
 
 import nemologger as nl
 from nemologger.callbacks import EMA, ExportModel
+from nemologger.checkpoint import async_saver
+from nemologger.checkpoint.async_saver import AsyncSaver
+from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.snapshot import take
+from nemologger.checkpoint.staging import Staging
 from nemologger.checkpoint.verify import problems
+from nemologger.ranks import SingleProcess
+from nemologger.remote_disk import disk_of
 from nemologger.store import Store
 from nemologger.store_path import storage_path
 
@@ -58,6 +68,40 @@ def test_averages(s3, tmp_path, monkeypatch, settings):
     nl.export_weights(f"{s3.url}/step=6", tmp_path / "weights.pt")
     assert same(torch.load(tmp_path / "weights.pt"), trained.state_dict())
     assert "model.pt" in s3.objects()
+
+
+def test_the_thread_that_asks_the_store_leaves_staging_alone(s3, monkeypatch):
+    """The hook of an optimizer is taken off by the thread that steps it."""
+    finish, threads = Staging.finish, []
+
+    def recorded(staging):
+        threads.append(threading.current_thread())
+        finish(staging)
+
+    monkeypatch.setattr(Staging, "finish", recorded)
+    life(s3.url, 5, async_save=True, staging="overlapped")
+    assert {"step=2", "step=4", "step=5"} <= {path.name for path in storage_path(s3.url).iterdir()}
+    assert set(threads) == {threading.main_thread()}
+
+
+def test_a_long_upload_is_no_stalled_one(s3, monkeypatch):
+    """An object is seen when it is complete, so that nothing seems to be written before."""
+    monkeypatch.setattr(async_saver, "_PROGRESS_EVERY", 0.05)
+    monkeypatch.setattr(async_saver, "_STALLED", 0.2)
+    checkpoint = storage_path(f"{s3.url}/a")
+    saver = AsyncSaver(disk_of(checkpoint), SingleProcess())
+    snapshot = take({"state_dict": ToyModel().state_dict()})
+    try:
+        saver.prepare(snapshot)
+        os.kill(saver._layout.writer.pid, signal.SIGSTOP)
+        saver.start(snapshot, checkpoint, Manifest(step=1, epoch=0))
+        go = threading.Timer(2, os.kill, (saver._layout.writer.pid, signal.SIGCONT))
+        go.start()
+        assert saver.finish() is not None
+        go.join()
+    finally:
+        saver.close()
+    assert problems(checkpoint) == []
 
 
 def test_a_resume_reads_the_tensors_once(s3, monkeypatch):
