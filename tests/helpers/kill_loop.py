@@ -21,6 +21,7 @@ import argparse
 import dataclasses
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -28,6 +29,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -187,6 +189,7 @@ class Result:
     kills: Counter[str] = dataclasses.field(default_factory=Counter)
     moments: Counter[str] = dataclasses.field(default_factory=Counter)
     restarts: int = 0
+    resumed: int = 0
     runs: int = 0
     compared: int = 0
     differences: int = 0
@@ -200,13 +203,14 @@ class Result:
         when = ", ".join(f"{moment} {count}" for moment, count in sorted(self.moments.items()))
         cells = [
             kind.ranks, "async" if kind.beside else "sync", kind.workers, self.kills.total(), how, when, self.restarts,
-            self.compared, self.differences, f"{self.slowest_survivor:.1f}", f"{self.slowest_end:.1f}", len(self.wrong),
+            self.resumed, self.compared, self.differences, f"{self.slowest_survivor:.1f}", f"{self.slowest_end:.1f}",
+            len(self.wrong),
         ]  # fmt: skip
         return "| " + " | ".join(map(str, cells)) + " |"
 
 
 COLUMNS = (
-    "ranks", "saves", "workers", "kills", "how", "when", "restarts", "steps compared", "differences",
+    "ranks", "saves", "workers", "kills", "how", "when", "restarts", "resumed", "steps compared", "differences",
     "slowest survivor, s", "last process gone, s", "wrong",
 )  # fmt: skip
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
@@ -234,9 +238,12 @@ class Loop:
         self._finish(whole)
         self._straight = {(rank, step): loss for rank, step, loss in losses(whole, self._kind.ranks)}
         if len(self._straight) != self._kind.ranks * self._kind.steps:
-            raise RuntimeError(f"the run that nobody kills took {len(self._straight)} steps; see {whole}/output-0.txt")
+            output = _read(whole / "output-0.txt").decode()[-3000:]
+            raise RuntimeError(f"the run that nobody kills took {len(self._straight)} steps: {output}")
         ways = self._kind.ways * (-(-kills // len(self._kind.ways)))
         self._dice.shuffle(ways)
+        # The first life gets somewhere.
+        ways.insert(0, ways.pop(next(number for number, way in enumerate(ways) if way != "cleaning")))
         todo = ways[:kills]
         while todo:
             self._result.runs += 1
@@ -246,6 +253,8 @@ class Loop:
                 self._live(directory, todo.pop(0))
             self._finish(directory)
             self._compare(directory)
+        if kills and not self._result.resumed:
+            self._complain(self._base, "no life has resumed: nothing was seen")
         return self._result
 
     # --- lives ----------------------------------------------------------------------------------------------------
@@ -270,8 +279,8 @@ class Loop:
         if way == "cleaning":
             planted = checkpoints / PLANTED
             self._watch(life, lambda: not planted.exists() or len(os.listdir(planted)) < FILES, PATIENCE, often=True)
-        elif way == "writer" or self._dice.random() < 0.8:
-            some = self._dice.randint(1, 3 * EVERY)
+        elif way == "writer" or not self._result.kills or self._dice.random() < 0.8:
+            some = self._dice.randint(EVERY + 1, 4 * EVERY)  # so that there is something to resume from
             self._watch(life, lambda: self._steps(directory) >= before + some, PATIENCE)
             if way != "writer" and self._dice.random() < 0.5:  # a save takes little of the time
                 self._watch(life, lambda: _unfinished(checkpoints), 2, often=True)
@@ -354,6 +363,8 @@ class Loop:
         self._result.differences += len(wrong) + len(missing)
         if wrong or missing:
             self._complain(directory, f"(rank, step) that differ: {sorted(wrong)}; that nobody took: {sorted(missing)}")
+        logs = (directory / "toy").rglob("nemo_log_globalrank-0*")
+        self._result.resumed += sum(_read(log).count(b"resuming from") for log in logs)
         checkpoints = directory / "toy" / "checkpoints"
         found = sorted(path.name for path in checkpoints.iterdir())
         last = f"step={self._kind.steps}-last"
@@ -405,19 +416,23 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, help="keep everything there")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as temporary:
-        base = options.directory or Path(temporary)
-        wrong = 0
-        print(HEADER, flush=True)
-        for ranks in options.ranks:
-            for beside in [False, True] if options.both else [options.beside]:
-                for workers in options.workers:
-                    kind = Kind(ranks, workers, beside, options.steps, tuple(options.ways))
-                    place = base / f"{ranks}-{'async' if beside else 'sync'}-{workers}"
-                    place.mkdir(parents=True)
-                    result = Loop(kind, place, random.Random(f"{options.seed} {kind}")).run(options.kills)
-                    print(result.row(kind), flush=True)
-                    wrong += len(result.wrong)
+    # No TemporaryDirectory: each fork would remove it when it ends.
+    base = options.directory or Path(tempfile.mkdtemp(prefix="kill-loop-"))
+    wrong = 0
+    print(HEADER, flush=True)
+    try:
+        for ranks, beside, workers in product(
+            options.ranks, [False, True] if options.both else [options.beside], options.workers
+        ):
+            kind = Kind(ranks, workers, beside, options.steps, tuple(options.ways))
+            place = base / f"{ranks}-{'async' if beside else 'sync'}-{workers}"
+            place.mkdir(parents=True)
+            result = Loop(kind, place, random.Random(f"{options.seed} {kind}")).run(options.kills)
+            print(result.row(kind), flush=True)
+            wrong += len(result.wrong)
+    finally:
+        if options.directory is None and not wrong:
+            shutil.rmtree(base)
     sys.exit(1 if wrong else 0)
 
 
