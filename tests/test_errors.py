@@ -24,6 +24,7 @@ BUILTINS = {
     "ContextError": ValueError,
     "RefusedError": PermissionError,
     "RankError": RuntimeError,
+    "SilentRankError": TimeoutError,
     "SweepError": RuntimeError,
 }
 ALL = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}

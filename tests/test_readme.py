@@ -50,7 +50,7 @@ def test_its_other_python_runs(tmp_path, monkeypatch):
     settings = {"max_steps": 2, "accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     cfg = OmegaConf.create({"trainer": settings, "exp_manager": {"exp_dir": str(tmp_path / "runs")}})
     names_of = {"nl": nl, "cfg": cfg, "model": ToyModel(), "data": ToyDataModule()}
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     for code in blocks:
         exec(code, names_of)
     assert len(names(tmp_path / "runs" / "default")) == 1

@@ -56,8 +56,8 @@ def test_a_trainer_without_checkpoints_has_nothing_to_export():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"prefix": "", "postfix": ""}, "name of a file"),
-        ({"prefix": "a/b"}, "name of a file"),
+        ({"prefix": "", "postfix": ""}, "name of one file"),
+        ({"prefix": "a/b"}, "name of one file"),
         ({"at_end": False}, "never exports"),
     ],
 )

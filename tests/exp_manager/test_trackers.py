@@ -79,7 +79,7 @@ def test_wandb(tmp_path):
 
 
 def test_wandb_elsewhere(tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "nemologger")
     for save_dir, expected in (("wb", tmp_path / "wb"), (str(tmp_path / "far"), tmp_path / "far")):
         kwargs = {"name": "n", "project": "p", "offline": True, "save_dir": save_dir}
         (logger,) = loggers_of({"exp_dir": tmp_path, "create_wandb_logger": True, "wandb_logger_kwargs": kwargs})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def live(
     directory: Path, model: pl.LightningModule, *, stop: int = 0, ckpt: str | None = None, **kwargs
 ) -> RunDirectory:
     checkpoint = kwargs.pop("checkpoint", {"every_n_train_steps": 5})
+    if any(directory.iterdir()):
+        time.sleep(1)  # files of one process and one second are read in the order of their names: .10 before .9
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=4,
