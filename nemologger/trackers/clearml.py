@@ -185,6 +185,9 @@ class ClearMLLogger(Tracker, Logger):
         if running is not None:  # the script's own: ClearML knows one task per process
             self._task, self._is_kept = running, False
         else:
+            # Its reports would come from a process that it forks while a thread of its own asks git. If the child gets hold
+            # of that pipe, closing the task waits for ever.
+            Task._report_subprocess_enabled = False  # noqa: SLF001  there is only a configuration file for it
             with _cache_in(Path(self.save_dir) if offline else None):
                 self._task = Task.init(
                     project_name=self.name,
