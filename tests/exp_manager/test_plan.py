@@ -111,7 +111,5 @@ def test_the_plan_of_a_trainer_that_has_a_logger():
 def test_the_readme_has_the_whole_table():
     """Old key and new home of every row stand side by side in the README."""
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    if "| old key |" not in readme:
-        pytest.skip("the README has no table yet")
     missing = [key for key, home in NEW_HOMES.items() if f"| `{key}` | {home} |" not in readme]
     assert not missing
