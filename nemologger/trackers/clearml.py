@@ -82,7 +82,6 @@ class ClearMLLogger(Tracker, Logger):
         self._task: Task | None = None
         self._model: OutputModel | None = None
         self._is_kept = False
-        self._logged: Logged | None = None
         self._last: dict[str, Any] = {}
         self._design: dict[str, Any] | None = None
         self._file: _OfflineMetrics | None = None
@@ -116,11 +115,9 @@ class ClearMLLogger(Tracker, Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log ``metrics`` at ``step``, as far as the earlier life has not."""
-        if not self._has_begun:
-            self._begin()
+        rest = self._rest(metrics, step)
         task = self.experiment
         self._last.update(metrics)
-        rest = metrics if self._logged is None else self._logged.rest(metrics, step)
         if self._file is not None:
             self._file.append(rest, step or 0)
             return

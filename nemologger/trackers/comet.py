@@ -76,7 +76,6 @@ class CometLogger(Tracker, LightningCometLogger):
         require("comet_ml", "comet", "CometLogger")
         self._made = False
         self._is_kept = False
-        self._logged: Logged | None = None
         self._given_key, self._title, self._name_prefix = experiment_key, project, prefix
         self._wants_online, self._directory = online, kwargs.pop("offline_directory", None) or "comet"
         self._settings: dict[str, Any] = {
@@ -121,13 +120,10 @@ class CometLogger(Tracker, LightningCometLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log ``metrics`` at ``step``, as far as the earlier life has not."""
-        if not self._has_begun:
-            self._begin()
+        rest = self._rest(metrics, step)
         _ = self.experiment
-        if self._logged is not None:
-            metrics = self._logged.rest(metrics, step, self._name_of)
-        if metrics:
-            super().log_metrics(dict(metrics), step)
+        if rest:
+            super().log_metrics(rest, step)
 
     def go_on(self, step: int | None) -> None:
         """Leave out from now on what the archives have already."""

@@ -18,8 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from nemologger.condition import holds
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError
-from nemologger.trackers.own_file import is_whole, put_aside, read_lines
-from nemologger.trackers.tracker import Logged, Tracker
+from nemologger.trackers.own_file import FileTracker, is_whole, put_aside, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ METRICS = "metrics.csv"
 HPARAMS = "hparams.yaml"
 
 
-class CSVLogger(Tracker, LightningCSVLogger):
+class CSVLogger(FileTracker, LightningCSVLogger):
     """Metrics in ``metrics.csv`` and hyperparameters in ``hparams.yaml``, as Lightning's CSVLogger writes them.
 
     Lightning's deletes the metrics of the run's earlier life; this one goes on behind them. Rows that were logged after
@@ -72,12 +71,11 @@ class CSVLogger(Tracker, LightningCSVLogger):
             flush_logs_every_n_steps=flush_logs_every_n_steps,
         )
         self._where, self._name_prefix = save_dir, prefix
-        self._logged: Logged | None = None
         self._writer: MetricsFile | None = None
 
     @property
     def is_open(self) -> bool:
-        """See :class:`Tracker`."""
+        """See :class:`.Tracker`."""
         return self._writer is not None
 
     @property
@@ -102,12 +100,9 @@ class CSVLogger(Tracker, LightningCSVLogger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Log ``metrics`` at ``step``."""
-        if not self._has_begun:
-            self._begin()
-        if self._logged is not None:
-            metrics = self._logged.rest(metrics, step, self._name_of)
-        if metrics:
-            super().log_metrics(metrics, step)
+        rest = self._rest(metrics, step)
+        if rest:
+            super().log_metrics(rest, step)
 
     @rank_zero_only
     def save(self) -> None:
@@ -119,20 +114,6 @@ class CSVLogger(Tracker, LightningCSVLogger):
     def finalize(self, status: str) -> None:
         """Write what has been logged."""
         self.save()
-
-    def go_on(self, step: int | None) -> None:
-        """Drop what an earlier life logged from ``step`` on; leave it out later if its place is not known."""
-        if step is not None:
-            self.experiment.drop_from(step)
-        else:
-            steps = self.experiment.steps()
-            self._logged = Logged(lambda name: steps.get(name, ()))
-        super().go_on(step)
-
-    def start_over(self) -> None:
-        """Put the file of an earlier life aside."""
-        self.experiment.put_aside()
-        super().start_over()
 
     def _name_of(self, key: str) -> str:
         return f"{self._name_prefix}{self.LOGGER_JOIN_CHAR}{key}" if self._name_prefix else key

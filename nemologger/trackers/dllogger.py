@@ -22,8 +22,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger import lightning_port
 from nemologger.disk import LocalDisk
-from nemologger.trackers.own_file import is_whole, put_aside, read_lines
-from nemologger.trackers.tracker import Logged, Tracker
+from nemologger.trackers.own_file import FileTracker, is_whole, put_aside, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +30,7 @@ MARK = "DLLL "
 PARAMETER = "PARAMETER"
 
 
-class DLLogger(Tracker, Logger):
+class DLLogger(FileTracker, Logger):
     """Metrics and hyperparameters as DLLogger's JSON lines, and on the console if wanted.
 
     A resumed run goes on in the same file: what was logged after the checkpoint that it resumes from is dropped first. A
@@ -56,13 +55,12 @@ class DLLogger(Tracker, Logger):
         super().__init__()
         self._verbosity, self._stdout, self._json_file = int(bool(verbose)), bool(stdout), json_file
         self._stream: LineStream | None = None
-        self._logged: Logged | None = None
         if not stdout and not json_file:
             log.warning("DLLogger logs nothing: it has neither a json_file nor stdout=True")
 
     @property
     def is_open(self) -> bool:
-        """See :class:`Tracker`."""
+        """See :class:`.Tracker`."""
         return self._stream is not None
 
     @property
@@ -92,31 +90,13 @@ class DLLogger(Tracker, Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log ``metrics`` at ``step``; without one, as a summary of the whole run."""
-        if not self._has_begun:
-            self._begin()
-        if self._logged is not None:
-            metrics = self._logged.rest(metrics, step)
-        if metrics:
-            data = {key: _plain(value) for key, value in metrics.items()}
+        data = {key: _plain(value) for key, value in self._rest(metrics, step).items()}
+        if data:
             self.experiment.log(() if step is None else step, data)
 
     @rank_zero_only
     def save(self) -> None:
         """Nothing is left to do: each line is in the file when it is logged."""
-
-    def go_on(self, step: int | None) -> None:
-        """Drop what an earlier life logged from ``step`` on; leave it out later if its place is not known."""
-        if step is not None:
-            self.experiment.drop_from(step)
-        else:
-            steps = self.experiment.steps()
-            self._logged = Logged(lambda name: steps.get(name, ()))
-        super().go_on(step)
-
-    def start_over(self) -> None:
-        """Put the file of an earlier life aside."""
-        self.experiment.put_aside()
-        super().start_over()
 
     def _write_params(self, params: dict[str, Any]) -> None:
         flat = {key: _plain(value) for key, value in lightning_port.flat_params(params).items()}

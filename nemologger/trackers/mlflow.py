@@ -82,7 +82,6 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         self._checkpoints_wanted, self._name_prefix, self._synchronous = log_model, prefix, synchronous
         self._given_id = run_id
         self._is_kept, self._ended_as = False, "KILLED"
-        self._logged: Logged | None = None
         self._uploaded: dict[Path, float] = {}
         self._callback: ModelCheckpoint | None = None
 
@@ -120,13 +119,10 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log ``metrics`` at ``step``, as far as the earlier life has not."""
-        if not self._has_begun:
-            self._begin()
+        rest = self._rest(metrics, step or 0)
         _ = self.experiment
-        if self._logged is not None:
-            metrics = self._logged.rest(metrics, step or 0, self._name_of)
-        if metrics:
-            super().log_metrics(metrics, step)
+        if rest:
+            super().log_metrics(rest, step)
 
     def go_on(self, step: int | None) -> None:
         """Leave out from now on what is logged already."""

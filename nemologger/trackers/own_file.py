@@ -4,8 +4,46 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Protocol
 
 from nemologger.disk import LocalDisk
+from nemologger.trackers.tracker import Logged, Tracker
+
+
+class MetricsByStep(Protocol):
+    """A file of metrics that an earlier life of the run may have begun."""
+
+    def drop_from(self, step: int) -> None:
+        """Drop what was logged at ``step`` and later, and a last line that was not written to its end."""
+
+    def steps(self) -> dict[str, set[int]]:
+        """The steps that each metric has been logged at."""
+
+    def put_aside(self) -> None:
+        """Begin a new file, if an earlier life has left one."""
+
+
+class FileTracker(Tracker):
+    """A tracker whose ``experiment`` is a file that this package writes."""
+
+    @property
+    def experiment(self) -> MetricsByStep:
+        """The file."""
+        raise NotImplementedError
+
+    def go_on(self, step: int | None) -> None:
+        """Drop what an earlier life logged from ``step`` on; leave it out later if its place is not known."""
+        if step is not None:
+            self.experiment.drop_from(step)
+        else:
+            steps = self.experiment.steps()
+            self._logged = Logged(lambda name: steps.get(name, ()))
+        super().go_on(step)
+
+    def start_over(self) -> None:
+        """Put the file of an earlier life aside."""
+        self.experiment.put_aside()
+        super().start_over()
 
 
 def read_lines(path: Path) -> list[str]:

@@ -30,6 +30,7 @@ class Tracker:
     _moves = True
     _params: dict[str, Any] | None = None
     _has_begun = False
+    _logged: Logged | None = None
 
     @property
     def is_open(self) -> bool:
@@ -75,6 +76,16 @@ class Tracker:
 
     def _write_params(self, params: dict[str, Any]) -> None:
         raise NotImplementedError
+
+    def _rest(self, metrics: Mapping[str, Any], step: int | None) -> dict[str, Any]:
+        """What is to be logged of ``metrics`` at ``step``: what an earlier life has not."""
+        if not self._has_begun:
+            self._begin()
+        return dict(metrics) if self._logged is None else self._logged.rest(metrics, step, self._name_of)
+
+    def _name_of(self, key: str) -> str:
+        """What the tracker calls the metric ``key``."""
+        return key
 
     def _below(self, directory: str | Path) -> Path:
         """``directory``, seen from the run directory."""
