@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import proxy
@@ -153,6 +154,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             save_last = True
         check_arguments(
             nemo_1,
+            known=signature(ModelCheckpoint).parameters,
             save_top_k=save_top_k,
             save_last=save_last,
             train_time_interval=train_time_interval,
@@ -208,6 +210,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._due_after_validation = False
         self._postponed = False
         self._validated = False
+        self._has_warned = False
         self._keeper = self._keep(Shelf(), beside=False)
 
     # --- when -----------------------------------------------------------------------------------------------------
@@ -415,11 +418,32 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             self._keeper.hold()
         if not beside:
             self._published(trainer)
-        if self.monitor is not None and decision.score is None and self._validated:
+        if self.monitor is not None and decision.score is None:
+            self._miss_metric(trainer, decision.path)
+
+    def _miss_metric(self, trainer: pl.Trainer, path: str) -> None:
+        """The monitored metric was not there for a save: an error when it should have been, else a warning, once.
+
+        Raises:
+            ConfigurationError: Validation has run.
+        """
+        there = (
+            f"there are {sorted(trainer.callback_metrics)}. Call self.log({self.monitor!r}, ...) in the model, or monitor "
+            "one of these"
+        )
+        if self._validated:
             raise ConfigurationError(
-                f"ModelCheckpoint(monitor={self.monitor!r}): validation has run, but no such metric was logged; there are "
-                f"{sorted(trainer.callback_metrics)}. Call self.log({self.monitor!r}, ...) in the model, or monitor one "
-                f"of these. What was trained so far is in {decision.path}."
+                f"ModelCheckpoint(monitor={self.monitor!r}): validation has run, but no such metric was logged; {there}. "
+                f"What was trained so far is in {path}."
+            )
+        if not lightning_port.has_validation(trainer) and not self._has_warned and trainer.is_global_zero:
+            self._has_warned = True
+            log.warning(
+                "ModelCheckpoint(monitor=%r): no such metric has been logged yet, so %s is kept as the newest, not as one "
+                "of the best; %s",
+                self.monitor,
+                path,
+                there,
             )
 
     def _make_room(self, trainer: pl.Trainer, *, final: bool) -> bool:
