@@ -1,86 +1,29 @@
+"""A NeMoLogger makes the directory of a run, its record and its files."""
+
 from __future__ import annotations
 
 import functools
 import logging
 import os
 import re
-import socket
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import fiddle as fdl
-import lightning.pytorch as pl
 import pytest
 import torch
+from helpers.logged_run import Tiny, data, ours, trainers, working_directory  # noqa: F401  fixtures
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from torch.utils.data import DataLoader, TensorDataset
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.logger import NeMoLogger
-from nemologger.run_record import RunRecord, close_log, run_of
+from nemologger.run_record import RunRecord, run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 DATED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
 MINE = "nemo_log_globalrank-0_localrank-0.txt"
-
-
-class Tiny(pl.LightningModule):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(2, 1)
-
-    def training_step(self, batch, index):
-        loss = self.layer(batch[0]).mean()
-        self.log("loss", loss)
-        logging.getLogger("mine").info("batch %d", index)
-        return loss
-
-    def validation_step(self, batch, index):
-        self.log("val/loss", self.layer(batch[0]).mean())
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.01)
-
-
-@pytest.fixture(autouse=True)
-def working_directory(tmp_path, monkeypatch):
-    monkeypatch.delenv("NEMO_EXPM_VERSION", raising=False)
-    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def make():
-    """Makes trainers, and releases the log files of those that never ran."""
-    made: list[pl.Trainer] = []
-
-    def trainer(**kwargs) -> pl.Trainer:
-        settings = {
-            "accelerator": "cpu",
-            "max_steps": 2,
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-        }
-        made.append(pl.Trainer(**{**settings, **kwargs}))
-        return made[-1]
-
-    yield trainer
-    for one in made:
-        close_log(one)
-
-
-def data() -> DataLoader:
-    return DataLoader(TensorDataset(torch.ones(8, 2)), batch_size=2)
-
-
-def ours() -> list[logging.Handler]:
-    return [handler for handler in logging.getLogger().handlers if type(handler).__module__.startswith("nemologger")]
 
 
 # --- directory --------------------------------------------------------------------------------------------------------
@@ -233,168 +176,6 @@ def test_one_logger_serves_the_next_trainer_of_the_same_run(make):
     assert Path(log.ckpt.best_model_path) == run.checkpoint_dir / "default--epoch=0-step=4.ckpt"
 
 
-# --- checkpoint callback ----------------------------------------------------------------------------------------------
-
-
-class Mine(ModelCheckpoint):
-    pass
-
-
-def test_the_callback_replaces_the_trainers_with_a_warning(make, caplog):
-    trainer = make(callbacks=[theirs := Mine(monitor="loss")])
-    NeMoLogger(ckpt=(ckpt := ModelCheckpoint())).setup(trainer)
-    assert theirs not in trainer.callbacks
-    assert trainer.checkpoint_callbacks == [ckpt]
-    assert "Mine(monitor='loss') is replaced" in caplog.text
-
-
-def test_the_one_that_lightning_adds_by_itself_is_replaced_in_silence(make, caplog):
-    trainer = make()
-    NeMoLogger(ckpt=(ckpt := ModelCheckpoint())).setup(trainer)
-    assert trainer.checkpoint_callbacks == [ckpt]
-    assert "replaced" not in caplog.text
-
-
-def test_it_is_added_where_there_is_none_and_none_is_added_without_it(make):
-    trainer = make(enable_checkpointing=False)
-    NeMoLogger(ckpt=(ckpt := ModelCheckpoint())).setup(trainer)
-    assert trainer.checkpoint_callbacks == [ckpt]
-    trainer = make(enable_checkpointing=False)
-    NeMoLogger().setup(trainer)
-    assert trainer.checkpoint_callbacks == []
-
-
-def test_several_of_the_trainers_get_the_run_directory(make):
-    callbacks = [ModelCheckpoint(monitor="loss"), ModelCheckpoint(monitor="val/loss", dirpath="mine", filename="x")]
-    trainer = make(callbacks=callbacks)
-    run = NeMoLogger(name="n").setup(trainer)
-    assert trainer.checkpoint_callbacks == callbacks
-    assert callbacks[0].dirpath == str(run.checkpoint_dir)
-    assert callbacks[0].filename == "n--{loss:.4f}-{epoch}-{step}"
-    assert (Path(callbacks[1].dirpath).name, callbacks[1].filename) == ("mine", "x")
-
-
-def test_checkpoints_come_after_all_that_training_does(make):
-    class Late(Callback):
-        pass
-
-    trainer = make(callbacks=[ModelCheckpoint(), Late()])
-    NeMoLogger().setup(trainer)
-    kinds = [type(callback).__name__ for callback in trainer.callbacks]
-    assert kinds[-2:] == ["ModelCheckpoint", "EndOfLog"]
-    assert kinds.index("RunRecord") < kinds.index("ModelCheckpoint")
-
-
-@pytest.mark.parametrize(
-    ("monitor", "settings", "saved"),
-    [
-        ("val/loss", {"name": "n"}, r"n--val_loss=-?\d\.\d{4}-epoch=0-step=2\.ckpt"),
-        ("loss", {"name": "n"}, r"n--loss=-?\d\.\d{4}-epoch=0-step=2\.ckpt"),
-        (None, {"name": "n"}, r"n--epoch=0-step=2\.ckpt"),
-        ("loss", {"explicit_log_dir": "mine"}, r"loss=-?\d\.\d{4}-epoch=0-step=2\.ckpt"),
-    ],
-)
-def test_a_checkpoint_is_one_file_named_after_the_run(make, monitor, settings, saved):
-    trainer = make(limit_train_batches=2, limit_val_batches=1)
-    run = NeMoLogger(ckpt=ModelCheckpoint(monitor=monitor, every_n_epochs=1), **settings).setup(trainer)
-    trainer.fit(Tiny(), data(), data())
-    (path,) = run.checkpoint_dir.rglob("*")
-    assert re.fullmatch(saved, path.name)
-
-
-@pytest.mark.parametrize("given", [True, False])
-def test_a_monitor_that_cannot_appear_is_an_error_before_anything_is_written(tmp_path, make, given):
-    ckpt = ModelCheckpoint(monitor="val_loss")
-    trainer = make(max_epochs=2, check_val_every_n_epoch=3, callbacks=[] if given else [ckpt])
-    with pytest.raises(ConfigurationError, match=r"'val_loss'.*check_val_every_n_epoch=3.*max_epochs=2"):
-        NeMoLogger(ckpt=ckpt if given else None).setup(trainer)
-    assert not [*tmp_path.iterdir()]
-    assert run_of(trainer) is None
-
-
-def test_a_monitor_of_training_a_time_limit_and_a_trial_run_are_no_error(make):
-    NeMoLogger(ckpt=ModelCheckpoint(monitor="loss")).setup(make(max_epochs=2, check_val_every_n_epoch=3))
-    timed = make(max_steps=-1, max_time="00:01:00:00", check_val_every_n_epoch=2000)
-    NeMoLogger(ckpt=ModelCheckpoint(monitor="val_loss")).setup(timed)
-    trial = make(fast_dev_run=True, limit_val_batches=0)
-    NeMoLogger(ckpt=ModelCheckpoint(monitor="val_loss"), tensorboard=TensorBoardLogger("tb")).setup(trial)
-    trial.fit(Tiny(), data())
-    assert not Path("nemo_experiments/tb").exists()
-
-
-# --- trackers ---------------------------------------------------------------------------------------------------------
-
-
-def test_loggers_join_the_trainers_own_each_once(make):
-    csv, tb = CSVLogger("csv"), TensorBoardLogger("tb", name="x")
-    trainer = make(logger=[theirs := CSVLogger("theirs"), csv])
-    run = NeMoLogger(version="v1", tensorboard=tb, extra_loggers=[csv, tb]).setup(trainer)
-    assert trainer.loggers == [theirs, csv, tb]
-    assert Path(tb.log_dir) == run.exp_dir / "tb/x/v1"
-
-
-def test_the_default_logger_is_kept_unless_tensorboard_is_given(make):
-    trainer = make()
-    default = trainer.logger
-    run = NeMoLogger(version="v1", extra_loggers=[csv := CSVLogger("csv")]).setup(trainer)
-    assert trainer.loggers == [default, csv]
-    assert Path(default.log_dir) == run.log_dir
-    trainer = make()
-    NeMoLogger(tensorboard=(tb := TensorBoardLogger("tb"))).setup(trainer)
-    assert trainer.loggers == [tb]
-
-
-def test_a_function_may_make_them(make):
-    trainer = make(logger=False)
-    log = NeMoLogger(
-        tensorboard=functools.partial(TensorBoardLogger, "tb", name="x"),
-        wandb=fdl.build(fdl.Partial(WandbLogger, save_dir="wb", offline=True)),
-    )
-    run = log.setup(trainer)
-    assert [type(logger) for logger in trainer.loggers] == [TensorBoardLogger, WandbLogger]
-    assert trainer.loggers[1].save_dir == str(run.exp_dir / "wb")
-    with pytest.raises(ConfigurationError, match="one of Lightning's loggers"):
-        NeMoLogger(wandb=lambda: 3).setup(make())
-
-
-def test_their_directories_are_left_alone_on_request(tmp_path, make):
-    trainer = make(logger=False)
-    tb, wb = TensorBoardLogger("tb", name="x", version="own"), WandbLogger(save_dir="wb", offline=True)
-    run = NeMoLogger(update_logger_directory=False, tensorboard=tb, wandb=wb).setup(trainer)
-    assert (tb.log_dir, wb.save_dir) == ("tb/x/own", "wb")
-    assert wb.version == (run.log_dir / "wandb_id.txt").read_text().strip()
-
-
-def test_a_logger_that_has_started_stays_where_it_is_and_is_named(make, caplog):
-    tb = TensorBoardLogger("tb", name="x")
-    tb.log_metrics({"a": 1.0}, 0)
-    NeMoLogger(tensorboard=tb).setup(make())
-    assert tb.save_dir == "tb"
-    assert "TensorBoardLogger has already started to write to tb" in caplog.text
-    tb.finalize("success")
-
-
-def test_wandb_offline_continues_the_same_run(tmp_path, monkeypatch, make):
-    wandb = pytest.importorskip("wandb")
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_SILENT", "true")
-    ids = []
-    try:
-        for _ in range(2):
-            trainer = make(logger=False)
-            log = NeMoLogger(name="n", wandb=WandbLogger(save_dir="wb", name="mine"))
-            run = log.setup(trainer, resume_if_exists=True)
-            trainer.fit(Tiny(), data())
-            ids.append(trainer.logger.experiment.id)
-            wandb.finish()
-    finally:
-        wandb.teardown()
-    assert ids[0] == ids[1] == (run.log_dir / "wandb_id.txt").read_text().strip()
-    written = [*(run.exp_dir / "wb" / "wandb").glob(f"offline-run-*-{ids[0]}")]
-    assert written
-    assert not (tmp_path / "wandb").exists()
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -496,111 +277,3 @@ def test_lightning_checkpoints_do_not_mention_us(make):
     (path,) = run.checkpoint_dir.iterdir()
     callbacks = torch.load(path, weights_only=True)["callbacks"]
     assert not [key for key in callbacks if not key.startswith("ModelCheckpoint")]
-
-
-# --- several processes ------------------------------------------------------------------------------------------------
-
-SCRIPT = """
-    import json, logging, sys
-    from pathlib import Path
-    import lightning.pytorch as pl, torch
-    from lightning.pytorch.callbacks import ModelCheckpoint
-    from torch.utils.data import DataLoader, TensorDataset
-    from nemologger.errors import NemologgerError
-    from nemologger.logger import NeMoLogger
-    from nemologger.run_record import run_of
-
-    torch.set_num_threads(1)
-
-    class Tiny(pl.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Linear(2, 1)
-        def training_step(self, batch, index):
-            logging.getLogger("mine").info("rank %d trains", self.global_rank)
-            return self.layer(batch[0]).mean()
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 0.01)
-
-    def say(line):
-        sys.stdout.write(line + chr(10))  # at once: the other rank writes to the same pipe
-        sys.stdout.flush()
-
-    base, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-    runs = []
-    for name in ("a", "b"):
-        trainer = pl.Trainer(
-            accelerator="cpu", devices=2, strategy=settings.pop("strategy", "ddp"), max_steps=1, logger=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        )
-        try:
-            run = NeMoLogger(name=name, log_dir=base, ckpt=ModelCheckpoint(), **settings).setup(trainer)
-        except NemologgerError as error:
-            say(f"REFUSED {trainer.global_rank} {type(error).__name__}")
-            sys.exit(3)
-        trainer.fit(Tiny(), DataLoader(TensorDataset(torch.ones(4, 2)), batch_size=2))
-        assert run_of(trainer) is run
-        say(f"RUN {trainer.global_rank} {name} {run.log_dir}")
-        if "once" in sys.argv:
-            break
-"""
-
-
-def launch(directory: Path, *, torchrun: bool, settings: str = "{}", extra: tuple[str, ...] = ()) -> tuple[int, str]:
-    script = directory / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    start = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)] if torchrun else []
-    unset = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")
-    environment = {key: value for key, value in os.environ.items() if key not in unset}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, *start, str(script), str(directory / "base"), settings, *extra],
-        env=environment,
-        cwd=directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    return done.returncode, done.stdout
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize("torchrun", [True, False])
-def test_all_ranks_get_one_directory_for_each_of_two_runs(tmp_path, torchrun):
-    code, output = launch(tmp_path, torchrun=torchrun)
-    assert code == 0, output
-    found = re.findall(r"RUN (\d) (\w) (\S+)", output)
-    assert sorted((rank, name) for rank, name, _ in found) == [("0", "a"), ("0", "b"), ("1", "a"), ("1", "b")]
-    for name in "ab":
-        (directory,) = {Path(path) for _, of, path in found if of == name}
-        assert DATED.fullmatch(directory.name)
-        assert [path.name for path in directory.parent.iterdir()] == [directory.name]
-        for rank in (0, 1):
-            text = (directory / f"nemo_log_globalrank-{rank}_localrank-{rank}.txt").read_text()
-            assert f"rank {rank} trains" in text
-            assert f"rank {1 - rank} trains" not in text
-        assert len([*(directory / "checkpoints").iterdir()]) == 1
-
-
-@pytest.mark.dist
-def test_processes_that_lightning_forks_have_files_of_their_own(tmp_path):
-    code, output = launch(tmp_path, torchrun=False, settings='{"strategy": "ddp_fork"}', extra=("once",))
-    assert code == 0, output
-    (directory,) = (tmp_path / "base" / "a").iterdir()
-    for rank in (0, 1):
-        text = (directory / f"nemo_log_globalrank-{rank}_localrank-{rank}.txt").read_text()
-        assert text.count("trains") == text.count(f"rank {rank} trains") == 1
-
-
-@pytest.mark.dist
-def test_what_stops_rank_0_stops_every_rank(tmp_path):
-    code, output = launch(tmp_path, torchrun=True, settings='{"files_to_copy": ["gone.yaml"]}')
-    assert code != 0
-    assert "REFUSED 0 NotFoundError" in output
-    assert "REFUSED 1 NotFoundError" in output
-    assert not (tmp_path / "base").exists()

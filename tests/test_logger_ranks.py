@@ -1,0 +1,120 @@
+"""All ranks log to one run directory, each to files of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+DATED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
+
+SCRIPT = """
+    import json, logging, sys
+    from pathlib import Path
+    import lightning.pytorch as pl, torch
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from torch.utils.data import DataLoader, TensorDataset
+    from nemologger.errors import NemologgerError
+    from nemologger.logger import NeMoLogger
+    from nemologger.run_record import run_of
+
+    torch.set_num_threads(1)
+
+    class Tiny(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 1)
+        def training_step(self, batch, index):
+            logging.getLogger("mine").info("rank %d trains", self.global_rank)
+            return self.layer(batch[0]).mean()
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.01)
+
+    def say(line):
+        sys.stdout.write(line + chr(10))  # at once: the other rank writes to the same pipe
+        sys.stdout.flush()
+
+    base, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    runs = []
+    for name in ("a", "b"):
+        trainer = pl.Trainer(
+            accelerator="cpu", devices=2, strategy=settings.pop("strategy", "ddp"), max_steps=1, logger=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )
+        try:
+            run = NeMoLogger(name=name, log_dir=base, ckpt=ModelCheckpoint(), **settings).setup(trainer)
+        except NemologgerError as error:
+            say(f"REFUSED {trainer.global_rank} {type(error).__name__}")
+            sys.exit(3)
+        trainer.fit(Tiny(), DataLoader(TensorDataset(torch.ones(4, 2)), batch_size=2))
+        assert run_of(trainer) is run
+        say(f"RUN {trainer.global_rank} {name} {run.log_dir}")
+        if "once" in sys.argv:
+            break
+"""
+
+
+def launch(directory: Path, *, torchrun: bool, settings: str = "{}", extra: tuple[str, ...] = ()) -> tuple[int, str]:
+    script = directory / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    start = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)] if torchrun else []
+    unset = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")
+    environment = {key: value for key, value in os.environ.items() if key not in unset}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, *start, str(script), str(directory / "base"), settings, *extra],
+        env=environment,
+        cwd=directory,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("torchrun", [True, False])
+def test_all_ranks_get_one_directory_for_each_of_two_runs(tmp_path, torchrun):
+    code, output = launch(tmp_path, torchrun=torchrun)
+    assert code == 0, output
+    found = re.findall(r"RUN (\d) (\w) (\S+)", output)
+    assert sorted((rank, name) for rank, name, _ in found) == [("0", "a"), ("0", "b"), ("1", "a"), ("1", "b")]
+    for name in "ab":
+        (directory,) = {Path(path) for _, of, path in found if of == name}
+        assert DATED.fullmatch(directory.name)
+        assert [path.name for path in directory.parent.iterdir()] == [directory.name]
+        for rank in (0, 1):
+            text = (directory / f"nemo_log_globalrank-{rank}_localrank-{rank}.txt").read_text()
+            assert f"rank {rank} trains" in text
+            assert f"rank {1 - rank} trains" not in text
+        assert len([*(directory / "checkpoints").iterdir()]) == 1
+
+
+@pytest.mark.dist
+def test_processes_that_lightning_forks_have_files_of_their_own(tmp_path):
+    code, output = launch(tmp_path, torchrun=False, settings='{"strategy": "ddp_fork"}', extra=("once",))
+    assert code == 0, output
+    (directory,) = (tmp_path / "base" / "a").iterdir()
+    for rank in (0, 1):
+        text = (directory / f"nemo_log_globalrank-{rank}_localrank-{rank}.txt").read_text()
+        assert text.count("trains") == text.count(f"rank {rank} trains") == 1
+
+
+@pytest.mark.dist
+def test_what_stops_rank_0_stops_every_rank(tmp_path):
+    code, output = launch(tmp_path, torchrun=True, settings='{"files_to_copy": ["gone.yaml"]}')
+    assert code != 0
+    assert "REFUSED 0 NotFoundError" in output
+    assert "REFUSED 1 NotFoundError" in output
+    assert not (tmp_path / "base").exists()
