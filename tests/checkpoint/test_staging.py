@@ -240,21 +240,27 @@ def test_the_memory_is_pinned_for_a_device():
 
 def test_while_it_waits_it_says_how_far_the_writer_is(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(async_saver, "_PROGRESS_EVERY", 0.05)
+    monkeypatch.setattr(async_saver, "_STALLED", 10.0)
+    progress = f"checkpoint {tmp_path / 'a'}: 0 of 0 MB written"
     training = _Training("adam")
     saver = AsyncSaver(LocalDisk(), SingleProcess())
     try:
         saver.prepare(training.snapshot())
         pid = saver._layout.writer.pid
         os.kill(pid, signal.SIGSTOP)
+
+        def go_on_when_said(record):
+            if record.getMessage() == progress:
+                os.kill(pid, signal.SIGCONT)
+            return True
+
+        monkeypatch.setattr(async_saver.log, "filters", [go_on_when_said])
         saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
-        go = threading.Timer(0.5, os.kill, (pid, signal.SIGCONT))
-        go.start()
         with caplog.at_level("INFO"):
             assert saver.finish() is not None
-        go.join()
     finally:
         saver.close()
-    assert f"checkpoint {tmp_path / 'a'}: 0 of 0 MB written" in caplog.text
+    assert progress in caplog.text
 
 
 def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
