@@ -39,6 +39,10 @@ class ExactResume(Callback):
     hand is logged when training starts, with what would help. On another number of ranks a run goes on after as many
     samples, with new random states.
 
+    What a GPU computes must repeat as well. Some of its kernels add in an order that differs from run to run:
+    ``Trainer(deterministic=True)`` keeps torch to those that do not, and ``Trainer(benchmark=False)``, the default, from
+    choosing them by the clock.
+
     Args:
         rank_timeout: How long to wait for the other ranks when their states are collected.
 
@@ -128,6 +132,8 @@ class ExactResume(Callback):
         if trainer.is_global_zero:
             for loader, limit in dict.fromkeys(session.limits):
                 log.warning("exact resume, training loader %s: %s", loader, limit)
+            if advice := _advice(trainer.strategy.root_device):
+                log.info("exact resume: %s", advice)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """An epoch begins."""
@@ -271,6 +277,16 @@ class ExactResume(Callback):
                 before,
                 now,
             )
+
+
+def _advice(device: torch.device) -> str:
+    """What else it takes for a run on ``device`` to repeat."""
+    if device.type != "cuda" or (torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark):
+        return ""
+    return (
+        "loaders and random numbers go on where they were, but some kernels of a GPU differ in the last bits from run to "
+        "run; Trainer(deterministic=True, benchmark=False) keeps torch from using them"
+    )
 
 
 class _Fit:
