@@ -24,12 +24,13 @@ from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.retention import Kept
 from nemologger.checkpoint.shelf import Shelf, claim
 from nemologger.checkpoint.snapshot import Snapshot, take
+from nemologger.checkpoint.staging import comes_to_rest
 from nemologger.checkpoint_arguments import check_arguments
 from nemologger.checkpoint_callback import check_interval, check_monitor, check_validation
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk, LocalDisk
-from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError, SilentRankError
+from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
 from nemologger.kept_checkpoints import KeptCheckpoints, floats
 from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks, SingleProcess, connect, decide
@@ -76,8 +77,9 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         staging: With ``async_save``, when the state is copied. ``"at_once"``: training waits for the copy. ``"overlapped"``:
             buffers are copied at once, parameters and optimizer state during the next forward and backward; the optimizer's
             step waits for them. A hook that changes parameters in between, other than through an optimizer, makes that save
-            fail. ``"auto"``: overlapped for tensors on CUDA devices, where the device waits before the next forward if the
-            model overrides a hook that runs in between; on the CPU at once, which loses less there.
+            fail; a step that a CUDA graph replays is not seen at all, and needs ``"at_once"``. ``"auto"``: overlapped for
+            tensors on CUDA devices, where the device waits before the next forward if the model overrides a hook that runs
+            in between; on the CPU at once, which loses less there.
         dirpath: Where the checkpoints go; default ``<run directory>/checkpoints``. Also a URL that fsspec knows, such as
             ``s3://bucket/key``. On such a store nothing is overwritten or renamed: where a complete checkpoint has the name
             already, the new one is called ``<filename>-v1`` and the other is removed once it is published; ``-last`` is a
@@ -330,16 +332,20 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         try:
             # Ctrl-C and SIGTERM reach all ranks; an error may be that another one has died.
             self._keeper.finish_alone(others_are_there=not isinstance(exception, Exception))
-            if self._should_save_on_exception(trainer) and trainer.global_step > 0 and self._all_have_stopped():
+            if self._should_save_on_exception(trainer) and trainer.global_step > 0 and self._all_have_stopped(trainer):
                 self._save(trainer, now=True)
-        except (SaveFailedError, SilentRankError):
+        except Exception:  # after an error of CUDA, whatever asks the device raises it again
             log.exception("the state at the exception could not be saved")
         finally:
             self._release()
 
-    def _all_have_stopped(self) -> bool:
+    def _all_have_stopped(self, trainer: pl.Trainer) -> bool:
         """Whether the exception is on all ranks: one alone would wait in vain for the others to save with it."""
-        missing = self._ranks.missing_at("exception", min(self.rank_timeout.total_seconds(), _PATIENCE))
+        patience = min(self.rank_timeout.total_seconds(), _PATIENCE)
+        if self._ranks.world_size > 1 and not comes_to_rest(trainer.strategy.root_device, patience):
+            log.error("the state at the exception is not saved: the GPU waits for a rank that has stopped")
+            return False
+        missing = self._ranks.missing_at("exception", patience)
         if missing:
             log.error(
                 "the state at the exception is not saved: %d of %d ranks did not stop", missing, self._ranks.world_size
