@@ -199,6 +199,9 @@ def test_the_plugin_for_s3_is_accounted_for(tmp_path):
     cfg.s3_checkpointing.enable_async_checkpointing = True
     OmegaConf.save(cfg, tmp_path / "c.yaml")
     assert "async_save=True" in migrate(tmp_path / "c.yaml")
+    cfg.s3_checkpointing.enable_async_checkpointing = "${oc.env:GONE,false}"
+    OmegaConf.save(cfg, tmp_path / "c.yaml")
+    assert "async_save=True" not in migrate(tmp_path / "c.yaml")
     cfg.exp_manager.checkpoint_callback_params.dirpath = "elsewhere"
     OmegaConf.save(cfg, tmp_path / "c.yaml")
     text = migrate(tmp_path / "c.yaml")

@@ -16,7 +16,8 @@ from toy import manifests
 
 from nemologger import ConfigurationError
 from nemologger.sweeps import launch
-from nemologger.sweeps.launchers import BASIC, JOBLIB, NeMoLauncher, translated
+from nemologger.sweeps.launchers import BASIC, JOBLIB, NeMoLauncher, NotStarted, translated
+from nemologger.sweeps.note import NoteSweep
 
 SCRIPT = Path(__file__).parent / "helpers" / "sweep_section.py"
 FIXTURES = Path(__file__).parent / "fixtures" / "exp_manager"
@@ -144,6 +145,15 @@ def test_how_many_run_at_a_time(launcher, trainer, gpus, jobs):
 def test_what_it_cannot_have(launcher, trainer, gpus, message):
     with pytest.raises(ConfigurationError, match=message):
         translated(configuration(trainer, **launcher), gpus)
+
+
+def test_a_setting_that_cannot_be_resolved_stops_it_too(tmp_path):
+    """Hydra makes a warning of any Exception of a callback."""
+    cfg = configuration(num_gpus="${gone}")
+    cfg.hydra.update(runtime={"cwd": str(tmp_path)}, sweep={"dir": "."}, job={"name": "a", "config_name": "b"})
+    with pytest.raises(NotStarted, match="Interpolation key 'gone' not found"):
+        NoteSweep(str(tmp_path / "note")).on_multirun_start(cfg)
+    assert os.listdir(tmp_path) == []
 
 
 def test_without_joblibs_launcher_there_is_a_command_to_install_it(monkeypatch):

@@ -16,19 +16,20 @@ _ASYNC = "enable_async_checkpointing"
 _READER = "for Hydra, and read by what nl.hydra_runner decorates, not by this file"
 
 
-def spoken_of(content: Mapping[Any, Any] | DictConfig) -> list[str]:
+def spoken_of(content: DictConfig) -> list[str]:
     """The sections that :func:`notes` has something on, if it is given ``content``."""
     return [key for key in (S3, HYDRA, DEFAULTS) if content.get(key)]
 
 
-def saves_beside_training(content: Mapping[Any, Any] | DictConfig, dirpath: Any) -> bool:
+def saves_beside_training(content: DictConfig, dirpath: Any) -> bool:
     """Whether the plugin for S3 is to save beside training; the section has a field of its own for that.
 
     Args:
         content: The file's.
         dirpath: Where the section's checkpoints go.
     """
-    return _is_url(dirpath) and bool(_plain(content, S3).get(_ASYNC))
+    wanted = _plain(content, S3, resolve=True).get(_ASYNC)
+    return _is_url(dirpath) and str(wanted).lower() == "true"  # text, if the environment says it
 
 
 def notes(content: DictConfig, dirpath: Any, interpolations: Mapping[str, str]) -> list[Note]:
@@ -39,7 +40,7 @@ def notes(content: DictConfig, dirpath: Any, interpolations: Mapping[str, str]) 
         dirpath: Where the section's checkpoints go.
         interpolations: The values of the section with an interpolation in them.
     """
-    return [*_on_s3(_plain(content, S3), dirpath), *_on_hydra(content, interpolations)]
+    return [*_on_s3(_plain(content, S3, resolve=True), dirpath), *_on_hydra(content, interpolations)]
 
 
 def _on_s3(settings: Mapping[Any, Any], dirpath: Any) -> Iterator[Note]:
@@ -61,7 +62,8 @@ def _on_s3(settings: Mapping[Any, Any], dirpath: Any) -> Iterator[Note]:
 def _on_hydra(content: DictConfig, interpolations: Mapping[str, str]) -> Iterator[Note]:
     hydra = _plain(content, HYDRA)
     sweeper = hydra.get("sweeper")
-    swept = (sweeper.get("params") or {}) if isinstance(sweeper, dict) else {}
+    params = sweeper.get("params") if isinstance(sweeper, dict) else None
+    swept = params if isinstance(params, dict) else {}
     if swept:
         yield Note(
             "hydra.sweeper.params",
@@ -99,9 +101,9 @@ def _entry(entry: Any) -> str:
     return ", ".join(f"{key}: {value}" for key, value in entry.items()) if isinstance(entry, dict) else str(entry)
 
 
-def _plain(content: Mapping[Any, Any] | DictConfig, key: str) -> dict[Any, Any]:
+def _plain(content: DictConfig, key: str, *, resolve: bool = False) -> dict[Any, Any]:
     found = content.get(key)
-    plain = OmegaConf.to_container(found, resolve=False) if OmegaConf.is_dict(found) else found
+    plain = OmegaConf.to_container(found, resolve=resolve) if OmegaConf.is_dict(found) else found
     return plain if isinstance(plain, dict) else {}
 
 
