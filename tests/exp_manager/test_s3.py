@@ -52,43 +52,48 @@ def steps() -> dict[str, int]:
     return {name: read(path).step for name, path in found.items()}
 
 
-def configurations(tmp_path, *, beside: bool) -> tuple[Path, Path]:
-    """For exp_manager, and to be migrated. Saving beside training is the section's field, or the plugin's."""
-    if not beside:
-        return CONFIG, CONFIG
-    section, plugin = OmegaConf.load(CONFIG), OmegaConf.load(CONFIG)
-    section.exp_manager.checkpoint_callback_params.async_save = True
-    plugin.s3_checkpointing.enable_async_checkpointing = True
-    files = tmp_path / "section.yaml", tmp_path / "plugin.yaml"
-    for cfg, file in zip((section, plugin), files, strict=True):
-        OmegaConf.save(cfg, file)
-    return files
+def resumes(how, file: Path, caplog) -> None:
+    """The second life of the run, which goes on where the first ended."""
+    caplog.clear()
+    how(file, max_steps=10)
+    assert f"resuming from {URL}/" in caplog.text
+    assert "(step 5)" in caplog.text
 
 
-@pytest.mark.parametrize("beside", [False, True], ids=["waiting", "beside"])
-def test_two_lives_leave_the_same_in_the_bucket_both_ways(bucket, s3, tmp_path, monkeypatch, caplog, beside):
+def test_two_lives_leave_the_same_in_the_bucket_both_ways(bucket, s3, tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "nemologger")
-    config, to_migrate = configurations(tmp_path, beside=beside)
     recipe = tmp_path / "recipe.py"
-    recipe.write_text(migrate(to_migrate))
-    assert ("async_save=True" in recipe.read_text()) is beside
+    recipe.write_text(migrate(CONFIG))
     left = []
-    for how, file in ((by_call, config), (by_recipe, recipe)):
+    for how, file in ((by_call, CONFIG), (by_recipe, recipe)):
         here = tmp_path / how.__name__
         here.mkdir()
         monkeypatch.chdir(here)
         how(file, max_steps=5)
-        assert set(steps().values()) == {5}
-        caplog.clear()
-        how(file, max_steps=10)
-        assert f"resuming from {URL}/" in caplog.text
-        assert "(step 5)" in caplog.text
+        resumes(how, file, caplog)
         left.append((bucket(), steps()))
         assert not list(here.rglob("*.distcp")), "a checkpoint on the local disk"
         assert (here / "nemo_experiments" / "digits" / "first" / "run_0").is_dir()
         empty(s3, bucket())
     assert left[0] == left[1]
     assert sorted(left[0][1].values()) == [5, 10, 10]
+
+
+def test_saving_beside_training_the_migrated_file_goes_on_with_the_run_of_the_section(bucket, tmp_path, caplog):
+    """Saving beside training is a field of the section, and one of the plugin's settings."""
+    caplog.set_level(logging.INFO, "nemologger")
+    section, plugin = OmegaConf.load(CONFIG), OmegaConf.load(CONFIG)
+    section.exp_manager.checkpoint_callback_params.async_save = True
+    plugin.s3_checkpointing.enable_async_checkpointing = True
+    recipe = tmp_path / "recipe.py"
+    for cfg, name in ((section, "section.yaml"), (plugin, "plugin.yaml")):
+        OmegaConf.save(cfg, tmp_path / name)
+    recipe.write_text(migrate(tmp_path / "plugin.yaml"))
+    assert "async_save=True" in recipe.read_text()
+    trainer, _ = by_call(tmp_path / "section.yaml", max_steps=5)
+    assert trainer.checkpoint_callback.async_save
+    resumes(by_recipe, recipe, caplog)
+    assert sorted(steps().values()) == [5, 10, 10]
 
 
 class NeMoModel(ToyModel):
@@ -98,23 +103,27 @@ class NeMoModel(ToyModel):
         torch.save({key: value.clone() for key, value in self.state_dict().items()}, Path(save_path))
 
 
-@pytest.mark.parametrize("postfix", [".nemo", ".safetensors"])
-def test_the_nemo_file_is_in_the_bucket_too(bucket, s3, tmp_path, postfix):
+def test_the_nemo_file_is_in_the_bucket_too(bucket, s3, tmp_path):
     cfg = OmegaConf.load(CONFIG)
-    cfg.exp_manager.checkpoint_callback_params.postfix = postfix
     cfg.exp_manager.checkpoint_callback_params.always_save_nemo = True
     trainer = nl.Trainer(**{**OmegaConf.to_container(cfg.trainer), **QUIET})
     exp_manager(trainer, cfg.exp_manager)
     model = NeMoModel()
     trainer.fit(model, datamodule=ToyDataModule())
-    key = f"first/checkpoints/digits{postfix}"
-    s3.client.download_file(BUCKET, key, str(tmp_path / "file"))
-    if postfix == ".nemo":
-        saved = torch.load(tmp_path / "file")
-    else:
-        from safetensors.torch import load_file
-
-        saved = load_file(tmp_path / "file")
-    assert torch.equal(saved["net.0.weight"], model.net[0].weight)
+    s3.client.download_file(BUCKET, "first/checkpoints/digits.nemo", str(tmp_path / "file"))
+    assert torch.equal(torch.load(tmp_path / "file")["net.0.weight"], model.net[0].weight)
     assert sorted(steps().values()) == [5, 10, 10]
     assert not list(Path().rglob("*.nemo"))
+
+
+def test_a_model_that_writes_nothing_is_named(bucket):
+    cfg = OmegaConf.load(CONFIG)
+    trainer = nl.Trainer(**{**OmegaConf.to_container(cfg.trainer), **QUIET, "max_steps": 5})
+    exp_manager(trainer, cfg.exp_manager)
+    model = NeMoModel()
+    model.save_to = lambda save_path: None
+    with pytest.raises(
+        nl.NotFoundError, match=r"save_to\(save_path='.*/digits\.nemo'\) has left no file there.*s3://digits-of"
+    ):
+        trainer.fit(model, datamodule=ToyDataModule())
+    assert 5 in steps().values()
