@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemologger import checkpoint_io, lightning_port, names
 from nemologger.batches import batch_size
 from nemologger.callbacks.exact_resume import ExactResume
+from nemologger.callbacks.preemption import AddedPreemption
 from nemologger.checkpoint.async_saver import StagingMode
 from nemologger.checkpoint.decision import Decision, choose, choose_again
 from nemologger.checkpoint.manifest import Manifest
@@ -94,6 +95,10 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         exact_resume: Give the trainer an :class:`~nemologger.callbacks.exact_resume.ExactResume`: a resumed run then sees
             the same batches and draws the same random numbers as one that was never stopped. False leaves the training
             loaders as they are.
+        save_on_sigterm: On SIGTERM, which schedulers send before they take a machine away, to any rank: save when the
+            optimizer's step that is under way is done, and exit with code 143; see
+            :class:`~nemologger.callbacks.PreemptionCallback`, which the trainer is given unless it has one. With False all
+            ranks stop there together and publish what is being written, and nothing more is saved.
         storage_options: For a ``dirpath`` that is a URL: what the fsspec file system takes, such as ``endpoint_url``,
             ``key`` and ``secret``. What is not given comes from the usual environment. They are kept out of ``context/``.
         disk: Where to write; default what ``dirpath`` is on.
@@ -135,6 +140,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         max_failed_saves: int = 3,
         rank_timeout: timedelta = timedelta(minutes=10),
         exact_resume: bool = True,
+        save_on_sigterm: bool = True,
         storage_options: Mapping[str, Any] | None = None,
         disk: Disk | None = None,
         **nemo_1: Any,
@@ -193,6 +199,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self.staging: StagingMode = staging
         self.rank_timeout = rank_timeout
         self.exact_resume = exact_resume
+        self.save_on_sigterm = save_on_sigterm
         self.consumed_samples = 0
         self._given_disk = disk
         self._disk = disk or (directory is not None and disk_of(directory)) or LocalDisk()
@@ -229,6 +236,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         check_validation(trainer, self.monitor)
         if self.exact_resume:
             ExactResume.attach(trainer, pl_module, self.rank_timeout)
+        AddedPreemption.attach(trainer, pl_module, self.rank_timeout)
         self._ranks = connect(self.rank_timeout)
         # Such hooks may change parameters, and often only log: whoever asks for overlapping gets it all the same.
         self._holds = self.staging == "auto" and bool(lightning_port.hooks_between_steps(pl_module))
