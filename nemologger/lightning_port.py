@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -26,6 +27,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.distributed.constants import default_pg_timeout
 
 from nemologger import sharded_state
 from nemologger.ranks import Failure, ProcessGroup, Ranks, SingleProcess, connect
@@ -237,6 +239,11 @@ def on_sigterm(trainer: pl.Trainer, receive: Callable[[int, FrameType | None], N
     connector = trainer._signal_connector
     connector._sigterm_notifier_fn = receive  # type: ignore[method-assign,assignment]
     return lambda: connector.__dict__.pop("_sigterm_notifier_fn", None)
+
+
+def patience(trainer: pl.Trainer) -> timedelta:
+    """How long training waits for another rank, as the strategy was told (``timeout``)."""
+    return getattr(trainer.strategy, "_timeout", None) or default_pg_timeout
 
 
 def let_processes_end() -> None:

@@ -236,7 +236,8 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         check_validation(trainer, self.monitor)
         if self.exact_resume:
             ExactResume.attach(trainer, pl_module, self.rank_timeout)
-        AddedPreemption.attach(trainer, pl_module, self.rank_timeout)
+        # The ranks ask each other in every step: not with less patience than training has.
+        AddedPreemption.attach(trainer, pl_module, max(self.rank_timeout, lightning_port.patience(trainer)))
         self._ranks = connect(self.rank_timeout)
         # Such hooks may change parameters, and often only log: whoever asks for overlapping gets it all the same.
         self._holds = self.staging == "auto" and bool(lightning_port.hooks_between_steps(pl_module))
@@ -298,6 +299,18 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let nobody swap parameters for validation while they are being copied."""
         self._keeper.hold()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Publish what is written: a run that is to be killed soon may not get to the end of its validation."""
+        self._poll(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what was due before validation, or what ``every_n_epochs`` says."""
