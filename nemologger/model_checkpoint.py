@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemologger import checkpoint_io, lightning_port, names
 from nemologger.batches import batch_size
 from nemologger.callbacks.exact_resume import ExactResume
+from nemologger.callbacks.preemption import AddedPreemption
 from nemologger.checkpoint.async_saver import StagingMode
 from nemologger.checkpoint.decision import Decision, choose, choose_again
 from nemologger.checkpoint.manifest import Manifest
@@ -97,6 +98,10 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         exact_resume: Give the trainer an :class:`~nemologger.callbacks.exact_resume.ExactResume`: a resumed run then sees
             the same batches and draws the same random numbers as one that was never stopped. False leaves the training
             loaders as they are.
+        save_on_sigterm: On SIGTERM, which schedulers send before they take a machine away, to any rank: save when the
+            optimizer's step that is under way is done, and exit with code 143; see
+            :class:`~nemologger.callbacks.PreemptionCallback`, which the trainer is given unless it has one. With False all
+            ranks stop there together and publish what is being written, and nothing more is saved.
         storage_options: For a ``dirpath`` that is a URL: what the fsspec file system takes, such as ``endpoint_url``,
             ``key`` and ``secret``. What is not given comes from the usual environment. They are kept out of ``context/``.
         disk: Where to write; default what ``dirpath`` is on.
@@ -138,6 +143,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         max_failed_saves: int = 3,
         rank_timeout: timedelta = timedelta(minutes=10),
         exact_resume: bool = True,
+        save_on_sigterm: bool = True,
         storage_options: Mapping[str, Any] | None = None,
         disk: Disk | None = None,
         **nemo_1: Any,
@@ -197,6 +203,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self.staging: StagingMode = staging
         self.rank_timeout = rank_timeout
         self.exact_resume = exact_resume
+        self.save_on_sigterm = save_on_sigterm
         self.consumed_samples = 0
         self._given_disk = disk
         self._disk = disk or (directory is not None and disk_of(directory)) or LocalDisk()
@@ -234,6 +241,8 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         check_validation(trainer, self.monitor)
         if self.exact_resume:
             ExactResume.attach(trainer, pl_module, self.rank_timeout)
+        # The ranks ask each other in every step: not with less patience than training has.
+        AddedPreemption.attach(trainer, pl_module, max(self.rank_timeout, lightning_port.patience(trainer)))
         self._ranks = connect(self.rank_timeout)
         # Such hooks may change parameters, and often only log: whoever asks for overlapping gets it all the same.
         self._holds = self.staging == "auto" and bool(lightning_port.hooks_between_steps(pl_module))
@@ -295,6 +304,18 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let nobody swap parameters for validation while they are being copied."""
         self._keeper.hold()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Publish what is written: a run that is to be killed soon may not get to the end of its validation."""
+        self._poll(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what was due before validation, or what ``every_n_epochs`` says."""
