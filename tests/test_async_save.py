@@ -265,3 +265,34 @@ def test_a_state_that_cannot_be_read_any_more_does_not_hide_what_went_wrong(tmp_
         quiet_trainer(max_steps=9, callbacks=[ckpt]).fit(Failing(), loader())
     assert "the state at the exception could not be saved" in caplog.text
     assert names(tmp_path) == ["step=2", "step=2-last"]
+
+
+def test_what_is_written_is_published_during_a_validation(tmp_path):
+    """Who is killed in the middle of a long one has the checkpoint before it."""
+
+    class Looks(pl.Callback):
+        published: float | None = None
+
+        def on_train_batch_start(self, trainer, *args):
+            if trainer.global_step == 3:
+                (self.writer,) = _writers()
+                os.kill(self.writer, signal.SIGSTOP)  # it is not done when validation begins
+
+        def on_validation_start(self, trainer, pl_module):
+            if trainer.global_step == 5:
+                assert "step=4-unfinished" in names(tmp_path)
+                os.kill(self.writer, signal.SIGCONT)
+
+        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
+            if trainer.global_step == 5 and self.published is None:
+                time.sleep(0.02)
+                self.published = batch_idx if (tmp_path / "step=4" / "manifest.json").exists() else None
+
+    looks = Looks()
+    checkpoint = ModelCheckpoint(
+        monitor=None, dirpath=tmp_path, filename="{step}", every_n_train_steps=4, async_save=True
+    )
+    trainer = quiet_trainer(max_steps=6, val_check_interval=5, callbacks=[looks, checkpoint], limit_val_batches=None)
+    trainer.fit(ToyModel(), loader(), DataLoader(ToyData(), batch_size=BATCH, sampler=[0] * 4000))
+    assert looks.published is not None
+    assert looks.published < 990

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.sections import NO_CKPT, OFF, bare_trainer, checkpoints, ckpt, fit, one_of
+from helpers.stopped import Watch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from toy import Scored
 
@@ -144,6 +145,18 @@ def test_preemption_saves_only_with_a_checkpoint_callback(tmp_path, caplog):
     trainer = trainer_of({**NO_CKPT, "exp_dir": tmp_path, "create_preemption_callback": True})
     assert one_of(trainer, "PreemptionCallback") is None
     assert "create_preemption_callback has no effect with create_checkpoint_callback=False" in caplog.text
+
+
+@pytest.mark.parametrize("wanted", [True, False, None])
+def test_a_signal_saves_if_the_section_says_so(tmp_path, wanted):
+    section = {**ckpt(), "exp_dir": tmp_path, "create_preemption_callback": wanted}
+    trainer = bare_trainer(callbacks=[Watch("batch", 2)])
+    run = exp_manager(trainer, section)
+    with pytest.raises(SystemExit) as stopped:
+        fit(trainer)
+    assert (stopped.value.code, trainer.global_step) == (143, 3)
+    assert len(checkpoints(run)) == bool(wanted)
+    assert sum(isinstance(callback, ours.PreemptionCallback) for callback in callbacks(trainer)) == 1
 
 
 def test_straggler_detection(tmp_path):

@@ -58,12 +58,12 @@ class Raises(Callback):
 class Signalled(ToyModel):
     """Gets a signal in the middle of its owner's step, before the gradients of the ranks are summed."""
 
-    def __init__(self, number: int | None) -> None:
+    def __init__(self, number: int | None, step: int) -> None:
         super().__init__()
-        self.number = number
+        self.number, self.step = number, step
 
     def training_step(self, batch, batch_idx):
-        if self.number is not None and self.global_step == 2:
+        if self.number is not None and self.global_step == self.step:
             os.kill(os.getpid(), self.number)
         time.sleep(0.05)
         return super().training_step(batch, batch_idx)
@@ -98,7 +98,7 @@ def main(directory: Path, how: str) -> None:
     )
     if how in SIGNALS:
         try:
-            trainer.fit(Signalled(SIGNALS[how][rank]), loader())
+            trainer.fit(Signalled(SIGNALS[how][rank], 3 - rank), loader())
         finally:
             (directory / f"end-{rank}.json").write_text(json.dumps({"step": trainer.global_step}))
         return
