@@ -34,6 +34,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
     consumed_samples: int
     files_per_rank: int
     save_last_n_optim_states: int
+    save_on_sigterm: bool
     _disk: Disk
     _ranks: Ranks
     _keeper: Keeper

@@ -50,6 +50,7 @@ def checkpoint_call(section: Section, notes: Notes) -> Call | None:
     arguments["train_time_interval"] = None if interval is None else _time_call(interval)
     states = params.save_last_n_optim_states
     arguments["save_last_n_optim_states"] = -1 if states is None else states
+    arguments["save_on_sigterm"] = bool(section.config.create_preemption_callback)
     arguments |= _place(params, section, notes)
     if params.model_parallel_size is not None:
         notes.warn(
