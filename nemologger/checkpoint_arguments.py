@@ -27,6 +27,8 @@ def check_arguments(
     known: Iterable[str],
     save_top_k: Any,
     save_last: Any,
+    save_last_n_optim_states: Any,
+    save_weights_only: bool,
     train_time_interval: Any,
     filename: str | None,
     auto_insert_metric_name: bool,
@@ -59,19 +61,29 @@ def check_arguments(
     if filename is not None:
         format_name(filename, _SAMPLE, insert_names=auto_insert_metric_name)
     _check_types(save_top_k, save_last, train_time_interval)
+    _check_number("save_last_n_optim_states", save_last_n_optim_states)
+    if save_weights_only and save_last_n_optim_states != -1:
+        log.warning(
+            "ModelCheckpoint(save_last_n_optim_states=%r) has no effect with save_weights_only=True: no checkpoint has any",
+            save_last_n_optim_states,
+        )
     if not save_last and save_top_k == 0:
         log.warning("ModelCheckpoint(save_last=False, save_top_k=0) saves nothing at all")
 
 
 def _check_types(save_top_k: Any, save_last: Any, train_time_interval: Any) -> None:
-    if not isinstance(save_top_k, int) or isinstance(save_top_k, bool) or save_top_k < -1:
-        raise ConfigurationError(f"save_top_k={save_top_k!r}: a number of checkpoints, 0 for none or -1 for all")
+    _check_number("save_top_k", save_top_k)
     if save_last not in (True, False, None, "link"):
         raise ConfigurationError(f'save_last={save_last!r}: True, False or "link"')
     if train_time_interval is not None and not isinstance(train_time_interval, timedelta):
         raise ConfigurationError(
             f"train_time_interval={train_time_interval!r}: a datetime.timedelta, for example timedelta(minutes=10)"
         )
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < -1:
+        raise ConfigurationError(f"{name}={value!r}: a number of checkpoints, 0 for none or -1 for all")
 
 
 def _check_nemo_1(arguments: Mapping[str, Any], known: Iterable[str]) -> None:

@@ -33,6 +33,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
 
     consumed_samples: int
     files_per_rank: int
+    save_last_n_optim_states: int
     save_on_sigterm: bool
     _disk: Disk
     _ranks: Ranks
@@ -58,9 +59,16 @@ class KeptCheckpoints(LightningModelCheckpoint):
         """
         raise NotImplementedError
 
+    def finish_removals(self) -> None:
+        """Before reading a checkpoint while training goes on: wait until none is about to give up its optimizer state.
+
+        On rank 0, whose business that is; there is nothing to wait for on others.
+        """
+        self._keeper.finish_removals()
+
     @property
     def _policy(self) -> Policy:
-        return Policy(self.save_top_k, self.mode, self.monitor is not None)
+        return Policy(self.save_top_k, self.mode, self.monitor is not None, self.save_last_n_optim_states)
 
     @property
     def _owner(self) -> dict[str, str | None]:
@@ -183,6 +191,14 @@ class KeptCheckpoints(LightningModelCheckpoint):
         return str(self._disk.path(str(self.dirpath)) / name) if self.dirpath else name
 
     # --- checks ---------------------------------------------------------------------------------------------------
+
+    def _check_disk(self) -> None:
+        if self.save_last_n_optim_states != -1 and not self._disk.can_rename:
+            raise ConfigurationError(
+                f"ModelCheckpoint(save_last_n_optim_states={self.save_last_n_optim_states}, dirpath={str(self.dirpath)!r}): "
+                "an object store renames nothing, so no checkpoint there can be replaced by one without optimizer state. "
+                "Leave it at -1; to save room lower save_top_k"
+            )
 
     def _check_neighbours(self, trainer: pl.Trainer) -> None:
         for other in ours(trainer):

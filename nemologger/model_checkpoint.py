@@ -68,6 +68,14 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         save_on_train_epoch_end: With ``every_n_epochs``, save at the end of training rather than of validation.
         save_optim_on_train_end: False leaves optimizer state out of the ``-last`` of the finished run. Such a run can only
             be continued from an earlier checkpoint.
+        save_last_n_optim_states: Keep optimizer and scheduler state only in the newest n checkpoints, to save room; -1, the
+            default: in all. An older one is replaced, beside training and once a newer one is published, by one of the same
+            name that holds the rest: weights, averages and ``context/``. It can be validated, exported and fine-tuned from,
+            but not resumed; who is reading it at that very moment has to try again. ``-last`` is not counted and always has
+            its state, as has the newest checkpoint of all, even with 0. With 0 or 1, a damaged newest checkpoint may leave
+            nothing to resume from. Model and optimizer are written to files of their own, so that all of this is a matter
+            of hard links, whatever the size and the number of ranks; without hard links, or for checkpoints from before
+            this was set, rank 0 copies the model's part, and the next save waits for that. Not for object stores.
         always_save_context: Write ``context/`` (the settings of model, data and trainer) into every checkpoint.
         save_context_on_train_end: Write it into the final one.
         async_save: Save beside training: it waits for a copy in memory, which a process per rank writes to disk. Takes as
@@ -92,7 +100,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         save_on_exception: Also save when training raises, Ctrl-C and SIGTERM included; of several ranks, all must have
             stopped within 30 s. The step that was under way may be half done in what is saved.
         enable_version_counter: Has no effect: a checkpoint of the same name is replaced, never numbered.
-        files_per_rank: At most so many weights files for each rank.
+        files_per_rank: At most so many weights files for each rank; at least two with ``save_last_n_optim_states``.
         max_failed_saves: Raise after so many saves in a row have failed; before that, training goes on without them.
         rank_timeout: How long to wait for the other ranks of a save.
         exact_resume: Give the trainer an :class:`~nemologger.callbacks.exact_resume.ExactResume`: a resumed run then sees
@@ -129,6 +137,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         train_time_interval: timedelta | None = None,
         save_on_train_epoch_end: bool | None = False,
         save_optim_on_train_end: bool = True,
+        save_last_n_optim_states: int = -1,
         always_save_context: bool = True,
         save_context_on_train_end: bool = True,
         async_save: bool = False,
@@ -165,6 +174,8 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             known=signature(ModelCheckpoint).parameters,
             save_top_k=save_top_k,
             save_last=save_last,
+            save_last_n_optim_states=save_last_n_optim_states,
+            save_weights_only=save_weights_only,
             train_time_interval=train_time_interval,
             filename=filename,
             auto_insert_metric_name=auto_insert_metric_name,
@@ -194,6 +205,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         )
         self.save_top_k = save_top_k  # Lightning keeps at most one without a metric, we keep the newest k
         self.save_optim_on_train_end = save_optim_on_train_end
+        self.save_last_n_optim_states = save_last_n_optim_states
         self.always_save_context = always_save_context
         self.save_context_on_train_end = save_context_on_train_end
         self.files_per_rank = files_per_rank
@@ -207,6 +219,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self.consumed_samples = 0
         self._given_disk = disk
         self._disk = disk or (directory is not None and disk_of(directory)) or LocalDisk()
+        self._check_disk()
         self._ranks: Ranks = SingleProcess()
         self._lock: DirectoryLock | None = None  # rank 0 holds it while it trains
         self._is_prepared = False
@@ -234,6 +247,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         directory = storage_path(str(self.dirpath), self.storage_options).absolute()
         self.dirpath = str(directory)
         self._disk = self._given_disk or disk_of(directory) or LocalDisk()
+        self._check_disk()
         checkpoint_io.install(trainer, directory)
         self.async_save = self.async_save or getattr(trainer.strategy, "ckpt_async_save", False)
         self._check_neighbours(trainer)

@@ -247,8 +247,8 @@ class AutoResume:
             if stage != "fit" or manifest is None or manifest.has_optimizer or is_finished(manifest):
                 return None
             return (
-                "it holds no optimizer state, and training is to go on past it (save_weights_only, or "
-                "save_optim_on_train_end=False)"
+                "it holds no optimizer state, and training is to go on past it (save_weights_only, "
+                "save_optim_on_train_end=False or save_last_n_optim_states)"
             )
 
         self._clean_up()

@@ -115,7 +115,8 @@ def _report(console: Console, checkpoint: Path, *, deep: bool) -> int:
         return 1
     manifest = manifests.read(result.path)
     wrong = {problem.file: problem.what for problem in result.problems}
-    title = escape(f"{checkpoint} (step {manifest.step})")
+    without = "" if manifest.has_optimizer else ", no optimizer state"
+    title = escape(f"{checkpoint} (step {manifest.step}{without})")
     table = Table("file", "bytes", "", title=title, title_justify="left")
     for file, size in result.files.items():
         state = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from itertools import product
@@ -11,12 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from helpers.sharded import KINDS, STEPS, Model, differences
+from helpers.sharded import KINDS, STEPS, THINNED, Model, differences
 from processes import environment, free_port
 from toy import BATCH, SAMPLES
 
 from nemologger import load_weights
+from nemologger.checkpoint.manifest import read
+from nemologger.checkpoint.thinning import thin
 from nemologger.checkpoint.verify import problems
+from nemologger.checkpoint.weights import described
+from nemologger.disk import LocalDisk
 
 SCRIPT = Path(__file__).with_name("helpers") / "sharded.py"
 WAYS = [f"{kind}-{world}" for world, kinds in KINDS.items() for kind in kinds]
@@ -82,6 +87,30 @@ def test_the_files_are_whole_and_stock_torch_and_a_plain_module_read_them(matrix
     for name, tensor in wanted.items():
         assert torch.equal(state["state_dict"][name], tensor)
         assert torch.equal(module.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_without_its_optimizer_the_model_is_the_same(matrix, way, tmp_path):
+    """One process leaves out the optimizer state of all ranks."""
+    checkpoint = shutil.copytree(matrix / "saved" / way / f"step={STEPS}", tmp_path / f"step={STEPS}")
+    thin(LocalDisk(), checkpoint)
+    assert problems(checkpoint) == []
+    wanted = torch.load(matrix / "state" / f"{way}.pt")["model"]
+    state = {"state_dict": {name: torch.full_like(tensor, 7) for name, tensor in wanted.items()}}
+    dcp.load(state, checkpoint_id=str(checkpoint / "weights"), no_dist=True)
+    assert all(torch.equal(state["state_dict"][name], tensor) for name, tensor in wanted.items())
+    assert not [key for key in described(checkpoint / "weights") if not key.startswith("state_dict.")]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_of_a_run_that_keeps_one_optimizer_state_the_older_checkpoint_has_none(matrix, way):
+    older, newer = (matrix / "saved" / way / f"step={step}" for step in (2, STEPS))
+    thinned = way.partition("-")[0] in THINNED
+    assert (read(older).has_optimizer, read(newer).has_optimizer) == (not thinned, True)
+    assert problems(older) == []
+    load_weights(older, Model())
+    gone = {Path(file).name[2] for file in set(read(newer).files) - set(read(older).files)}
+    assert gone == (set("0123"[: int(way[-1])]) if thinned else set())
 
 
 @pytest.mark.parametrize(

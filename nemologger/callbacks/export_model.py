@@ -19,6 +19,7 @@ from nemologger.context.mixin import IOMixin
 from nemologger.context.uncaptured import class_of
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.export import FORMATS, export_weights
+from nemologger.kept_checkpoints import KeptCheckpoints
 from nemologger.ranks import SingleProcess, connect, decide
 from nemologger.remote_disk import RemoteDisk, disk_of
 
@@ -139,7 +140,10 @@ class ExportModel(IOMixin, Callback):
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
                 last = lightning_port.last_saved(callback)
-                return (callback.best_model_path or last) if self.best else last or callback.best_model_path
+                source = (callback.best_model_path or last) if self.best else last or callback.best_model_path
+                if source != self._exported and isinstance(callback, KeptCheckpoints):
+                    callback.finish_removals()
+                return source
         raise ConfigurationError("ExportModel exports what a ModelCheckpoint has saved, and the trainer has none")
 
     def _let_model_save(self, trainer: pl.Trainer, module: pl.LightningModule, source: Path, target: Path) -> None:

@@ -66,12 +66,21 @@ class AsyncSaver:
         files_per_rank: At most so many ``.distcp`` files for each rank.
         staging: ``"at_once"`` copies the state while training waits, ``"overlapped"`` until the optimizer's next step;
             ``"auto"`` overlaps if there are tensors on a CUDA device.
+        apart: No file holds both model and optimizer.
     """
 
-    def __init__(self, disk: Disk, ranks: Ranks, files_per_rank: int = 2, staging: StagingMode = "auto") -> None:
+    def __init__(
+        self,
+        disk: Disk,
+        ranks: Ranks,
+        files_per_rank: int = 2,
+        staging: StagingMode = "auto",
+        *,
+        apart: bool = False,
+    ) -> None:
         self._disk = disk
         self._ranks = ranks
-        self._planner = Planner(ranks, files_per_rank)
+        self._planner = Planner(ranks, files_per_rank, apart=apart)
         self._staging = staging
         self._layout: _Layout | None = None
         self._in_flight: InFlight | None = None

@@ -142,6 +142,32 @@ def duplicate(disk: Disk, checkpoint: Path, copy: Path, manifest: Manifest) -> N
         raise
 
 
+def supersede(disk: Disk, checkpoint: Path, fresh: Path, manifest: Manifest) -> None:
+    """Publish ``fresh``, a hidden directory whose files are written, in place of ``checkpoint``, which is complete.
+
+    That keeps its name until all of ``fresh`` is durable, and is complete under another one between two renames.
+    """
+    for directory in _directories(fresh):
+        disk.sync(directory)
+    disk.sync(checkpoint.parent)
+    disk.commit(fresh / names.MANIFEST, manifest.dumps())
+    disk.sync(fresh)
+    aside = _set_aside(checkpoint)
+    retract(disk, aside)
+    disk.rename(checkpoint, aside)
+    try:
+        disk.rename(fresh, checkpoint)
+        disk.sync(checkpoint.parent)
+    except OSError:
+        with contextlib.suppress(OSError):  # the disk that failed may fail again; the next run tidies up
+            _put_back(disk, checkpoint)
+        raise
+    try:
+        retract(disk, aside)
+    except OSError as error:
+        log.warning("checkpoint %s is complete, but cleaning up beside it failed: %s", checkpoint, error)
+
+
 def point(disk: Disk, checkpoint: Path, link: Path) -> None:
     """Make ``link`` a relative symbolic link to ``checkpoint`` beside it."""
     if not link.is_symlink() and link.is_dir():

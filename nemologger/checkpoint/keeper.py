@@ -65,8 +65,9 @@ class Keeper:
         self._link = link or not disk.can_rename
         self._remover = Remover(disk)
         overlapping = OverlappingDisk(disk.store) if isinstance(disk, RemoteDisk) else disk
-        self._saver = Saver(overlapping, ranks, files_per_rank)
-        self._beside = AsyncSaver(disk, ranks, files_per_rank, staging) if beside else None
+        apart = policy.states != -1
+        self._saver = Saver(overlapping, ranks, files_per_rank, apart=apart)
+        self._beside = AsyncSaver(disk, ranks, files_per_rank, staging, apart=apart) if beside else None
         self._pending: _Pending | None = None
         self._settled: Shelf | None = None
         self._errand: Errand | None = None
@@ -222,6 +223,10 @@ class Keeper:
         if published is not None and self._settled is None:
             self._shelf = self._settle(pending.decision, published, set(pending.protected))
 
+    def finish_removals(self) -> None:
+        """Wait until nothing changes on disk any more, other than by a save."""
+        self._remover.wait()
+
     def close(self) -> None:
         """Give back memory and processes."""
         if self._errand is not None:
@@ -238,7 +243,7 @@ class Keeper:
         return shelf
 
     def _settle(self, decision: Decision, published: Manifest, protected: set[str]) -> Shelf:
-        return settle(
+        shelf = settle(
             self._disk,
             self._remover.remove,
             self._shelf,
@@ -248,6 +253,10 @@ class Keeper:
             link=self._link,
             protected=protected,
         )
+        for kept in self._policy.thinned(shelf.kept):
+            if kept.path not in protected and not shelf.failed:
+                self._remover.thin(kept)
+        return shelf
 
     def _take(self, shelf: Shelf) -> None:
         self._shelf = shelf

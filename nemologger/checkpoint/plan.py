@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -13,7 +13,7 @@ from nemologger import names
 from nemologger.checkpoint.directories import by_directory, metadata_files
 from nemologger.checkpoint.shards import held, local, part_of
 from nemologger.checkpoint.shares import Part, Piece, into_files, share_of
-from nemologger.checkpoint.snapshot import Snapshot
+from nemologger.checkpoint.snapshot import Snapshot, is_of_optimizer
 from nemologger.checkpoint.weights import Entry, Place, entries, lay_out
 from nemologger.errors import CheckpointError
 from nemologger.ranks import Ranks, together_at_zero
@@ -47,11 +47,13 @@ class Planner:
     Args:
         ranks: The processes that write together.
         files_per_rank: At most so many ``.distcp`` files for each rank.
+        apart: No file holds both model and optimizer; there is at least one of each.
     """
 
-    def __init__(self, ranks: Ranks, files_per_rank: int = 2) -> None:
+    def __init__(self, ranks: Ranks, files_per_rank: int = 2, *, apart: bool = False) -> None:
         self._ranks = ranks
         self._files_per_rank = files_per_rank
+        self._apart = apart
         self._plan: Plan | None = None
 
     def plan(self, snapshot: Snapshot) -> Plan:
@@ -69,7 +71,8 @@ class Planner:
 
         def lay() -> tuple[str, list[Entry]]:
             parts = {key: held(tensor, key) for key, tensor in snapshot.tensors.items()}
-            files = files_of(self._ranks.rank, self._ranks.world_size, parts, snapshot, self._files_per_rank)
+            rank, world_size = self._ranks.rank, self._ranks.world_size
+            files = files_of(rank, world_size, parts, snapshot, self._files_per_rank, apart=self._apart)
             mine.append((parts, files))
             return xxhash.xxh3_64_hexdigest(outline.encode()), entries_of(files)
 
@@ -80,15 +83,29 @@ class Planner:
 
 
 def files_of(
-    rank: int, world_size: int, parts: Mapping[str, Part], snapshot: Snapshot, files_per_rank: int
+    rank: int,
+    world_size: int,
+    parts: Mapping[str, Part],
+    snapshot: Snapshot,
+    files_per_rank: int,
+    *,
+    apart: bool = False,
 ) -> dict[str, list[Place]]:
     """The files of ``rank``, and the places of the pieces in each."""
     pieces = share_of(rank, world_size, parts, snapshot.rank_zero)
     return {
         f"{directory}/{names.shard(rank, i)}": lay_out(group, snapshot.tensors)
         for directory, own in by_directory(pieces).items()
-        for i, group in enumerate(into_files(own, files_per_rank))
+        for i, group in enumerate(_grouped(own, files_per_rank, apart=apart))
     }
+
+
+def _grouped(pieces: Sequence[Piece], count: int, *, apart: bool) -> list[list[Piece]]:
+    optimizer = [piece for piece in pieces if is_of_optimizer(piece.key)]
+    model = [piece for piece in pieces if not is_of_optimizer(piece.key)]
+    if not (apart and optimizer and model):
+        return into_files(pieces, count)
+    return [*into_files(model, max(count // 2, 1)), *into_files(optimizer, max(count - count // 2, 1))]
 
 
 def entries_of(files: Mapping[str, list[Place]]) -> list[Entry]:

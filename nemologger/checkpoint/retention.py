@@ -22,6 +22,8 @@ class Kept:
         score: The monitored metric, or None without one.
         ranked: Whether it competes for the best ``k``.
         last: Whether it is a ``-last`` that stands by itself.
+        life: Which line of training it belongs to.
+        has_optimizer: Whether training can go on from it.
     """
 
     path: str
@@ -30,6 +32,8 @@ class Kept:
     score: float | None
     ranked: bool
     last: bool = False
+    life: int = 0
+    has_optimizer: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,13 @@ class Policy:
         top_k: How many of the best; -1 all, 0 none.
         mode: ``"min"`` or ``"max"``: which scores are better.
         monitored: Whether there is a metric; without one the newest are the best.
+        states: How many of the newest keep their optimizer state; -1 all.
     """
 
     top_k: int
     mode: str = "min"
     monitored: bool = True
+    states: int = -1
 
     def merit(self, kept: Kept) -> tuple[float, float, float]:
         """Higher is better. A nan is worse than any number; of equals the older is better."""
@@ -74,3 +80,12 @@ class Policy:
         if len(going) == len(kept):  # the only complete one stays, whatever was asked
             going = [k for k in going if k is not max(kept, key=lambda k: (k.step, k.time))]
         return going
+
+    def thinned(self, kept: Iterable[Kept]) -> list[Kept]:
+        """What gives up its optimizer state: all but the newest, and never a ``-last`` or what is as new as the newest."""
+        if self.states == -1:
+            return []
+        holders = sorted((k for k in kept if k.has_optimizer), key=lambda k: (k.life, k.step, k.time))
+        newest = [(k.life, k.step) for k in holders[-1:]]
+        own = [k for k in holders if not k.last]
+        return [k for k in own[: max(len(own) - self.states, 0)] if (k.life, k.step) not in newest]

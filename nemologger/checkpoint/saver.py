@@ -33,12 +33,13 @@ class Saver:
         disk: Where to.
         ranks: The processes that write together.
         files_per_rank: At most so many ``.distcp`` files for each rank.
+        apart: No file holds both model and optimizer.
     """
 
-    def __init__(self, disk: Disk, ranks: Ranks, files_per_rank: int = 2) -> None:
+    def __init__(self, disk: Disk, ranks: Ranks, files_per_rank: int = 2, *, apart: bool = False) -> None:
         self._disk = disk
         self._ranks = ranks
-        self._planner = Planner(ranks, files_per_rank)
+        self._planner = Planner(ranks, files_per_rank, apart=apart)
 
     def save(
         self,

@@ -174,4 +174,13 @@ def settle(
 def as_kept(path: Path, manifest: Manifest, *, last: bool | None = None) -> Kept:
     """The checkpoint at ``path``, as far as keeping it goes."""
     last = manifest.last if last is None else last
-    return Kept(str(path), manifest.step, manifest.time, manifest.score, manifest.ranked and not last, last)
+    return Kept(
+        str(path),
+        manifest.step,
+        manifest.time,
+        manifest.score,
+        manifest.ranked and not last,
+        last,
+        manifest.life,
+        manifest.has_optimizer,
+    )

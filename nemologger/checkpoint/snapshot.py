@@ -145,6 +145,11 @@ def home_of(key: str) -> tuple[str, str]:
     return (directory, inside) if slash and directory in BESIDE.values() else (names.WEIGHTS, key)
 
 
+def is_of_optimizer(key: str) -> bool:
+    """Whether the tensor under this flat key is part of an optimizer's state."""
+    return key.startswith(f"{OPTIMIZER}.")
+
+
 def _take_optimizer(
     index: int,
     state_dict: Mapping[str, Any],

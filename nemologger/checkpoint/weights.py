@@ -19,7 +19,7 @@ import json
 import math
 import pickle
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -251,6 +251,54 @@ def payloads(weights: Path, keys: Collection[str]) -> dict[str, list[Payload]]:
 def _is_local(file: str) -> bool:
     """Whether ``file`` names a file of the directory itself."""
     return isinstance(file, str) and file not in ("", ".", "..") and "/" not in file
+
+
+@dataclass(frozen=True)
+class Move:
+    """``length`` bytes of a file, from byte ``start`` on, that are to lie from byte ``target`` on."""
+
+    start: int
+    length: int
+    target: int
+
+
+@_without_collector()
+def without(weights: Path, dropped: Callable[[str], bool]) -> tuple[bytes, dict[str, list[Move] | None]]:
+    """What ``weights`` would be without the tensors whose flat keys are ``dropped``.
+
+    Returns:
+        Its ``.metadata``, and for each file what stays of it: None for all, as it is; an empty list for nothing.
+        What moves keeps its place within a page.
+
+    Raises:
+        RefusedError: If reading ``.metadata`` would run code.
+        DamagedCheckpointError: If it cannot be read.
+    """
+    read = read_metadata(weights)
+    with _reading(weights / names.DCP_METADATA):
+        by_file: dict[str, list[tuple[MetadataIndex, _StorageInfo]]] = {}
+        for index, info in read.storage_data.items():
+            by_file.setdefault(info.relative_path, []).append((index, info))
+        storage: dict[MetadataIndex, _StorageInfo] = {}
+        moves: dict[str, list[Move] | None] = {}
+        for file, stored in by_file.items():
+            staying = [(index, info) for index, info in stored if not dropped(index.fqn)]
+            if len(staying) == len(stored):
+                storage.update(staying)
+                moves[file] = None
+                continue
+            moves[file] = own = []
+            end = 0
+            for index, info in sorted(staying, key=lambda one: one[1].offset):
+                own.append(Move(info.offset, info.length, end + (info.offset - end) % _PAGE))
+                storage[index] = replace(info, offset=own[-1].target)
+                end = own[-1].target + info.length
+        tensors = {key: entry for key, entry in read.state_dict_metadata.items() if not dropped(key)}
+        paths = {key: path for key, path in read.planner_data.items() if not dropped(key)}
+    return (
+        pickle.dumps(replace(read, state_dict_metadata=tensors, planner_data=paths, storage_data=storage)),
+        moves,
+    )
 
 
 def read_ordinary(weights: Path, tensors: dict[str, torch.Tensor]) -> None:

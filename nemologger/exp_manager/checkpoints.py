@@ -48,17 +48,13 @@ def checkpoint_call(section: Section, notes: Notes) -> Call | None:
     # 1 is what NeMo 1 has when nobody asks for anything; with another interval it would be an error there.
     arguments["every_n_epochs"] = params.every_n_epochs if "every_n_epochs" in given or not others else None
     arguments["train_time_interval"] = None if interval is None else _time_call(interval)
+    states = params.save_last_n_optim_states
+    arguments["save_last_n_optim_states"] = -1 if states is None else states
     arguments["save_on_sigterm"] = bool(section.config.create_preemption_callback)
     arguments |= _place(params, section, notes)
     if params.model_parallel_size is not None:
         notes.warn(
             f"{PARAMS}.model_parallel_size", "has no effect: the trainer's strategy knows how the model is split"
-        )
-    if params.save_last_n_optim_states is not None and params.save_last_n_optim_states >= 0:
-        notes.refuse(
-            f"{PARAMS}.save_last_n_optim_states",
-            f"is {params.save_last_n_optim_states}, which is not possible: a checkpoint is never changed once it is "
-            "there, and so keeps its optimizer state. Leave it at -1; to save room lower save_top_k",
         )
     _note_export(params, given, notes)
     return Call(Name("nemologger", "ModelCheckpoint"), arguments)

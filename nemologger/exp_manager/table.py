@@ -32,7 +32,6 @@ NEW_HOMES: dict[str, str] = {
     "checkpoint_callback_params.always_save_nemo": "callbacks.ExportModel(always=)",
     "checkpoint_callback_params.save_nemo_on_train_end": "callbacks.ExportModel(at_end=)",
     "checkpoint_callback_params.model_parallel_size": "none: the trainer's strategy knows",
-    "checkpoint_callback_params.save_last_n_optim_states": "none; an error unless -1",
     "checkpoint_callback_params.*": "ModelCheckpoint, the same name",
     "create_early_stopping_callback": "Trainer(callbacks=[EarlyStopping(...)])",
     "early_stopping_callback_params.*": "Lightning's EarlyStopping, the same name",

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from pathlib import Path
+
 import pytest
 import torch
 from toy import Scored, ToyDataModule, quiet_trainer
 
 import nemologger as nl
 from nemologger.callbacks import ExportModel
+from nemologger.checkpoint.load import load_model
+from nemologger.checkpoint.manifest import read
+from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError
 
 
@@ -45,6 +52,35 @@ def test_without_a_last_checkpoint_the_newest_one_is_exported(tmp_path):
     model = train(tmp_path, ExportModel("m", ".pt"), ckpt=ckpt)
     exported = torch.load(tmp_path / "m.pt", weights_only=True)
     assert all(torch.equal(value, exported[key]) for key, value in model.state_dict().items())
+
+
+class _SlowToTakeOver(LocalDisk):
+    """Leaves a checkpoint that gives up its optimizer state without its name for a while."""
+
+    def __init__(self) -> None:
+        self.began = threading.Event()
+
+    def rename(self, source, target):
+        if source.name.endswith(".partial"):
+            self.began.set()
+            time.sleep(0.5)
+        super().rename(source, target)
+
+
+class _WhenItBegins(ExportModel):
+    def on_fit_end(self, trainer, pl_module):
+        assert trainer.checkpoint_callback._given_disk.began.wait(30)
+        super().on_fit_end(trainer, pl_module)
+
+
+def test_the_best_is_exported_though_it_gives_up_its_optimizer_state_at_that_moment(tmp_path):
+    ckpt = nl.ModelCheckpoint(
+        dirpath=tmp_path, every_n_train_steps=1, save_top_k=1, save_last_n_optim_states=0, disk=_SlowToTakeOver()
+    )
+    train(tmp_path, _WhenItBegins("m", ".pt", best=True), ckpt=ckpt)
+    assert not read(Path(ckpt.best_model_path)).has_optimizer
+    exported, best = torch.load(tmp_path / "m.pt", weights_only=True), load_model(Path(ckpt.best_model_path))
+    assert all(torch.equal(value, exported[key]) for key, value in best.items())
 
 
 def test_a_trainer_without_checkpoints_has_nothing_to_export():

@@ -131,3 +131,31 @@ def test_another_step_of_the_same_name_is_a_rival():
 def test_a_last_is_no_rival():
     last = kept(9, 0.0, path="step=9-last", ranked=False, last=True)
     assert Policy(1).admits(kept(10, 5.0), [last])
+
+
+@pytest.mark.parametrize(
+    ("states", "thinned"),
+    [(-1, set()), (0, {"step=1", "step=2", "step=3"}), (1, {"step=1", "step=2"}), (3, set()), (9, set())],
+)
+def test_the_newest_keep_their_optimizer_state_and_last_is_not_counted(states, thinned):
+    held = [kept(step, step % 2) for step in (3, 1, 2)] + [kept(4, 0.0, path="step=4-last", ranked=False, last=True)]
+    assert {one.path for one in Policy(-1, states=states).thinned(held)} == thinned
+
+
+def test_the_newest_of_all_keeps_its_optimizer_state_whatever_is_asked():
+    same = [kept(2, 0.0), kept(2, 0.0, path="step=2-last", ranked=False, last=True)]
+    assert Policy(1, states=0).thinned([*same, kept(1, 0.0)]) == [kept(1, 0.0)]
+    assert Policy(1, states=0).thinned(same) == Policy(1, states=0).thinned([kept(1, 0.0)]) == []
+    assert Policy(1, states=0).thinned([]) == []
+
+
+def test_of_a_run_that_went_back_the_latest_line_of_training_is_the_newest():
+    back = Kept("step=2", 2, 5.0, None, ranked=True, life=1)
+    assert Policy(-1, states=1).thinned([kept(9, None), back]) == [kept(9, None)]
+
+
+def test_what_has_no_optimizer_state_is_not_counted():
+    """A run has ended without: the newest that it can be continued from stays so."""
+    bare = Kept("step=3", 3, 1003.0, None, ranked=True, has_optimizer=False)
+    assert Policy(-1, states=1).thinned([kept(1, None), kept(2, None), bare]) == [kept(1, None)]
+    assert Policy(-1, states=0).thinned([kept(1, None), bare]) == []

@@ -18,6 +18,7 @@ from nemologger.checkpoint.find import Status, newest, survey
 from nemologger.checkpoint.manifest import Manifest, read
 from nemologger.checkpoint.saver import Saver
 from nemologger.checkpoint.snapshot import take
+from nemologger.checkpoint.thinning import thin
 from nemologger.disk import LocalDisk
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import SingleProcess
@@ -174,6 +175,8 @@ def _record(run: Path) -> RecordingDisk:
     saved("c", 4)
     commit.point(disk, directory / "c", directory / "b-last")
     commit.retract(disk, directory / "b")
+    saved("d", 5)
+    thin(disk, directory / "c")
     return disk
 
 
@@ -203,7 +206,7 @@ def test_a_crash_after_any_operation_leaves_a_complete_checkpoint(tmp_path):
                         where / "name" / "version" / "checkpoints", published, f"{number}: {operation[:2]}"
                     )
     assert len(seen) > 100
-    assert published == 4
+    assert published == 5
 
 
 def _check_resumable(directory: Path, published: int, when: str) -> None:

@@ -162,10 +162,17 @@ def test_model_parallel_size_has_no_effect(tmp_path, caplog):
 
 
 def test_save_last_n_optim_states(tmp_path):
-    assert steps_in(run(tmp_path / "off", save_last_n_optim_states=-1, **EVERY_STEP)) == [1, 2, 3]
-    with pytest.raises(ConfigurationError, match=r"save_last_n_optim_states is 2.*Leave it at -1"):
-        run(tmp_path / "on", save_last_n_optim_states=2, **EVERY_STEP)
-    assert not (tmp_path / "on").exists()
+    """Which of the best three, of steps 1 to 3, have optimizer state; the files of the others are there no more."""
+    for value, expected in ((None, [1, 2, 3]), (2, [2, 3]), (0, [])):
+        directory = run(tmp_path / str(value), save_last_n_optim_states=value, **EVERY_STEP) / "checkpoints"
+        found = {name: m for name, m in manifests(directory).items() if not m.last}
+        assert sorted(m.step for m in found.values() if m.has_optimizer) == expected
+        for name, manifest in found.items():
+            files = list((directory / name / "weights").glob("*.distcp"))
+            assert len(files) == (2 if manifest.has_optimizer else 1)
+    assert all(m.has_optimizer for m in manifests(directory).values() if m.last)
+    with pytest.raises(ConfigurationError, match=r"save_last_n_optim_states=-2"):
+        run(tmp_path / "wrong", save_last_n_optim_states=-2, **EVERY_STEP)
 
 
 def test_no_checkpoint_callback(tmp_path, caplog):

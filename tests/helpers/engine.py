@@ -44,7 +44,12 @@ def snapshot_of(step: int) -> Snapshot:
 
 
 def save(
-    checkpoint: Path, step: int, disk: Disk | None = None, ranks: Ranks | None = None, **manifest: Any
+    checkpoint: Path,
+    step: int,
+    disk: Disk | None = None,
+    ranks: Ranks | None = None,
+    apart: bool = False,
+    **manifest: Any,
 ) -> Manifest:
     """Save the state of ``step`` as ``checkpoint``, with a small context."""
     disk = disk or LocalDisk()
@@ -53,7 +58,7 @@ def save(
         disk.make_directory(directory)
         disk.write(directory / "io.json", [b'{"step": %d}' % step])
 
-    saver = Saver(disk, ranks or SingleProcess())
+    saver = Saver(disk, ranks or SingleProcess(), apart=apart)
     return saver.save(snapshot_of(step), checkpoint, Manifest(step=step, epoch=0, **manifest), write_context)
 
 
@@ -67,14 +72,15 @@ def newest_in(directory: Path) -> Found | None:
     return newest(survey(directory), faults, lambda line: None)
 
 
-def step_in(checkpoint: Path) -> int:
-    """The step that every tensor of ``checkpoint`` tells, read back from its files."""
+def step_in(checkpoint: Path, *, thin: bool = False) -> int:
+    """The step that every tensor of ``checkpoint``, which has no optimizer if ``thin``, tells; read back from its files."""
     loaded = load_checkpoint(checkpoint)
     step = loaded["global_step"]
     wanted = lightning_state(step)
     for name, tensor in wanted["state_dict"].items():
         assert torch.equal(loaded["state_dict"][name], tensor), name
-    for number, state in wanted["optimizer_states"][0]["state"].items():
+    assert ("optimizer_states" in loaded) is not thin
+    for number, state in wanted["optimizer_states"][0]["state"].items() if not thin else ():
         for field, tensor in state.items():
             assert torch.equal(loaded["optimizer_states"][0]["state"][number][field], tensor), (number, field)
     return int(step)

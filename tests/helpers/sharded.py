@@ -31,6 +31,8 @@ from nemologger.strategies import DDPStrategy, FSDP2Strategy, FSDPStrategy
 #: The ways to spread a model, by number of ranks. ``tp2`` splits layers in two; on four ranks FSDP2 shards the halves.
 KINDS = {1: ["ddp"], 2: ["ddp", "fsdp2", "tp2", "fsdp", "lightning"], 4: ["ddp", "fsdp2", "tp2"]}
 STEPS = 3
+#: Of these runs the checkpoint before the last gives up its optimizer state.
+THINNED = ("fsdp2", "tp2")
 
 
 class Model(pl.LightningModule):
@@ -166,6 +168,7 @@ def fit(kind: str, world: int, keep: Keep, directory: Path, steps: int, load: Pa
                 filename="{step}",
                 every_n_train_steps=2,
                 save_last=False,
+                save_last_n_optim_states=1 if kind in THINNED else -1,
                 verbose=False,
             ),
             keep,
