@@ -174,6 +174,16 @@ class Averages:
                 state[name] = self._originals[own]
         return averages
 
+    def trained_state(self, strategy: Strategy) -> dict[str, Any]:
+        """The model's state dictionary as ``strategy`` makes it, of what is trained, while the model has the averages."""
+        with self.exchanged(strategy):
+            state = strategy.lightning_module_state_dict()
+            # They may be the live ones. FSDP's own shards are copies.
+            return {
+                name: value if hasattr(value, "local_shards") or not isinstance(value, torch.Tensor) else value.clone()
+                for name, value in state.items()
+            }
+
     def take_over(self, strategy: Strategy, saved: Path | Mapping[str, torch.Tensor]) -> None:
         """Go on from ``saved``.
 

@@ -224,8 +224,7 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
     def _leave_to_lightning(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
         """Its own checkpoints of sharded models hold the tensors of model and optimizers, and no others."""
         if self._averages.are_lent:
-            with self._averages.exchanged(trainer.strategy):
-                checkpoint[MODEL] = trainer.strategy.lightning_module_state_dict()
+            checkpoint[MODEL] = self._averages.trained_state(trainer.strategy)
         if trainer.is_global_zero and not self._has_warned:
             log.warning(
                 "a checkpoint that Lightning saves with %s holds no averages: have nemologger.ModelCheckpoint save it",

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from nemologger.checkpoint.shards import local
 from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.weights import Place
 from nemologger.errors import SaveFailedError
@@ -74,7 +75,7 @@ class Arena:
         self._memory = pages.view
         memory = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._pinned: int | None = None
-        device = next((tensor.device for tensor in tensors.values() if tensor.is_cuda), None)
+        device = next((here.device for here in map(local, tensors.values()) if here.is_cuda), None)
         self._enlarging = threading.Event()
         self._enlarging.set()
         # Takes a second or two for each GB: training goes on meanwhile.

@@ -130,12 +130,14 @@ class Keep(pl.Callback):
 
 def averages_of(trainer: pl.Trainer) -> dict[str, torch.Tensor]:
     """Those that a callback keeps of the parameters, in full."""
-    for ema in trainer.callbacks:
-        if isinstance(ema, EMA):
-            with ema._averages.exchanged(trainer.strategy):
-                state = sharded_state.model_state(trainer.strategy)
-                return {name: whole(tensor) for name, tensor in state.items() if name in ema.averages}
-    return {}
+    ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+    if ema is None:
+        return {}
+    averages = ema.averages
+    if sharded_state.flattened(trainer.strategy) is not None:
+        with ema._averages.exchanged(trainer.strategy):
+            averages = {n: t for n, t in sharded_state.model_state(trainer.strategy).items() if n in averages}
+    return {name: whole(tensor) for name, tensor in averages.items()}
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
