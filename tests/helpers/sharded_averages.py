@@ -48,7 +48,7 @@ class Watched(Model):
         return loss
 
     def validation_step(self, batch: torch.Tensor, batch_idx: int) -> None:
-        answer = self(batch).detach()
+        answer = self.forward(batch).detach()  # not self(batch): after that, FSDP2 drops what it gathered
         self.answers[self.global_step] = batch, answer.clone()
         self.log("val_loss", answer.float().mean(), sync_dist=True)
 
