@@ -14,7 +14,9 @@ from nemologger.callbacks import EMA
 
 SCRIPT = Path(__file__).with_name("helpers") / "sharded_averages.py"
 ELEMENTS = sum(parameter.numel() for parameter in Watched().parameters())
-RUNS = ["fsdp2", "fsdp2, offloaded", "fsdp2, bf16", "tp2", "fsdp", "fsdp, offloaded"]
+FSDP2 = ["fsdp2", "fsdp2, offloaded", "fsdp2, bf16"]
+FSDP = ["fsdp", "fsdp, offloaded"]
+RUNS = [*FSDP2, "tp2", *FSDP, "fsdp, not sharded"]
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
 
@@ -37,7 +39,7 @@ def test_they_are_the_formula_to_the_bit(seen, run):
         assert rank[run]["not moved"] == []
 
 
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", [*FSDP2, "tp2", *FSDP])
 def test_each_rank_keeps_its_part_alone(seen, run):
     here = [rank[run]["here"] for rank in seen]
     if run == "tp2":  # the blocks are not split
@@ -45,7 +47,7 @@ def test_each_rank_keeps_its_part_alone(seen, run):
     else:
         assert sum(here) == ELEMENTS
         assert min(here) > ELEMENTS // 3
-    assert len(seen[0][run]["sharded"]) == (0 if "fsdp," in f"{run}," else 8)
+    assert len(seen[0][run]["sharded"]) == (0 if run in FSDP else 8)
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -58,7 +60,7 @@ def test_validation_and_test_see_them_and_training_does_not_notice(seen, run):
         assert rank["not as trained"] > 0.01
         assert rank["training"] == []
         assert rank["losses"]
-        if not run.startswith("fsdp,") and run != "fsdp":
+        if run in (*FSDP2, "tp2"):
             assert rank["test"] <= close
             assert rank["weights after test"] == []
 
@@ -69,6 +71,10 @@ def test_a_checkpoint_has_them_beside_the_weights_and_a_run_goes_on_from_it(seen
         assert rank["saved"] == [[], [], []]
         assert rank["resumed"] == []
         assert rank["resumed training"] == []
+
+
+def test_a_checkpoint_of_weights_alone_has_them(seen):
+    assert [rank["weights only"] for rank in seen] == [[], []]
 
 
 def test_the_weights_are_back_and_saved_when_validation_raises(seen):

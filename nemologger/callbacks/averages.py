@@ -78,7 +78,7 @@ class Averages:
                     and name not in self.values
                     and _can_be_averaged(parameter)
                 ):
-                    device = torch.device("cpu") if self._cpu_offload else parameter.device
+                    device = torch.device("cpu") if self._cpu_offload else local(parameter).device
                     self.values[name] = parameter.detach().to(device, _wide(parameter.dtype), copy=True)
         self._chunks = [[]]
         size = 0
@@ -120,7 +120,7 @@ class Averages:
         with _ordinary_tensors():
             self._parameters = sharded_state.parameters(strategy)  # moving a module between devices may make new ones
             self._originals = {
-                name: self._parameters[name].detach().to(average.device, copy=True)
+                name: self._parameters[name].detach().to(local(average).device, copy=True)
                 for name, average in self.values.items()
             }
             for name, average in self.values.items():
@@ -209,8 +209,8 @@ class Averages:
         else:
             state = sharded_state.scatter(strategy, {MODEL: saved}, [])[MODEL]
         with self.exchanged(strategy):
-            shards = {name: value for name, value in state.items() if is_sharded(value)}
-            sharded_state.load_model(strategy, shards, strict=False)
+            wanted = {name: value for name, value in state.items() if is_sharded(value) or name in self.values}
+            sharded_state.load_model(strategy, wanted, strict=False)
             for name, parameter in sharded_state.parameters(strategy).items():
                 if name in self.values:
                     self.values[name].copy_(parameter)

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import lightning.pytorch as pl
 import torch
 import torch.distributed.checkpoint as dcp
+from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy
 from torch.utils.data import DataLoader
 from toy import ToyData, quiet_trainer
 
@@ -94,9 +95,28 @@ def loader() -> DataLoader[torch.Tensor]:
     return DataLoader(ToyData(), batch_size=4)
 
 
+class FSDP(FSDPOnCPU):
+    """With FSDP's own options."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(state_dict_type="sharded")
+        self.options = options
+
+    def _setup_model(self, model: torch.nn.Module) -> torch.nn.Module:
+        return FullyShardedDataParallel(
+            model, device_id=torch.device("cpu"), **{"use_orig_params": True, **self.options}
+        )
+
+
+def made(kind: str) -> Any:
+    if kind in ShardingStrategy.__members__:
+        return FSDP(sharding_strategy=ShardingStrategy[kind])
+    return FSDP() if kind == "fsdp" else strategy_of(kind, 2)
+
+
 def fit(kind: str, *callbacks: pl.Callback, steps: int = 6, model: Any = None, load: Any = None, **more: Any) -> Any:
     options = {"val_check_interval": 2, "limit_val_batches": 1, "enable_checkpointing": False, **more}
-    strategy = options.pop("strategy", None) or strategy_of(kind, 2)
+    strategy = options.pop("strategy", None) or made(kind)
     if any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
         options["enable_checkpointing"] = True
     trainer = quiet_trainer(max_steps=steps, devices=2, strategy=strategy, callbacks=list(callbacks), **options)
@@ -148,7 +168,7 @@ def averaged(directory: Path, kind: str, every: int, offload: bool, beside: bool
             for s in (2, 4, 6)
         ],
     }
-    if kind != "fsdp":  # Lightning wraps a model once more for each stage, and FSDP cannot have that
+    if kind in ("fsdp2", "tp2"):  # Lightning wraps a model once more for each stage, and FSDP cannot have that
         model.answers.clear()
         trainer.test(model, loader(), verbose=False)
         seen["test"] = answered(model, 6, in_place(by_hand, 6))
@@ -159,7 +179,7 @@ def averaged(directory: Path, kind: str, every: int, offload: bool, beside: bool
     seen["resumed training"] = differences(state_of(again), by_hand.weights[6])
     tested, tests = (
         Watched(),
-        quiet_trainer(devices=2, strategy=strategy_of(kind, 2), callbacks=[EMA(DECAY)], **options),
+        quiet_trainer(devices=2, strategy=made(kind), callbacks=[EMA(DECAY)], **options),
     )
     install(tests)
     tests.test(tested, loader(), ckpt_path=directory / "step=4", verbose=False)
@@ -181,7 +201,7 @@ def stopped(directory: Path, kind: str) -> list[str]:
     """Validation raises: what was trained is back, and saved, and the averages beside it."""
     by_hand, model = ByHand(1), Fails()
     kept = quiet_trainer(
-        max_steps=6, devices=2, strategy=strategy_of(kind, 2), val_check_interval=2,
+        max_steps=6, devices=2, strategy=made(kind), val_check_interval=2,
         callbacks=[EMA(DECAY), by_hand, checkpoint(directory, save_on_exception=True)],
     )  # fmt: skip
     with suppress(ZeroDivisionError):
@@ -212,8 +232,7 @@ def by_lightning(directory: Path, kind: str) -> dict[str, Any]:
     log = logging.getLogger("nemologger.callbacks.ema")
     log.addHandler(handler)
     by_hand = ByHand(1)
-    strategy = FSDPOnCPU(state_dict_type="sharded") if kind == "fsdp" else None
-    fit(kind, EMA(DECAY), by_hand, SavesByLightning(directory), steps=4, strategy=strategy)
+    fit(kind, EMA(DECAY), by_hand, SavesByLightning(directory), steps=4)
     log.removeHandler(handler)
     key = "model" if kind == "fsdp" else "state_dict"
     state = {key: {name: torch.zeros_like(tensor) for name, tensor in by_hand.weights[4].items()}}
@@ -228,6 +247,12 @@ def from_file(directory: Path, kind: str) -> list[str]:
     fit(kind, EMA(DECAY), by_hand, steps=5, load=directory / "one.ckpt", limit_val_batches=0)
     saved = torch.load(directory / "one.ckpt", weights_only=True)["ema_state_dict"]
     return differences(by_hand.began_with, {name: tensor for name, tensor in saved.items() if name != "seen"})
+
+
+def weights_only(directory: Path) -> list[str]:
+    by_hand = ByHand(1)
+    fit("fsdp2", EMA(DECAY), by_hand, checkpoint(directory, save_weights_only=True), steps=2)
+    return differences(load_model(directory / "step=2" / "ema_weights"), by_hand.weights[2] | by_hand.history[2])
 
 
 def managed(directory: Path) -> list[str]:
@@ -250,13 +275,6 @@ def managed(directory: Path) -> list[str]:
     return differences(load_model(last / "ema_weights"), by_hand.weights[2] | by_hand.history[2])
 
 
-class FlatFSDP(FSDPOnCPU):
-    def _setup_model(self, model):
-        from torch.distributed.fsdp import FullyShardedDataParallel
-
-        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=False)
-
-
 def refused(strategy: Any, **options: Any) -> str:
     trainer = quiet_trainer(
         max_steps=1, devices=2, strategy=strategy, callbacks=[EMA()], limit_val_batches=0, enable_checkpointing=False,
@@ -274,16 +292,18 @@ def main(directory: Path) -> None:
         "fsdp2, bf16": {"kind": "fsdp2", "every": 1, "offload": True, "beside": False, "precision": "bf16-true"},
         "tp2": {"kind": "tp2", "every": 1, "offload": False, "beside": True, "use_distributed_sampler": False},
         "fsdp": {"kind": "fsdp", "every": 2, "offload": False, "beside": False},
-        "fsdp, offloaded": {"kind": "fsdp", "every": 1, "offload": True, "beside": True},
+        "fsdp, offloaded": {"kind": "SHARD_GRAD_OP", "every": 1, "offload": True, "beside": True},
+        "fsdp, not sharded": {"kind": "NO_SHARD", "every": 1, "offload": False, "beside": False},
     }
     scenarios: dict[str, Callable[[], Any]] = {
         **{name: partial(averaged, directory / name, **options) for name, options in runs.items()},
         "stopped": partial(stopped, directory / "stopped", "fsdp2"),
         **{f"lightning {k}": partial(by_lightning, directory / f"lightning-{k}", k) for k in ("fsdp2", "fsdp")},
         **{f"file {kind}": partial(from_file, directory, kind) for kind in ("fsdp2", "fsdp")},
+        "weights only": partial(weights_only, directory / "weights-only"),
         "managed": partial(managed, directory / "managed"),
-        "flat": partial(refused, FlatFSDP()),
-        "half": partial(refused, FSDPOnCPU(), precision="bf16-true"),
+        "flat": partial(refused, FSDP(use_orig_params=False)),
+        "half": partial(refused, FSDP(), precision="bf16-true"),
     }
     wanted = sys.argv[2:] or list(scenarios)
     seen: dict[str, Any] = {}
