@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +21,8 @@ from nemologger.checkpoint.snapshot import MODEL
 from nemologger.errors import ConfigurationError, ModelMismatchError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import lightning.pytorch as pl
     from lightning.pytorch.strategies import Strategy
 
@@ -198,16 +199,16 @@ class Averages:
             if sharded_state.flattened(strategy) is not None:
                 self._take_over_flattened(strategy, saved)
                 return
-            parts = load_parts(saved, self.values) if isinstance(saved, Path) else _parts(saved, self.values)
+            parts = _parts(saved, self.values) if isinstance(saved, Mapping) else load_parts(saved, self.values)
             for name, part in parts.items():
                 local(self.values[name]).copy_(part)
 
     def _take_over_flattened(self, strategy: Strategy, saved: Path | Mapping[str, torch.Tensor]) -> None:
         """Let FSDP load them in place of the weights, and keep what each rank has of them then."""
-        if isinstance(saved, Path):
-            state = load_model(saved, sharded_state.templates(strategy))
-        else:
+        if isinstance(saved, Mapping):
             state = sharded_state.scatter(strategy, {MODEL: saved}, [])[MODEL]
+        else:
+            state = load_model(saved, sharded_state.templates(strategy))
         with self.exchanged(strategy):
             wanted = {name: value for name, value in state.items() if is_sharded(value) or name in self.values}
             sharded_state.load_model(strategy, wanted, strict=False)
