@@ -37,9 +37,9 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
 
     Validation and test see the averages in place of the weights; training, and ``weights/`` of every checkpoint, never do.
     A checkpoint of ``nemologger.ModelCheckpoint`` holds the averages in a directory ``ema_weights/`` of the same format as
-    ``weights/``, written by the same save; files of Lightning hold them under ``ema_state_dict``, unless
-    they are saved with ``weights_only``. A resumed run goes on with the very same averages.
-    ``nemologger.load_weights(checkpoint, model, ema=True)`` loads them.
+    ``weights/``, written by the same save; files of Lightning hold them under ``ema_state_dict``, unless they are saved with
+    ``weights_only``. A resumed run goes on with the very same averages. ``nemologger.load_weights(checkpoint, model,
+    ema=True)`` loads them.
 
     Where the strategy shards parameters (FSDP2, tensor parallelism, FSDP), each rank keeps, and writes, the averages of
     what it has of them. Any other strategy, on any number of ranks, can go on from such a checkpoint. Those that Lightning
@@ -58,8 +58,8 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
 
     Raises:
         ConfigurationError: If an argument has a value that cannot work; before the first step, if the strategy is
-            DeepSpeed's, or if it is ``FSDPStrategy`` with parameters of less than 32 bits or ``use_orig_params=False``,
-            which ``FSDP2Strategy`` does without.
+            DeepSpeed's, or if it is ``FSDPStrategy`` with parameters of less than 32 bits or ``use_orig_params=False``: use
+            ``FSDP2Strategy`` then.
 
     Example:
         >>> from lightning.pytorch import Trainer
