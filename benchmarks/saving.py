@@ -8,7 +8,8 @@
 the steps beside them (what the writer takes from the processor included: the honest figure), ``durable`` the time
 until the bytes are safe on disk with nobody training, ``load`` the time into a fresh model and optimizer from a cold page
 cache (ours with checksums), ``memory`` the memory that a save needs beside the state, at its peak. The ways take turns in
-one fit; figures are medians, in seconds; the first save counts.
+one fit, and so do the limits (copying, writing and reading as many bytes with nothing else to do); figures are medians, in
+seconds; the first save counts. Then steps without a save, and the time until the first step of a new and of a resumed run.
 """
 
 from __future__ import annotations
@@ -17,32 +18,32 @@ import argparse
 import contextlib
 import ctypes
 import json
+import logging
 import mmap
 import os
+import random
 import shutil
 import statistics
 import tempfile
 import threading
 import time
 import warnings
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from limits import Limits, forget
 from torch import nn
 from torch.utils.data import DataLoader
 from ways import Ours, Way, close, peers
 
-from nemologger import ModelCheckpoint
-from nemologger.direct_file import open_direct, write_pages
-from nemologger.pages import own_pages
+import nemologger
+from nemologger import AutoResume, ModelCheckpoint, NeMoLogger
 
 WINDOW = 6
-BLOCK = 16 << 20
 
 
 class Wide(pl.LightningModule):
@@ -110,7 +111,7 @@ class Measure(pl.Callback):
             self.watching.close()
             if not way.memory:
                 way.memory.append(way.held() + self.grown[0])
-            shutil.rmtree(self.path)  # else what others write to the page cache piles up
+            clear(self.path)
             self.began += time.perf_counter() - start
 
     def _way(self, number: int) -> str | None:
@@ -129,19 +130,25 @@ class Measure(pl.Callback):
 class Alone(pl.Callback):
     """At the end of training, with all state there: durable, memory and load, with nobody training."""
 
-    def __init__(self, ways: dict[str, Way], directory: Path, turns: int, megabytes: int) -> None:
+    def __init__(self, ways: dict[str, Way], directory: Path, turns: int, megabytes: int, limits: Limits) -> None:
         self.ways, self.directory, self.turns, self.megabytes = ways, directory, turns, megabytes
+        self.limits = limits
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for _ in range(self.turns):
-            for way in self.ways.values():
+        order: list[Way | Limits] = [self.limits, *self.ways.values()]
+        for turn in range(self.turns):
+            random.Random(turn).shuffle(order)  # nobody always comes after the same one
+            for one in order:
                 path = Path(tempfile.mkdtemp(dir=self.directory))
-                start = time.perf_counter()
-                way.save(trainer, path)
-                way.wait()
-                way.durable.append(time.perf_counter() - start)
-                self._load(way, path)
-                shutil.rmtree(path)
+                if isinstance(one, Limits):
+                    one.turn(path)
+                else:
+                    start = time.perf_counter()
+                    one.save(trainer, path)
+                    one.wait()
+                    one.durable.append(time.perf_counter() - start)
+                    self._load(one, path)
+                clear(path)
         for way in self.ways.values():
             path = Path(tempfile.mkdtemp(dir=self.directory))
             ctypes.CDLL(None).malloc_trim(0)  # what one way has freed is not to hide what the next takes
@@ -149,7 +156,7 @@ class Alone(pl.Callback):
                 way.save(trainer, path)
                 way.wait()
             way.memory.append(way.held() + grown[0])
-            shutil.rmtree(path)
+            clear(path)
 
     def _load(self, way: Way, path: Path) -> None:
         model = Wide(self.megabytes)
@@ -162,13 +169,10 @@ class Alone(pl.Callback):
             raise RuntimeError("the optimizer's state was not loaded")
 
 
-def forget(directory: Path) -> None:
-    """Drop what the page cache has of the files below ``directory``."""
-    for file in directory.rglob("*"):
-        if file.is_file():
-            descriptor = os.open(file, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
+def clear(path: Path) -> None:
+    """Remove ``path``, and let the disk come to rest: what one way has left to do is not the next one's."""
+    shutil.rmtree(path)
+    os.sync()
 
 
 @contextlib.contextmanager
@@ -201,33 +205,6 @@ def memory() -> int:
     return total * mmap.PAGESIZE
 
 
-def limits(directory: Path, megabytes: int, turns: int) -> dict[str, float]:
-    """Copying as much into memory touched before, the best durable write of it, and the best read into it."""
-    size = megabytes * 1_000_000 // mmap.PAGESIZE * mmap.PAGESIZE
-    source, target = torch.ones(size, dtype=torch.uint8), torch.ones(size, dtype=torch.uint8)
-    figures: dict[str, list[float]] = {"memcpy": [], "durable write": [], "read": []}
-    path = directory / "raw"
-    with own_pages(size) as pages, ThreadPoolExecutor(4) as pool:
-        pages[:] = bytes(size)
-        view = memoryview(pages)
-        for _ in range(turns + 1):
-            start = time.perf_counter()
-            target.copy_(source)
-            figures["memcpy"].append(time.perf_counter() - start)
-            start = time.perf_counter()
-            descriptor = open_direct(path) or os.open(path, os.O_CREAT | os.O_WRONLY)
-            write_pages(descriptor, view, size)
-            os.close(descriptor)
-            figures["durable write"].append(time.perf_counter() - start)
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECT", 0))
-            start = time.perf_counter()
-            list(pool.map(lambda at: os.preadv(descriptor, [view[at : at + BLOCK]], at), range(0, size, BLOCK)))  # noqa: B023
-            figures["read"].append(time.perf_counter() - start)
-            os.close(descriptor)
-        view.release()
-    return {name: statistics.median(seconds[1:]) for name, seconds in figures.items()}
-
-
 class Clock(pl.Callback):
     """The time of every step, from the tenth on."""
 
@@ -242,6 +219,49 @@ class Clock(pl.Callback):
         self.began = now
 
 
+class Enough(Exception):
+    """The first step is done."""
+
+
+class OneStep(pl.Callback):
+    """Ends the run after its first step."""
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        raise Enough
+
+
+def until_the_first_step(directory: Path, megabytes: int, turns: int) -> dict[str, float]:
+    """From the call to the end of the first step: of a new run, and of resumed ones, files not in the page cache."""
+    file, keep = directory / "lightning.ckpt", {"monitor": None, "save_top_k": 1, "verbose": False}
+
+    def plain(trainer: pl.Trainer, path: Path | None = None) -> None:
+        trainer.fit(Wide(megabytes), data(), ckpt_path=path, weights_only=False)
+
+    def ours(trainer: pl.Trainer) -> None:
+        log = NeMoLogger(explicit_log_dir=directory / "run", ckpt=ModelCheckpoint(**keep))
+        resume = AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True)
+        nemologger.train(Wide(megabytes), data(), trainer, log, resume)
+
+    ours(trainer_for(2))
+    saved = trainer_for(2)
+    plain(saved)
+    saved.save_checkpoint(file)
+    starts: dict[str, Callable[[pl.Trainer], object]] = {
+        "a new run": plain,
+        "nemologger.train, verified": ours,
+        "Lightning, fit(ckpt_path=...)": lambda trainer: plain(trainer, file),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in starts}
+    for _ in range(turns):
+        for name, start in starts.items():
+            forget(directory)
+            began = time.perf_counter()
+            with contextlib.suppress(Enough):
+                start(trainer_for(9, [OneStep()]))
+            seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
 def without_a_save(directory: Path, megabytes: int, turns: int) -> dict[str, float]:
     """Steps without a save, with our callback and without, fits taking turns."""
     seconds: dict[str, list[float]] = {"with the callback": [], "plain Lightning": []}
@@ -251,18 +271,22 @@ def without_a_save(directory: Path, megabytes: int, turns: int) -> dict[str, flo
                 dirpath=directory / f"never-{turn}", monitor=None, every_n_train_steps=10**9, async_save=True
             )
             clock = Clock()
-            fit(Wide(megabytes), 60, [clock, *([ours] if name == "with the callback" else [])])
+            trainer = trainer_for(60, [clock, *([ours] if name == "with the callback" else [])])
+            trainer.fit(Wide(megabytes), data())
             found.append(statistics.median(clock.steps))
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
-def fit(model: Wide, steps: int, callbacks: list[pl.Callback]) -> None:
-    trainer = pl.Trainer(
+def trainer_for(steps: int, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+    return pl.Trainer(
         accelerator="cpu", max_steps=steps, max_epochs=-1, logger=False, enable_progress_bar=False,
         enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks), enable_model_summary=False,
-        callbacks=callbacks,
+        callbacks=list(callbacks),
     )  # fmt: skip
-    trainer.fit(model, DataLoader(torch.ones(100_000, 4), batch_size=8))
+
+
+def data() -> DataLoader[torch.Tensor]:
+    return DataLoader(torch.ones(100_000, 4), batch_size=8)
 
 
 def figures(ways: dict[str, Way]) -> dict[str, dict[str, float]]:
@@ -308,6 +332,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(), help="where saving.json and saving.png go")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(2)
     megabytes, turns = (60, 1) if arguments.small else (1060, 5)
     directory = Path(tempfile.mkdtemp(prefix="nemologger-bench-", dir="."))
@@ -322,11 +347,14 @@ def main() -> None:
         others, missing = peers()
         ways = {name: one.way() for name, one in ours.items()} | others
         measure = Measure(ways, directory, turns)
-        alone = Alone(ways, directory, turns, megabytes)
-        fit(Wide(megabytes), measure.steps, [alone, measure, *(one.callback for one in ours.values())])
+        limits = Limits(megabytes * 1_000_000)
+        alone = Alone(ways, directory, turns, megabytes, limits)
+        trainer = trainer_for(measure.steps, [alone, measure, *(one.callback for one in ours.values())])
+        trainer.fit(Wide(megabytes), data())
         measure.settle()
-        limit = limits(directory, megabytes, turns)
+        limit = limits.medians()
         steps = without_a_save(directory, megabytes, turns)
+        first = until_the_first_step(directory, megabytes, turns)
     finally:
         close(ways)
         dist.destroy_process_group()
@@ -334,12 +362,19 @@ def main() -> None:
     table = figures(ways)
     print(f"\n{megabytes} MB of state. Limits: " + ", ".join(f"{name} {value:.3f}" for name, value in limit.items()))
     print("Steps without a save: " + ", ".join(f"{name} {value:.4f}" for name, value in steps.items()))
+    print("Until the first step: " + ", ".join(f"{name} {value:.3f}" for name, value in first.items()))
     print(*(f"not there: {line}" for line in missing), sep="\n")
     print("\n| seconds | stall | first stall | lost | durable | load | memory, MB |\n|---|---|---|---|---|---|---|")
     for name, row in table.items():
         cells = [f"{value:.3f}" if key != "memory" else f"{value:.0f}" for key, value in row.items()]
         print(f"| {name} | " + " | ".join(cells) + " |")
-    result = {"megabytes": megabytes, "limits": limit, "steps without a save": steps, "ways": table}
+    result = {
+        "megabytes": megabytes,
+        "limits": limit,
+        "steps without a save": steps,
+        "first step": first,
+        "ways": table,
+    }
     (arguments.out / "saving.json").write_text(json.dumps(result, indent=1))
     draw(table, limit, arguments.out / "saving.png")
 

@@ -185,6 +185,10 @@ def _compare(console: Console, options: argparse.Namespace) -> int:
         difference = first_difference(straight, resumed)
     if difference is not None:
         console.print(f"the runs differ first at {difference}", style="red", markup=False, soft_wrap=True)
+        if torch.cuda.is_available():
+            console.print(
+                "on a GPU, two runs are only alike with Trainer(deterministic=True, benchmark=False)", soft_wrap=True
+            )
         return 1
     console.print(
         f"no step differs: {options.steps} steps straight through, and with a kill after step {options.at}",

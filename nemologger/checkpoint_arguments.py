@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -23,6 +24,7 @@ _SAMPLE = {"epoch": 0, "step": 0, "consumed_samples": 0, "model_name": "model"}
 def check_arguments(
     nemo_1: Mapping[str, Any],
     *,
+    known: Iterable[str],
     save_top_k: Any,
     save_last: Any,
     train_time_interval: Any,
@@ -41,7 +43,7 @@ def check_arguments(
         ConfigurationError: An argument has a value that cannot work.
         TypeError: There is no such argument.
     """
-    _check_nemo_1(nemo_1)
+    _check_nemo_1(nemo_1, known)
     if on_busy not in ("wait", "skip"):
         raise ConfigurationError(f'on_busy={on_busy!r}: "wait" or "skip"')
     if staging not in ("auto", "at_once", "overlapped"):
@@ -72,8 +74,10 @@ def _check_types(save_top_k: Any, save_last: Any, train_time_interval: Any) -> N
         )
 
 
-def _check_nemo_1(arguments: Mapping[str, Any]) -> None:
+def _check_nemo_1(arguments: Mapping[str, Any], known: Iterable[str]) -> None:
     for name in arguments:
         if name not in _NEMO_1:
-            raise TypeError(f"ModelCheckpoint() got an unexpected keyword argument {name!r}")
+            close = difflib.get_close_matches(name, list(known), n=1)
+            meant = f"; did you mean {close[0]!r}?" if close else ""
+            raise TypeError(f"ModelCheckpoint() got an unexpected keyword argument {name!r}{meant}")
         log.warning("ModelCheckpoint(%s=...) has no effect: %s", name, _NEMO_1[name])

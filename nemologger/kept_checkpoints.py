@@ -33,6 +33,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
 
     consumed_samples: int
     files_per_rank: int
+    save_on_sigterm: bool
     _disk: Disk
     _ranks: Ranks
     _keeper: Keeper

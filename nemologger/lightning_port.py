@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.fabric.utilities.logger import _flatten_dict
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -24,11 +27,14 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.distributed.constants import default_pg_timeout
 
 from nemologger import sharded_state
 from nemologger.ranks import Failure, ProcessGroup, Ranks, SingleProcess, connect
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import lightning.pytorch as pl
     from lightning.fabric.plugins import CheckpointIO
 
@@ -221,6 +227,34 @@ def drop_interrupted_validation(trainer: pl.Trainer) -> None:
 def leave_fit() -> NoReturn:
     """For a hook: end ``fit``, which returns as usual, without the hooks that say that training has ended."""
     raise _TunerExitException
+
+
+def on_sigterm(trainer: pl.Trainer, receive: Callable[[int, FrameType | None], None]) -> Callable[[], None]:
+    """For ``setup``: have ``receive`` called on SIGTERM where Lightning broadcasts, and return what undoes that.
+
+    Lightning's handler makes a collective call out of whatever is under way, perhaps another collective: the ranks then
+    wait for each other for ever, or crash. It is in place from behind ``setup`` to the end of the fit, and calls the one
+    that was there before it too.
+    """
+    connector = trainer._signal_connector
+    connector._sigterm_notifier_fn = receive  # type: ignore[method-assign,assignment]
+    return lambda: connector.__dict__.pop("_sigterm_notifier_fn", None)
+
+
+def patience(trainer: pl.Trainer) -> timedelta:
+    """How long training waits for another rank, as the strategy was told (``timeout``)."""
+    return getattr(trainer.strategy, "_timeout", None) or default_pg_timeout
+
+
+def let_processes_end() -> None:
+    """Before all ranks exit with a code: let none of them be killed for it.
+
+    Where Lightning has started the other processes, a thread looks after them every few seconds. It kills what is left
+    once one of them has ended with another code than 0; this process, too, which may have loggers to close.
+    """
+    for thread in threading.enumerate():
+        if isinstance(thread, _ChildProcessObserver):
+            thread._child_processes = []
 
 
 def has_validation(trainer: pl.Trainer) -> bool:

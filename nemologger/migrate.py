@@ -22,6 +22,8 @@ from yaml import YAMLError
 
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError, NemologgerError, NotFoundError
+from nemologger.exp_manager import beside
+from nemologger.exp_manager.checkpoints import PARAMS
 from nemologger.exp_manager.config import ExpManagerConfig, read
 from nemologger.exp_manager.notes import Note
 from nemologger.exp_manager.plan import Plan, translate
@@ -42,7 +44,8 @@ class _Document:
         section: The section itself.
         resolved: What each key with an interpolation was, before it was replaced by its value.
         trainer: The trainer's section; empty if there is none.
-        others: The other sections of the file.
+        others: The other sections of the file, but for those that there are notes on.
+        notes: What there is to say on these.
     """
 
     name: str
@@ -50,6 +53,7 @@ class _Document:
     resolved: Mapping[str, str]
     trainer: Mapping[str, Any]
     others: Sequence[str]
+    notes: Sequence[Note]
 
 
 def migrate(path: str | Path) -> str:
@@ -72,7 +76,7 @@ def migrate(path: str | Path) -> str:
     section = read(document.section)
     plan = translate(section)
     settings, notes = _trainer_settings(document.trainer)
-    notes = [*plan.notes.notes, *notes]
+    notes = [*plan.notes.notes, *notes, *document.notes]
     return "\n".join(
         [
             f'"""What the exp_manager section of {document.name} says, as objects of nemologger.',
@@ -123,7 +127,8 @@ def _load(path: Path) -> _Document:
         raise ConfigurationError(f"{path} is no mapping: expected keys, among them {_SECTION}")
     known = {one.name for one in fields(ExpManagerConfig)}
     if _SECTION in content:
-        section, others = content[_SECTION], [str(key) for key in content if key not in (_SECTION, "trainer")]
+        spoken_of = (_SECTION, "trainer", *beside.spoken_of(content))
+        section, others = content[_SECTION], [str(key) for key in content if key not in spoken_of]
     elif any(key in known for key in content) and "trainer" not in content:
         section, others = content, []
     else:
@@ -137,7 +142,14 @@ def _load(path: Path) -> _Document:
     settings: dict[str, Any] = {}
     if isinstance(trainer, DictConfig):
         settings = {str(key): value for key, value in dict(OmegaConf.to_object(trainer)).items()}  # type: ignore[arg-type]
-    return _Document(path.name, section, dict(_interpolations(section)), settings, others)
+    resolved = dict(_interpolations(section))
+    notes: list[Note] = []
+    if section is not content:
+        dirpath = OmegaConf.select(section, f"{PARAMS}.dirpath")
+        notes = beside.notes(content, dirpath, resolved)
+        if beside.saves_beside_training(content, dirpath):
+            OmegaConf.update(section, f"{PARAMS}.async_save", True)
+    return _Document(path.name, section, resolved, settings, others, notes)
 
 
 def _interpolations(section: DictConfig, above: str = "") -> list[tuple[str, str]]:

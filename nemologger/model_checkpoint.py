@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from datetime import timedelta
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import proxy
@@ -17,18 +18,20 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemologger import checkpoint_io, lightning_port, names
 from nemologger.batches import batch_size
 from nemologger.callbacks.exact_resume import ExactResume
+from nemologger.callbacks.preemption import AddedPreemption
 from nemologger.checkpoint.async_saver import StagingMode
 from nemologger.checkpoint.decision import Decision, choose, choose_again
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.retention import Kept
 from nemologger.checkpoint.shelf import Shelf, claim
 from nemologger.checkpoint.snapshot import Snapshot, take
+from nemologger.checkpoint.staging import comes_to_rest
 from nemologger.checkpoint_arguments import check_arguments
 from nemologger.checkpoint_callback import check_interval, check_monitor, check_validation
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk, LocalDisk
-from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError, SilentRankError
+from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
 from nemologger.kept_checkpoints import KeptCheckpoints, floats
 from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks, SingleProcess, connect, decide
@@ -75,8 +78,9 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         staging: With ``async_save``, when the state is copied. ``"at_once"``: training waits for the copy. ``"overlapped"``:
             buffers are copied at once, parameters and optimizer state during the next forward and backward; the optimizer's
             step waits for them. A hook that changes parameters in between, other than through an optimizer, makes that save
-            fail. ``"auto"``: overlapped for tensors on CUDA devices, where the device waits before the next forward if the
-            model overrides a hook that runs in between; on the CPU at once, which loses less there.
+            fail; a step that a CUDA graph replays is not seen at all, and needs ``"at_once"``. ``"auto"``: overlapped for
+            tensors on CUDA devices, where the device waits before the next forward if the model overrides a hook that runs
+            in between; on the CPU at once, which loses less there.
         dirpath: Where the checkpoints go; default ``<run directory>/checkpoints``. Also a URL that fsspec knows, such as
             ``s3://bucket/key``. On such a store nothing is overwritten or renamed: where a complete checkpoint has the name
             already, the new one is called ``<filename>-v1`` and the other is removed once it is published; ``-last`` is a
@@ -94,6 +98,10 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         exact_resume: Give the trainer an :class:`~nemologger.callbacks.exact_resume.ExactResume`: a resumed run then sees
             the same batches and draws the same random numbers as one that was never stopped. False leaves the training
             loaders as they are.
+        save_on_sigterm: On SIGTERM, which schedulers send before they take a machine away, to any rank: save when the
+            optimizer's step that is under way is done, and exit with code 143; see
+            :class:`~nemologger.callbacks.PreemptionCallback`, which the trainer is given unless it has one. With False all
+            ranks stop there together and publish what is being written, and nothing more is saved.
         storage_options: For a ``dirpath`` that is a URL: what the fsspec file system takes, such as ``endpoint_url``,
             ``key`` and ``secret``. What is not given comes from the usual environment. They are kept out of ``context/``.
         disk: Where to write; default what ``dirpath`` is on.
@@ -135,6 +143,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         max_failed_saves: int = 3,
         rank_timeout: timedelta = timedelta(minutes=10),
         exact_resume: bool = True,
+        save_on_sigterm: bool = True,
         storage_options: Mapping[str, Any] | None = None,
         disk: Disk | None = None,
         **nemo_1: Any,
@@ -153,6 +162,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             save_last = True
         check_arguments(
             nemo_1,
+            known=signature(ModelCheckpoint).parameters,
             save_top_k=save_top_k,
             save_last=save_last,
             train_time_interval=train_time_interval,
@@ -193,6 +203,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self.staging: StagingMode = staging
         self.rank_timeout = rank_timeout
         self.exact_resume = exact_resume
+        self.save_on_sigterm = save_on_sigterm
         self.consumed_samples = 0
         self._given_disk = disk
         self._disk = disk or (directory is not None and disk_of(directory)) or LocalDisk()
@@ -208,6 +219,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._due_after_validation = False
         self._postponed = False
         self._validated = False
+        self._has_warned = False
         self._keeper = self._keep(Shelf(), beside=False)
 
     # --- when -----------------------------------------------------------------------------------------------------
@@ -229,6 +241,8 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         check_validation(trainer, self.monitor)
         if self.exact_resume:
             ExactResume.attach(trainer, pl_module, self.rank_timeout)
+        # The ranks ask each other in every step: not with less patience than training has.
+        AddedPreemption.attach(trainer, pl_module, max(self.rank_timeout, lightning_port.patience(trainer)))
         self._ranks = connect(self.rank_timeout)
         # Such hooks may change parameters, and often only log: whoever asks for overlapping gets it all the same.
         self._holds = self.staging == "auto" and bool(lightning_port.hooks_between_steps(pl_module))
@@ -291,6 +305,18 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         """Let nobody swap parameters for validation while they are being copied."""
         self._keeper.hold()
 
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Publish what is written: a run that is to be killed soon may not get to the end of its validation."""
+        self._poll(trainer)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what was due before validation, or what ``every_n_epochs`` says."""
         due, self._due_after_validation = self._due_after_validation, False
@@ -327,16 +353,20 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         try:
             # Ctrl-C and SIGTERM reach all ranks; an error may be that another one has died.
             self._keeper.finish_alone(others_are_there=not isinstance(exception, Exception))
-            if self._should_save_on_exception(trainer) and trainer.global_step > 0 and self._all_have_stopped():
+            if self._should_save_on_exception(trainer) and trainer.global_step > 0 and self._all_have_stopped(trainer):
                 self._save(trainer, now=True)
-        except (SaveFailedError, SilentRankError):
+        except Exception:  # after an error of CUDA, whatever asks the device raises it again
             log.exception("the state at the exception could not be saved")
         finally:
             self._release()
 
-    def _all_have_stopped(self) -> bool:
+    def _all_have_stopped(self, trainer: pl.Trainer) -> bool:
         """Whether the exception is on all ranks: one alone would wait in vain for the others to save with it."""
-        missing = self._ranks.missing_at("exception", min(self.rank_timeout.total_seconds(), _PATIENCE))
+        patience = min(self.rank_timeout.total_seconds(), _PATIENCE)
+        if self._ranks.world_size > 1 and not comes_to_rest(trainer.strategy.root_device, patience):
+            log.error("the state at the exception is not saved: the GPU waits for a rank that has stopped")
+            return False
+        missing = self._ranks.missing_at("exception", patience)
         if missing:
             log.error(
                 "the state at the exception is not saved: %d of %d ranks did not stop", missing, self._ranks.world_size
@@ -415,11 +445,32 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             self._keeper.hold()
         if not beside:
             self._published(trainer)
-        if self.monitor is not None and decision.score is None and self._validated:
+        if self.monitor is not None and decision.score is None:
+            self._miss_metric(trainer, decision.path)
+
+    def _miss_metric(self, trainer: pl.Trainer, path: str) -> None:
+        """The monitored metric was not there for a save: an error when it should have been, else a warning, once.
+
+        Raises:
+            ConfigurationError: Validation has run.
+        """
+        there = (
+            f"there are {sorted(trainer.callback_metrics)}. Call self.log({self.monitor!r}, ...) in the model, or monitor "
+            "one of these"
+        )
+        if self._validated:
             raise ConfigurationError(
-                f"ModelCheckpoint(monitor={self.monitor!r}): validation has run, but no such metric was logged; there are "
-                f"{sorted(trainer.callback_metrics)}. Call self.log({self.monitor!r}, ...) in the model, or monitor one "
-                f"of these. What was trained so far is in {decision.path}."
+                f"ModelCheckpoint(monitor={self.monitor!r}): validation has run, but no such metric was logged; {there}. "
+                f"What was trained so far is in {path}."
+            )
+        if not lightning_port.has_validation(trainer) and not self._has_warned and trainer.is_global_zero:
+            self._has_warned = True
+            log.warning(
+                "ModelCheckpoint(monitor=%r): no such metric has been logged yet, so %s is kept as the newest, not as one "
+                "of the best; %s",
+                self.monitor,
+                path,
+                there,
             )
 
     def _make_room(self, trainer: pl.Trainer, *, final: bool) -> bool:

@@ -83,13 +83,24 @@ class ProcessGroup:
     Values travel over a gloo group of their own: they stay off the GPU, and a rank that does not answer within ``timeout``
     ends the wait with a :class:`~nemologger.errors.SilentRankError` that names it, whatever the training group's patience.
     Rank 0 itself is given up after twice that time: it may be waiting for another one.
+
+    Raises:
+        RankError: The ranks cannot reach each other.
     """
 
     def __init__(self, timeout: timedelta = timedelta(minutes=10)) -> None:
         leave_at_exit()
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        self._tree = RankTree(dist.new_group(backend="gloo", timeout=timeout), timeout)
+        try:
+            group = dist.new_group(backend="gloo", timeout=timeout)
+        except RuntimeError as error:  # NCCL may get through all the same: it looks for an interface by itself
+            raise RankError(
+                f"rank {self.rank} cannot reach the others, beside training, over the network interface that its host name "
+                f"stands for: {error}\nName the one that connects the hosts in the environment of all ranks, for example "
+                "GLOO_SOCKET_IFNAME=eth0"
+            ) from error
+        self._tree = RankTree(group, timeout)
 
     def gather(self, value: T) -> list[T]:
         """See :class:`Ranks`."""
@@ -116,14 +127,14 @@ def leave_at_exit() -> None:
     """Take the process groups down before the interpreter goes.
 
     Gloo's threads, still there when it is torn down, now and then end a process that has done all its work with SIGABRT.
-    Lightning takes care of NCCL's.
+    Lightning takes care of NCCL's, but not of several backends at once (``"cpu:gloo,cuda:nccl"``).
     """
     atexit.unregister(_leave)
     atexit.register(_leave)
 
 
 def _leave() -> None:
-    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() != "nccl":
         dist.destroy_process_group()
 
 

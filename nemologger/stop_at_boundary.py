@@ -62,12 +62,8 @@ class StopAtBoundary(Callback):
         lightning_port.move_to_end(trainer, self)
         self._poll = Poll(connect(self.rank_timeout))
         self._at_boundary = self._after_validation = False
-        if trainer.is_global_zero and _saving(trainer) is None and not lightning_port.is_trial(trainer):
-            log.warning(
-                "%s can stop this run but not save it: the trainer has no nemologger.ModelCheckpoint that saves all that a "
-                "run needs to go on. Add one to its callbacks.",
-                type(self).__name__,
-            )
+        if trainer.is_global_zero and self._saving(trainer) is None and not lightning_port.is_trial(trainer):
+            self._warn_of_no_save()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Steps count from here."""
@@ -104,8 +100,9 @@ class StopAtBoundary(Callback):
 
     def _say(self, trainer: pl.Trainer, when: str = "") -> None:
         log.warning(
-            "%s: this run saves and stops at step %d%s",
+            "%s: this run %s at step %d%s",
             self._reason or "another rank asked",
+            "stops" if self._saving(trainer) is None else "saves and stops",
             trainer.global_step,
             when,
         )
@@ -113,7 +110,7 @@ class StopAtBoundary(Callback):
     def _stop(self, trainer: pl.Trainer) -> NoReturn:
         self._say(trainer)
         failed: SaveFailedError | None = None
-        checkpoint = _saving(trainer)
+        checkpoint = self._saving(trainer)
         if checkpoint is not None and not lightning_port.is_trial(trainer):
             try:
                 checkpoint.save_now(trainer)
@@ -121,7 +118,16 @@ class StopAtBoundary(Callback):
                 failed = error
         self._leave(trainer, failed)
 
+    def _saving(self, trainer: pl.Trainer) -> KeptCheckpoints | None:
+        """Whose checkpoints the run goes on from."""
+        return next((checkpoint for checkpoint in ours(trainer) if self._saves_with(checkpoint)), None)
 
-def _saving(trainer: pl.Trainer) -> KeptCheckpoints | None:
-    """Whose checkpoints the run goes on from."""
-    return next((checkpoint for checkpoint in ours(trainer) if not checkpoint.save_weights_only), None)
+    def _saves_with(self, checkpoint: KeptCheckpoints) -> bool:
+        return not checkpoint.save_weights_only
+
+    def _warn_of_no_save(self) -> None:
+        log.warning(
+            "%s can stop this run but not save it: the trainer has no nemologger.ModelCheckpoint that saves all that a run "
+            "needs to go on. Add one to its callbacks.",
+            type(self).__name__,
+        )

@@ -40,10 +40,10 @@ def works_in_an_empty_directory(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind():
-    """Fail a test that leaks a thread, an environment variable, a process group, a child process or a log handler."""
+    """Fail a test that leaves a thread, a process, a process group, an environment variable, or a change of logging."""
     environment = {key: value for key, value in os.environ.items() if key not in _NOT_OURS}
     threads = set(threading.enumerate())
-    handlers = _handlers()
+    handlers, levels = _handlers(), _levels()
     yield
     after = {key: value for key, value in os.environ.items() if key not in _NOT_OURS}
     assert after == environment, "environment variables changed"
@@ -54,12 +54,28 @@ def leaves_nothing_behind():
     if _handlers() != handlers:
         gc.collect()  # a trainer that was set up, but never ran, takes its handlers with it
     assert _handlers() == handlers, "log handlers still attached"
+    assert _levels() == levels, "log levels or filters are not what they were"
 
 
 def _handlers() -> set[tuple[str, int]]:
-    loggers = [logging.getLogger(), *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
-    return {(logger.name, id(h)) for logger in loggers for h in getattr(logger, "handlers", []) if _writes_files(h)}
+    return {(logger.name, id(h)) for logger in _loggers() for h in logger.handlers if _writes_files(h)}
+
+
+def _levels() -> set[tuple[str, object]]:
+    """Levels of the root logger and ours, which of ours are off, and our filters on handlers that stay, as pytest's do."""
+    loggers = [logger for logger in _loggers() if logger.name.partition(".")[0] in ("root", "nemologger")]
+    filters = {("filter", id(f)) for h in logging.getLogger().handlers for f in h.filters if _is_ours(f)}
+    off = {("off", logger.name) for logger in loggers if logger.disabled}
+    return {(logger.name, logger.level) for logger in loggers if logger.level} | filters | off
+
+
+def _loggers() -> list[logging.Logger]:
+    return [logging.getLogger(), *(logging.getLogger(name) for name in logging.root.manager.loggerDict)]
 
 
 def _writes_files(handler: logging.Handler) -> bool:
-    return isinstance(handler, logging.FileHandler) or type(handler).__module__.startswith("nemologger")
+    return isinstance(handler, logging.FileHandler) or _is_ours(handler)
+
+
+def _is_ours(value: object) -> bool:
+    return type(value).__module__.startswith("nemologger")

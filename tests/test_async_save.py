@@ -237,3 +237,31 @@ def test_two_ranks(tmp_path):
     assert [n for n in names(weights) if n.endswith("distcp")] == [
         "__0_0.distcp", "__0_1.distcp", "__1_0.distcp", "__1_1.distcp",
     ]  # fmt: skip
+
+
+class Failing(ToyModel):
+    """Fails in its third step; from then on its state cannot be read, as after an error of CUDA."""
+
+    broken = False
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 3:
+            self.broken = True
+            raise ZeroDivisionError("this is what went wrong")
+        return super().training_step(batch, batch_idx)
+
+    def on_save_checkpoint(self, checkpoint):
+        if self.broken:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_state_that_cannot_be_read_any_more_does_not_hide_what_went_wrong(tmp_path, caplog, beside):
+    ckpt = ModelCheckpoint(
+        monitor=None, dirpath=tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}", async_save=beside,
+        save_on_exception=True, staging="overlapped" if beside else "auto",
+    )  # fmt: skip
+    with pytest.raises(ZeroDivisionError, match="this is what went wrong"):
+        quiet_trainer(max_steps=9, callbacks=[ckpt]).fit(Failing(), loader())
+    assert "the state at the exception could not be saved" in caplog.text
+    assert names(tmp_path) == ["step=2", "step=2-last"]

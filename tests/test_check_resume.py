@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from processes import environment
 
 from nemologger.check_resume import first_difference, load_recipe, main
@@ -53,10 +54,13 @@ def test_a_recipe_that_resumes(recipe, capfd, devices):
 
 
 @pytest.mark.dist
-def test_one_that_does_not(recipe, capfd):
+def test_one_that_does_not(recipe, capfd, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # here; what is trained is in other processes
     path = recipe(noise=" * (1 + np.random.default_rng().random())")
     assert main([path, "--steps", "4", "--at", "2"]) == 1
-    assert "the runs differ first at step 1, rank-0: loss" in capfd.readouterr().out
+    shown = capfd.readouterr().out
+    assert "the runs differ first at step 1, rank-0: loss" in shown
+    assert "Trainer(deterministic=True, benchmark=False)" in shown
 
 
 def test_a_recipe_that_is_not_there(tmp_path, capfd):

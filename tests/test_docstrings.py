@@ -10,6 +10,7 @@ import pkgutil
 import pytest
 
 import nemologger
+from nemologger.log_files import _Tap
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(nemologger.__path__, "nemologger."))
 
@@ -20,9 +21,8 @@ def test_examples_run(name):
     result = doctest.testmod(importlib.import_module(name), optionflags=doctest.ELLIPSIS)
     assert result.failed == 0
     for handler in logging.getLogger().handlers[:]:
-        if type(handler).__module__.startswith("nemologger"):  # of a run that an example set up, but did not train
-            logging.getLogger().removeHandler(handler)
-            handler.close()
+        if isinstance(handler, _Tap):  # of a run that an example set up, but did not train
+            handler.detach()
 
 
 def test_there_are_examples():

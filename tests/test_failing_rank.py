@@ -1,4 +1,4 @@
-"""One rank dies, hangs, or has a full disk while all save: the others know which, and lose nothing (contract C9)."""
+"""One rank dies, hangs, is told to stop, or has a full disk: the others know, all end, and nothing is lost (contract C9)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers.engine import faults, newest_in
 from helpers.failing_rank import STEPS, TIMEOUT
@@ -131,3 +132,29 @@ def test_an_exception_of_one_rank_is_not_saved_and_is_what_is_raised(tmp_path):
     assert "the state at the exception is not saved: 1 of 2 ranks did not stop" in logged
     newest = newest_in(tmp_path / "run" / "checkpoints")
     assert (newest.manifest.step, faults(newest.path)) == (2, [])
+
+
+@pytest.mark.parametrize("how", ["stops", "both stop"])
+def test_sigterm_in_the_middle_of_a_step_ends_all_ranks(tmp_path, how):
+    """Lightning's own handler would wait for the other rank, which waits for the gradients of this one."""
+    codes, (zero, one) = run(tmp_path / "run", how)
+    assert codes == [128 + signal.SIGTERM] * 2
+    assert 3 <= zero["step"] == one["step"] < 20
+    newest = newest_in(tmp_path / "run" / "checkpoints")
+    saved = (
+        zero["step"] if how == "stops" else zero["step"] // 2 * 2
+    )  # both are told not to save, but for every 2 steps
+    assert (newest.manifest.step, faults(newest.path)) == (saved, [])
+
+
+def test_a_rank_that_is_killed_in_the_middle_of_a_step_ends_the_other_with_an_error(tmp_path):
+    command = (SCRIPT, tmp_path, "dies")
+    with two_ranks(*command) as (zero, one):
+        assert one.wait(timeout=60) == -signal.SIGKILL
+        died = time.monotonic()
+        children = psutil.Process(zero.pid).children(recursive=True)
+        assert zero.wait(timeout=60) == 1
+        assert time.monotonic() - died < 30
+    assert psutil.wait_procs(children, timeout=20)[1] == []
+    for checkpoint in (tmp_path / "checkpoints").glob("step=*/manifest.json"):
+        assert faults(checkpoint.parent) == []

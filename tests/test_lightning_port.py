@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from toy import ToyModel, loader, quiet_trainer
 
@@ -99,6 +108,60 @@ def test_tied_parameters_have_the_name_that_comes_first():
     quiet_trainer(max_steps=1, val_check_interval=1, callbacks=[watch]).fit(Tied(), loader(), loader())
     assert watch.states[0].optimizer_names[0][0] == "net.0.weight"
     assert "again.weight" in watch.states[0].parameter_names
+
+
+def test_sigterm_reaches_the_receiver_instead_of_lightning_and_the_handler_that_was_there():
+    class Sends(pl.Callback):
+        def setup(self, trainer, pl_module, stage):
+            self.undo = lightning_port.on_sigterm(trainer, lambda number, frame: received.append(number))
+
+        def on_train_start(self, trainer, pl_module):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        def teardown(self, trainer, pl_module, stage):
+            self.undo()
+
+    received, earlier = [], []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: earlier.append(number))
+    try:
+        trainer = quiet_trainer(max_steps=1, callbacks=[Sends()], enable_checkpointing=False)
+        trainer.fit(ToyModel(), loader())
+        assert received == earlier == [signal.SIGTERM]
+        assert trainer.state.finished
+        assert not trainer.received_sigterm
+        trainer._signal_connector.register_signal_handlers()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert trainer.received_sigterm, "Lightning's own is back"
+        assert received == [signal.SIGTERM]
+        trainer._signal_connector.teardown()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_training_is_as_patient_as_its_strategy_was_told():
+    for kind in (DDPStrategy, FSDPStrategy, ModelParallelStrategy):
+        trainer = SimpleNamespace(strategy=kind(timeout=timedelta(hours=3)))
+        assert lightning_port.patience(trainer) == timedelta(hours=3)
+    assert lightning_port.patience(quiet_trainer()) == timedelta(minutes=30)
+
+
+@pytest.mark.parametrize("let", [True, False])
+def test_processes_that_end_together_are_not_killed_for_it(let):
+    main = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    other = subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(143)"])
+    observer = _ChildProcessObserver(main_pid=main.pid, child_processes=[other], sleep_period=1)
+    try:
+        observer.start()
+        if let:
+            lightning_port.let_processes_end()
+        other.wait()
+        observer.join(timeout=20)
+        assert not observer.is_alive()
+        time.sleep(0.1)
+        assert main.poll() == (None if let else -signal.SIGKILL)
+    finally:
+        main.kill()
+        main.wait()
 
 
 @pytest.mark.parametrize("overrides", [False, True])

@@ -14,16 +14,21 @@ from helpers.run_section import by_call, by_recipe
 from helpers.sections import bare_trainer
 from omegaconf import OmegaConf
 from processes import environment, python
+from toy import names
 
+import nemologger as nl
+from nemologger.combination import VARIABLE
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.exp_manager import exp_manager
 from nemologger.exp_manager.calls import Call, Name
 from nemologger.exp_manager.source import expression
 from nemologger.migrate import main, migrate
+from nemologger.run_dir import VERSION_VARIABLE
 
 FIXTURES = Path(__file__).parent / "fixtures" / "exp_manager"
 NEEDS = {"mlflow": "mlflow", "clearml": "clearml"}
 CASES = sorted(path.stem for path in FIXTURES.glob("*.yaml"))
+STORES = ("s3",)  # tests/exp_manager/test_s3.py runs them
 # Trackers that keep something for the whole process.
 ONE_PER_PROCESS = ("wandb", "clearml")
 SCRIPT = Path(__file__).parent / "helpers" / "run_section.py"
@@ -34,6 +39,7 @@ def alone(monkeypatch):
     monkeypatch.delenv("NEMO_EXPM_VERSION", raising=False)
     monkeypatch.setenv("CLEARML_OFFLINE_MODE", "1")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_MODE", "offline")
 
 
 # What differs between any two runs: times, hosts, identifiers.
@@ -82,6 +88,8 @@ def run_both(case: str, tmp_path: Path, monkeypatch, times: int = 1) -> tuple[Pa
         limit = {} if times == 1 else {"max_steps": 5 * life}
         for directory, how, file in ((called, by_call, config), (migrated, by_recipe, recipe)):
             monkeypatch.chdir(directory)
+            if case == "sweep":
+                monkeypatch.setenv("WANDB_MODE", "disabled")  # the search itself has a test of its own
             if case in ONE_PER_PROCESS:
                 python(SCRIPT, file)
             else:
@@ -89,7 +97,7 @@ def run_both(case: str, tmp_path: Path, monkeypatch, times: int = 1) -> tuple[Pa
     return called, migrated
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [case for case in CASES if case not in STORES])
 def test_a_migrated_section_gives_the_same_run(case, tmp_path, monkeypatch):
     called, migrated = run_both(case, tmp_path, monkeypatch)
     assert tree(called) == tree(migrated)
@@ -175,6 +183,66 @@ def test_interpolations_and_other_sections_are_mentioned(tmp_path, monkeypatch):
         assert line in text
     assert '"max_epochs": 3' in text
     assert '"gpus"' not in text
+
+
+def test_the_plugin_for_s3_is_accounted_for(tmp_path):
+    text = migrate(FIXTURES / "s3.yaml")
+    assert 'dirpath="s3://digits-of-the-tests/first/checkpoints"' in text
+    assert "async_save=True" not in text
+    flat = " ".join(text.replace("#", "").split())
+    assert "s3_checkpointing.enable_async_checkpointing (it was False) is ModelCheckpoint(async_save=)." in flat
+    assert (
+        "counterpart: max_write_concurrency (10), max_read_concurrency (15), chunk_size_MB (64). Files of more" in flat
+    )
+    assert "# Other sections of the file are not used here: name. Model" in text
+    cfg = OmegaConf.load(FIXTURES / "s3.yaml")
+    cfg.s3_checkpointing.enable_async_checkpointing = True
+    OmegaConf.save(cfg, tmp_path / "c.yaml")
+    assert "async_save=True" in migrate(tmp_path / "c.yaml")
+    cfg.s3_checkpointing.enable_async_checkpointing = "${oc.env:GONE,false}"
+    OmegaConf.save(cfg, tmp_path / "c.yaml")
+    assert "async_save=True" not in migrate(tmp_path / "c.yaml")
+    cfg.exp_manager.checkpoint_callback_params.dirpath = "elsewhere"
+    OmegaConf.save(cfg, tmp_path / "c.yaml")
+    text = migrate(tmp_path / "c.yaml")
+    assert "async_save=True" not in text
+    assert "s3_checkpointing has no effect: checkpoint_callback_params.dirpath is no URL" in text
+
+
+def test_a_search_is_accounted_for(tmp_path):
+    text = migrate(FIXTURES / "sweep.yaml")
+    flat = " ".join(text.replace("#", "").split())
+    for line in (
+        "hydra.sweeper.params (model.optim.lr, model.encoder.dim, model.decoder.dropout) is not here: this file is one run",
+        "call run() in a main(cfg) of yours that nl.hydra_runner decorates",
+        "name is a constant here, whatever the values of model.optim.lr, model.encoder.dim, model.decoder.dropout.",
+        "hydra.sweep, hydra.launcher are for Hydra, and read by what nl.hydra_runner decorates, not by this file.",
+        "defaults is for Hydra, and read by",
+        "Other sections of the file are not used here: name, model.",
+    ):
+        assert line in flat
+    file = tmp_path / "c.yaml"
+    file.write_text("defaults: [_self_, model: conformer]\nhydra: {run: {dir: x}}\nexp_manager: {name: n}\n")
+    text = migrate(file)
+    assert "defaults names other files, which are not read here: model: conformer." in text
+    assert "hydra.run is for Hydra" in text
+    assert "nl.hydra_runner decorates, and start" not in text
+
+
+def test_a_migrated_search_gives_each_combination_a_directory(tmp_path, monkeypatch):
+    """What the comment promises of run(), called for two combinations by what hydra_runner decorates."""
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(migrate(FIXTURES / "sweep.yaml"))
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for lr in ("0.01", "0.001"):
+        job = nl.SweepJob(f"model.optim.lr={lr}", 0, (f"model.optim.lr={lr}",), tmp_path / lr)
+        with monkeypatch.context() as patch:
+            patch.setenv(VARIABLE, job.dumps())
+            patch.setenv(VERSION_VARIABLE, job.name)
+            by_recipe(recipe, max_steps=2)
+    assert [names(run) for run in Path("nemo_experiments").glob("digits*")] == [
+        ["model.optim.lr=0.001", "model.optim.lr=0.01"]
+    ]
 
 
 def test_the_section_alone_will_do(tmp_path):

@@ -337,6 +337,24 @@ def test_a_metric_that_nobody_logs_is_an_error_after_the_first_validation_and_co
     assert names(tmp_path) == ["step=5-last"]
 
 
+def test_without_validation_a_metric_that_nobody_logs_is_told_once(tmp_path, caplog):
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, monitor="trainloss", filename="{step}", every_n_train_steps=2)
+    trainer = quiet_trainer(max_steps=6, callbacks=[checkpoint])
+    trainer.fit(ToyModel(), loader())
+    told = [record.getMessage() for record in caplog.records if "'trainloss'" in record.getMessage()]
+    assert len(told) == 1
+    assert "step=2-last is kept as the newest, not as one of the best" in told[0]
+    assert "'train_loss'" in told[0]
+    assert names(tmp_path) == ["step=6-last"]
+
+
+def test_an_argument_that_does_not_exist_is_told_with_the_one_that_was_meant():
+    with pytest.raises(TypeError, match="'every_n_train_step'; did you mean 'every_n_train_steps'"):
+        ModelCheckpoint(every_n_train_step=5)
+    with pytest.raises(TypeError, match=r"'colour'$"):
+        ModelCheckpoint(colour="red")
+
+
 def test_validation_that_never_runs_is_an_error_before_the_first_step(tmp_path):
     model = ToyModel()
     with pytest.raises(ConfigurationError, match="can never appear"):

@@ -6,11 +6,12 @@ import os
 import subprocess
 
 import pytest
+import torch.distributed as dist
 from helpers.two_ranks import SILENCE, results
 
 from nemologger.errors import ConfigurationError, RankError
 from nemologger.rank_tree import _GRACE as GRACE
-from nemologger.ranks import Failure, Poll, SingleProcess, connect, decide, together
+from nemologger.ranks import Failure, Poll, ProcessGroup, SingleProcess, _leave, connect, decide, together
 
 
 @pytest.fixture(scope="session")
@@ -35,6 +36,21 @@ def test_one_process_raises_its_own_error():
     for agree in (decide, together):
         with pytest.raises(KeyError, match="mine"):
             agree(SingleProcess(), lambda: fail(KeyError("mine")))
+
+
+@pytest.mark.parametrize("backend", ["gloo", "cpu:gloo"])
+def test_a_network_interface_that_is_not_there_is_named(tmp_path, monkeypatch, backend):
+    dist.init_process_group(backend, store=dist.FileStore(str(tmp_path / "store"), 1), rank=0, world_size=1)
+    try:
+        assert ProcessGroup().gather("here") == ["here"]
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", "nowhere0")
+        with pytest.raises(
+            RankError, match=r"nowhere0\nName the one that connects the hosts .* GLOO_SOCKET_IFNAME=eth0"
+        ):
+            ProcessGroup()
+    finally:
+        _leave()
+    assert not dist.is_initialized()
 
 
 def test_an_interrupt_is_not_kept_back():

@@ -8,6 +8,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from processes import torchrun
 from toy import ToyModel, loader, manifests, quiet_trainer
 
 from nemologger import ConfigurationError, ModelCheckpoint
@@ -132,3 +133,13 @@ def test_it_says_how_much_memory_it_takes_and_refuses_what_it_does_not_know(tmp_
 def test_the_hooks_that_may_change_parameters_are_known():
     assert hooks_between_steps(_Clipping()) == ["on_train_batch_end"]
     assert hooks_between_steps(ToyModel()) == []
+
+
+@pytest.mark.dist
+def test_shards_of_fsdp(tmp_path):
+    kinds = ("fsdp2", "fsdp")
+    torchrun(Path(__file__).with_name("helpers") / "overlapped.py", 2, tmp_path, *kinds)
+    for kind in kinds:
+        at_once, overlapped = _files(tmp_path / kind / "at_once"), _files(tmp_path / kind / "overlapped")
+        assert len(at_once) >= 3 * 2, "three steps, two ranks"
+        assert at_once == overlapped

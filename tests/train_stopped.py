@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--beside", action="store_true", help="async_save")
     parser.add_argument("--no-last", action="store_true")
+    parser.add_argument("--by-itself", action="store_true", help="leave SIGTERM to ModelCheckpoint")
     parser.add_argument("--sig", type=int)
     parser.add_argument("--exit-code", type=int)
     parser.add_argument("--max-time", type=float, help="seconds, instead of a signal")
@@ -74,7 +75,11 @@ def main() -> None:
         devices=options.devices,
         strategy="ddp" if options.devices > 1 else "auto",
         # In front of the others: it finds its place.
-        callbacks=[stop, WriteLosses(options.directory, options.pause), Notes(options.directory, options.val_pause)],
+        callbacks=[
+            *([] if options.by_itself else [stop]),
+            WriteLosses(options.directory, options.pause),
+            Notes(options.directory, options.val_pause),
+        ],
         use_distributed_sampler=False,
         accumulate_grad_batches=options.accumulate,
     )

@@ -39,6 +39,11 @@ class ExactResume(Callback):
     hand is logged when training starts, with what would help. On another number of ranks a run goes on after as many
     samples, with new random states.
 
+    What a GPU computes must repeat as well. Some kernels, and NCCL on some machines, add in an order that differs from run
+    to run: ``Trainer(deterministic=True)`` keeps torch to those that do not, and ``Trainer(benchmark=False)``, the default,
+    from choosing them by the clock. The dropout between layers of an ``nn.LSTM``, ``nn.GRU`` or ``nn.RNN`` draws from a
+    state of cuDNN that cannot be saved; ``torch.backends.cudnn.enabled = False`` takes torch's.
+
     Args:
         rank_timeout: How long to wait for the other ranks when their states are collected.
 
@@ -128,6 +133,15 @@ class ExactResume(Callback):
         if trainer.is_global_zero:
             for loader, limit in dict.fromkeys(session.limits):
                 log.warning("exact resume, training loader %s: %s", loader, limit)
+            device = trainer.strategy.root_device
+            if advice := _advice(device):
+                log.info("exact resume: %s", advice)
+            if layers := _with_dropout_of_cudnn(device, pl_module):
+                log.warning(
+                    "exact resume: the dropout of %s draws from a state of cuDNN that cannot be saved: a resumed run draws "
+                    "another one; torch.backends.cudnn.enabled = False takes torch's",
+                    ", ".join(layers),
+                )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """An epoch begins."""
@@ -271,6 +285,24 @@ class ExactResume(Callback):
                 before,
                 now,
             )
+
+
+def _advice(device: torch.device) -> str:
+    """What else it takes for a run on ``device`` to repeat."""
+    if device.type != "cuda" or (torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark):
+        return ""
+    return (
+        "loaders and random numbers go on where they were, but some kernels of a GPU, and NCCL on some machines, differ in "
+        "the last bits from run to run; Trainer(deterministic=True, benchmark=False) keeps torch from using them"
+    )
+
+
+def _with_dropout_of_cudnn(device: torch.device, module: torch.nn.Module) -> list[str]:
+    """The names of recurrent layers whose dropout is cuDNN's."""
+    if device.type != "cuda" or not torch.backends.cudnn.enabled:
+        return []
+    named = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.RNNBase)]
+    return [name for name, part in named if part.dropout > 0 and part.num_layers > 1]
 
 
 class _Fit:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +17,10 @@ from nemologger.checkpoint_io import place_of
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.context.uncaptured import class_of
-from nemologger.errors import ConfigurationError
+from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.export import FORMATS, export_weights
 from nemologger.ranks import SingleProcess, connect, decide
+from nemologger.remote_disk import RemoteDisk, disk_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -26,13 +29,16 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_CHUNK = 16 << 20
+
 
 class ExportModel(IOMixin, Callback):
     """Writes the model beside its checkpoints as ``<prefix><postfix>``, when training has ended.
 
     The weights are those of a checkpoint, so there must be a checkpoint callback. A ``postfix`` that
     :func:`~nemologger.export_weights` knows (``.safetensors``, ``.pt``, …) works for any model. For any other, the model is
-    asked to write the file itself, with its method ``save_to(save_path=...)``, as NeMo's models do for ``.nemo``.
+    asked to write the file itself, with its method ``save_to(save_path=...)``, as NeMo's models do for ``.nemo``; if the
+    checkpoints are in an object store, to a temporary file that rank 0 then puts there.
 
     Args:
         prefix: What the file is called.
@@ -141,10 +147,24 @@ class ExportModel(IOMixin, Callback):
         weights = load_checkpoint(source)
         current = {name: value.detach().clone() for name, value in module.state_dict().items() if _is_tensor(value)}
         trainer.strategy.load_model_state_dict(weights, strict=False)
-        try:
-            module.save_to(save_path=str(target))  # type: ignore[operator]  # the caller has looked
-        finally:
-            module.load_state_dict(current, strict=False)
+        disk = disk_of(target)
+        with ExitStack() as stack:
+            place = target
+            if disk is not None:  # such models write local files
+                place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nemologger-")), target.name)
+            try:
+                module.save_to(save_path=str(place))  # type: ignore[operator]  # the caller has looked
+            finally:
+                module.load_state_dict(current, strict=False)
+            if disk is not None:
+                decide(self._ranks, lambda: _upload(disk, place, target))
+
+
+def _upload(disk: RemoteDisk, file: Path, target: Path) -> None:
+    if not file.is_file():
+        raise NotFoundError(f"save_to(save_path={str(file)!r}) has left no file there, which was to go to {target}")
+    with file.open("rb") as content:
+        disk.write(target, iter(lambda: content.read(_CHUNK), b""))
 
 
 def _is_tensor(value: Any) -> bool:

@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING, NoReturn
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from nemologger import lightning_port
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError, SaveFailedError
 from nemologger.stop_at_boundary import StopAtBoundary
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     import lightning.pytorch as pl
+
+    from nemologger.kept_checkpoints import KeptCheckpoints
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +37,14 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
     is killed before that loses what came after the last published checkpoint, and nothing else. A run whose last step is
     done ends as usual.
 
-    From the first step (or the sanity check) to the end of ``fit`` the signal's handler is this one's, in the place of
-    Lightning's, which stops only rank 0's way and may leave the ranks waiting for each other; then the one that was there
-    before ``fit`` is back. With one process this costs nothing. With several, they exchange 16 bytes on the CPU (gloo): in
-    every step, or if steps take less than 0.1 s, about every 0.1 s, but at least in every 16th step.
+    ``nemologger.ModelCheckpoint`` adds one for SIGTERM to its trainer, unless there is one: it is for another signal or exit
+    code, or for other checkpoints than ours, that it is made by hand.
+
+    Before the first step the signal is noted, from the moment on that Lightning would handle it, and from the first step (or
+    the sanity check) to the end of ``fit`` its handler is this one's; then the one that was there before ``fit`` is back.
+    Lightning's own handler stops only rank 0's way and may leave the ranks waiting for each other. With one process this
+    costs nothing. With several, they exchange 16 bytes on the CPU (gloo): in every step, or if steps take less than 0.1 s,
+    about every 0.1 s, but at least in every 16th step.
 
     On Slurm, Lightning requeues the job itself on ``SIGUSR1``; with ``sig=signal.SIGUSR1`` this callback takes that over,
     and the job's script is to requeue on the exit code. ``torchrun`` passes SIGTERM on to all ranks, kills them 30 s later,
@@ -70,10 +78,20 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
             raise ConfigurationError(f"PreemptionCallback(exit_code={exit_code!r}): expected 0 to 255")
         self.exit_code = 128 + self.sig if exit_code is None else exit_code
         self._received = False
+        self._undo: Callable[[], None] | None = None
 
     @property
     def _reason(self) -> str | None:
         return f"signal {self.sig.name}" if self._received else None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Be told of SIGTERM as soon as Lightning is."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit":
+            return
+        self._received = False
+        if self.sig == signal.SIGTERM:
+            self._undo = lightning_port.on_sigterm(trainer, self._receive)
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen."""
@@ -84,10 +102,20 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
         super().on_train_start(trainer, pl_module)
         self._listen()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the trainer as it was found."""
+        self._release()
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """The signal is somebody else's again."""
         super().teardown(trainer, pl_module, stage)
+        self._release()
+
+    def _release(self) -> None:
         self._received = False
+        if self._undo is not None:
+            self._undo()
+            self._undo = None
 
     def _listen(self) -> None:
         if signal.getsignal(self.sig) == self._receive:
@@ -95,7 +123,6 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
         if threading.current_thread() is not threading.main_thread():
             log.warning("%s is not listened to: fit runs in a thread that is not the main one", self.sig.name)
             return
-        self._received = False
         signal.signal(self.sig, self._receive)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
@@ -104,7 +131,31 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
     def _leave(self, trainer: pl.Trainer, failed: SaveFailedError | None) -> NoReturn:
         if failed is not None:
             log.error("the run could not be saved before it stops; the checkpoint before is the newest: %s", failed)
+        lightning_port.let_processes_end()
         raise SIGTERMException(self.exit_code) from failed
+
+
+class AddedPreemption(PreemptionCallback):
+    """The one that a ModelCheckpoint adds: it takes no handler away that was there before ``fit``."""
+
+    @classmethod
+    def attach(cls, trainer: pl.Trainer, pl_module: pl.LightningModule, rank_timeout: timedelta) -> None:
+        """Add one to ``trainer``, for use in another callback's ``setup``, unless it has one for SIGTERM."""
+        callbacks = lightning_port.callbacks(trainer)
+        if any(isinstance(callback, PreemptionCallback) and callback.sig == signal.SIGTERM for callback in callbacks):
+            return
+        added = cls(rank_timeout=rank_timeout)
+        trainer.callbacks = [*callbacks, added]  # type: ignore[attr-defined]  # another list: Lightning iterates over this
+        added.setup(trainer, pl_module, "fit")
+
+    def _saves_with(self, checkpoint: KeptCheckpoints) -> bool:
+        return super()._saves_with(checkpoint) and checkpoint.save_on_sigterm
+
+    def _warn_of_no_save(self) -> None:
+        """Nobody has asked for it."""
+
+    def _listen(self) -> None:
+        """Lightning calls this one, and then the handler that was there."""
 
 
 def _checked(sig: int) -> signal.Signals:

@@ -75,6 +75,7 @@ class Arena:
         self._memory = pages.view
         memory = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._pinned: int | None = None
+        # FSDP's own tensors do not say where their shards are.
         device = next((here.device for here in map(local, tensors.values()) if here.is_cuda), None)
         self._enlarging = threading.Event()
         self._enlarging.set()
@@ -105,7 +106,8 @@ class Arena:
     def copies(self, read: Callable[[Piece], torch.Tensor]) -> list[Copy]:
         """What a save copies, of what ``read`` gives. The places are free: the save before has been written."""
         self._be_ready()
-        return [Copy(piece.key, target, read(piece)) for piece, target in self._targets]
+        # A copy beside the device's work takes the bytes as they are: those of a conjugate view are not its values.
+        return [Copy(piece.key, target, read(piece).resolve_conj().resolve_neg()) for piece, target in self._targets]
 
     def stage(self, read: Callable[[Piece], torch.Tensor]) -> None:
         """Copy what ``read`` gives of this moment to its places, with all threads."""
@@ -147,7 +149,10 @@ class Arena:
 
 def copy_at_once(copies: Sequence[Copy]) -> None:
     """Copy with all threads, and with the devices beside each other; return when all is there."""
+    if not copies:
+        return  # torch takes no empty list
     targets, sources = [copy.target for copy in copies], [copy.source for copy in copies]
-    torch._foreach_copy_(targets, sources, non_blocking=True)
-    for device in {source.device for source in sources if source.is_cuda}:
+    devices = {source.device for source in sources if source.is_cuda}
+    torch._foreach_copy_(targets, sources, non_blocking=bool(devices))  # other accelerators wait by themselves
+    for device in devices:
         torch.cuda.current_stream(device).synchronize()

@@ -142,23 +142,23 @@ class AsyncSaver:
             complete = replace(manifest, name=checkpoint.name, has_optimizer=snapshot.has_optimizer)
             remote = in_store(checkpoint)
             report = str(_report(checkpoint, self._ranks.rank)) if self._ranks.rank else ""
-            saves: list[InFlight] = []
 
             def stage() -> None:
                 small = self._small_files(snapshot, layout, checkpoint, write_context) if self._ranks.rank == 0 else {}
                 job = Job(str(checkpoint), images, small, remote.store if remote else None, report)
-                saves.append(InFlight(checkpoint, complete, job))
-                self._stage(saves[0], snapshot, layout)
+                self._in_flight = InFlight(checkpoint, complete, job)
+                self._stage(self._in_flight, snapshot, layout)
 
             together_at_zero(self._ranks, stage)
         except BaseException as error:
+            self._drop_staging()  # another rank has failed
+            self._in_flight = None
             self._abandon(checkpoint)
             if layout.writer.busy or not layout.writer.alive:
                 self.close()  # the next save gets another writer: it must not be told how this one ended
             if not isinstance(error, Exception) or isinstance(error, SilentRankError):  # Ctrl-C; nobody to go on with
                 raise
             raise _failed(checkpoint, error) from error
-        self._in_flight = saves[0]
 
     def hold(self) -> None:
         """Before something that may change the state: wait until it is copied. No collective."""

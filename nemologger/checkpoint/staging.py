@@ -11,7 +11,9 @@ torch keeps of each tensor; such a save fails. Writing through ``tensor.data`` o
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -54,8 +56,11 @@ class Staging:
 
     @property
     def done(self) -> bool:
-        """Whether all is copied; asking does not wait."""
-        return (self._thread is None or not self._thread.is_alive()) and all(e.query() for _, e in self._events)
+        """Whether all is copied, or never will be; asking does not wait."""
+        try:
+            return (self._thread is None or not self._thread.is_alive()) and all(e.query() for _, e in self._events)
+        except RuntimeError:  # finish() says what it is
+            return True
 
     def hold(self) -> None:
         """Let nothing that comes after this in the calling thread, or on its devices, change what is being copied."""
@@ -77,10 +82,13 @@ class Staging:
         Raises:
             SaveFailedError: If it could not be copied, or was changed meanwhile.
         """
-        self.hold()
         self._hook.remove()  # not in hold(): an optimizer may be going through its hooks
-        for _, event in self._events:
-            event.synchronize()
+        try:
+            self.hold()
+            for _, event in self._events:
+                event.synchronize()
+        except RuntimeError as error:  # of the device, which may be of anything that it was told to do
+            self._error = error
         self._later.clear()
         if self._error is not None:
             raise SaveFailedError(f"the state could not be copied: {self._error}") from self._error
@@ -123,7 +131,7 @@ def _enqueue(copies: list[Copy], events: list[tuple[torch.device, Any]], *, besi
     """Ask CUDA devices to copy, and take down the events that say when it is done."""
     for device in {copy.source.device for copy in copies}:
         current = torch.cuda.current_stream(device)
-        stream = _cuda.Stream(device) if beside else current
+        stream = _stream_beside(device) if beside else current
         if beside:
             stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -131,6 +139,22 @@ def _enqueue(copies: list[Copy], events: list[tuple[torch.device, Any]], *, besi
                 if copy.source.device == device:
                     copy.target.copy_(copy.source, non_blocking=True)
         events.append((device, stream.record_event()))
+
+
+@cache
+def _stream_beside(device: torch.device) -> Any:
+    """The same one for all saves: torch keeps memory for each stream apart, and strided tensors need some."""
+    return _cuda.Stream(device)
+
+
+def comes_to_rest(device: torch.device, seconds: float) -> bool:
+    """Whether ``device`` has done what it was told within ``seconds``. It may wait for another rank, for ever."""
+    end = time.monotonic() + seconds
+    while device.type == "cuda" and not torch.cuda.current_stream(device).query():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
 
 
 def _version(tensor: torch.Tensor) -> int:

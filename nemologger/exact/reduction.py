@@ -62,17 +62,20 @@ def play(model: DistributedDataParallel, order: Sequence[str]) -> None:
         return
     before = [parameter.grad for parameter in parameters.values()]
 
-    def forward() -> torch.Tensor:
+    def forward(nothing: None) -> torch.Tensor:
         chain = torch.zeros((), device=next(iter(parameters.values())).device)
         for name in reversed(order):  # backward begins with what was added last
             chain = cast(Any, _Zero).apply(parameters[name], chain)
         return chain
 
+    own = vars(module).get("forward")  # Lightning's, of a compiled module
     vars(module)["forward"] = forward
     try:
-        model().backward()
+        model(None).backward()  # on a GPU, DDP cannot do without an input
     finally:
         del vars(module)["forward"]
+        if own is not None:
+            vars(module)["forward"] = own
         for parameter, gradient in zip(parameters.values(), before, strict=True):
             parameter.grad = gradient
 

@@ -48,6 +48,7 @@ def checkpoint_call(section: Section, notes: Notes) -> Call | None:
     # 1 is what NeMo 1 has when nobody asks for anything; with another interval it would be an error there.
     arguments["every_n_epochs"] = params.every_n_epochs if "every_n_epochs" in given or not others else None
     arguments["train_time_interval"] = None if interval is None else _time_call(interval)
+    arguments["save_on_sigterm"] = bool(section.config.create_preemption_callback)
     arguments |= _place(params, section, notes)
     if params.model_parallel_size is not None:
         notes.warn(

@@ -11,12 +11,11 @@ from typing import Any
 
 from nemologger import names
 from nemologger.errors import SweepError
-from nemologger.sweeps import record
+from nemologger.sweeps import launchers, record
 from nemologger.sweeps.record import State
 
 log = logging.getLogger(__name__)
 
-SWEEPS = "sweeps"
 _TARGET = "nemologger.sweeps.note.NoteSweep"
 _WHOLE_TRACES = 5
 
@@ -26,7 +25,7 @@ def hydra_defaults(note: Path | None) -> Iterator[None]:
     """Other defaults for what Hydra writes, below what the user's configuration and command line say.
 
     A single run gets no directory, no ``.hydra`` and no log file from Hydra; a sweep has one directory, that does not change
-    from one start to the next.
+    from one start to the next. NeMo 1's launcher is there, under its name.
 
     Args:
         note: The file for :class:`~nemologger.sweeps.note.NoteSweep`; none is needed in a job of a sweep.
@@ -35,29 +34,35 @@ def hydra_defaults(note: Path | None) -> Iterator[None]:
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
-    before = {key: dict(group) for key, group in _groups(store.repo)}
+    before = [(group, key, group.get(key)) for group, key in _entries(store.repo)]
     others = [entry for entry in HydraConf().defaults if not {"output", "job_logging"} & set(entry)]
     settings = HydraConf(
         defaults=[{"output": "nemologger"}, *others, {"job_logging": "stdout"}],
         output_subdir=None,
         callbacks={} if note is None else {"nemologger": {"_target_": _TARGET, "path": str(note)}},
     )
-    sweep = f"{names.EXPERIMENTS}/{SWEEPS}/${{hydra.job.name}}/${{hydra.job.config_name}}"
+    sweep = f"{names.EXPERIMENTS}/{record.SWEEPS}/${{hydra.job.name}}/${{hydra.job.config_name}}"
     output = {"run": {"dir": "."}, "sweep": {"dir": sweep, "subdir": "."}}
     store.store(group="hydra", name="config", node=settings, provider="nemologger")
     store.store(group="hydra/output", name="nemologger", node=output, package="hydra", provider="nemologger")
+    store.store(group="hydra/launcher", name=launchers.NEMO_NAME, node=launchers.NeMoLauncher, provider="nemologger")
     try:
         yield
     finally:
-        for key, group in _groups(store.repo):
-            group.clear()
-            group.update(before.get(key, {}))
+        for group, key, node in before:
+            group.pop(key, None)
+            if node is not None:
+                group[key] = node
 
 
-def _groups(repo: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The two groups of Hydra's store that are changed."""
+def _entries(repo: dict[str, Any]) -> list[tuple[dict[str, Any], str]]:
+    """What is changed of Hydra's store. Plugins add their own entries to the same groups when Hydra first looks for them."""
     hydra = repo.setdefault("hydra", {})
-    return [("hydra/output", hydra.setdefault("output", {})), ("hydra", hydra)]
+    return [
+        (hydra, "config.yaml"),
+        (hydra.setdefault("output", {}), "nemologger.yaml"),
+        (hydra.setdefault("launcher", {}), f"{launchers.NEMO_NAME}.yaml"),
+    ]
 
 
 def report(note: Path, launch: str) -> None:

@@ -8,12 +8,17 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from nemologger import names
 from nemologger.disk import LocalDisk
+
+if TYPE_CHECKING:
+    from hydra.conf import HydraConf
 
 FILE = "job.json"
 OUTPUT = "output.log"
+SWEEPS = "sweeps"
 
 
 class State(str, Enum):
@@ -53,6 +58,18 @@ class Record:
         """The same combination, further on."""
         time = datetime.now().astimezone().isoformat(timespec="seconds")
         return replace(self, state=state, value=value, trace=trace, time=time)
+
+
+def place(hydra: HydraConf) -> Path:
+    """The directory of a sweep's records: ``hydra.sweep.dir``.
+
+    Where that is the working directory itself, as in NeMo 1's examples, a directory per combination would lie there beside
+    everything else: then it is the one that a sweep has by default.
+    """
+    working, directory = Path(hydra.runtime.cwd), Path(hydra.runtime.cwd, hydra.sweep.dir)
+    if directory.resolve() != working.resolve():
+        return directory
+    return working / names.EXPERIMENTS / SWEEPS / str(hydra.job.name) / str(hydra.job.config_name)
 
 
 def read(directory: Path) -> Record | None:

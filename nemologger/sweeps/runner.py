@@ -21,6 +21,7 @@ from nemologger.errors import ConfigurationError, DirectoryInUseError
 from nemologger.lock import DirectoryLock
 from nemologger.resolvers import register_resolvers
 from nemologger.sweeps import child, launch, record
+from nemologger.sweeps.launchers import NotStarted
 from nemologger.sweeps.program import Program
 from nemologger.sweeps.record import Record, State
 from nemologger.sweeps.supervisor import Supervisor, is_recorder, plain_config, swept_keys
@@ -53,10 +54,14 @@ def hydra_runner(
     - The same command again skips those that are finished, and starts the others, which resume as any run does
       (``AutoResume(resume_if_exists=True, ...)``). A combination is finished when ``main`` has returned for it and its
       training was not merely stopped for now; it runs again if its configuration has changed since. The records are in
-      ``hydra.sweep.dir``, by default ``nemo_experiments/sweeps/<script>/<config>``: remove one to have it run again.
+      ``hydra.sweep.dir``, by default ``nemo_experiments/sweeps/<script>/<config>``: remove one to have it run again. A
+      ``hydra.sweep.dir`` that is the working directory itself (``"."``, as in files of NeMo 1) means that default, too.
     - One after the other by default. ``hydra/launcher=joblib hydra.launcher.n_jobs=8`` runs eight at a time; if the machine
       has four GPUs, two share one (``cfg.trainer.devices`` says how many a combination gets; without it one).
       ``hydra/launcher=submitit_slurm`` makes each a Slurm job.
+    - NeMo 1's ``hydra/launcher: nemo_launcher`` uses ``hydra.launcher.num_gpus`` GPUs of the machine, by default -1: all of
+      them, and runs ``jobs_per_gpu`` combinations on each at a time; without a GPU that many on the CPU. More than one at
+      a time are joblib's. A combination has one GPU, or ``cfg.trainer.devices``.
 
     Args:
         config_path: The directory of the YAML files, relative to the script.
@@ -69,7 +74,7 @@ def hydra_runner(
 
     Raises:
         ConfigurationError: An argument is no text, Hydra is not installed, or ``--config-name`` is a path although there
-            is a schema.
+            is a schema. Raised by the decorated function: ``hydra.launcher`` asks for what is not there.
         SweepError: Raised by the decorated function: combinations of a sweep have failed.
 
     Example:
@@ -116,8 +121,11 @@ def _main(function: JobFunction, config_path: str | None, config_name: str | Non
         name = uuid.uuid4().hex
         with tempfile.TemporaryDirectory(prefix="nemologger-") as directory:
             note = Path(directory, "sweep.json")
-            with launch.hydra_defaults(note):
-                application(_Start(function, name))()
+            try:
+                with launch.hydra_defaults(note):
+                    application(_Start(function, name))()
+            except NotStarted as stop:
+                raise stop.error from None
             launch.report(note, name)
 
 

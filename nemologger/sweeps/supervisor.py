@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 from collections.abc import Collection, Mapping
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from nemologger.combination import VARIABLE, SweepJob
 from nemologger.errors import ConfigurationError, SweepError
 from nemologger.run_dir import VERSION_VARIABLE
-from nemologger.sweeps import child, devices, record
+from nemologger.sweeps import child, devices, launchers, record
 from nemologger.sweeps.naming import NOT_IDENTITY, job_name
 from nemologger.sweeps.program import Program
 from nemologger.sweeps.record import Record, State
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
-_BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-_JOBLIB = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
 _TAIL = 4000  # characters of a combination's output that its error shows
 
 
@@ -76,19 +73,20 @@ class Supervisor:
 
     def _parent(self, hydra: HydraConf) -> int | None:
         """The process that started the sweep, if this one is a worker of it and has no work without it."""
-        return self.process if hydra.launcher._target_ == _JOBLIB and os.getpid() != self.process else None
+        is_worker = launchers.shares_this_machine(hydra.launcher._target_) and os.getpid() != self.process
+        return self.process if is_worker else None
 
     def _job(self, hydra: HydraConf) -> SweepJob:
         swept = {*self.swept, *(hydra.sweeper.get("params") or {})}
         excluded = [*NOT_IDENTITY, *hydra.job.config.override_dirname.exclude_keys]
         name = job_name(hydra.overrides.task, swept=swept, excluded=excluded)
-        directory = Path(hydra.runtime.cwd, hydra.sweep.dir, name)
-        return SweepJob(name, hydra.job.num, tuple(hydra.overrides.task), directory)
+        return SweepJob(name, hydra.job.num, tuple(hydra.overrides.task), record.place(hydra) / name)
 
     def _run(self, job: SweepJob, planned: Record, cfg: DictConfig, hydra: HydraConf) -> Any:
         if is_recorder(os.environ):
             record.write(job.directory, planned)
-        alone = hydra.launcher._target_ == _BASIC_LAUNCHER
+        here = os.getpid() == self.process
+        alone = hydra.launcher._target_ == launchers.BASIC or (hydra.launcher._target_ == launchers.NEMO and here)
         output = None if alone else job.directory / record.OUTPUT
         log.info("%s: starts%s", job.name, "" if output is None else f", prints to {output}")
         slot = _slot(cfg, hydra)
@@ -155,17 +153,12 @@ def _environment(environment: Mapping[str, str], job: SweepJob, slot: devices.Sl
 
 def _slot(cfg: DictConfig, hydra: HydraConf) -> devices.Slot | None:
     """A share of this machine's GPUs, if others run beside this one and nobody has shared them out."""
-    from omegaconf import OmegaConf
-
-    if hydra.launcher._target_ != _JOBLIB or devices.VISIBLE in hydra.job.env_set:
+    if not launchers.shares_this_machine(hydra.launcher._target_) or devices.VISIBLE in hydra.job.env_set:
         return None
-    choices = devices.groups(devices.visible(os.environ), OmegaConf.select(cfg, "trainer.devices"))
-    if not choices:
+    room = launchers.places(cfg, hydra.launcher, devices.visible(os.environ))
+    if not room.groups:
         return None
-    jobs = hydra.launcher.n_jobs
-    jobs = jobs if jobs > 0 else max((os.cpu_count() or 1) + 1 + jobs, 1)  # as joblib counts
-    places = Path(hydra.runtime.cwd, hydra.sweep.dir, ".devices")
-    return devices.take(places, choices, math.ceil(jobs / len(choices)))
+    return devices.take(record.place(hydra) / ".devices", room.groups, room.per_group)
 
 
 def _how_it_ended(code: int, output: Path | None) -> str:

@@ -15,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, random_spl
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import nemologger as nl
-from nemologger.callbacks.exact_resume import ExactResume
+from nemologger.callbacks.exact_resume import ExactResume, _advice, _with_dropout_of_cudnn
 
 
 class Looks(Callback):
@@ -176,3 +176,20 @@ def test_a_second_fit_of_the_same_trainer(tmp_path):
     trainer.fit(model, shuffled())
     assert len(model.losses) == 12
     assert len([c for c in trainer.callbacks if isinstance(c, ExactResume)]) == 1
+
+
+def test_on_a_gpu_it_says_what_else_must_repeat(monkeypatch):
+    assert _advice(torch.device("cpu")) == ""
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
+    assert "Trainer(deterministic=True, benchmark=False)" in _advice(torch.device("cuda", 1))
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    assert _advice(torch.device("cuda", 1)) == ""
+
+
+def test_on_a_gpu_it_names_layers_whose_dropout_is_not_torchs():
+    parts = {"two": torch.nn.LSTM(2, 2, 2, dropout=0.1), "one": torch.nn.GRU(2, 2), "none": torch.nn.RNN(2, 2, 2)}
+    model, cuda = torch.nn.ModuleDict(parts), torch.device("cuda")
+    assert _with_dropout_of_cudnn(cuda, model) == ["two"]
+    assert _with_dropout_of_cudnn(torch.device("cpu"), model) == []
+    with torch.backends.cudnn.flags(enabled=False):
+        assert _with_dropout_of_cudnn(cuda, model) == []

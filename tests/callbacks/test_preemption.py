@@ -12,7 +12,7 @@ from helpers.disks import FailingDisk
 from helpers.stopped import Run, Watch
 from lightning.pytorch.callbacks import Callback
 from processes import free_port, python, started, wait_for
-from toy import ToyModel, loader, manifests, names, quiet_trainer
+from toy import ToyDataModule, ToyModel, loader, manifests, names, quiet_trainer
 
 import nemologger as nl
 from nemologger.callbacks import PreemptionCallback
@@ -206,6 +206,75 @@ def test_the_context_holds_it(tmp_path, recwarn):
     assert "PreemptionCallback" in (run.checkpoints / "step=3-last" / "context" / "io.json").read_text()
 
 
+# --- added by ModelCheckpoint -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ckpt", [{}, {"async_save": True, "every_n_train_steps": 6}])
+def test_a_checkpoint_callback_is_enough(tmp_path, ckpt):
+    run = Run(tmp_path, ckpt=ckpt)
+    assert run.train(watch=Watch("batch", 6)) == 143
+    assert max(manifest.step for manifest in manifests(run.checkpoints).values()) == len(run.losses) == 7
+    run.goes_on()
+
+
+def test_it_stops_without_a_save_if_that_is_wished(tmp_path, caplog):
+    run = Run(tmp_path, ckpt={"save_on_sigterm": False, "every_n_train_steps": 4, "async_save": True})
+    assert run.train(watch=Watch("batch", 6)) == 143
+    assert len(run.losses) == 7
+    assert {manifest.step for manifest in manifests(run.checkpoints).values()} == {4}
+    assert "signal SIGTERM: this run stops at step 7" in caplog.text
+
+
+@pytest.mark.parametrize(("given", "added"), [(signal.SIGTERM, 0), (signal.SIGUSR2, 1)])
+def test_it_is_added_to_those_of_other_signals(tmp_path, given, added):
+    run = Run(tmp_path)
+    stop = PreemptionCallback(given, exit_code=85)
+    assert run.train(stop, watch=Watch("batch", 2, given)) == 85
+    assert run.train(stop, watch=Watch("batch", 3)) == (143 if added else 85)
+
+
+def test_weights_alone_are_not_saved_for_a_signal(tmp_path, caplog):
+    ckpt = nl.ModelCheckpoint(dirpath=tmp_path, save_weights_only=True, every_n_train_steps=100, save_last=False)
+    trainer = quiet_trainer(max_steps=9, callbacks=[ckpt, Watch("batch", 2)])
+    with pytest.raises(SystemExit) as stopped:
+        trainer.fit(ToyModel(), loader(), loader())
+    assert (stopped.value.code, trainer.global_step) == (143, 3)
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == []
+    assert "can stop this run but not save it" not in caplog.text
+
+
+def test_a_handler_that_was_there_is_called_too_and_comes_back(tmp_path):
+    seen: list[int] = []
+
+    def mine(signum, frame):
+        seen.append(signum)
+
+    before = signal.signal(signal.SIGTERM, mine)
+    try:
+        run = Run(tmp_path)
+        assert run.train(watch=Watch("batch", 6)) == 143
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert seen == [signal.SIGTERM]
+    assert max(manifest.step for manifest in manifests(run.checkpoints).values()) == 7
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_signal_while_data_are_loaded_stops_after_the_first_step(tmp_path, given):
+    class Late(ToyDataModule):
+        def train_dataloader(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return super().train_dataloader()
+
+    ckpt = nl.ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=100)
+    trainer = quiet_trainer(max_steps=9, callbacks=[ckpt, *[PreemptionCallback()] * given])
+    with pytest.raises(SystemExit) as stopped:
+        trainer.fit(ToyModel(), Late())
+    assert stopped.value.code == 143
+    assert max(manifest.step for manifest in manifests(tmp_path).values()) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -254,9 +323,9 @@ def test_killed_after_the_grace_period_nothing_published_is_lost(tmp_path):
 @pytest.mark.dist
 @pytest.mark.parametrize("rank", [0, 1])
 def test_one_of_two_ranks_gets_the_signal(tmp_path, rank):
-    """Both stop after the same step, whoever started them, and go on together."""
+    """Both stop after the same step, whoever started them and with no callback but ModelCheckpoint, and go on together."""
     straight = tmp_path / "straight"
-    options = ("--devices", 2, "--beside", "--every", 4)
+    options = ("--devices", 2, "--beside", "--every", 4, *["--by-itself"] * rank)
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"] if rank else []
     with started(*launcher, SCRIPT, tmp_path, 20, "--pause", 0.1, *options) as process:
         wait_for(lambda: len(lines(tmp_path, 1)) >= 6)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.engine import lightning_state
+from helpers.gpu import NEEDS_GPU
 
 from nemologger.checkpoint.arena import Arena
 from nemologger.checkpoint.plan import files_of
@@ -14,20 +15,33 @@ from nemologger.checkpoint.write import write_share
 from nemologger.disk import LocalDisk
 
 
-def _odd() -> dict[str, torch.Tensor]:
-    return {
-        "half": torch.randn(3, 5, dtype=torch.bfloat16).t(),
-        "flag": torch.tensor([True, False, True]),
-        "scalar": torch.tensor(1.5),
-        "empty": torch.zeros(0, 3),
-        "complex": torch.randn(4, dtype=torch.complex64).conj(),
-        "large": torch.randn(100, 100),
-    }
+def _odd(device: str) -> dict[str, torch.Tensor]:
+    with torch.device(device):
+        return {
+            "half": torch.randn(3, 5, dtype=torch.bfloat16).t(),
+            "eighth": torch.randn(7).to(torch.float8_e4m3fn),
+            "flag": torch.tensor([True, False, True]),
+            "scalar": torch.tensor(1.5),
+            "empty": torch.zeros(0, 3),
+            "complex": torch.randn(4, dtype=torch.complex64).conj(),
+            "negative": torch.randn(4, dtype=torch.complex64).conj().imag,
+            "large": torch.randn(100, 100),
+            "channels last": torch.randn(4, 3, 5, 5).to(memory_format=torch.channels_last),
+            "every other": torch.randn(40, 10)[::2],
+        }
 
 
-@pytest.mark.parametrize("state", [lightning_state(3), {"state_dict": _odd()}], ids=["model", "odd"])
-def test_the_image_is_the_file(tmp_path, state):
-    snapshot = take(state)
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: lightning_state(3),
+        lambda: {"state_dict": _odd("cpu")},
+        pytest.param(lambda: {"state_dict": _odd("cuda")}, marks=NEEDS_GPU),
+    ],
+    ids=["model", "odd", "odd on a GPU"],
+)
+def test_the_image_is_the_file(tmp_path, make):
+    snapshot = take(make())
     tensors = snapshot.tensors
     files = files_of(0, 1, {key: held(tensor, key) for key, tensor in tensors.items()}, snapshot, 2)
 

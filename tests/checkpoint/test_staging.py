@@ -14,15 +14,15 @@ from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from nemologger.checkpoint import async_saver, writer
-from nemologger.checkpoint.arena import Arena
+from nemologger.checkpoint.arena import copy_at_once
 from nemologger.checkpoint.async_saver import AsyncSaver
 from nemologger.checkpoint.load import load_checkpoint
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.snapshot import take
-from nemologger.checkpoint.staging import Staging
+from nemologger.checkpoint.staging import Staging, comes_to_rest
 from nemologger.disk import LocalDisk
-from nemologger.errors import SaveFailedError
-from nemologger.ranks import SingleProcess
+from nemologger.errors import RankError, SaveFailedError
+from nemologger.ranks import Failure, SingleProcess
 
 WIDTH = 200  # 160 KB: more than what is copied at once
 
@@ -205,56 +205,124 @@ def test_a_save_that_is_given_up_leaves_no_hook_and_no_thread(tmp_path, slow):
         saver.finish()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("mode", ["at_once", "overlapped"])
-def test_on_a_device(tmp_path, mode):
-    training = _Training("adam")
-    training.net.cuda()
-    training.batch = training.batch.cuda()
-    training.optimizers = [torch.optim.Adam(training.net.parameters())]
-    training.step()
+def test_a_state_of_one_large_tensor_or_none(tmp_path, mode):
+    copy_at_once([])  # a rank that has nothing to write
+    net = nn.Linear(WIDTH, WIDTH, bias=False)
     saver = AsyncSaver(LocalDisk(), SingleProcess(), staging=mode)
     try:
-        for number in range(3):
-            expected = [tensor.detach().cpu().clone() for tensor in _tensors(training.state())]
-            saver.start(training.snapshot(), tmp_path / str(number), Manifest(step=number, epoch=0))
-            training.step()
+        for name, state in (("one", net.state_dict()), ("none", {})):
+            saver.start(take({"state_dict": state}), tmp_path / name, Manifest(step=1, epoch=0))
             assert saver.finish() is not None
-            saved = list(_tensors(load_checkpoint(tmp_path / str(number))))
-            assert all(torch.equal(a, b) for a, b in zip(saved, expected, strict=True))
     finally:
         saver.close()
+    assert torch.equal(load_checkpoint(tmp_path / "one")["state_dict"]["weight"], net.weight)
+    assert not load_checkpoint(tmp_path / "none")["state_dict"]
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_memory_is_pinned_for_a_device():
-    arena = Arena({}, {"w": torch.zeros(4, device="cuda")})
+class _OtherRank(SingleProcess):
+    """There is another rank, which fails to copy its state."""
+
+    fails = False
+
+    def exchange(self, value, answer):
+        others = [Failure.of(RankError("no memory"), 1)] if self.fails and value is None else []
+        return answer([value, *others])
+
+
+def test_when_another_rank_cannot_copy_nothing_is_left_of_it_here(tmp_path, slow, monkeypatch):
+    training = _Training("adam")
+    training.step()
+    saver = AsyncSaver(LocalDisk(), _OtherRank(), staging="overlapped")
     try:
-        arena.copies(lambda piece: torch.empty(piece.sizes))
-        assert torch.frombuffer(arena.memory, dtype=torch.uint8).is_pinned()
+        saver.prepare(training.snapshot())
+        with monkeypatch.context() as patched:
+            patched.setattr(_OtherRank, "fails", True)
+            with pytest.raises(SaveFailedError, match="rank 1: no memory"):
+                saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
+        assert not saver.busy
+        assert not _global_optimizer_pre_hooks
+        assert not [thread for thread in threading.enumerate() if thread.name == "nemologger-stage"]
+        saver.start(training.snapshot(), tmp_path / "b", Manifest(step=1, epoch=0))
+        assert saver.finish() is not None
     finally:
-        arena.close()
+        saver.close()
+    assert names_in(tmp_path) == {"b"}
+
+
+class _Broken:
+    """An event, or a stream, of a device that has failed."""
+
+    def query(self):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    synchronize = query
+
+    def wait_event(self, event):
+        self.query()
+
+
+@pytest.mark.parametrize("ask", ["poll", "finish", "close"])
+def test_what_a_device_reports_fails_the_save(tmp_path, slow, monkeypatch, ask):
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Broken())
+    training = _Training("adam")
+    training.step()
+    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
+    try:
+        saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
+        staging = saver._in_flight.staging
+        staging._events.append((torch.device("cuda"), _Broken()))
+        staging._thread.join()
+        if ask == "close":
+            saver.close()
+        else:
+            with pytest.raises(SaveFailedError, match="could not be copied: CUDA error: an illegal memory access"):
+                getattr(saver, ask)()
+    finally:
+        saver.close()
+    assert not _global_optimizer_pre_hooks
+    assert not [thread for thread in threading.enumerate() if thread.name == "nemologger-stage"]
+
+
+def test_a_device_that_waits_for_ever_is_not_waited_for(monkeypatch):
+    class Stream:
+        left = 3
+
+        def query(self):
+            self.left -= 1
+            return self.left == 0
+
+    stream, cuda = Stream(), torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    assert comes_to_rest(torch.device("cpu"), 0.0)
+    assert stream.left == 3
+    assert comes_to_rest(cuda, 10.0)
+    assert not comes_to_rest(cuda, 0.1)
 
 
 def test_while_it_waits_it_says_how_far_the_writer_is(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(async_saver, "_PROGRESS_EVERY", 0.05)
+    monkeypatch.setattr(async_saver, "_STALLED", 10.0)
+    progress = f"checkpoint {tmp_path / 'a'}: 0 of 0 MB written"
     training = _Training("adam")
     saver = AsyncSaver(LocalDisk(), SingleProcess())
     try:
         saver.prepare(training.snapshot())
         pid = saver._layout.writer.pid
         os.kill(pid, signal.SIGSTOP)
+
+        def go_on_when_said(record):
+            if record.getMessage() == progress:
+                os.kill(pid, signal.SIGCONT)
+            return True
+
+        monkeypatch.setattr(async_saver.log, "filters", [go_on_when_said])
         saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
-        go = threading.Timer(0.5, os.kill, (pid, signal.SIGCONT))
-        go.start()
         with caplog.at_level("INFO"):
             assert saver.finish() is not None
-        go.join()
     finally:
         saver.close()
-    assert f"checkpoint {tmp_path / 'a'}: 0 of 0 MB written" in caplog.text
+    assert progress in caplog.text
 
 
 def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from exact.runs import BATCH, Augmented, Case, check, shuffled
 from exact.test_loaders import FlaggedStream, LazySampler
+from lightning.pytorch.plugins import MixedPrecision
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.utils.data import DataLoader, get_worker_info
 
-from nemologger.strategies import FSDP2Strategy
+from nemologger.strategies import FSDP2Strategy, FSDPStrategy
 
-DDP = {"devices": int(os.environ["WORLD_SIZE"]), "strategy": "ddp"}
+DDP = {"devices": int(os.environ.get("WORLD_SIZE", "1")), "strategy": "ddp"}
 SHARDED = {"devices": 2, "strategy": FSDP2Strategy}
 SPLIT = {
     "devices": 2,
@@ -48,11 +50,33 @@ CASES = {
 }
 
 
+def on_gpu(**trainer: Any) -> Case:
+    return Case(
+        lambda: shuffled(batch_size=1, num_workers=1, pin_memory=True),
+        trainer={**DDP, "accelerator": "gpu", "deterministic": True, "max_steps": 14, **trainer},
+        ckpt={"async_save": True},
+        at=(1, 3, 7, 11),
+    )
+
+
+def gpu_cases() -> dict[str, Case]:
+    # Its scale grows until gradients overflow, which leaves steps out.
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**20, growth_interval=3)
+    return {
+        "GPU": on_gpu(),
+        "GPU, 16-mixed": on_gpu(plugins=[MixedPrecision("16-mixed", "cuda", scaler)]),
+        "GPU, bf16-mixed": on_gpu(precision="bf16-mixed"),
+        "GPU, FSDP2": on_gpu(strategy=FSDP2Strategy),
+        "GPU, FSDP": on_gpu(strategy=FSDPStrategy),
+    }
+
+
 def main() -> None:
     directory, names = Path(sys.argv[1]), sys.argv[2:]
     torch.set_num_threads(1)
+    cases = {**CASES, **gpu_cases()} if torch.cuda.is_available() else CASES
     for name in names:
-        check(CASES[name], directory / name)
+        check(cases[name], directory / name)
 
 
 if __name__ == "__main__":

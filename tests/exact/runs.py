@@ -60,7 +60,7 @@ class Net(pl.LightningModule):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", self.net(batch).mean() + torch.rand(1) + np.random.rand())
+        self.log("val_loss", self.net(batch).mean() + torch.rand(1, device=self.device) + np.random.rand())
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)

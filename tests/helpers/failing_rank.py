@@ -1,4 +1,4 @@
-"""Two ranks train and save; rank 1 fails in its second save: ``failing_rank.py DIRECTORY HOW``.
+"""Two ranks train and save; rank 1 fails, in its second save or in a step: ``failing_rank.py DIRECTORY HOW``.
 
 Each rank writes how it ended into ``DIRECTORY/end-<rank>.json``.
 """
@@ -55,6 +55,24 @@ class Raises(Callback):
             raise ZeroDivisionError("only here")
 
 
+class Signalled(ToyModel):
+    """Gets a signal in the middle of its owner's step, before the gradients of the ranks are summed."""
+
+    def __init__(self, number: int | None) -> None:
+        super().__init__()
+        self.number = number
+
+    def training_step(self, batch, batch_idx):
+        if self.number is not None and self.global_step == 2:
+            os.kill(os.getpid(), self.number)
+        time.sleep(0.05)
+        return super().training_step(batch, batch_idx)
+
+
+# What the ranks are sent.
+SIGNALS = {"dies": (None, signal.SIGKILL), "stops": (None, signal.SIGTERM), "both stop": (signal.SIGTERM,) * 2}
+
+
 def main(directory: Path, how: str) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["LOCAL_RANK"])
@@ -65,17 +83,25 @@ def main(directory: Path, how: str) -> None:
         filename="{step}",
         every_n_train_steps=2,
         save_last=False,
-        rank_timeout=timedelta(seconds=TIMEOUT),
+        async_save=how in SIGNALS,
         save_on_exception=how == "raises",
+        save_on_sigterm=how != "both stop",
+        rank_timeout=timedelta(seconds=TIMEOUT if how not in SIGNALS else 60),
         disk=FailingDisk(how if rank == 1 else ""),
     )
     trainer = quiet_trainer(
-        max_steps=STEPS,
+        max_steps=STEPS if how not in SIGNALS else 100,
         devices=2,
         strategy="ddp",
         callbacks=[ckpt, Raises(how if rank == 1 else "")],
         limit_val_batches=0,
     )
+    if how in SIGNALS:
+        try:
+            trainer.fit(Signalled(SIGNALS[how][rank]), loader())
+        finally:
+            (directory / f"end-{rank}.json").write_text(json.dumps({"step": trainer.global_step}))
+        return
     end = {"error": "", "message": "", "seconds": 0.0}
     started = time.monotonic()
     try:
