@@ -68,10 +68,10 @@ def training_state(trainer: pl.Trainer, *, weights_only: bool) -> TrainingState:
     """Lightning's checkpoint of this moment. Collective: user hooks that run on every rank are called here."""
     with sharded_state.kept_in_place(trainer.strategy):
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
-    if weights_only:  # Lightning asks no callback then
-        for callback in callbacks(trainer):
-            if isinstance(callback, KeepsWeights):
-                callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
+        if weights_only:  # Lightning asks no callback then
+            for callback in callbacks(trainer):
+                if isinstance(callback, KeepsWeights):
+                    callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
     return TrainingState(checkpoint, frozenset(_named_parameters(trainer)), optimizer_names(trainer))
 
 

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch.distributed.fsdp import (
+    FSDPModule,
     FullyShardedDataParallel,
     ShardedOptimStateDictConfig,
     ShardedStateDictConfig,
@@ -44,11 +45,40 @@ def plain_name(name: str) -> str:
     return name
 
 
+def flattened(strategy: Strategy) -> FullyShardedDataParallel | None:
+    """The model as FSDP has wrapped it: each rank holds a run of all elements in a row, not blocks of single parameters."""
+    wrapped = strategy.model if isinstance(strategy, FSDPStrategy) else None
+    return wrapped if isinstance(wrapped, FullyShardedDataParallel) else None
+
+
+def parameters(strategy: Strategy) -> dict[str, torch.nn.Parameter]:
+    """The parameters by plain name, as an optimizer sees them: of those that are sharded, this rank's part."""
+    reshard(strategy)
+    module = strategy.lightning_module
+    return {} if module is None else {plain_name(name): parameter for name, parameter in module.named_parameters()}
+
+
+def reshard(strategy: Strategy) -> None:
+    """Drop what was put together of parameters for a forward, as a backward does.
+
+    A forward without one leaves some of it, and the next forward would use that, whatever the shards have become since.
+    """
+    wrapped = flattened(strategy)
+    for unit in [] if wrapped is None else FullyShardedDataParallel.fsdp_modules(wrapped):
+        handle = unit._handle  # noqa: SLF001  nothing public drops it
+        if handle is not None and hasattr(handle.flat_param, "_full_param_padded"):  # else there was no forward yet
+            handle.reshard(free_unsharded_flat_param=True)
+    for part in [] if strategy.lightning_module is None else strategy.lightning_module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def model_state(strategy: Strategy) -> dict[str, torch.Tensor]:
-    """The live state dictionary of the model. Collective with FSDP."""
-    if isinstance(strategy, FSDPStrategy) and isinstance(strategy.model, FullyShardedDataParallel):
-        with _in_shards(strategy.model):
-            return dict(strategy.model.state_dict())
+    """The live state dictionary of the model. Collective with FSDP, which copies its shards."""
+    wrapped = flattened(strategy)
+    if wrapped is not None:
+        with _in_shards(wrapped):
+            return dict(wrapped.state_dict())
     module = strategy.lightning_module
     return {} if module is None else dict(module.state_dict())
 
@@ -69,6 +99,11 @@ def kept_in_place(strategy: Strategy) -> Iterator[None]:
     finally:
         for name in mine:
             vars(strategy).pop(name)
+
+
+def is_kept_in_place(strategy: Strategy) -> bool:
+    """Whether that is so now."""
+    return "lightning_module_state_dict" in vars(strategy)
 
 
 def templates(strategy: Strategy) -> Template:
@@ -97,9 +132,10 @@ def load_model(strategy: Strategy, state: Mapping[str, Any], *, strict: bool) ->
         state: The state dictionary.
         strict: Whether the names must be the same.
     """
-    if isinstance(strategy, FSDPStrategy) and isinstance(strategy.model, FullyShardedDataParallel):
-        with _in_shards(strategy.model):
-            strategy.model.load_state_dict(dict(state), strict=strict)
+    wrapped = flattened(strategy)
+    if wrapped is not None:
+        with _in_shards(wrapped):
+            wrapped.load_state_dict(dict(state), strict=strict)
     elif strategy.lightning_module is not None:
         strategy.lightning_module.load_state_dict(state, strict=strict)
 
@@ -118,12 +154,11 @@ def load_optimizers(
         optimizers: Those of the trainer.
         names: For each of them, the parameter name behind each index.
     """
+    wrapped = flattened(strategy)
     for optimizer, state, name_of in zip(optimizers, states, names, strict=False):
-        if isinstance(strategy, FSDPStrategy) and isinstance(strategy.model, FullyShardedDataParallel):
-            with _in_shards(strategy.model):
-                state = FullyShardedDataParallel.optim_state_dict_to_load(
-                    strategy.model, optimizer, _by_name(state, name_of)
-                )
+        if wrapped is not None:
+            with _in_shards(wrapped):
+                state = FullyShardedDataParallel.optim_state_dict_to_load(wrapped, optimizer, _by_name(state, name_of))
         optimizer.load_state_dict(dict(state))
 
 
@@ -163,11 +198,12 @@ def scatter(strategy: Strategy, checkpoint: Mapping[str, Any], names: Sequence[M
 def _optimizer_state(strategy: Strategy, optimizer: Any) -> dict[str, Any]:
     if isinstance(optimizer, LightningOptimizer):
         optimizer = optimizer.optimizer
-    if not (isinstance(strategy, FSDPStrategy) and isinstance(strategy.model, FullyShardedDataParallel)):
+    wrapped = flattened(strategy)
+    if wrapped is None:
         state: dict[str, Any] = optimizer.state_dict()
         return state
-    with _in_shards(strategy.model):
-        named = FullyShardedDataParallel.optim_state_dict(strategy.model, optimizer)
+    with _in_shards(wrapped):
+        named = FullyShardedDataParallel.optim_state_dict(wrapped, optimizer)
     numbers: dict[str, int] = {}
     for group in named["param_groups"]:
         for name in group["params"]:

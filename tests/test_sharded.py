@@ -62,7 +62,9 @@ def test_what_one_way_saved_another_loads(matrix, saved, loaded):
 
 def test_the_matrix_compares_what_was_trained(matrix):
     one, two = (torch.load(matrix / "state" / f"{way}.pt") for way in ("ddp-1", "ddp-2"))
-    assert {"up.weight", "blocks.0.bias"} <= set(differences(one, two))
+    assert {"model: up.weight", "model: blocks.0.bias", "averages: up.weight"} <= set(differences(one, two))
+    assert one["averages"].keys() == one["model"].keys() - {"seen"}
+    assert not any(torch.equal(average, one["model"][name]) for name, average in one["averages"].items())
     assert float(one["optimizer"]["up.weight.step"]) == one["global_step"] == STEPS
     assert one["optimizer"]["up.weight.exp_avg"].any()
     assert (one["consumed_samples"], two["consumed_samples"]) == (STEPS * BATCH, 2 * STEPS * BATCH)
@@ -79,14 +81,16 @@ def test_tensor_parallel_ranks_see_the_same_samples(matrix):
 def test_the_files_are_whole_and_stock_torch_and_a_plain_module_read_them(matrix, way):
     checkpoint = matrix / "saved" / way / f"step={STEPS}"
     assert problems(checkpoint) == []
-    wanted = torch.load(matrix / "state" / f"{way}.pt")["model"]
-    state = {"state_dict": {name: torch.full_like(tensor, 7) for name, tensor in wanted.items()}}
-    dcp.load(state, checkpoint_id=str(checkpoint / "weights"), no_dist=True)
-    module = Model()
-    load_weights(checkpoint, module)
-    for name, tensor in wanted.items():
-        assert torch.equal(state["state_dict"][name], tensor)
-        assert torch.equal(module.state_dict()[name], tensor)
+    trained = torch.load(matrix / "state" / f"{way}.pt")
+    for averaged in (False, True):
+        wanted = trained["model"] | (trained["averages"] if averaged else {})
+        state = {"state_dict": {name: torch.full_like(tensor, 7) for name, tensor in wanted.items()}}
+        dcp.load(state, checkpoint_id=str(checkpoint / ("ema_weights" if averaged else "weights")), no_dist=True)
+        module = Model()
+        load_weights(checkpoint, module, ema=averaged)
+        for name, tensor in wanted.items():
+            assert torch.equal(state["state_dict"][name], tensor)
+            assert torch.equal(module.state_dict()[name], tensor)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -116,8 +120,9 @@ def test_of_a_run_that_keeps_one_optimizer_state_the_older_checkpoint_has_none(m
 @pytest.mark.parametrize(
     ("way", "name"), [("fsdp2-4", "blocks.0.weight"), ("tp2-4", "up.weight"), ("fsdp-2", "down.weight")]
 )
-def test_each_rank_writes_its_shard_once(matrix, way, name):
-    weights = matrix / "saved" / way / f"step={STEPS}" / "weights"
+@pytest.mark.parametrize("directory", ["weights", "ema_weights"])
+def test_each_rank_writes_its_shard_once(matrix, way, name, directory):
+    weights = matrix / "saved" / way / f"step={STEPS}" / directory
     metadata = dcp.FileSystemReader(weights).read_metadata()
     ranks: dict[str, set[str]] = {}
     for index, info in metadata.storage_data.items():

@@ -130,7 +130,7 @@ def test_a_sharded_model(s3, tmp_path, beside):
     assert differences(state["resumed"], state["two-steps"]) == []
     assert differences(state["went-on"], state["three-steps"]) == []
     assert differences(state["tensor-parallel"], state["three-steps"]) == []
-    assert "up.weight" in differences(state["two-steps"], state["three-steps"])
+    assert "model: up.weight" in differences(state["two-steps"], state["three-steps"])
     written = s3.objects()
     assert {f"a/step=2/weights/__{rank}_0.distcp" for rank in (0, 1)} <= set(written)
     assert not [key for key in written if "unfinished" in key or "written-by" in key]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from nemologger import names
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import OURS
-from nemologger.checkpoint.read import read_tensors
+from nemologger.checkpoint.read import read_parts, read_tensors
 from nemologger.checkpoint.snapshot import MODEL, restore
 from nemologger.checkpoint.verify import problems
 from nemologger.checkpoint.weights import read_common
@@ -66,13 +66,30 @@ def optimizer_names(checkpoint: Path) -> list[dict[int, str]]:
     return names
 
 
-def load_model(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The model's state dictionary of ``checkpoint``, tensors on the CPU."""
+def load_model(
+    checkpoint: Path, template: Callable[[str, tuple[int, ...]], torch.Tensor | None] = lambda key, sizes: None
+) -> dict[str, torch.Tensor]:
+    """The model's state dictionary of ``checkpoint``, tensors on the CPU, or sharded as :func:`load_checkpoint` says."""
     weights = weights_of(checkpoint)
     prefix = f"{MODEL}."
-    tensors = read_tensors(weights, lambda key: key.startswith(prefix))
+    tensors = read_tensors(weights, lambda key: key.startswith(prefix), template)
     state: dict[str, Any] = restore({MODEL: read_common(weights).get(MODEL, {})}, tensors)[MODEL]
     return state
+
+
+def load_parts(checkpoint: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of the tensors of ``checkpoint``'s model that ``like`` names, this rank's parts, plain and on the CPU.
+
+    Args:
+        checkpoint: The checkpoint's directory, or one with weights.
+        like: By name in the model's state dictionary, tensors of the same sizes, plain or sharded.
+
+    Raises:
+        ModelMismatchError: If one has other sizes.
+    """
+    prefix = f"{MODEL}."
+    parts = read_parts(weights_of(checkpoint), {f"{prefix}{name}": tensor for name, tensor in like.items()})
+    return {key[len(prefix) :]: part for key, part in parts.items()}
 
 
 def averages_of(checkpoint: Path) -> Path | None:

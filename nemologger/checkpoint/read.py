@@ -24,7 +24,7 @@ from nemologger.checkpoint.shards import held, part_of, sharded_like
 from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.stage import memory_of
 from nemologger.checkpoint.weights import Payload, described, payloads, read_ordinary
-from nemologger.errors import DamagedCheckpointError
+from nemologger.errors import DamagedCheckpointError, ModelMismatchError
 from nemologger.store_path import in_store
 
 _THREADS = 4
@@ -57,6 +57,33 @@ def read_tensors(
         key: sharded_like(block.memory, templates[key]) if key in templates else block.memory
         for key, block in blocks.items()
     }
+
+
+def read_parts(weights: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """This rank's parts of tensors of ``weights``, on the CPU; of no other is anything read.
+
+    Args:
+        weights: The directory.
+        like: By flat key, tensors of the same sizes, plain or sharded. What ``weights`` does not have is left out.
+
+    Raises:
+        ModelMismatchError: If one has other sizes.
+        RefusedError: If reading would run code.
+        DamagedCheckpointError: If something is missing, or cannot be read.
+    """
+    stored = described(weights)
+    blocks = {}
+    for key, tensor in like.items():
+        if key not in stored:
+            continue
+        sizes, dtype = stored[key]
+        if sizes != tuple(tensor.shape):
+            raise ModelMismatchError(
+                f"{weights}: {key.partition('.')[2]} has shape {sizes}, and {tuple(tensor.shape)} is expected"
+            )
+        blocks[key] = _block(sizes, dtype, tensor, key)
+    read_blocks(weights, blocks)
+    return {key: block.memory for key, block in blocks.items()}
 
 
 def read_blocks(weights: Path, blocks: Mapping[str, Block], records: Mapping[str, FileRecord] | None = None) -> None:

@@ -355,8 +355,8 @@ def test_wrong_arguments(wrong):
         EMA(**wrong)
 
 
-def test_parameters_spread_over_ranks_are_refused():
+def test_deepspeed_is_refused():
     trainer = quiet_trainer(callbacks=[ema := EMA()], enable_checkpointing=False)
-    trainer.strategy.__class__ = type("Spread", (pl.strategies.ModelParallelStrategy,), {})
+    trainer.strategy.__class__ = type("Spread", (pl.strategies.DeepSpeedStrategy,), {})
     with pytest.raises(ConfigurationError, match="EMA does not work with Spread"):
         ema.setup(trainer, ToyModel(), "fit")

@@ -10,9 +10,9 @@ import torch.distributed.checkpoint as dcp
 from helpers.engine import save
 
 from nemologger.checkpoint import read
-from nemologger.checkpoint.read import read_tensors
+from nemologger.checkpoint.read import read_parts, read_tensors
 from nemologger.checkpoint.weights import described, payloads
-from nemologger.errors import DamagedCheckpointError
+from nemologger.errors import DamagedCheckpointError, ModelMismatchError
 
 
 @pytest.fixture
@@ -43,6 +43,20 @@ def test_what_torch_wrote_itself_is_read_too(tmp_path):
     dcp.save(state, checkpoint_id=str(tmp_path), no_dist=True)
     found = read_tensors(tmp_path)
     assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+def test_parts_are_read_of_what_is_asked_for_and_is_there(weights):
+    whole = read_tensors(weights)
+    like = {key: torch.empty_like(tensor) for key, tensor in list(whole.items())[:2]}
+    found = read_parts(weights, like | {"state_dict.new": torch.empty(3)})
+    assert found.keys() == like.keys()
+    assert all(torch.equal(found[key], whole[key]) for key in like)
+
+
+def test_a_part_of_a_tensor_of_another_size_is_refused(weights):
+    key, tensor = next((k, t) for k, t in read_tensors(weights).items() if k.startswith("state_dict."))
+    with pytest.raises(ModelMismatchError, match=f"{key.removeprefix('state_dict.')} has shape"):
+        read_parts(weights, {key: tensor.new_empty((*tensor.shape, 2))})
 
 
 def test_a_file_that_ends_too_early_is_named(weights):

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from toy import BATCH, ToyData
 
 from nemologger import ModelCheckpoint, lightning_port, sharded_state
+from nemologger.callbacks import EMA
 from nemologger.strategies import DDPStrategy, FSDP2Strategy, FSDPStrategy
 
 #: The ways to spread a model, by number of ranks. ``tp2`` splits layers in two; on four ranks FSDP2 shards the halves.
@@ -114,17 +115,31 @@ class Keep(pl.Callback):
             for i, fields in state["state"].items()
             for field, value in fields.items()
         }
+        averages = averages_of(trainer)
         scheduler = trainer.lr_scheduler_configs[0].scheduler.state_dict()
         if trainer.is_global_zero:
             state = {
                 "model": model,
                 "optimizer": optimizer,
+                "averages": averages,
                 "scheduler": {key: scheduler[key] for key in ("last_epoch", "_last_lr")},
                 "global_step": trainer.global_step,
                 "consumed_samples": trainer.checkpoint_callback.consumed_samples,
             }
             self.file.parent.mkdir(parents=True, exist_ok=True)
             torch.save(state, self.file)
+
+
+def averages_of(trainer: pl.Trainer) -> dict[str, torch.Tensor]:
+    """Those that a callback keeps of the parameters, in full."""
+    ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
+    if ema is None:
+        return {}
+    averages = ema.averages
+    if sharded_state.flattened(trainer.strategy) is not None:
+        with ema._averages.exchanged(trainer.strategy):
+            averages = {n: t for n, t in sharded_state.model_state(trainer.strategy).items() if n in averages}
+    return {name: whole(tensor) for name, tensor in averages.items()}
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -144,10 +159,10 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 def differences(found: dict, wanted: dict) -> list[str]:
     """The names of what is not equal, bit for bit."""
     wrong = [key for key in ("scheduler", "global_step", "consumed_samples") if found[key] != wanted[key]]
-    for part in ("model", "optimizer"):
-        assert wanted[part]
+    for part in ("model", "optimizer", "averages"):
+        assert wanted[part] or part == "averages"
         assert found[part].keys() == wanted[part].keys()
-        wrong += [name for name, tensor in wanted[part].items() if not torch.equal(found[part][name], tensor)]
+        wrong += [f"{part}: {n}" for n, tensor in wanted[part].items() if not torch.equal(found[part][n], tensor)]
     return wrong
 
 
@@ -171,6 +186,7 @@ def fit(kind: str, world: int, keep: Keep, directory: Path, steps: int, load: Pa
                 save_last_n_optim_states=1 if kind in THINNED else -1,
                 verbose=False,
             ),
+            EMA(0.5),
             keep,
         ],
     )

@@ -16,6 +16,7 @@ from toy import BATCH, ToyData
 
 import nemologger as nl
 from helpers.sharded import Keep, Model, strategy_of
+from nemologger.callbacks import EMA
 from nemologger.strategies import FSDP2Strategy
 
 
@@ -39,6 +40,7 @@ def fit(
                 save_last=False,
                 verbose=False,
             ),
+            EMA(0.5),
             *keep,
         ],
     )
