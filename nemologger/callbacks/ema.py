@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 
 from nemologger import lightning_port
 from nemologger.checkpoint.find import settled
+from nemologger.checkpoint.in_place import places_in
 from nemologger.checkpoint.load import averages_of, load_model
 from nemologger.checkpoint.snapshot import EMA_STATE, MODEL
 from nemologger.checkpoint_io import place_of
@@ -290,13 +291,15 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
     def _take_over(self, trainer: pl.Trainer) -> bool:
         """Go on with the averages of the checkpoint that the trainer has loaded. Whether it holds some."""
         saved, self._saved = self._saved, None
-        if saved is None:
-            averages = averages_of(settled(place_of(trainer, str(trainer.ckpt_path))))
-            if averages is None:
+        trained = self._saved_names or frozenset()
+        if saved is not None:
+            self._track(trained)
+        else:
+            directory = averages_of(settled(place_of(trainer, str(trainer.ckpt_path))))
+            if directory is None:
                 return False
-            saved = load_model(averages)
-        if self._saved_names is not None:
-            self._track(self._saved_names)
+            self._track(trained)
+            saved = load_model(directory, places_in(self._averages), self._averages.__contains__)
         with torch.no_grad():
             for name, average in self._averages.items():
                 if name not in saved:
