@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ from torch.serialization import safe_globals
 from nemologger import lightning_port, names, sharded_state
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import settled
-from nemologger.checkpoint.load import load_checkpoint, optimizer_names, weights_of
+from nemologger.checkpoint.in_place import loads_plainly
+from nemologger.checkpoint.load import Opened, is_of_model, open_checkpoint, optimizer_names, weights_of
 from nemologger.checkpoint.optimizers import align
 from nemologger.checkpoint.snapshot import is_stored
 from nemologger.checkpoint.weights import described
@@ -38,12 +39,12 @@ class DirectoryCheckpointIO(CheckpointIO):
     def __init__(self, trainer: pl.Trainer, inner: CheckpointIO) -> None:
         self._trainer = trainer
         self._inner = inner
-        self._loaded: tuple[Path, dict[str, Any]] | None = None
-        self._kept: tuple[str, dict[str, Any]] | None = None
+        self._loaded: tuple[Path, list[dict[str, Any]]] | None = None  # optimizers' states
+        self._kept: tuple[str, Opened] | None = None
         self._options: dict[str, Mapping[str, Any]] = {}
 
-    def keep(self, path: Path, checkpoint: dict[str, Any]) -> None:
-        """What :meth:`load_checkpoint` is to return for ``path``, once: it has been read already, to verify it."""
+    def keep(self, path: Path, checkpoint: Opened) -> None:
+        """What :meth:`load_checkpoint` is to read for ``path``, once: part of it has been read already, to verify it."""
         self._kept = (str(path), checkpoint)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -58,6 +59,9 @@ class DirectoryCheckpointIO(CheckpointIO):
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """The checkpoint at ``path`` as Lightning's dictionary.
+
+        Where nobody but Lightning sees it, the model in it is the live one, which has been read there: a second copy of
+        all parameters would need memory, and copying them time. It is checked before whether all of them fit.
 
         Args:
             path: A checkpoint directory, or a file that Lightning wrote.
@@ -78,20 +82,22 @@ class DirectoryCheckpointIO(CheckpointIO):
         strategy, module = self._trainer.strategy, self._trainer.lightning_module
         if module is not None and not lightning_port.will_rewrite_state(module):
             check_model(directory, sharded_state.model_state(strategy))
-        if kept is not None and kept[0] == str(path):
-            checkpoint = kept[1]
+        opened = kept[1] if kept is not None and kept[0] == str(path) else open_checkpoint(directory)
+        is_fit = self._trainer.state.fn == "fit"
+        if is_fit and not opened.has_optimizer and not self._is_finished(directory):
+            raise CheckpointError(
+                f"{path} holds a model but no optimizer state, so training cannot go on from it. Resume from a "
+                "checkpoint that has one, or start a new run from its weights: "
+                f"AutoResume(restore_config=RestoreConfig(path={str(path)!r}))"
+            )
+        if strategy.checkpoint_io is self and lightning_port.loads_as_is(self._trainer, module):
+            checkpoint = opened.read(into=module, optimizer=is_fit)
         else:
             sharded = sharded_state.shards_state(strategy)
-            checkpoint = load_checkpoint(directory, *([sharded_state.templates(strategy)] if sharded else []))
-        self._loaded = (directory, checkpoint)
-        if self._trainer.state.fn == "fit" and "optimizer_states" not in checkpoint:
-            if not self._is_finished(directory):
-                raise CheckpointError(
-                    f"{path} holds a model but no optimizer state, so training cannot go on from it. Resume from a "
-                    "checkpoint that has one, or start a new run from its weights: "
-                    f"AutoResume(restore_config=RestoreConfig(path={str(path)!r}))"
-                )
+            checkpoint = opened.read(*([sharded_state.templates(strategy)] if sharded else []))
+        if is_fit and not opened.has_optimizer:
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
+        self._loaded = (directory, checkpoint["optimizer_states"]) if is_fit else None
         return checkpoint
 
     def load_sharded(self, path: str | Path) -> dict[str, Any] | None:
@@ -128,9 +134,8 @@ class DirectoryCheckpointIO(CheckpointIO):
         """Bring the optimizer states that were loaded into the order of the trainer's optimizers."""
         if self._loaded is None:
             return
-        (directory, checkpoint), self._loaded = self._loaded, None
-        if self._trainer.state.fn == "fit" and "optimizer_states" in checkpoint:
-            align_to(self._trainer, directory, checkpoint["optimizer_states"])
+        (directory, states), self._loaded = self._loaded, None
+        align_to(self._trainer, directory, states)
 
     def _load_file(self, path: str | Path, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
         options = {} if map_location is None else {"map_location": map_location}
@@ -184,13 +189,33 @@ def place_of(trainer: pl.Trainer, path: str | Path) -> Path:
     return plugin.place_of(path) if isinstance(plugin, DirectoryCheckpointIO) else storage_path(path)
 
 
-def keeps(trainer: pl.Trainer) -> bool:
-    """Whether what is read in this process, before the fit, is what the fit would read again."""
+def keeps(
+    trainer: pl.Trainer, module: pl.LightningModule | None, *, optimizer: bool
+) -> Callable[[Path], Callable[[str], bool]] | None:
+    """What to keep of a checkpoint that is read in this process, before the fit, so that the fit need not read it again.
+
+    Args:
+        trainer: Whose checkpoint it will be.
+        module: The model, if it is known.
+        optimizer: Whether optimizers' states will be needed.
+
+    Returns:
+        For a checkpoint, which flat keys. Not those of a model in files that is to be read into place. None if nothing can
+        be kept, because another process trains, or reads only parts.
+    """
     strategy = trainer.strategy
-    return not (lightning_port.forks_later(trainer) or strategy.restore_checkpoint_after_setup)
+    if lightning_port.forks_later(trainer) or strategy.restore_checkpoint_after_setup:
+        return None
+    in_place = lightning_port.loads_as_is(trainer, module) and (module is None or loads_plainly(module))
+
+    def keep(checkpoint: Path) -> Callable[[str], bool]:
+        again = in_place and in_store(checkpoint) is None
+        return lambda key: not again if is_of_model(key) else optimizer or not in_place
+
+    return keep
 
 
-def keep(trainer: pl.Trainer, path: Path, checkpoint: dict[str, Any]) -> None:
+def keep(trainer: pl.Trainer, path: Path, checkpoint: Opened) -> None:
     """As :meth:`DirectoryCheckpointIO.keep`, if ``trainer`` has one."""
     plugin = trainer.strategy.checkpoint_io
     if isinstance(plugin, DirectoryCheckpointIO):
@@ -226,13 +251,13 @@ def align_to(trainer: pl.Trainer, directory: Path, states: list[dict[str, Any]])
             raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
 
 
-def check_model(checkpoint: Path, state: dict[str, Any], *, extra_is_fine: bool = False) -> None:
+def check_model(checkpoint: Path, state: dict[str, Any], *, strict: bool = True) -> None:
     """Compare the model in ``checkpoint`` with a state dictionary, before anything is loaded.
 
     Args:
         checkpoint: Its directory, or its ``weights/``.
         state: The state dictionary.
-        extra_is_fine: The checkpoint may hold more.
+        strict: Whether the names must be the same; else, only the shapes of those that both have.
 
     Raises:
         ModelMismatchError: If they differ; it names the parameters.
@@ -240,8 +265,11 @@ def check_model(checkpoint: Path, state: dict[str, Any], *, extra_is_fine: bool 
     prefix = "state_dict."
     stored = {k[len(prefix) :]: v for k, v in described(weights_of(checkpoint)).items() if k.startswith(prefix)}
     wanted = {key: tuple(value.shape) for key, value in state.items() if is_stored(value)}
-    differences = [f"missing in the checkpoint: {key} {shape}" for key, shape in wanted.items() if key not in stored]
-    if not extra_is_fine:
+    differences = []
+    if strict:
+        differences += [
+            f"missing in the checkpoint: {key} {shape}" for key, shape in wanted.items() if key not in stored
+        ]
         missing = [(key, shape) for key, (shape, _) in stored.items() if key not in state]
         differences += [f"missing in the model: {key} {shape}" for key, shape in missing]
     differences += [

@@ -13,6 +13,7 @@ from torch import nn
 
 from nemologger import names
 from nemologger.checkpoint import load
+from nemologger.checkpoint.in_place import places_of
 from nemologger.checkpoint_io import check_model
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
@@ -34,6 +35,8 @@ def load_weights(
 ) -> None:
     """Load the model of a checkpoint into ``module``, for inference or for training something else.
 
+    Where it can be, it is read straight into the memory of parameters and buffers: there is no second copy of it.
+
     Args:
         checkpoint: A checkpoint's directory, or its ``weights/``; also a URL.
         module: Gets the parameters and buffers, in place and on the device that it is on.
@@ -44,7 +47,8 @@ def load_weights(
     Raises:
         NotFoundError: If there is no checkpoint, or no averages in it.
         ModelMismatchError: If it belongs to a model with other parameters; nothing was loaded then.
-        DamagedCheckpointError: If it cannot be read.
+        DamagedCheckpointError: If it cannot be read. Nothing was loaded if a file is missing or too short; else ``module``
+            may hold parts of the checkpoint.
 
     Example:
         >>> load_weights("runs/demo/checkpoints/gone", nn.Linear(2, 2))
@@ -53,12 +57,9 @@ def load_weights(
     """
     path = _existing(checkpoint, storage_options, ema=ema)
     state = module.state_dict()
-    if strict:
-        check_model(path, state)
-    loaded = load.load_model(path)
-    if not strict:
-        loaded = {key: value for key, value in loaded.items() if key in state}
-        check_model(path, {key: value for key, value in state.items() if key in loaded}, extra_is_fine=True)
+    check_model(path, state, strict=strict)
+    wanted = (lambda name: True) if strict else state.__contains__
+    loaded = load.load_model(path, into=places_of(module), wanted=wanted)
     module.load_state_dict(loaded, strict=strict)
 
 

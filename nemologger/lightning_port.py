@@ -20,9 +20,10 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.fabric.utilities.logger import _flatten_dict
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.core.hooks import CheckpointHooks
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcessingLauncher
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities.exceptions import _TunerExitException
@@ -155,6 +156,43 @@ def hooks_between_steps(module: pl.LightningModule) -> list[str]:
 def will_rewrite_state(module: pl.LightningModule) -> bool:
     """Whether loading may legitimately bring other keys than the module has."""
     return not module.strict_loading or is_overridden("on_load_checkpoint", module)
+
+
+def loads_as_is(trainer: pl.Trainer, module: pl.LightningModule | None) -> bool:
+    """Whether the model's state dictionary that a checkpoint plugin returns goes to ``module`` as it is.
+
+    That is: no code but Lightning's and ours gets to see it on its way, or later, which might change it or keep it.
+    """
+    strategy = trainer.strategy
+    if not loads_model_as_is(strategy) or (module is not None and will_rewrite_state(module)):
+        return False
+    theirs = [
+        *(callback.on_load_checkpoint for callback in callbacks(trainer)),
+        trainer.precision_plugin.on_load_checkpoint,
+        strategy.load_checkpoint,
+        strategy.load_optimizer_state_dict,
+    ]
+    return all(_is_known(method) for method in theirs)
+
+
+def loads_model_as_is(strategy: Strategy) -> bool:
+    """Whether ``strategy`` hands a state dictionary to ``load_state_dict`` of the module, and that is all it does."""
+    plain = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
+    return plain and getattr(strategy.load_model_state_dict, "__func__", None) is Strategy.load_model_state_dict
+
+
+def _is_known(method: Any) -> bool:
+    """Whether ``method`` is Lightning's that leaves a checkpoint alone, or ours."""
+    function = getattr(method, "__func__", None)
+    module = getattr(function, "__module__", "")
+    return module.startswith("nemologger.") or module in _LEAVE_CHECKPOINTS_ALONE
+
+
+_LEAVE_CHECKPOINTS_ALONE = (
+    Callback.__module__,
+    CheckpointHooks.__module__,
+    Strategy.__module__,
+)
 
 
 # --- when -------------------------------------------------------------------------------------------------------------

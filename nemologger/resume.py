@@ -16,7 +16,7 @@ from nemologger.callbacks.restore_weights import RestoreWeights
 from nemologger.callbacks.resume_once import ResumeOnce
 from nemologger.checkpoint.commit import tidy
 from nemologger.checkpoint.find import Found, Status, inspect, newest, survey
-from nemologger.checkpoint.load import load_verified
+from nemologger.checkpoint.load import Opened, open_verified
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.verify import problems
 from nemologger.context.io_json import load_context
@@ -177,7 +177,7 @@ class AutoResume:
         if isinstance(trainer, Fabric):
             raise ConfigurationError("AutoResume.setup needs a Lightning Trainer, not Fabric")
         self._own_directory = _directory_of(trainer)
-        read = _Read()
+        read = _Read(checkpoint_io.keeps(trainer, model, optimizer=stage == "fit"))
         found = decide(ranks_before_fit(trainer), lambda: self._ask(trainer, stage, read))
         path = None if found["path"] is None else self._path(found["path"])
         weights = None if found["weights_from"] is None else self._path(found["weights_from"])
@@ -252,7 +252,7 @@ class AutoResume:
             )
 
         self._clean_up()
-        chosen = self._choose(suitable, read.faults if checkpoint_io.keeps(trainer) else _faults)
+        chosen = self._choose(suitable, read.faults)
         if chosen is None and self.start_from is not None:
             chosen = _trusted(self._path(self.start_from).expanduser().absolute())
         if chosen is not None:
@@ -355,16 +355,23 @@ def _faults(checkpoint: Path) -> list[str]:
 
 
 class _Read:
-    """Verifies a checkpoint by loading it, and keeps what it has loaded last: one pass over the files instead of two."""
+    """Verifies a checkpoint by loading it, and keeps what it has loaded last: one pass over the files instead of two.
 
-    def __init__(self) -> None:
-        self.checkpoints: dict[Path, dict[str, Any]] = {}
+    Args:
+        keep: Of a checkpoint, the flat keys of the tensors to keep; None to keep nothing at all.
+    """
+
+    def __init__(self, keep: Callable[[Path], Callable[[str], bool]] | None) -> None:
+        self._keep = keep
+        self.checkpoints: dict[Path, Opened] = {}
 
     def faults(self, checkpoint: Path) -> list[str]:
         """What is wrong with the files of ``checkpoint``."""
+        if self._keep is None:
+            return _faults(checkpoint)
         self.checkpoints.clear()
         try:
-            self.checkpoints[checkpoint] = load_verified(checkpoint)
+            self.checkpoints[checkpoint] = open_verified(checkpoint, self._keep(checkpoint))
         except NemologgerError:  # all that is wrong is to be said; if nothing is, loading says again why it cannot
             return _faults(checkpoint)
         return []

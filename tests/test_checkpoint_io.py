@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from toy import ToyModel, loader, quiet_trainer
 
-from nemologger import ModelCheckpoint, ModelMismatchError, NotFoundError, RefusedError
+from nemologger import (
+    AutoResume,
+    CheckpointError,
+    ModelCheckpoint,
+    ModelMismatchError,
+    NotFoundError,
+    RefusedError,
+)
+from nemologger.checkpoint.load import load_model
 from nemologger.checkpoint_io import DirectoryCheckpointIO, check_model, install
 
 
@@ -149,3 +158,116 @@ def test_a_file_that_holds_more_than_plain_types_is_an_error_that_says_what_to_d
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     with pytest.raises(RefusedError, match=r"weights_only=False\)(.|\n)*nemologger\.ModelCheckpoint"):
         _trainer().fit(ToyModel(), loader(), loader(), ckpt_path=str(tmp_path / "x.ckpt"))
+
+
+class _Looks(ToyModel):
+    """Remembers what a plugin loads for it, at the moment that it is loaded."""
+
+    def load_of(self, trainer):
+        plugin, model = trainer.strategy.checkpoint_io, self
+
+        class Spy(type(plugin)):
+            def load_checkpoint(self, *args, **kwargs):
+                model.given = super().load_checkpoint(*args, **kwargs)
+                model.places = {p.data_ptr() for p in (*model.parameters(), *model.buffers())}
+                return model.given
+
+        plugin.__class__ = Spy
+        return self
+
+    @property
+    def is_in_place(self):
+        return {value.data_ptr() for value in self.given["state_dict"].values()} == self.places
+
+
+def test_the_model_is_read_into_place(checkpoint):
+    saved = load_model(checkpoint)
+    trainer = _trainer()
+    model = _Looks().load_of(trainer)
+    trainer.validate(model, loader(), ckpt_path=str(checkpoint), verbose=False)
+    assert model.is_in_place
+    assert all(torch.equal(saved[key], value) for key, value in model.state_dict().items())
+    assert "optimizer_states" not in model.given  # nobody needs it here
+    trainer = _trainer()
+    model = _Looks().load_of(trainer)
+    trainer.fit(model, loader(), loader(), ckpt_path=str(checkpoint))
+    assert model.is_in_place
+    state = trainer.optimizers[0].state[model.net[0].weight]
+    assert state["exp_avg"].data_ptr() == model.given["optimizer_states"][0]["state"][0]["exp_avg"].data_ptr()
+
+
+def test_a_callback_that_changes_or_keeps_what_is_loaded_does_not_get_the_live_model(checkpoint):
+    saved = load_model(checkpoint)
+
+    class Meddles(pl.Callback):
+        def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+            self.kept = checkpoint["state_dict"]
+            assert "optimizer_states" in checkpoint
+            for value in self.kept.values():
+                value.zero_()
+
+        def on_train_start(self, trainer, pl_module):
+            self.loaded = {key: value.clone() for key, value in pl_module.state_dict().items()}
+
+    meddles = Meddles()
+    trainer = _trainer(callbacks=[meddles])
+    model = _Looks().load_of(trainer)
+    trainer.fit(model, loader(), loader(), ckpt_path=str(checkpoint))
+    assert not model.is_in_place
+    assert all(torch.equal(saved[key], value) for key, value in meddles.loaded.items())
+    assert not any(value.any() for value in meddles.kept.values())
+    trainer = _trainer(callbacks=[Meddles()])
+    trainer.validate(ToyModel(), loader(), ckpt_path=str(checkpoint), verbose=False)
+
+
+def test_a_model_that_takes_what_fits_is_not_overwritten_with_the_rest(checkpoint):
+    class Other(_Looks):
+        strict_loading = False
+
+        def __init__(self):
+            super().__init__()
+            self.extra = torch.nn.Parameter(torch.full((2,), 7.0))
+
+    trainer = _trainer()
+    model = Other().load_of(trainer)
+    trainer.validate(model, loader(), ckpt_path=str(checkpoint), verbose=False)
+    assert not model.is_in_place
+    assert torch.equal(model.extra, torch.full((2,), 7.0))
+    assert torch.equal(model.net[0].weight, load_model(checkpoint)["net.0.weight"])
+
+
+def test_nothing_is_overwritten_where_training_could_not_go_on(tmp_path):
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5, save_weights_only=True)
+    quiet_trainer(max_steps=5, callbacks=[saves]).fit(ToyModel(), loader(), loader())
+    model = ToyModel()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(CheckpointError, match="no optimizer state"):
+        _trainer().fit(model, loader(), loader(), ckpt_path=str(tmp_path / "x"))
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_what_was_loaded_is_let_go(checkpoint):
+    """A run without a ModelCheckpoint of ours too: where an optimizer is elsewhere, it has copies."""
+    trainer = _trainer(enable_checkpointing=False)
+    AutoResume(resume_from_path=checkpoint).setup(trainer)
+    trainer.fit(ToyModel(), loader(), loader())
+    assert trainer.global_step == 7
+    assert trainer.strategy.checkpoint_io._loaded is None
+    assert trainer.strategy.checkpoint_io._kept is None
+
+
+def test_optimizer_state_follows_the_names_without_a_checkpoint_callback(checkpoint, tmp_path):
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
+    first = _Two()
+    quiet_trainer(max_steps=5, callbacks=[saves]).fit(first, loader(), loader())
+    expected = _moments(first)
+    seen = {}
+
+    class Swapped(_Two):
+        def on_train_start(self):
+            seen.update(_moments(self))
+
+    trainer = quiet_trainer(max_steps=6, enable_checkpointing=False)
+    AutoResume(resume_from_path=tmp_path / "x").setup(trainer)
+    trainer.fit(Swapped(swapped=True), loader(), loader())
+    assert all(torch.equal(expected[name], value) for name, value in seen.items())

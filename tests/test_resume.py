@@ -26,6 +26,8 @@ from nemologger import (
     UnfinishedCheckpointError,
 )
 from nemologger.checkpoint.load import load_model
+from nemologger.checkpoint.read import read_tensors
+from nemologger.checkpoint.weights import described, payloads
 
 
 @pytest.fixture(scope="module")
@@ -397,17 +399,77 @@ def test_mistakes_in_restore_config_are_named(make):
         make()
 
 
-def test_what_was_read_to_verify_it_is_not_read_again(finished, tmp_path, monkeypatch):
-    """One pass: the checkpoint may even be gone by the time that the fit loads it."""
+def _flip(checkpoint: Path, key: str) -> Path:
+    """Change the last byte of the tensor ``key``; its file."""
+    weights = checkpoint / "weights"
+    (payload,) = payloads(weights, [key])[key]
+    with (weights / payload.file).open("r+b") as file:
+        file.seek(payload.header_start + len(payload.header) + payload.piece.nbytes - 1)
+        (byte,) = file.read(1)
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    return weights / payload.file
+
+
+def test_what_was_read_to_verify_it_is_not_read_again(finished, tmp_path):
+    """The model that will be read into place is, and compared with its checksums once more."""
     directory = tmp_path / "copy"
     shutil.copytree(finished, directory)
+    name = "optimizer.0.state.net.2.weight.exp_avg"
+    expected = read_tensors(finished / "step=10" / "weights")[name]
     trainer = quiet_trainer(max_steps=12)
     resumed = AutoResume(resume_from_path=directory / "step=10").setup(trainer)
-    assert resumed.path == directory / "step=10"
-    expected = load_model(finished / "step=10")["net.0.weight"]
-    for file in (directory / "step=10" / "weights").glob("*.distcp"):
+    kept = trainer.strategy.checkpoint_io._kept[1].tensors
+    assert kept.keys() == {key for key in described(directory / "step=10" / "weights") if key.startswith("optimizer.")}
+    assert torch.equal(kept[name], expected)
+    path = _flip(resumed.path, "state_dict.net.0.weight")
+    with pytest.raises(
+        DamagedCheckpointError, match=rf"{path.name}: its bytes .* have changed since they were written"
+    ):
+        trainer.fit(ToyModel(), loader(), loader())
+
+
+def test_for_a_model_that_rewrites_what_is_loaded_nothing_is_read_twice(finished, tmp_path):
+    """The checkpoint may even be damaged by the time that the fit loads it."""
+
+    class Rewriting(ToyModel):
+        def on_load_checkpoint(self, checkpoint):
+            self.seen = {key: value.clone() for key, value in checkpoint["state_dict"].items()}
+
+    directory = tmp_path / "copy"
+    shutil.copytree(finished, directory)
+    model = Rewriting()
+    trainer = quiet_trainer(max_steps=12)
+    resumed = AutoResume(resume_from_path=directory / "step=10").setup(trainer, model)
+    expected = load_model(finished / "step=10")
+    for file in (resumed.path / "weights").glob("*.distcp"):
         file.write_bytes(bytes(file.stat().st_size))
-    loaded = trainer.strategy.checkpoint_io.load_checkpoint(str(resumed.path))
-    assert torch.equal(loaded["state_dict"]["net.0.weight"], expected)
+    trainer.fit(model, loader(), loader())
+    assert sorted(model.losses) == [10, 11]
+    assert all(torch.equal(model.seen[key], value) for key, value in expected.items())
     with pytest.raises(NemologgerError):  # only once: what is on disk now counts
         trainer.strategy.checkpoint_io.load_checkpoint(str(resumed.path))
+
+
+def test_what_has_changed_since_it_was_verified_is_named_before_or_while_the_model_is_overwritten(finished, tmp_path):
+    for damage, is_partly_there in (("tensor", True), ("header", False), ("end", False)):
+        directory = tmp_path / damage
+        shutil.copytree(finished, directory)
+        model = ToyModel()
+        before = {key: value.clone() for key, value in model.state_dict().items()}
+        trainer = quiet_trainer(max_steps=12)
+        resumed = AutoResume(resume_from_path=directory / "step=10").setup(trainer, model)
+        if damage == "tensor":
+            file = _flip(resumed.path, "state_dict.net.0.weight")
+        else:
+            (payload,) = payloads(resumed.path / "weights", ["state_dict.net.0.weight"])["state_dict.net.0.weight"]
+            file = resumed.path / "weights" / payload.file
+            content = bytearray(file.read_bytes())
+            content[payload.header_start + 3] ^= 1
+            file.write_bytes(content if damage == "header" else content[: payload.header_start + 9])
+        with pytest.raises(DamagedCheckpointError) as error:
+            trainer.fit(model, loader(), loader())
+        assert str(file) in str(error.value)
+        assert ("build the model anew" in str(error.value)) is is_partly_there
+        if not is_partly_there:
+            assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())

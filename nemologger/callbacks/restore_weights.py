@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port, sharded_state
-from nemologger.checkpoint.load import load_checkpoint
+from nemologger.checkpoint.load import open_checkpoint
 from nemologger.checkpoint_io import align_to, check_model
 from nemologger.errors import CheckpointError, ModelMismatchError
 
@@ -67,7 +67,7 @@ class RestoreWeights(Callback):
         strict = pl_module.strict_loading
         if strict and self.checkpoint.is_dir():
             check_model(self.checkpoint, sharded_state.model_state(trainer.strategy))
-        checkpoint = self._read(trainer)
+        checkpoint = self._read(trainer, optimizer=False)
         if sharded_state.shards_state(trainer.strategy):  # it only loads what a run goes on from
             sharded_state.load_model(trainer.strategy, checkpoint["state_dict"], strict=strict)
         else:
@@ -78,7 +78,7 @@ class RestoreWeights(Callback):
             self._say_what_was_left_out(pl_module, checkpoint)
 
     def _load_optimizers(self, trainer: pl.Trainer) -> None:
-        checkpoint = self._read(trainer)
+        checkpoint = self._read(trainer, model=False)
         if "optimizer_states" not in checkpoint:
             raise CheckpointError(f"{self.checkpoint} holds no optimizer state: set load_optim_state=False")
         if self.checkpoint.is_dir():
@@ -90,14 +90,18 @@ class RestoreWeights(Callback):
         else:
             trainer.strategy.load_optimizer_state_dict(checkpoint)
 
-    def _read(self, trainer: pl.Trainer) -> dict[str, Any]:
+    def _read(self, trainer: pl.Trainer, *, model: bool = True, optimizer: bool = True) -> dict[str, Any]:
+        """The checkpoint; if it is a directory, without what is not asked for."""
         strategy = trainer.strategy
-        if not sharded_state.shards_state(strategy):
-            if self.checkpoint.is_dir():
-                return load_checkpoint(self.checkpoint)
-            return strategy.load_checkpoint(str(self.checkpoint), weights_only=True)
+        sharded = sharded_state.shards_state(strategy)
         if self.checkpoint.is_dir():
-            return load_checkpoint(self.checkpoint, sharded_state.templates(strategy))
+            opened = open_checkpoint(self.checkpoint)
+            if sharded:
+                return opened.read(sharded_state.templates(strategy), model=model, optimizer=optimizer)
+            into = trainer.lightning_module if lightning_port.loads_model_as_is(strategy) else None
+            return opened.read(into=into, model=model, optimizer=optimizer)
+        if not sharded:
+            return strategy.load_checkpoint(str(self.checkpoint), weights_only=True)
         whole = strategy.checkpoint_io.load_checkpoint(str(self.checkpoint), map_location="cpu", weights_only=True)
         return sharded_state.scatter(strategy, whole, lightning_port.optimizer_names(trainer))
 

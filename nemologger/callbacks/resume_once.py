@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
 
+from nemologger import checkpoint_io
+
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
@@ -21,6 +23,10 @@ class ResumeOnce(Callback):
 
     def __init__(self, path: str) -> None:
         self.path = path
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let what was loaded for optimizers be in their order, also in a run that saves no checkpoints of ours."""
+        checkpoint_io.align_optimizers(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """What was trained is newer now."""

@@ -67,6 +67,10 @@ class CheckedFile:
                 f"{self.path}: its bytes {start} to {end - 1} have changed since they were written"
             )
 
+    def wanted(self) -> list[int]:
+        """The numbers of the blocks that hold something of the parts."""
+        return sorted({n for part in self.parts for n in range(part.start // BLOCK, -(-part.end // BLOCK))})
+
     def _pieces(self, start: int, end: int) -> Iterator[memoryview | int]:
         """Where the bytes from ``start`` to ``end`` go, one after the other; a number for so many that go nowhere."""
         index = max(0, bisect_right(self.parts, start, key=lambda part: part.start) - 1)
@@ -87,7 +91,10 @@ class CheckedFile:
         """``buffers``, filled from ``position`` on."""
         left = buffers
         while left:
-            count = os.preadv(self.descriptor, left, position)
+            try:
+                count = os.preadv(self.descriptor, left, position)
+            except OSError as error:
+                raise DamagedCheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
             if count == 0:
                 raise DamagedCheckpointError(f"{self.path} ends at byte {position}, {self.record.size} were written")
             position += count

@@ -3,29 +3,84 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from nemologger import names
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import OURS
+from nemologger.checkpoint.in_place import Places, places_of
+from nemologger.checkpoint.manifest import FileRecord
 from nemologger.checkpoint.read import read_parts, read_tensors
-from nemologger.checkpoint.snapshot import MODEL, restore
+from nemologger.checkpoint.snapshot import MODEL, OPTIMIZERS, restore
 from nemologger.checkpoint.verify import problems
-from nemologger.checkpoint.weights import read_common
+from nemologger.checkpoint.weights import described, read_common
 from nemologger.errors import DamagedCheckpointError, NotFoundError
 
+Template = Callable[[str, tuple[int, ...]], "torch.Tensor | None"]
 
-def load_checkpoint(
-    checkpoint: Path, template: Callable[[str, tuple[int, ...]], torch.Tensor | None] = lambda key, sizes: None
-) -> dict[str, Any]:
-    """Lightning's checkpoint dictionary of ``checkpoint``, tensors on the CPU. Runs no code of the files.
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint of which everything but tensors has been read, and those perhaps too.
+
+    Attributes:
+        weights: Its directory of weights.
+        common: What is not a tensor, as plain types.
+        tensors: Those that have been read, by flat key.
+        records: The files of ``weights`` that have been compared with the manifest.
+    """
+
+    weights: Path
+    common: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    records: Mapping[str, FileRecord] = field(default_factory=dict)
+
+    @property
+    def has_optimizer(self) -> bool:
+        """Whether training can go on from it."""
+        return OPTIMIZERS in self.common
+
+    def read(
+        self,
+        template: Template = lambda key, sizes: None,
+        *,
+        into: nn.Module | None = None,
+        model: bool = True,
+        optimizer: bool = True,
+    ) -> dict[str, Any]:
+        """Lightning's checkpoint dictionary, tensors on the CPU. Reads what has not been read yet.
+
+        Args:
+            template: Tensors to shard like; see :func:`~nemologger.checkpoint.read.read_tensors`.
+            into: A module that will load the model next: tensors for it are read straight into its own where that is
+                possible, and are in the dictionary. Not from a store, where a connection may break.
+            model: With the model's tensors.
+            optimizer: With the states of optimizers.
+
+        Raises:
+            DamagedCheckpointError: If something cannot be read. Nothing is in the module then if a file is missing or too
+                short; else, it may hold parts of the model.
+        """
+
+        def wanted(key: str) -> bool:
+            return (model or not is_of_model(key)) and (optimizer or is_of_model(key)) and key not in self.tensors
+
+        places = None if into is None else _flat(places_of(into))
+        tensors = read_tensors(self.weights, wanted, template, self.records, places, verify=False)
+        common = {key: value for key, value in self.common.items() if optimizer or key != OPTIMIZERS}
+        return restore(common, {**self.tensors, **tensors})
+
+
+def open_checkpoint(checkpoint: Path) -> Opened:
+    """A checkpoint, to be read. Runs no code of the files.
 
     Args:
         checkpoint: The checkpoint's directory, or its ``weights/``.
-        template: Tensors to shard like; see :func:`~nemologger.checkpoint.read.read_tensors`.
 
     Raises:
         NotFoundError: If there are no weights.
@@ -35,11 +90,15 @@ def load_checkpoint(
     weights = weights_of(checkpoint)
     common = read_common(weights)
     common.pop(OURS, None)
-    return restore(common, read_tensors(weights, template=template))
+    return Opened(weights, common)
 
 
-def load_verified(checkpoint: Path) -> dict[str, Any]:
-    """As :func:`load_checkpoint`, of a checkpoint with a manifest: every byte is compared with it, in the same pass.
+def open_verified(checkpoint: Path, keep: Callable[[str], bool] = lambda key: True) -> Opened:
+    """As :func:`open_checkpoint`, of a checkpoint with a manifest: every byte is compared with it.
+
+    Args:
+        checkpoint: The checkpoint's directory.
+        keep: The flat keys of the tensors that are read in the same pass; of the others, only the checksum is computed.
 
     Raises:
         DamagedCheckpointError: If it is not as it was written. There may be more that is wrong with it than this says.
@@ -54,10 +113,29 @@ def load_verified(checkpoint: Path) -> dict[str, Any]:
     in_weights = {f"{names.WEIGHTS}/{name}" for name in records}
     if wrong := problems(checkpoint, shallow=in_weights.__contains__):
         raise DamagedCheckpointError(f"{checkpoint}: {wrong[0]}")
-    weights = checkpoint / names.WEIGHTS
-    common = read_common(weights)
-    common.pop(OURS, None)
-    return restore(common, read_tensors(weights, records=records))
+    opened = open_checkpoint(checkpoint / names.WEIGHTS)
+    return replace(opened, tensors=read_tensors(opened.weights, keep, records=records), records=records)
+
+
+def load_checkpoint(checkpoint: Path, template: Template = lambda key, sizes: None) -> dict[str, Any]:
+    """Lightning's checkpoint dictionary of ``checkpoint``; see :func:`open_checkpoint` and :meth:`Opened.read`."""
+    return open_checkpoint(checkpoint).read(template)
+
+
+def is_of_model(key: str) -> bool:
+    """Whether a flat key is that of a tensor of the model, not of an optimizer."""
+    return key.startswith(f"{MODEL}.")
+
+
+def _flat(places: Places) -> Places:
+    """``places`` of a model, by flat keys."""
+    prefix = f"{MODEL}."
+
+    def flat(stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, torch.Tensor]:
+        inside = {key.removeprefix(prefix): one for key, one in stored.items() if is_of_model(key)}
+        return {f"{prefix}{key}": place for key, place in places(inside).items()}
+
+    return flat
 
 
 def optimizer_names(checkpoint: Path) -> list[dict[int, str]]:
@@ -67,29 +145,51 @@ def optimizer_names(checkpoint: Path) -> list[dict[int, str]]:
 
 
 def load_model(
-    checkpoint: Path, template: Callable[[str, tuple[int, ...]], torch.Tensor | None] = lambda key, sizes: None
+    checkpoint: Path,
+    template: Template = lambda key, sizes: None,
+    *,
+    into: Places | None = None,
+    wanted: Callable[[str], bool] = lambda name: True,
 ) -> dict[str, torch.Tensor]:
-    """The model's state dictionary of ``checkpoint``, tensors on the CPU, or sharded as :func:`load_checkpoint` says."""
+    """The model's state dictionary of ``checkpoint``, tensors on the CPU.
+
+    Args:
+        checkpoint: The checkpoint's directory, or its ``weights/``.
+        template: Tensors to shard like; see :func:`~nemologger.checkpoint.read.read_tensors`.
+        into: Live tensors to read into; see :func:`~nemologger.checkpoint.read.read_tensors`.
+        wanted: Which of the names.
+    """
     weights = weights_of(checkpoint)
-    prefix = f"{MODEL}."
-    tensors = read_tensors(weights, lambda key: key.startswith(prefix), template)
-    state: dict[str, Any] = restore({MODEL: read_common(weights).get(MODEL, {})}, tensors)[MODEL]
+    tensors = read_tensors(
+        weights,
+        lambda key: is_of_model(key) and wanted(key.removeprefix(f"{MODEL}.")),
+        template,
+        into=None if into is None else _flat(into),
+    )
+    extra = {name: value for name, value in read_common(weights).get(MODEL, {}).items() if wanted(name)}
+    state: dict[str, Any] = restore({MODEL: extra}, tensors)[MODEL]
     return state
 
 
-def load_parts(checkpoint: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Of the tensors of ``checkpoint``'s model that ``like`` names, this rank's parts, plain and on the CPU.
+def load_parts(checkpoint: Path, into: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of the tensors of ``checkpoint``'s model that ``into`` names, this rank's parts, plain and on the CPU.
 
     Args:
         checkpoint: The checkpoint's directory, or one with weights.
-        like: By name in the model's state dictionary, tensors of the same sizes, plain or sharded.
+        into: By name in the model's state dictionary, live tensors of the same sizes, plain or sharded; what is here of them
+            is read into where that is possible, and returned then.
 
     Raises:
         ModelMismatchError: If one has other sizes.
     """
     prefix = f"{MODEL}."
-    parts = read_parts(weights_of(checkpoint), {f"{prefix}{name}": tensor for name, tensor in like.items()})
-    return {key[len(prefix) :]: part for key, part in parts.items()}
+    parts = read_parts(weights_of(checkpoint), {f"{prefix}{name}": tensor for name, tensor in into.items()})
+    return {key.removeprefix(prefix): part for key, part in parts.items()}
+
+
+def names_in(checkpoint: Path) -> set[str]:
+    """The names of the tensors of the model in ``checkpoint``."""
+    return {key.removeprefix(f"{MODEL}.") for key in described(weights_of(checkpoint)) if is_of_model(key)}
 
 
 def averages_of(checkpoint: Path) -> Path | None:

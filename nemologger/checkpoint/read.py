@@ -8,9 +8,9 @@ torch itself) goes the ordinary way of torch's distributed checkpoint. From an o
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -18,9 +18,10 @@ import torch
 
 from nemologger.checkpoint.blocks import CheckedFile, Part
 from nemologger.checkpoint.fetch import fetch
-from nemologger.checkpoint.manifest import FileRecord
+from nemologger.checkpoint.in_place import Places, fitting
+from nemologger.checkpoint.manifest import BLOCK, FileRecord
 from nemologger.checkpoint.overlaps import Block, Rows, Run, to_read
-from nemologger.checkpoint.shards import held, part_of, sharded_like
+from nemologger.checkpoint.shards import held, local, part_of, sharded_like
 from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.stage import memory_of
 from nemologger.checkpoint.weights import Payload, described, payloads, read_ordinary
@@ -35,6 +36,9 @@ def read_tensors(
     wanted: Callable[[str], bool] = lambda key: True,
     template: Callable[[str, tuple[int, ...]], torch.Tensor | None] = lambda key, sizes: None,
     records: Mapping[str, FileRecord] | None = None,
+    into: Places | None = None,
+    *,
+    verify: bool = True,
 ) -> dict[str, torch.Tensor]:
     """The tensors of ``weights`` under their flat keys.
 
@@ -43,79 +47,130 @@ def read_tensors(
         wanted: Which keys to read; default all.
         template: For a key and the size of its tensor, a tensor that it is to be sharded like; of that, only this rank's
             part is read. None for all of it, on the CPU.
-        records: Files of ``weights`` that are to be read as a whole and compared with their checksums on the way.
+        records: Files of ``weights`` that are to be compared with their checksums on the way.
+        into: Live tensors to read into, if they are in files: nothing is written there before all that is wanted has been
+            found in files long enough, but what is wrong with the bytes themselves is found too late for that.
+        verify: Read all of the files that have ``records``; else the blocks that hold something that is wanted.
 
     Raises:
         RefusedError: If reading would run code.
         DamagedCheckpointError: If something is missing, cannot be read, or is not as it was written.
     """
     stored = {key: one for key, one in described(weights).items() if wanted(key)}
-    templates = {key: like for key, (sizes, _) in stored.items() if (like := template(key, sizes)) is not None}
-    blocks = {key: _block(sizes, dtype, templates.get(key), key) for key, (sizes, dtype) in stored.items()}
-    read_blocks(weights, blocks, records or {})
-    return {
-        key: sharded_like(block.memory, templates[key]) if key in templates else block.memory
-        for key, block in blocks.items()
+    places = into(stored) if into is not None and in_store(weights) is None else {}
+    # Of those with the same memory only the last one is read.
+    behind = {place.data_ptr(): key for key, place in places.items()}
+    templates = {
+        key: like
+        for key, (sizes, _) in stored.items()
+        if key not in places and (like := template(key, sizes)) is not None
     }
+    blocks = {
+        key: _block(sizes, dtype, templates.get(key), key)
+        for key, (sizes, dtype) in stored.items()
+        if key not in places
+    }
+    blocks.update((key, Block(places[key], (0,) * places[key].dim())) for key in behind.values())
+    read_blocks(weights, blocks, records, verify=verify, live=bool(places))
+    read = {key: places[key] if key in places else blocks[key].memory for key in stored}
+    return {key: sharded_like(one, templates[key]) if key in templates else one for key, one in read.items()}
 
 
-def read_parts(weights: Path, like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def read_parts(weights: Path, into: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """This rank's parts of tensors of ``weights``, on the CPU; of no other is anything read.
 
     Args:
         weights: The directory.
-        like: By flat key, tensors of the same sizes, plain or sharded. What ``weights`` does not have is left out.
+        into: By flat key, live tensors of the same sizes, plain or sharded. What is here of them is read into where that
+            is possible, and returned then. What ``weights`` does not have is left out.
 
     Raises:
         ModelMismatchError: If one has other sizes.
         RefusedError: If reading would run code.
         DamagedCheckpointError: If something is missing, or cannot be read.
     """
-    stored = described(weights)
-    blocks = {}
-    for key, tensor in like.items():
-        if key not in stored:
-            continue
-        sizes, dtype = stored[key]
-        if sizes != tuple(tensor.shape):
+    stored = {key: one for key, one in described(weights).items() if key in into}
+    for key, (sizes, _) in stored.items():
+        if sizes != tuple(into[key].shape):
             raise ModelMismatchError(
-                f"{weights}: {key.partition('.')[2]} has shape {sizes}, and {tuple(tensor.shape)} is expected"
+                f"{weights}: {key.partition('.')[2]} has shape {sizes}, and {tuple(into[key].shape)} is expected"
             )
-        blocks[key] = _block(sizes, dtype, tensor, key)
-    read_blocks(weights, blocks)
+    here = {key: local(into[key]) for key in stored}
+    dtypes = {key: dtype for key, (_, dtype) in stored.items()}
+    places = (
+        fitting(here, {key: (tuple(here[key].shape), dtypes[key]) for key in here}) if in_store(weights) is None else {}
+    )
+    blocks = {
+        key: Block(places[key], held(into[key], key).offsets)
+        if key in places
+        else _block(tuple(into[key].shape), dtypes[key], into[key], key)
+        for key in stored
+    }
+    read_blocks(weights, blocks, live=bool(places))
     return {key: block.memory for key, block in blocks.items()}
 
 
-def read_blocks(weights: Path, blocks: Mapping[str, Block], records: Mapping[str, FileRecord] | None = None) -> None:
-    """Fill ``blocks`` with their parts of the tensors of ``weights``; ``records`` as in :func:`read_tensors`.
+def read_blocks(
+    weights: Path,
+    blocks: Mapping[str, Block],
+    records: Mapping[str, FileRecord] | None = None,
+    *,
+    verify: bool = True,
+    live: bool = False,
+) -> None:
+    """Fill ``blocks`` with their parts of the tensors of ``weights``.
+
+    Args:
+        weights: The directory.
+        blocks: What is to be filled, by flat key.
+        records: As in :func:`read_tensors`; so is ``verify``.
+        verify: See there.
+        live: The blocks are in use, so an error is to say that they may hold parts of what could not be read.
 
     Raises:
         RefusedError: If reading would run code.
         DamagedCheckpointError: If something is missing, cannot be read, or is not as it was written.
     """
+    if not blocks and not verify:
+        return
     remote = in_store(weights)
     if remote is not None:
         found = payloads(weights, blocks.keys())
-        strange = fetch(remote, found, blocks, records or {})
+        strange = fetch(remote, found, blocks, records if records and verify else {})
         rest = {key: block for key, block in blocks.items() if key in strange or key not in found}
         _read_ordinary(weights, rest)
     else:
-        _read_local(weights, blocks, records or {})
+        _read_local(weights, blocks, records or {}, verify=verify, live=live)
 
 
-def _read_local(weights: Path, blocks: Mapping[str, Block], records: Mapping[str, FileRecord]) -> None:
+def _read_local(
+    weights: Path, blocks: Mapping[str, Block], records: Mapping[str, FileRecord], *, verify: bool, live: bool
+) -> None:
     with ExitStack() as files, ThreadPoolExecutor(_THREADS, thread_name_prefix="nemologger-read") as pool:
         opened = _Files(weights, files)
+        found = payloads(weights, blocks.keys())
+        opened.check_ends(payload for group in found.values() for payload in group)
         # A header that is not as expected was written by another torch, or by chance has the same length.
         known = {
             key: group
-            for key, group in payloads(weights, blocks.keys()).items()
-            if all(opened.has_header(payload) for payload in group)
+            for key, group in found.items()
+            if all(opened.has_header(payload, records.get(payload.file)) for payload in group)
         }
-        _read_ordinary(weights, {key: block for key, block in blocks.items() if key not in known})
         wanted = [one for key, group in known.items() for payload in group for one in to_read(payload, blocks[key])]
-        for _ in pool.map(lambda job: job(), list(_jobs(opened, wanted, records))):
-            pass
+        with _in_use() if live else nullcontext():
+            _read_ordinary(weights, {key: block for key, block in blocks.items() if key not in known})
+            for _ in pool.map(lambda job: job(), list(_jobs(opened, wanted, records, verify=verify))):
+                pass
+
+
+@contextmanager
+def _in_use() -> Iterator[None]:
+    try:
+        yield
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(
+            f"{error}\nIt was being read into the model, which may hold parts of it now: build the model anew."
+        ) from error
 
 
 def _block(sizes: tuple[int, ...], dtype: torch.dtype, template: torch.Tensor | None, key: str) -> Block:
@@ -143,7 +198,7 @@ def _read_ordinary(weights: Path, blocks: Mapping[str, Block]) -> None:
 
 
 def _jobs(
-    files: _Files, wanted: Sequence[Run | Rows], records: Mapping[str, FileRecord]
+    files: _Files, wanted: Sequence[Run | Rows], records: Mapping[str, FileRecord], *, verify: bool
 ) -> Iterator[Callable[[], None]]:
     """What there is to do, in the order of the files: whole blocks of those that have a record, else only what is wanted."""
     wanted = sorted(wanted, key=lambda one: (one.file, one.start))
@@ -157,8 +212,10 @@ def _jobs(
                 parts.append(part)
             else:
                 yield files.job(one)  # not in one run, or nothing of ours: read by itself
-        file = CheckedFile(files.descriptor(name), files.path(name), parts, record)
-        yield from (partial(file.read, number) for number in range(len(record.blocks)))
+        if parts or verify:
+            file = CheckedFile(files.descriptor(name), files.path(name), parts, record)
+            numbers = range(len(record.blocks)) if verify else file.wanted()
+            yield from (partial(file.read, number) for number in numbers)
     yield from (files.job(one) for one in wanted if one.file not in records)
 
 
@@ -183,8 +240,31 @@ class _Files:
             self._descriptors[file] = descriptor
         return self._descriptors[file]
 
-    def has_header(self, payload: Payload) -> bool:
-        return os.pread(self.descriptor(payload.file), len(payload.header), payload.header_start) == payload.header
+    def has_header(self, payload: Payload, record: FileRecord | None) -> bool:
+        """Whether ``payload`` begins as it should. If not, its file is what was written, as far as there is a ``record``."""
+        start, end = payload.header_start, payload.header_start + len(payload.header)
+        descriptor, path = self.descriptor(payload.file), self.path(payload.file)
+        found = bytearray(len(payload.header))
+        try:
+            count = os.preadv(descriptor, [found], start)
+        except OSError as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        if found[:count] == payload.header:
+            return True
+        if record is not None and end <= record.size:
+            for number in range(start // BLOCK, -(-end // BLOCK)):
+                CheckedFile(descriptor, path, (), record).read(number)
+        return False
+
+    def check_ends(self, stored: Iterable[Payload]) -> None:
+        """Find files that end too early, before anything of them is read."""
+        ends: dict[str, int] = {}
+        for one in stored:
+            ends[one.file] = max(ends.get(one.file, 0), one.header_start + len(one.header) + one.piece.nbytes)
+        for file, end in ends.items():
+            size = os.fstat(self.descriptor(file)).st_size
+            if size < end:
+                raise DamagedCheckpointError(f"{self.path(file)} ends at byte {size}, in the middle of a tensor")
 
     def job(self, one: Run | Rows) -> Callable[[], None]:
         """What reads ``one``, in any thread."""
@@ -202,7 +282,10 @@ def _read(descriptor: int, path: Path, one: Run | Rows) -> None:
 
 def _fill(descriptor: int, path: Path, position: int, target: memoryview) -> None:
     while target:
-        count = os.preadv(descriptor, [target], position)
+        try:
+            count = os.preadv(descriptor, [target], position)
+        except OSError as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
         if count == 0:
             raise DamagedCheckpointError(f"{path} ends at byte {position}, in the middle of a tensor")
         target, position = target[count:], position + count

@@ -29,6 +29,7 @@ from nemologger.errors import CheckpointError
 
 MODEL = "state_dict"
 OPTIMIZER = "optimizer"
+OPTIMIZERS = "optimizer_states"
 #: Other weights of the model: their key in Lightning's checkpoint dictionary, and their directory in a checkpoint of ours.
 EMA_STATE = "ema_state_dict"
 BESIDE = {EMA_STATE: names.EMA_WEIGHTS}
@@ -72,7 +73,7 @@ class Snapshot:
     @property
     def has_optimizer(self) -> bool:
         """Whether training can go on from it."""
-        return "optimizer_states" in self.common
+        return OPTIMIZERS in self.common
 
     @property
     def outline(self) -> str:
@@ -105,7 +106,7 @@ def take(
     tensors: dict[str, torch.Tensor] = {}
     paths: dict[str, tuple[str, ...]] = {}
     encoder = Encoder()
-    rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, "optimizer_states", *BESIDE)}
+    rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, OPTIMIZERS, *BESIDE)}
 
     def take_weights(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         """Take the tensors; what is left."""
@@ -131,10 +132,10 @@ def take(
     )
     common = encoder.encode(rest)
     common[MODEL] = encoder.encode(extra, MODEL)
-    if "optimizer_states" in checkpoint:
-        common["optimizer_states"] = [
+    if OPTIMIZERS in checkpoint:
+        common[OPTIMIZERS] = [
             _take_optimizer(i, state, (optimizer_names or [{}] * (i + 1))[i], tensors, paths, encoder)
-            for i, state in enumerate(checkpoint["optimizer_states"])
+            for i, state in enumerate(checkpoint[OPTIMIZERS])
         ]
     return Snapshot(tensors, paths, rank_zero, common, encoder.left_out, list(optimizer_names or []), beside)
 
@@ -211,12 +212,10 @@ def restore(common: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> d
             return {key: fill(item) for key, item in value.items()}
         return decode(value)
 
-    checkpoint: dict[str, Any] = decode(
-        {key: value for key, value in common.items() if key not in (MODEL, "optimizer_states")}
-    )
+    checkpoint: dict[str, Any] = decode({key: value for key, value in common.items() if key not in (MODEL, OPTIMIZERS)})
     prefix = f"{MODEL}."
     checkpoint[MODEL] = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     checkpoint[MODEL].update(decode(common.get(MODEL, {})))
-    if "optimizer_states" in common:
-        checkpoint["optimizer_states"] = [fill(state) for state in common["optimizer_states"]]
+    if OPTIMIZERS in common:
+        checkpoint[OPTIMIZERS] = [fill(state) for state in common[OPTIMIZERS]]
     return checkpoint

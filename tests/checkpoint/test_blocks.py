@@ -13,7 +13,7 @@ from helpers.engine import save
 from nemologger.checkpoint import blocks, snapshot
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.blocks import CheckedFile, Part
-from nemologger.checkpoint.load import load_checkpoint, load_verified
+from nemologger.checkpoint.load import load_checkpoint, open_verified
 from nemologger.checkpoint.manifest import Manifest, Recorder
 from nemologger.checkpoint.saver import Saver
 from nemologger.disk import LocalDisk
@@ -78,7 +78,7 @@ def _large(path: Path) -> dict[str, torch.Tensor]:
 
 def test_it_loads_the_same_as_without(tmp_path):
     state = _large(tmp_path / "x")
-    loaded = load_verified(tmp_path / "x")["state_dict"]
+    loaded = open_verified(tmp_path / "x").read()["state_dict"]
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
     plain = load_checkpoint(tmp_path / "x")["state_dict"]
     assert all(torch.equal(loaded[key], plain[key]) for key in plain)
@@ -95,11 +95,11 @@ def test_a_flipped_byte_anywhere_is_found(tmp_path):
                 file.seek(at % len(content))
                 file.write(bytes([byte[0] ^ 4]))
             with pytest.raises(DamagedCheckpointError, match=path.name):
-                load_verified(tmp_path / "x")
+                open_verified(tmp_path / "x")
             with path.open("r+b") as file:
                 file.seek(at % len(content))
                 file.write(byte)
-    load_verified(tmp_path / "x")
+    open_verified(tmp_path / "x")
 
 
 @pytest.mark.parametrize("file", ["context/io.json", "weights/.metadata", "weights/common.pt", "weights/metadata.json"])
@@ -110,11 +110,11 @@ def test_small_files_are_checked_before_they_are_used(tmp_path, file):
     content[-1] ^= 1
     path.write_bytes(content)
     with pytest.raises(DamagedCheckpointError, match=file):
-        load_verified(tmp_path / "x")
+        open_verified(tmp_path / "x")
 
 
 def test_a_file_that_is_missing_is_named(tmp_path):
     save(tmp_path / "x", 1)
     (tmp_path / "x" / "weights" / "__0_1.distcp").unlink()
     with pytest.raises(DamagedCheckpointError, match=r"__0_1\.distcp: is missing"):
-        load_verified(tmp_path / "x")
+        open_verified(tmp_path / "x")
