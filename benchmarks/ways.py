@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 
 from nemologger import ModelCheckpoint
-from nemologger.checkpoint.load import open_verified
+from nemologger.checkpoint.load import is_of_model, open_verified
 
 Load = Callable[[Path, torch.nn.Module, torch.optim.Optimizer], object]
 
@@ -102,7 +102,9 @@ class Ours:
         self.callback._finish(self.trainer, final=False)
 
     def load(self, path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        into(model, optimizer, open_verified(self.path))
+        # As a resume does: everything is verified, and nothing is in memory twice.
+        opened = open_verified(self.path, keep=lambda key: not is_of_model(key))
+        into(model, optimizer, opened.read(into=model))
 
     def held(self) -> int:
         beside = self.callback._keeper._beside
