@@ -35,7 +35,9 @@ NEW_HOMES: dict[str, str] = {
     "checkpoint_callback_params.*": "ModelCheckpoint, the same name",
     "create_early_stopping_callback": "Trainer(callbacks=[EarlyStopping(...)])",
     "early_stopping_callback_params.*": "Lightning's EarlyStopping, the same name",
-    "create_preemption_callback": "Trainer(callbacks=[callbacks.PreemptionCallback()])",
+    "create_preemption_callback": (
+        "Trainer(callbacks=[callbacks.PreemptionCallback()]), ModelCheckpoint(save_on_sigterm=False) if False"
+    ),
     "files_to_copy": "NeMoLogger(files_to_copy=)",
     "log_step_timing": "Trainer(callbacks=[callbacks.TimingCallback(...)])",
     "log_delta_step_timing": "Trainer(callbacks=[callbacks.DeltaTimingCallback(...)])",
