@@ -229,6 +229,7 @@ def _with_weights_of(checkpoint: str | Path, resume: AutoResume) -> AutoResume:
         resume_if_exists=resume.resume_if_exists,
         resume_past_end=resume.resume_past_end,
         resume_ignore_no_checkpoint=resume.resume_ignore_no_checkpoint,
+        start_from=resume.start_from,
         storage_options=resume.storage_options,
     )
 

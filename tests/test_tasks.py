@@ -81,6 +81,14 @@ def test_a_model_may_be_a_checkpoint(tmp_path):
     assert torch.equal(seen["weight"], load_model(checkpoint)["net.0.weight"])
 
 
+def test_so_it_may_with_a_checkpoint_to_start_from(tmp_path):
+    nl.train(ToyModel(width=4), ToyDataModule(), quiet_trainer(max_steps=5), _log(tmp_path / "a"), _resume())
+    checkpoint = tmp_path / "a" / "toy" / "checkpoints" / "step=5"
+    trainer = quiet_trainer(max_steps=8)
+    nl.train(checkpoint, ToyDataModule(), trainer, _log(tmp_path / "b"), _resume(start_from=checkpoint))
+    assert sorted(trainer.lightning_module.losses) == [5, 6, 7]  # goes on, optimizer and all
+
+
 class _Sgd:
     """An optimizer module, as NeMo has them."""
 
