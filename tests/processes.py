@@ -13,11 +13,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+_LIGHT = _HERE / "light_start"
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """For a child: this directory's modules, one thread, no colours."""
-    path = os.pathsep.join([str(_HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    """For a child: this directory's modules, one thread, no colours, and nothing imported that it does not need."""
+    path = os.pathsep.join([str(_HERE), str(_LIGHT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **(extra or {})}
 
 
