@@ -334,7 +334,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(2)
-    megabytes, turns = (60, 1) if arguments.small else (1060, 5)
+    megabytes, turns = (60, 1) if arguments.small else (1060, 3)
     directory = Path(tempfile.mkdtemp(prefix="nemologger-bench-", dir="."))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # dcp.async_save wants one
     ways: dict[str, Way] = {}

@@ -16,18 +16,18 @@ _HERE = Path(__file__).parent
 _LIGHT = _HERE / "light_start"
 
 
-def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """For a child: this directory's modules, one thread, no colours, and nothing imported that it does not need."""
-    path = os.pathsep.join([str(_HERE), str(_LIGHT), *filter(None, [os.environ.get("PYTHONPATH")])])
+def environment(extra: Mapping[str, str] | None = None, *, light: bool = True) -> dict[str, str]:
+    """For a child: this directory's modules, one thread, no colours; with ``light``, without what few need (light_start)."""
+    path = os.pathsep.join([str(_HERE), *[str(_LIGHT)] * light, *filter(None, [os.environ.get("PYTHONPATH")])])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **(extra or {})}
 
 
 def python(
-    script: str | Path, *arguments: object, timeout: float = 120, check: bool = True
+    script: str | Path, *arguments: object, timeout: float = 120, check: bool = True, light: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run ``script`` to its end."""
     command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout)
+    done = subprocess.run(command, env=environment(light=light), capture_output=True, text=True, timeout=timeout)
     if check and done.returncode:
         raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
     return done

@@ -21,7 +21,11 @@ def test_it_trains_each_combination_and_keeps_its_accuracy():
         "trainer.accelerator=cpu",
     ]
     done = subprocess.run(
-        [sys.executable, str(RECIPE), *arguments], env=environment(), capture_output=True, text=True, timeout=240
+        [sys.executable, str(RECIPE), *arguments],
+        env=environment(light=False),
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     names = [f"model.learning_rate=0.01,model.width={width},trainer.accelerator=cpu" for width in (16, 64)]

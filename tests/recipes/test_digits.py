@@ -12,8 +12,8 @@ SCRIPT = Path(__file__).parents[2] / "recipes" / "digits.py"
 
 
 def test_it_learns_and_goes_on(tmp_path):
-    first = python(SCRIPT, "--dir", tmp_path, "--max-epochs", 2)
-    second = python(SCRIPT, "--dir", tmp_path, "--max-epochs", 4)
+    first = python(SCRIPT, "--dir", tmp_path, "--max-epochs", 2, light=False)
+    second = python(SCRIPT, "--dir", tmp_path, "--max-epochs", 4, light=False)
     assert "best accuracy" in first.stdout
     assert "Restored all states" in second.stderr
     checkpoints = tmp_path / "digits" / "checkpoints"
