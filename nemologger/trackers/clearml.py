@@ -159,16 +159,13 @@ class ClearMLLogger(Tracker, Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Say how the run has ended. ClearML closes the task when the process ends."""
-        if self._task is None:
-            return
-        self._task.flush()
-        if status == "success":
-            self._task.mark_completed()
-        elif status == "failed":
-            self._task.mark_failed()
-        else:
-            self._task.mark_stopped()
+        """Send what waits. ClearML says how the task has ended when the process ends.
+
+        Said now, it would end the process, which may go on to test or to export: ClearML's watcher takes any end of a
+        task that it has not written itself for the user's stop.
+        """
+        if self._task is not None:
+            self._task.flush()
 
     # --- the task -----------------------------------------------------------------------------------------------------
 

@@ -36,7 +36,8 @@ logger.finalize("success")
 assert "CLEARML_CACHE_DIR" not in os.environ
 print("FOLDER", logger.experiment.get_offline_mode_folder())
 sys.stdout.flush()
-os._exit(0)  # at the end ClearML takes its ten seconds
+with logger.experiment._edit_lock:  # none of ClearML's threads is writing task.json now
+    os._exit(0)  # at the end ClearML takes its ten seconds
 """
 
 
