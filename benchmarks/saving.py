@@ -111,7 +111,7 @@ class Measure(pl.Callback):
             self.watching.close()
             if not way.memory:
                 way.memory.append(way.held() + self.grown[0])
-            clear(self.path)
+            clear(self.path, way)
             self.began += time.perf_counter() - start
 
     def _way(self, number: int) -> str | None:
@@ -142,13 +142,14 @@ class Alone(pl.Callback):
                 path = Path(tempfile.mkdtemp(dir=self.directory))
                 if isinstance(one, Limits):
                     one.turn(path)
+                    clear(path)
                 else:
                     start = time.perf_counter()
                     one.save(trainer, path)
                     one.wait()
                     one.durable.append(time.perf_counter() - start)
                     self._load(one, path)
-                clear(path)
+                    clear(path, one)
         for way in self.ways.values():
             path = Path(tempfile.mkdtemp(dir=self.directory))
             ctypes.CDLL(None).malloc_trim(0)  # what one way has freed is not to hide what the next takes
@@ -156,7 +157,7 @@ class Alone(pl.Callback):
                 way.save(trainer, path)
                 way.wait()
             way.memory.append(way.held() + grown[0])
-            clear(path)
+            clear(path, way)
 
     def _load(self, way: Way, path: Path) -> None:
         model = Wide(self.megabytes)
@@ -169,9 +170,11 @@ class Alone(pl.Callback):
             raise RuntimeError("the optimizer's state was not loaded")
 
 
-def clear(path: Path) -> None:
+def clear(path: Path, way: Way | None = None) -> None:
     """Remove ``path``, and let the disk come to rest: what one way has left to do is not the next one's."""
     shutil.rmtree(path)
+    if way is not None:
+        way.clear()
     os.sync()
 
 

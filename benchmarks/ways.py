@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
@@ -32,6 +34,7 @@ class Way:
         wait: Return when all is durable.
         before_step: Called before the optimizer changes the state.
         held: Bytes that it holds between saves, beside what is seen to grow during one.
+        clear: Remove what is not in the directory that it was given. Nobody's removal is part of a figure.
     """
 
     save: Callable[[pl.Trainer, Path], object]
@@ -39,6 +42,7 @@ class Way:
     wait: Callable[[], object] = lambda: None
     before_step: Callable[[], object] = lambda: None
     held: Callable[[], int] = lambda: 0
+    clear: Callable[[], object] = lambda: None
     stall: list[float] = field(default_factory=list)
     lost: list[float] = field(default_factory=list)
     durable: list[float] = field(default_factory=list)
@@ -84,17 +88,19 @@ class Ours:
     def __init__(self, directory: Path, number: int, *, beside: bool, staging: str = "auto") -> None:
         self.directory = directory / f"ours-{number}"
         self.callback = ModelCheckpoint(
-            dirpath=self.directory, filename="{step}", monitor=None, save_top_k=1, save_last=False,
+            dirpath=self.directory, monitor=None, save_top_k=-1, save_last=False,
             every_n_train_steps=10**9 + number, async_save=beside, verbose=False, exact_resume=False,
             staging=staging if beside else "auto",
         )  # fmt: skip
         self.trainer: pl.Trainer | None = None
+        self.saves = 0
 
     def way(self) -> Way:
-        return Way(self.save, self.load, self.wait, held=self.held)
+        return Way(self.save, self.load, self.wait, held=self.held, clear=self.clear)
 
     def save(self, trainer: pl.Trainer, path: Path) -> None:
-        self.trainer = trainer
+        self.trainer, self.saves = trainer, self.saves + 1
+        self.callback.filename = f"{{step}}-{self.saves}"
         self.callback._last_global_step_saved = 0  # let it save the same step once more
         self.callback._save(trainer)
 
@@ -113,6 +119,10 @@ class Ours:
     @property
     def path(self) -> Path:
         return Path(self.callback.shelf.kept[-1].path)
+
+    def clear(self) -> None:
+        for checkpoint in self.directory.glob("step=*"):
+            shutil.rmtree(checkpoint)
 
 
 class _Lightning:
@@ -259,6 +269,8 @@ class _Safetensors:
                 number, key = rest.split(".")
                 state["optimizer_states"][0]["state"].setdefault(int(number), {})[key] = tensor
         into(model, optimizer, state)
+        for tensor in tensors.values():  # it has mapped the file, and read of it what it has copied to the model
+            tensor.view(-1)[:: mmap.PAGESIZE // tensor.element_size()].sum()
 
 
 def peers() -> tuple[dict[str, Way], list[str]]:

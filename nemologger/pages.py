@@ -15,7 +15,6 @@ import weakref
 from collections.abc import Callable
 
 LARGE = 2 << 20
-_STEP = 8 << 20
 _POPULATE_WRITE = 23  # Linux 5.14
 _COLLAPSE = 25  # Linux 6.1
 _MAP_FIXED = 0x10
@@ -64,9 +63,9 @@ class SharedPages:
         self._libc.madvise(self.address, self.size, _POPULATE_WRITE)
 
     def enlarge(self, go_on: Callable[[], bool]) -> int:
-        """Join the pages, all touched before, to large ones.
+        """Have the kernel give every page, and join them to large ones, wherever the memory is mapped.
 
-        It takes about a second for each GB. A page that something else holds at the moment stays as it is.
+        It takes a second or two for each GB. A page that something else holds at the moment stays as it is.
 
         Args:
             go_on: Asked every few milliseconds.
@@ -75,12 +74,17 @@ class SharedPages:
             How many bytes of the memory lie in pages that were joined.
         """
         done = 0
-        for start in range(0, self.size // LARGE * LARGE, _STEP):
+        for start in range(0, self.size // LARGE * LARGE, LARGE):
             if not go_on():
                 break
-            length = min(_STEP, self.size // LARGE * LARGE - start)
-            done += 0 if self._libc.madvise(self.address + start, length, _COLLAPSE) else length
+            done += LARGE if self.join(start) else 0
         return done
+
+    def join(self, start: int) -> bool:
+        """As :meth:`enlarge`, of the one large page at ``start``. Whether it is one."""
+        at = self.address + start
+        self._libc.madvise(at, LARGE, _POPULATE_WRITE)
+        return not self._libc.madvise(at, LARGE, _COLLAPSE)
 
     def _map(self, address: int | None, size: int, access: int, flags: int, descriptor: int) -> int:
         mapped: int | None = self._libc.mmap(address, size, access, flags, descriptor, 0)

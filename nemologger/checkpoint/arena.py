@@ -2,8 +2,7 @@
 
 Laid out once: headers and trailers are filled in, every payload has its place, each file begins on a page. A save copies
 the live tensors to their places, which is all that training waits for. The memory is touched when it is made: copying into
-fresh memory is six to thirty times slower. Then its pages are joined to large ones, as far as there is time before the
-first save: the writer gets rid of them twice as fast.
+fresh memory is six to thirty times slower. Whoever writes from it joins its pages to large ones, in time.
 """
 
 from __future__ import annotations
@@ -77,8 +76,9 @@ class Arena:
         self._pinned: int | None = None
         # FSDP's own tensors do not say where their shards are.
         device = next((here.device for here in map(local, tensors.values()) if here.is_cuda), None)
-        self._enlarging = threading.Event()
-        self._enlarging.set()
+        #: Whether its pages may be joined from now on: those that a device copies to may not.
+        self.may_move = device is None
+        self._wanted = threading.Event()
         # Takes a second or two for each GB: training goes on meanwhile.
         self._touching = threading.Thread(
             target=self._touch, args=(pages, device), name="nemologger-arena", daemon=True
@@ -127,14 +127,13 @@ class Arena:
 
     def _be_ready(self) -> None:
         """Wait until the memory is there. That its pages become large ones is not worth waiting for."""
-        self._enlarging.clear()
+        self._wanted.set()
         self._touching.join()
 
     def _touch(self, pages: SharedPages, device: torch.device | None) -> None:
         pages.touch()
-        large = pages.enlarge(self._enlarging.is_set)
-        log.debug("%d of %d bytes of the arena lie in large pages", large, pages.size)
         if device is not None:
+            pages.enlarge(lambda: not self._wanted.is_set())  # now or never: what is pinned stays where it is
             self._pin(pages, device)
 
     def _pin(self, pages: SharedPages, device: torch.device) -> None:

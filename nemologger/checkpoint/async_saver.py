@@ -297,6 +297,7 @@ class AsyncSaver:
 
     def _stage(self, save: InFlight, snapshot: Snapshot, layout: _Layout) -> None:
         """Copy the state, or begin to."""
+        layout.writer.stand_by()
         overlapped = self._staging == "overlapped" or (
             self._staging == "auto" and any(local(tensor).is_cuda for tensor in snapshot.tensors.values())
         )

@@ -10,7 +10,7 @@ import weakref
 from multiprocessing.connection import Connection, Pipe
 
 from nemologger.checkpoint.arena import Arena
-from nemologger.checkpoint.writer_main import Job, Outcome
+from nemologger.checkpoint.writer_main import STAND_BY, Job, Outcome
 from nemologger.errors import SaveFailedError
 
 _START_TIMEOUT = 60.0
@@ -32,8 +32,8 @@ class Writer:
 
     def __init__(self, arena: Arena) -> None:
         ours, theirs = Pipe()
-        numbers = (theirs.fileno(), arena.descriptor, arena.size, os.getpid())
-        command = [sys.executable, "-c", f"from nemologger.checkpoint.writer_main import main; main{numbers}"]
+        arguments = (theirs.fileno(), arena.descriptor, arena.size, os.getpid(), arena.may_move)
+        command = [sys.executable, "-c", f"from nemologger.checkpoint.writer_main import main; main{arguments}"]
         self._process = subprocess.Popen(
             command,
             pass_fds=(theirs.fileno(), arena.descriptor),
@@ -64,6 +64,11 @@ class Writer:
     def pid(self) -> int:
         """Of the process."""
         return self._process.pid
+
+    def stand_by(self) -> None:
+        """The arena is about to be filled for a job: leave it alone until that comes."""
+        with contextlib.suppress(OSError):  # it has died, as whoever submits the job will be told
+            self._connection.send(STAND_BY)
 
     def submit(self, job: Job) -> None:
         """Hand over a job; the arena must not change until its outcome is known.

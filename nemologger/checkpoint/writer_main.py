@@ -23,8 +23,11 @@ from pathlib import Path
 
 from nemologger.checkpoint.manifest import FileRecord, Recorder
 from nemologger.disk import LocalDisk
-from nemologger.pages import SharedPages
+from nemologger.pages import LARGE, SharedPages
 from nemologger.store import Store
+
+#: What is said before memory is filled for a job: nothing is to be done with it meanwhile.
+STAND_BY = "stand by"
 
 # The least that still makes progress beside processes that keep every core busy.
 _NICE = 19
@@ -150,26 +153,35 @@ def _end_with(parent: int) -> None:
         sys.exit(1)
 
 
-def main(channel: int, descriptor: int, size: int, parent: int) -> None:
+def main(channel: int, descriptor: int, size: int, parent: int, may_join: bool) -> None:
     """Perform jobs until told to stop, or until the other end is closed.
+
+    While there is nothing else to do it joins the arena's pages to large ones: from those a file is written twice as fast.
 
     Args:
         channel: The descriptor that jobs come in by, and outcomes go out.
         descriptor: Of the arena.
         size: Of the arena, in bytes.
         parent: The process that trains.
+        may_join: Whether the arena's pages may be moved.
     """
     _end_with(parent)
     connection = Connection(channel)
     _step_back()
-    arena = SharedPages(descriptor, size).view
+    pages = SharedPages(descriptor, size)
+    arena = pages.view
     os.close(descriptor)
     connection.send(os.getpid())
-    while True:
-        try:
+    apart = iter(range(0, size // LARGE * LARGE, LARGE) if may_join else ())
+    try:
+        while True:
+            while not connection.poll() and (start := next(apart, None)) is not None:
+                pages.join(start)
             job = connection.recv()
+            while job == STAND_BY:
+                job = connection.recv()
             if job is None:
                 return
             connection.send(perform(job, arena))
-        except (EOFError, BrokenPipeError, ConnectionResetError):
-            return
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return

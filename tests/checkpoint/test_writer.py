@@ -22,6 +22,7 @@ from nemologger.checkpoint.weights import lay_out
 from nemologger.checkpoint.writer import Writer
 from nemologger.checkpoint.writer_main import Job, perform
 from nemologger.errors import SaveFailedError
+from nemologger.pages import LARGE, SharedPages
 
 PARENT = """
 import torch, time
@@ -67,6 +68,38 @@ def test_it_writes_what_it_is_told_and_records_it(arena, tmp_path):
     finally:
         writer.close()
     assert _gone(writer.pid)
+
+
+def _joined(writer: Writer) -> int:
+    """Bytes of shared memory that the process sees in large pages."""
+    lines = Path(f"/proc/{writer.pid}/smaps").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("ShmemPmdMapped"))
+
+
+def test_with_nothing_else_to_do_it_joins_the_pages(tmp_path):
+    tensors = {"w": torch.randn(3 * LARGE // 4)}
+    piece = Piece("w", (0,), tuple(tensors["w"].shape), tensors["w"].nbytes)
+    arena = Arena({"file": lay_out([piece], tensors)}, tensors)
+    writer = Writer(arena)
+    try:
+        writer.stand_by()
+        arena.stage(lambda piece: tensors[piece.key])
+        before = bytes(arena.memory)
+        writer.submit(_job(arena, tmp_path))
+        outcome = writer.outcome(None)
+        end = time.monotonic() + 60
+        while _joined(writer) < 3 * LARGE and time.monotonic() < end:
+            time.sleep(0.01)
+        if not _joined(writer) and not SharedPages(arena.descriptor, arena.size).join(0):
+            pytest.skip("this kernel joins no shared pages")
+        assert _joined(writer) == 3 * LARGE
+        assert bytes(arena.memory) == before
+        writer.stand_by()
+        writer.submit(_job(arena, tmp_path))
+        assert writer.outcome(None) == outcome
+    finally:
+        writer.close()
+        arena.close()
 
 
 def test_what_goes_wrong_comes_back_with_its_traceback(arena, tmp_path):
