@@ -11,8 +11,13 @@ import threading
 import pytest
 import torch
 from helpers.s3 import s3, s3_server  # noqa: F401  fixtures
+from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+
+# Machines that test are slow and busy; and the same commit gets the same answer.
+settings.register_profile("ours", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("ours")
 
 # Lightning and torch set these when processes start; they are theirs, and harmless to the next test.
 _NOT_OURS = {

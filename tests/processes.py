@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -73,13 +74,18 @@ def torchrun(
 
 
 def free_port() -> int:
-    """A port on loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that the kernel gives to nobody who asks for any port, however long it takes."""
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    lowest = int(given.read_text().split()[0]) if given.exists() else 32_768
+    below = lowest if lowest > 20_000 else 1 << 16  # somebody wants nearly all of them to be given away
+    while True:
+        port = random.SystemRandom().randrange(15_000, below)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            return port
 
 
-def wait_for(condition, timeout: float = 60, every: float = 0.02) -> None:
+def wait_for(condition, timeout: float = 150, every: float = 0.02) -> None:
     """Wait until ``condition()`` holds."""
     end = time.monotonic() + timeout
     while not condition():

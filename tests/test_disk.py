@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 
 import pytest
@@ -159,10 +160,11 @@ def test_a_file_system_that_cannot_sync_a_directory_is_fine(tmp_path, monkeypatc
 
 
 def test_no_descriptor_is_left_open(tmp_path):
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         DISK.write(tmp_path / "a", [b"x"])
         DISK.sync(tmp_path)
         with pytest.raises(TypeError):
             DISK.write(tmp_path / "b", [3])  # type: ignore[list-item]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before

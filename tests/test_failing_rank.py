@@ -100,7 +100,7 @@ def test_a_rank_that_is_killed_while_it_saves_beside_training_is_not_waited_for(
         one.kill()
         killed = time.monotonic()
         assert zero.wait(timeout=60) == 1
-        assert time.monotonic() - killed < 25
+        assert time.monotonic() - killed < 45
     log = (tmp_path / "toy" / "nemo_log_globalrank-0_localrank-0.txt").read_text()
     assert "step=20, which was being written, is lost: nothing more comes from rank 1" in log
     assert not (checkpoints / "step=20" / "manifest.json").exists()

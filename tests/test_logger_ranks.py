@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 
 import pytest
+from processes import free_port
 
 DATED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
 
@@ -63,10 +63,9 @@ SCRIPT = """
 def launch(directory: Path, *, torchrun: bool, settings: str = "{}", extra: tuple[str, ...] = ()) -> tuple[int, str]:
     script = directory / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-    start = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)] if torchrun else []
+    start = (
+        ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())] if torchrun else []
+    )
     unset = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")
     environment = {key: value for key, value in os.environ.items() if key not in unset}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import pickle
-import socket
 import warnings
 
 import ctxmod
 import lightning.pytorch as pl
 import pytest
 import torch
+from processes import free_port
 
 from nemologger.io import load_context, reinit
 from nemologger.trainer import Trainer
@@ -72,9 +72,7 @@ def test_the_trainer_and_its_model_can_be_pickled_for_other_processes():
 @pytest.mark.dist
 @pytest.mark.usefixtures("quiet_loaders")
 def test_a_spawned_run_writes_its_context(tmp_path, monkeypatch):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
     trainer = Trainer(max_steps=1, devices=2, strategy="ddp_spawn", callbacks=[], **QUIET)
     trainer.callbacks.append(ctxmod.DumpsOnce(str(tmp_path)))
     model, data = ctxmod.SpawnedModel(ctxmod.Cfg(dim=3)), ctxmod.SpawnedData(seq_length=7)

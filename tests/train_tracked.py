@@ -29,7 +29,7 @@ class Die(pl.Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.after - 4:
-            time.sleep(2.5)
+            time.sleep(6)
         if trainer.global_step == self.after:
             os.kill(os.getpid(), signal.SIGKILL)
 

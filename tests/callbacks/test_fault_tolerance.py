@@ -68,21 +68,21 @@ def test_the_rank_that_hangs_is_ended_and_the_run_goes_on(tmp_path, how):
 @pytest.mark.dist
 def test_the_timeout_is_learned(tmp_path):
     """The given one is an hour."""
-    done = elastic(tmp_path, 60, "--hangs", 0, "--at", 50, "--every", 10, safety_factor=5.0)
+    done = elastic(
+        tmp_path, 60, "--hangs", 0, "--at", 50, "--every", 10, safety_factor=5.0, workload_check_interval=0.5
+    )
     assert done.returncode == 0, done.stderr[-5000:]
     (hangs,) = [line for line in done.stderr.splitlines() if "hangs: no sign of life" in line]
     assert "rank 0 on host" in hangs
     timeout = float(hangs.partition("(timeout ")[2].split()[0])
-    assert 1.2 <= timeout < 100  # at least twelve looks
+    assert 6 <= timeout < 100  # at least twelve looks
     assert steps(tmp_path, 0) == [*range(50), *range(50, 60)]
 
 
 @pytest.mark.dist
 def test_slow_validation_and_saving_are_left_alone(tmp_path):
     """A validation batch takes longer than a step may."""
-    done = elastic(
-        tmp_path, 12, "--validation", 2.5, "--every", 4, rank_heartbeat_timeout=1.2, calculate_timeouts=False
-    )
+    done = elastic(tmp_path, 12, "--validation", 5, "--every", 4, rank_heartbeat_timeout=4, calculate_timeouts=False)
     assert done.returncode == 0, done.stderr[-5000:]
     assert steps(tmp_path, 0) == list(range(12))
     assert "hangs" not in done.stderr
@@ -90,7 +90,7 @@ def test_slow_validation_and_saving_are_left_alone(tmp_path):
 
 
 def test_one_process_hangs_without_a_launcher(tmp_path):
-    settings = json.dumps({"workload_check_interval": 0.1, "rank_heartbeat_timeout": 1.0})
+    settings = json.dumps({"workload_check_interval": 0.1, "rank_heartbeat_timeout": 3.0})
     arguments = [tmp_path, 14, "--devices", 1, "--hangs", 0, "--at", 7, "--tolerate", settings]
     assert python(SCRIPT, *arguments, check=False).returncode == -signal.SIGKILL
     # the next start, by whoever it may be, goes on; it hangs no more

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.crash import CrashModel, materialize
+from helpers.crash import CrashModel, check_resumable, materialize
 from helpers.disks import FailingDisk, RecordingDisk
 from helpers.engine import faults, lightning_state, names_in, newest_in, save, snapshot_of, step_in
 
 from nemologger.checkpoint import commit
-from nemologger.checkpoint.find import Status, newest, survey
 from nemologger.checkpoint.manifest import Manifest, read
 from nemologger.checkpoint.saver import Saver
 from nemologger.checkpoint.snapshot import take
@@ -202,27 +201,9 @@ def test_a_crash_after_any_operation_leaves_a_complete_checkpoint(tmp_path):
                     seen.add(key)
                     where = tmp_path / f"crash{len(seen)}"
                     materialize(state, where)
-                    _check_resumable(
-                        where / "name" / "version" / "checkpoints", published, f"{number}: {operation[:2]}"
-                    )
+                    check_resumable(where / "name" / "version" / "checkpoints", published, f"{number}: {operation[:2]}")
     assert len(seen) > 100
     assert published == 5
-
-
-def _check_resumable(directory: Path, published: int, when: str) -> None:
-    said: list[str] = []
-    found = newest(survey(directory), faults, said.append)
-    assert found is not None, when
-    assert found.status is Status.COMPLETE, when
-    assert found.manifest.step >= published, when
-    # What a save or a removal was at when the machine died is known as such; no complete one was damaged.
-    assert not [line for line in said if "have changed" in line or "bytes," in line], (when, said)
-    commit.tidy(LocalDisk(), directory)
-    left = names_in(directory)
-    assert not [name for name in left if name.endswith(("-unfinished", "-replaced", ".partial"))], (when, left)
-    assert {one.status for one in survey(directory)} == {Status.COMPLETE}, when
-    after = newest(survey(directory), faults, said.append)
-    assert after.manifest.step == found.manifest.step, when
 
 
 def test_whoever_sees_a_manifest_can_rely_on_all_it_lists(tmp_path):

@@ -12,6 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from helpers.engine import faults, names_in
+from nemologger.checkpoint import commit
+from nemologger.checkpoint.find import Status, newest, survey
+from nemologger.disk import LocalDisk
+
 
 @dataclass(eq=False)
 class Folder:
@@ -134,6 +139,23 @@ def materialize(state: dict[str, Any], root: Path) -> None:
             path.symlink_to(node.target)
         else:
             path.write_bytes(node)
+
+
+def check_resumable(directory: Path, published: int, when: str) -> None:
+    """A run finds a complete checkpoint in ``directory``, of step ``published`` or later, and tidies up the rest."""
+    said: list[str] = []
+    found = newest(survey(directory), faults, said.append)
+    assert found is not None, when
+    assert found.status is Status.COMPLETE, when
+    assert found.manifest.step >= published, when
+    # What a save or a removal was at when the machine died is known as such; no complete one was damaged.
+    assert not [line for line in said if "have changed" in line or "bytes," in line], (when, said)
+    commit.tidy(LocalDisk(), directory)
+    left = names_in(directory)
+    assert not [name for name in left if name.endswith(("-unfinished", "-replaced", ".partial"))], (when, left)
+    assert {one.status for one in survey(directory)} == {Status.COMPLETE}, when
+    after = newest(survey(directory), faults, said.append)
+    assert after.manifest.step == found.manifest.step, when
 
 
 def _apply(entries: dict[str, Any], changes: dict[str, Any]) -> None:

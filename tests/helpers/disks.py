@@ -98,6 +98,9 @@ class RecordingDisk(LocalDisk):
         self.operations.append(("write", path, content))
         super().write(path, [content])
 
+    def write_image(self, path: Path, padded: memoryview, size: int) -> None:
+        self.write(path, [bytes(padded[:size])])
+
     def link(self, source: Path, target: Path) -> None:
         self.operations.append(("link", source, target))
         super().link(source, target)

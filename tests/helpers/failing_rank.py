@@ -86,7 +86,7 @@ def main(directory: Path, how: str) -> None:
         async_save=how in SIGNALS,
         save_on_exception=how == "raises",
         save_on_sigterm=how != "both stop",
-        rank_timeout=timedelta(seconds=TIMEOUT if how not in SIGNALS else 60),
+        rank_timeout=timedelta(seconds={"killed": TIMEOUT, "late": TIMEOUT, "raises": 10.0}.get(how, 60.0)),
         disk=FailingDisk(how if rank == 1 else ""),
     )
     trainer = quiet_trainer(

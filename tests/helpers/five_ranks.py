@@ -19,7 +19,7 @@ from nemologger.errors import SilentRankError
 from nemologger.rank_tree import RankTree
 
 WORLD = 5
-TIMEOUT = 1.0
+TIMEOUT = 2.0
 LONG = "x" * 10_000
 
 

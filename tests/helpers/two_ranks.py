@@ -154,12 +154,12 @@ def _silence(rank: int) -> dict[str, Callable[[], Any]]:
 
     def late() -> Any:
         if rank == 1:
-            time.sleep(SILENCE + 1)
+            time.sleep(SILENCE + 4)
         return together(slow, lambda: rank)
 
     def unheard() -> Any:
         if rank == 1:
-            time.sleep(SILENCE + 1)
+            time.sleep(SILENCE + 4)
         return mute.largest([rank])
 
     def died() -> Any:

@@ -66,7 +66,7 @@ def answers(uri: str) -> bool:
 def resumed(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tracked")
     with mlflow_server(directory) as (uri, server):
-        wait_for(lambda: server.poll() is not None or answers(uri), timeout=120, every=0.3)
+        wait_for(lambda: server.poll() is not None or answers(uri), timeout=240, every=0.3)
         killed = train(directory, "--die-after", 17, "--server", uri)
         assert killed.returncode == -9, killed.stderr[-4000:]
         run = directory / "tracked"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import os
 import signal
 import subprocess
@@ -96,7 +97,7 @@ def test_signs_of_life_keep_it_alive():
     guard.close()
     board.close()
 """
-    code, errors, log = outcome(rank(body, timeout=1.0))
+    code, errors, log = outcome(rank(body, timeout=10.0))
     assert (code, errors, log) == (0, "", "earlier\n")
 
 
@@ -113,6 +114,7 @@ def test_the_monitor_ends_with_its_rank(how):
 
 
 def test_closing_leaves_nothing_behind():
+    gc.collect()
     descriptors = len(os.listdir("/proc/self/fd"))
     number = signal.SIGRTMAX - 1
     board = Board()
@@ -125,7 +127,7 @@ def test_closing_leaves_nothing_behind():
     assert not guard.alive
     guard.close()
     board.close()
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len(os.listdir("/proc/self/fd")) <= descriptors
     assert not faulthandler.unregister(number)
     assert signal.getsignal(number) == signal.SIG_DFL
 
