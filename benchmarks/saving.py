@@ -3,6 +3,7 @@
     pip install "nemologger[bench]"
     python benchmarks/saving.py            # some minutes; writes saving.json and saving.png
     python benchmarks/saving.py --small    # under a minute
+    python benchmarks/saving.py --only nemologger --turns 15
 
 ``stall`` is how long the training thread is blocked, ``lost`` the wall time that the steps around a save take longer than
 the steps beside them (what the writer takes from the processor included: the honest figure), ``durable`` the time
@@ -332,12 +333,15 @@ def main() -> None:
     """Measure, print the table, write JSON and a picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="a tenth of the state, fewer turns")
+    parser.add_argument("--turns", type=int, help="of each way; default 3, and 1 with --small")
+    parser.add_argument("--only", default="", help="the ways that have this in their names")
     parser.add_argument("--out", type=Path, default=Path(), help="where saving.json and saving.png go")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(2)
     megabytes, turns = (60, 1) if arguments.small else (1060, 3)
+    turns = arguments.turns or turns
     directory = Path(tempfile.mkdtemp(prefix="nemologger-bench-", dir="."))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # dcp.async_save wants one
     ways: dict[str, Way] = {}
@@ -349,6 +353,7 @@ def main() -> None:
         }
         others, missing = peers()
         ways = {name: one.way() for name, one in ours.items()} | others
+        ways = {name: way for name, way in ways.items() if arguments.only in name}
         measure = Measure(ways, directory, turns)
         limits = Limits(megabytes * 1_000_000)
         alone = Alone(ways, directory, turns, megabytes, limits)
