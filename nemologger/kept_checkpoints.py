@@ -67,6 +67,12 @@ class KeptCheckpoints(LightningModelCheckpoint):
         self._keeper.finish_removals()
 
     @property
+    def newest(self) -> str:
+        """The path of the newest checkpoint that is kept, ``-last`` if there is one; empty without any. On rank 0."""
+        newest = max(self.shelf.kept, key=lambda kept: kept.time, default=None)
+        return self.shelf.last or (newest.path if newest is not None else "")
+
+    @property
     def _policy(self) -> Policy:
         return Policy(self.save_top_k, self.mode, self.monitor is not None, self.save_last_n_optim_states)
 

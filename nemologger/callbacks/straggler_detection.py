@@ -20,7 +20,7 @@ from nemologger.combination import sweep_job
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
-from nemologger.ranks import Ranks, SingleProcess, connect
+from nemologger.ranks import Ranks, SingleProcess
 from nemologger.watch.own_time import Stopwatch
 from nemologger.watch.stragglers import RankTime, Score, Straggler, batches_to_wait, scores, stragglers
 
@@ -126,7 +126,7 @@ class StragglerDetection(IOMixin, Callback):
         if self.use_nvrx:
             nvrx.attach(trainer, pl_module, self._nvrx_callback())
             return
-        self._ranks = connect()
+        self._ranks = lightning_port.connect_as_patiently(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to measure."""
