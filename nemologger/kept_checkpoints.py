@@ -67,6 +67,11 @@ class KeptCheckpoints(LightningModelCheckpoint):
         self._keeper.finish_removals()
 
     @property
+    def busy(self) -> bool:
+        """Whether a save is under way beside training: what this callback does next may wait for the disk."""
+        return self._keeper.busy
+
+    @property
     def newest(self) -> str:
         """The path of the newest checkpoint that is kept, ``-last`` if there is one; empty without any. On rank 0."""
         newest = max(self.shelf.kept, key=lambda kept: kept.time, default=None)

@@ -17,6 +17,7 @@ from nemologger.callbacks import nvrx
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
+from nemologger.kept_checkpoints import ours
 from nemologger.run_record import run_of
 from nemologger.watch.board import Board, Section
 from nemologger.watch.guard import Guard
@@ -51,8 +52,9 @@ class FaultTolerance(IOMixin, Callback):
     microseconds a step. Training steps may take ``rank_heartbeat_timeout``, all else (the start, the first three steps, a
     validation batch, a save, the change of epoch, the end) ``initial_rank_heartbeat_timeout``. With ``calculate_timeouts``
     these are for what has not been seen yet; after 32 steps, or three times of the rest, the timeout is ``safety_factor``
-    times the longest that was seen, at least 12 ``workload_check_interval``. What was learned is in the checkpoints; a
-    restart doubles it.
+    times the longest that was seen, at least 12 ``workload_check_interval``. For saving, and for waiting for a save that is
+    under way beside training, it never gets shorter than what was given: a disk or store that is stuck for some minutes is
+    no reason to end a run. What was learned is in the checkpoints; a restart doubles it.
 
     When one rank hangs, all are silent: the others wait for it. A rank that waits in torch.distributed or for the gradients
     of the others is only reported, and ended after twice the time, so that the one that hangs is named and ended first.
@@ -139,7 +141,7 @@ class FaultTolerance(IOMixin, Callback):
         self._section = Section.START
         self._since = 0.0
         self._batches = self._step = 0
-        self._has_others = False
+        self._has_others = self._may_wait_for_disk = False
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -210,10 +212,17 @@ class FaultTolerance(IOMixin, Callback):
 
     # --- signs of life --------------------------------------------------------------------------------------------
 
-    def _give_sign(self, trainer: pl.Trainer, section: Section) -> None:
-        """This rank has come so far, and begins with ``section``."""
+    def _give_sign(self, trainer: pl.Trainer, section: Section, *, before_saving: bool = False) -> None:
+        """This rank has come so far, and begins with ``section``.
+
+        ``before_saving``: checkpoint callbacks are called next, and if a save is under way beside training, they may publish
+        it, or wait for it. A disk that is stuck then is no step that hangs.
+        """
         if self._board is None or self._patience is None:
             return
+        self._may_wait_for_disk = before_saving and any(checkpoint.busy for checkpoint in ours(trainer))
+        if self._may_wait_for_disk:
+            section = Section.CHECKPOINT
         now = time.perf_counter()
         if self._patience.saw(self._section, now - self._since):
             self._board.set_timeouts(self._patience.timeouts())
@@ -229,7 +238,14 @@ class FaultTolerance(IOMixin, Callback):
     ) -> None:
         """A step is done."""
         self._batches += 1
-        self._give_sign(trainer, self._training())
+        self._give_sign(trainer, self._training(), before_saving=True)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """What may have waited for the disk is over."""
+        if self._may_wait_for_disk:
+            self._give_sign(trainer, self._training())
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         """When its gradients are computed, those of the others are waited for."""
@@ -258,16 +274,17 @@ class FaultTolerance(IOMixin, Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """A batch of it is done."""
-        self._give_sign(trainer, Section.START if trainer.sanity_checking else Section.VALIDATION)
+        section = Section.START if trainer.sanity_checking else Section.VALIDATION
+        self._give_sign(trainer, section, before_saving=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Training goes on."""
-        self._give_sign(trainer, self._training())
+        self._give_sign(trainer, self._training(), before_saving=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The next epoch may begin with new workers."""
         self._look_after_guard(trainer)
-        self._give_sign(trainer, Section.EPOCH)
+        self._give_sign(trainer, Section.EPOCH, before_saving=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What is left happens once."""
