@@ -59,6 +59,10 @@ class KeptCheckpoints(LightningModelCheckpoint):
         """
         raise NotImplementedError
 
+    def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        """How other callbacks save before they stop a run (those of NeMo and of nvidia-resiliency-ext)."""
+        self.save_now(trainer)
+
     def finish_removals(self) -> None:
         """Before reading a checkpoint while training goes on: wait until none is about to give up its optimizer state.
 

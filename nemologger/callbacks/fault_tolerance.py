@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WARM_UP = 3  # batches that allocate, compile and look for the fastest kernels
+_NVRX = "FaultToleranceCallback"
 _FLOOR = 12  # check intervals: no learned timeout is shorter
 # What torchrun tells its ranks.
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
@@ -68,10 +69,16 @@ class FaultTolerance(IOMixin, Callback):
         rank_termination_signal: Ends a rank that hangs; a name or a number. If it is not SIGKILL, that follows after 30 s.
         log_level: Of the monitor; a name or a number.
         max_rank_restarts: Has no effect: it is ``torchrun --max-restarts``.
-        max_subsequent_job_failures: Has an effect with ``use_nvrx`` only.
-        additional_ft_launcher_args: Has no effect: there is no such launcher.
-        simulated_fault: Has an effect with ``use_nvrx`` only.
-        use_nvrx: Use the callback of ``nvidia-resiliency-ext`` instead, with its ``ft_launcher``, which has the timeouts.
+        max_subsequent_job_failures: With ``use_nvrx``, more than 0 lets a complete run make the file that
+            ``FAULT_TOL_FINISHED_FLAG_FILE`` names; else it has no effect.
+        additional_ft_launcher_args: Has no effect: give them to the launcher.
+        simulated_fault: With ``use_nvrx`` and CUDA, ends or stops a rank: ``fault_type`` (``"rank_killed"``,
+            ``"rank_hung"`` or ``"random"``), ``base_delay`` and ``rand_delay`` in seconds, ``rank_to_fail``; else it has no
+            effect.
+        use_nvrx: Report to the ``ft_launcher`` of ``nvidia-resiliency-ext`` instead of a monitor of our own. The default,
+            None: if that has started the run. All timeouts, the signal and the log level are the launcher's then:
+            ``ft_launcher --ft-cfg-path`` reads them from the ``fault_tolerance`` section of the YAML file that exp_manager's
+            is in. Its monitors end all ranks when one hangs.
 
     Raises:
         ConfigurationError: If arguments cannot work, or ``nvidia-resiliency-ext`` is wanted and not there.
@@ -95,7 +102,7 @@ class FaultTolerance(IOMixin, Callback):
         max_subsequent_job_failures: int = 0,
         additional_ft_launcher_args: str = "",
         simulated_fault: Any = None,
-        use_nvrx: bool = False,
+        use_nvrx: bool | None = None,
     ) -> None:
         for name, seconds in (
             ("initial_rank_heartbeat_timeout", initial_rank_heartbeat_timeout),
@@ -124,11 +131,11 @@ class FaultTolerance(IOMixin, Callback):
         self.log_level = _level(log_level)
         self.max_subsequent_job_failures = max_subsequent_job_failures
         self.simulated_fault = simulated_fault
-        self.use_nvrx = use_nvrx
-        if use_nvrx:
-            nvrx.callback_class("FaultToleranceCallback")
+        self.use_nvrx = nvrx.is_launched() if use_nvrx is None else use_nvrx
+        if self.use_nvrx:
+            nvrx.callback_class(_NVRX)
         _warn_of_no_effect(
-            use_nvrx,
+            self.use_nvrx,
             max_rank_restarts=max_rank_restarts,
             max_subsequent_job_failures=max_subsequent_job_failures,
             additional_ft_launcher_args=additional_ft_launcher_args,
@@ -150,7 +157,10 @@ class FaultTolerance(IOMixin, Callback):
         if stage != "fit" or lightning_port.is_trial(trainer):
             return
         if self.use_nvrx:
-            nvrx.attach(trainer, pl_module, self._nvrx_callback(trainer))
+            nvrx.check_launch(
+                simulated_fault=self.simulated_fault, max_subsequent_job_failures=self.max_subsequent_job_failures
+            )
+            nvrx.attach(trainer, pl_module, lambda: self._nvrx_callback(trainer), _NVRX)
             return
         self._release()
         if (
@@ -320,11 +330,11 @@ class FaultTolerance(IOMixin, Callback):
 
     def _nvrx_callback(self, trainer: pl.Trainer) -> Any:
         run = run_of(trainer)
-        return nvrx.callback_class("FaultToleranceCallback")(
+        return nvrx.callback_class(_NVRX)(
             autoresume=self.max_subsequent_job_failures > 0,
             calculate_timeouts=self.calculate_timeouts,
             simulated_fault_params=self.simulated_fault,
-            exp_dir=None if run is None else run.log_dir,
+            exp_dir=trainer.default_root_dir if run is None else run.log_dir,
         )
 
 

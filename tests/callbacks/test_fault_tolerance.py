@@ -7,7 +7,6 @@ import logging
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -271,9 +270,3 @@ def test_a_store_that_outlives_restarts_is_warned_of(caplog, monkeypatch):
         monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
         quiet_trainer(max_steps=1, callbacks=[FaultTolerance()]).fit(ToyModel(), loader(), loader())
         assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) is warned
-
-
-@pytest.mark.skipif(find_spec("nvidia_resiliency_ext") is not None, reason="nvidia-resiliency-ext is installed")
-def test_a_missing_extension_is_said_how_to_install():
-    with pytest.raises(ConfigurationError, match="pip install nvidia-resiliency-ext"):
-        FaultTolerance(use_nvrx=True)
