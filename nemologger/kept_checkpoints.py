@@ -59,12 +59,27 @@ class KeptCheckpoints(LightningModelCheckpoint):
         """
         raise NotImplementedError
 
+    def _save_last_checkpoint(self, trainer: pl.Trainer, monitor_candidates: dict[str, torch.Tensor]) -> None:
+        """How other callbacks save before they stop a run (those of NeMo and of nvidia-resiliency-ext)."""
+        self.save_now(trainer)
+
     def finish_removals(self) -> None:
         """Before reading a checkpoint while training goes on: wait until none is about to give up its optimizer state.
 
         On rank 0, whose business that is; there is nothing to wait for on others.
         """
         self._keeper.finish_removals()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way beside training: what this callback does next may wait for the disk."""
+        return self._keeper.busy
+
+    @property
+    def newest(self) -> str:
+        """The path of the newest checkpoint that is kept, ``-last`` if there is one; empty without any. On rank 0."""
+        newest = max(self.shelf.kept, key=lambda kept: kept.time, default=None)
+        return self.shelf.last or (newest.path if newest is not None else "")
 
     @property
     def _policy(self) -> Policy:

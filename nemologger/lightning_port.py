@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.fabric.utilities.logger import _flatten_dict
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.core.hooks import CheckpointHooks
@@ -31,7 +32,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.distributed.constants import default_pg_timeout
 
 from nemologger import sharded_state
-from nemologger.ranks import Failure, ProcessGroup, Ranks, SingleProcess, connect
+from nemologger.ranks import DEFAULT_TIMEOUT, Failure, ProcessGroup, Ranks, SingleProcess, connect
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -109,7 +110,7 @@ def checkpoint_directory(trainer: pl.Trainer, checkpoint: ModelCheckpoint) -> st
 def last_saved(checkpoint: ModelCheckpoint) -> str:
     """The path of the last checkpoint that ``checkpoint`` has saved and that is there; empty if there is none."""
     for path in (checkpoint.last_model_path, checkpoint._last_checkpoint_saved):
-        if path and os.path.exists(path):
+        if path and get_filesystem(path).exists(path):  # it may be a URL
             return path
     return ""
 
@@ -282,6 +283,11 @@ def on_sigterm(trainer: pl.Trainer, receive: Callable[[int, FrameType | None], N
 def patience(trainer: pl.Trainer) -> timedelta:
     """How long training waits for another rank, as the strategy was told (``timeout``)."""
     return getattr(trainer.strategy, "_timeout", None) or default_pg_timeout
+
+
+def connect_as_patiently(trainer: pl.Trainer) -> Ranks:
+    """The ranks, for waits in the middle of training: what one of them may take there does not end the run here."""
+    return connect(max(DEFAULT_TIMEOUT, patience(trainer)))
 
 
 def let_processes_end() -> None:

@@ -21,6 +21,9 @@ from nemologger.rank_tree import RankTree
 T = TypeVar("T")
 R = TypeVar("R")
 
+#: How long one rank waits for another, unless it is told.
+DEFAULT_TIMEOUT = timedelta(minutes=10)
+
 
 class Ranks(Protocol):
     """The processes of one run, seen from one of them."""
@@ -88,7 +91,7 @@ class ProcessGroup:
         RankError: The ranks cannot reach each other.
     """
 
-    def __init__(self, timeout: timedelta = timedelta(minutes=10)) -> None:
+    def __init__(self, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
         leave_at_exit()
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
@@ -138,7 +141,7 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def connect(timeout: timedelta = timedelta(minutes=10)) -> Ranks:
+def connect(timeout: timedelta = DEFAULT_TIMEOUT) -> Ranks:
     """The ranks of this process: those of ``torch.distributed`` if it is initialized, else this one alone."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return ProcessGroup(timeout)

@@ -29,16 +29,18 @@ class StopAtBoundary(Callback):
     before: this one moves to the end of the trainer's list.
 
     Args:
-        rank_timeout: How long to wait for the other ranks.
+        rank_timeout: How long to wait for the other ranks; None for as long as training itself does (the strategy's
+            ``timeout``), but at least 10 minutes.
 
     Raises:
         ConfigurationError: If it is no time.
     """
 
-    def __init__(self, rank_timeout: timedelta = timedelta(minutes=10)) -> None:
-        if not holds(lambda: rank_timeout > timedelta(0)):
+    def __init__(self, rank_timeout: timedelta | None = None) -> None:
+        if rank_timeout is not None and not holds(lambda: rank_timeout > timedelta(0)):
             raise ConfigurationError(
-                f"{type(self).__name__}(rank_timeout={rank_timeout!r}): expected a datetime.timedelta, more than no time"
+                f"{type(self).__name__}(rank_timeout={rank_timeout!r}): expected a datetime.timedelta, more than no time, "
+                "or None"
             )
         self.rank_timeout = rank_timeout
         self._poll: Poll | None = None
@@ -60,7 +62,8 @@ class StopAtBoundary(Callback):
         if stage != "fit":
             return
         lightning_port.move_to_end(trainer, self)
-        self._poll = Poll(connect(self.rank_timeout))
+        given = self.rank_timeout
+        self._poll = Poll(lightning_port.connect_as_patiently(trainer) if given is None else connect(given))
         self._at_boundary = self._after_validation = False
         if trainer.is_global_zero and self._saving(trainer) is None and not lightning_port.is_trial(trainer):
             self._warn_of_no_save()

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.precision import Precision
@@ -443,3 +444,11 @@ def test_the_last_checkpoint_that_is_there(tmp_path):
     assert lightning_port.last_saved(checkpoint) == str(tmp_path / "a.ckpt")
     (tmp_path / "gone.ckpt").touch()
     assert lightning_port.last_saved(checkpoint) == str(tmp_path / "gone.ckpt")
+    checkpoint.last_model_path = "memory://last-saved/b.ckpt"
+    assert lightning_port.last_saved(checkpoint) == str(tmp_path / "a.ckpt")
+    store = get_filesystem("memory://last-saved")
+    store.touch("/last-saved/b.ckpt")
+    try:
+        assert lightning_port.last_saved(checkpoint) == "memory://last-saved/b.ckpt"
+    finally:
+        store.rm("/last-saved", recursive=True)

@@ -87,3 +87,9 @@ def test_the_step_of_a_scalar_parameter_stays_a_plain_number(seen):
 
 def test_gradients_are_clipped_by_their_norm_over_split_and_whole_layers(seen):
     assert max(rank["clipped"] for rank in seen) < 1e-6
+
+
+@pytest.mark.parametrize("strategy", ["FSDP2Strategy", "FSDPOnCPU", "ModelParallelStrategy"])
+def test_a_sharded_model_writes_the_best_checkpoint_and_is_left_as_it_was(seen, strategy):
+    for rank in seen:
+        assert rank[f"export {strategy}"] == {"file": [], "memory": [], "trained on": 9}

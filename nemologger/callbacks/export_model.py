@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
-from nemologger import lightning_port
-from nemologger.checkpoint.load import load_checkpoint
+from nemologger import lightning_port, sharded_state
+from nemologger.checkpoint.load import open_checkpoint
 from nemologger.checkpoint_io import place_of
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
@@ -20,11 +20,12 @@ from nemologger.context.uncaptured import class_of
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.export import FORMATS, export_weights
 from nemologger.kept_checkpoints import KeptCheckpoints
-from nemologger.ranks import SingleProcess, connect, decide
+from nemologger.ranks import SingleProcess, decide
 from nemologger.remote_disk import RemoteDisk, disk_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.pytorch.strategies import Strategy
 
     from nemologger.ranks import Ranks
 
@@ -92,7 +93,7 @@ class ExportModel(IOMixin, Callback):
         """Say now what will not happen later."""
         if stage != "fit" or lightning_port.is_trial(trainer):
             return
-        self._ranks = connect()
+        self._ranks = lightning_port.connect_as_patiently(trainer)  # they wait while rank 0 writes the file
         if not self._is_weights_file and not callable(getattr(pl_module, "save_to", None)) and trainer.is_global_zero:
             log.warning(
                 "no %s is going to be written: %s has no method save_to(). Every checkpoint holds its weights; to have them "
@@ -139,29 +140,42 @@ class ExportModel(IOMixin, Callback):
     def _source(self, trainer: pl.Trainer) -> str:
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint):
-                last = lightning_port.last_saved(callback)
+                ours = callback if isinstance(callback, KeptCheckpoints) else None
+                last = lightning_port.last_saved(callback) if ours is None else ours.newest
                 source = (callback.best_model_path or last) if self.best else last or callback.best_model_path
-                if source != self._exported and isinstance(callback, KeptCheckpoints):
-                    callback.finish_removals()
+                if source != self._exported and ours is not None:
+                    ours.finish_removals()
                 return source
         raise ConfigurationError("ExportModel exports what a ModelCheckpoint has saved, and the trainer has none")
 
     def _let_model_save(self, trainer: pl.Trainer, module: pl.LightningModule, source: Path, target: Path) -> None:
         """All ranks: the model knows which of them write."""
-        weights = load_checkpoint(source)
-        current = {name: value.detach().clone() for name, value in module.state_dict().items() if _is_tensor(value)}
-        trainer.strategy.load_model_state_dict(weights, strict=False)
+        strategy = trainer.strategy
+        sharded_state.reshard(strategy)  # what a forward has put together would outlive what is loaded now
+        template = [sharded_state.templates(strategy)] if sharded_state.shards_state(strategy) else []
+        weights = open_checkpoint(source).read(*template, optimizer=False)["state_dict"]
+        live = sharded_state.model_state(strategy)
+        current = {name: value.detach().clone() for name, value in live.items() if _is_tensor(value)}
         disk = disk_of(target)
         with ExitStack() as stack:
             place = target
             if disk is not None:  # such models write local files
                 place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nemologger-")), target.name)
             try:
+                _load(strategy, weights)
                 module.save_to(save_path=str(place))  # type: ignore[operator]  # the caller has looked
             finally:
-                module.load_state_dict(current, strict=False)
+                sharded_state.reshard(strategy)
+                _load(strategy, current)
             if disk is not None:
                 decide(self._ranks, lambda: _upload(disk, place, target))
+
+
+def _load(strategy: Strategy, state: dict[str, Any]) -> None:
+    if sharded_state.shards_state(strategy):  # it only loads what a run goes on from
+        sharded_state.load_model(strategy, state, strict=False)
+    else:
+        strategy.load_model_state_dict({"state_dict": state}, strict=False)
 
 
 def _upload(disk: RemoteDisk, file: Path, target: Path) -> None:

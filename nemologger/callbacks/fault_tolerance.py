@@ -17,6 +17,7 @@ from nemologger.callbacks import nvrx
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
+from nemologger.kept_checkpoints import ours
 from nemologger.run_record import run_of
 from nemologger.watch.board import Board, Section
 from nemologger.watch.guard import Guard
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WARM_UP = 3  # batches that allocate, compile and look for the fastest kernels
+_NVRX = "FaultToleranceCallback"
 _FLOOR = 12  # check intervals: no learned timeout is shorter
 # What torchrun tells its ranks.
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
@@ -51,8 +53,9 @@ class FaultTolerance(IOMixin, Callback):
     microseconds a step. Training steps may take ``rank_heartbeat_timeout``, all else (the start, the first three steps, a
     validation batch, a save, the change of epoch, the end) ``initial_rank_heartbeat_timeout``. With ``calculate_timeouts``
     these are for what has not been seen yet; after 32 steps, or three times of the rest, the timeout is ``safety_factor``
-    times the longest that was seen, at least 12 ``workload_check_interval``. What was learned is in the checkpoints; a
-    restart doubles it.
+    times the longest that was seen, at least 12 ``workload_check_interval``. For saving, and for waiting for a save that is
+    under way beside training, it never gets shorter than what was given: a disk or store that is stuck for some minutes is
+    no reason to end a run. What was learned is in the checkpoints; a restart doubles it.
 
     When one rank hangs, all are silent: the others wait for it. A rank that waits in torch.distributed or for the gradients
     of the others is only reported, and ended after twice the time, so that the one that hangs is named and ended first.
@@ -66,10 +69,16 @@ class FaultTolerance(IOMixin, Callback):
         rank_termination_signal: Ends a rank that hangs; a name or a number. If it is not SIGKILL, that follows after 30 s.
         log_level: Of the monitor; a name or a number.
         max_rank_restarts: Has no effect: it is ``torchrun --max-restarts``.
-        max_subsequent_job_failures: Has an effect with ``use_nvrx`` only.
-        additional_ft_launcher_args: Has no effect: there is no such launcher.
-        simulated_fault: Has an effect with ``use_nvrx`` only.
-        use_nvrx: Use the callback of ``nvidia-resiliency-ext`` instead, with its ``ft_launcher``, which has the timeouts.
+        max_subsequent_job_failures: With ``use_nvrx``, more than 0 lets a complete run make the file that
+            ``FAULT_TOL_FINISHED_FLAG_FILE`` names; else it has no effect.
+        additional_ft_launcher_args: Has no effect: give them to the launcher.
+        simulated_fault: With ``use_nvrx`` and CUDA, ends or stops a rank: ``fault_type`` (``"rank_killed"``,
+            ``"rank_hung"`` or ``"random"``), ``base_delay`` and ``rand_delay`` in seconds, ``rank_to_fail``; else it has no
+            effect.
+        use_nvrx: Report to the ``ft_launcher`` of ``nvidia-resiliency-ext`` instead of a monitor of our own. The default,
+            None: if that has started the run. All timeouts, the signal and the log level are the launcher's then:
+            ``ft_launcher --ft-cfg-path`` reads them from the ``fault_tolerance`` section of the YAML file that exp_manager's
+            is in. Its monitors end all ranks when one hangs.
 
     Raises:
         ConfigurationError: If arguments cannot work, or ``nvidia-resiliency-ext`` is wanted and not there.
@@ -93,7 +102,7 @@ class FaultTolerance(IOMixin, Callback):
         max_subsequent_job_failures: int = 0,
         additional_ft_launcher_args: str = "",
         simulated_fault: Any = None,
-        use_nvrx: bool = False,
+        use_nvrx: bool | None = None,
     ) -> None:
         for name, seconds in (
             ("initial_rank_heartbeat_timeout", initial_rank_heartbeat_timeout),
@@ -122,11 +131,11 @@ class FaultTolerance(IOMixin, Callback):
         self.log_level = _level(log_level)
         self.max_subsequent_job_failures = max_subsequent_job_failures
         self.simulated_fault = simulated_fault
-        self.use_nvrx = use_nvrx
-        if use_nvrx:
-            nvrx.callback_class("FaultToleranceCallback")
+        self.use_nvrx = nvrx.is_launched() if use_nvrx is None else use_nvrx
+        if self.use_nvrx:
+            nvrx.callback_class(_NVRX)
         _warn_of_no_effect(
-            use_nvrx,
+            self.use_nvrx,
             max_rank_restarts=max_rank_restarts,
             max_subsequent_job_failures=max_subsequent_job_failures,
             additional_ft_launcher_args=additional_ft_launcher_args,
@@ -139,7 +148,7 @@ class FaultTolerance(IOMixin, Callback):
         self._section = Section.START
         self._since = 0.0
         self._batches = self._step = 0
-        self._has_others = False
+        self._has_others = self._may_wait_for_disk = False
 
     # --- life -----------------------------------------------------------------------------------------------------
 
@@ -148,7 +157,10 @@ class FaultTolerance(IOMixin, Callback):
         if stage != "fit" or lightning_port.is_trial(trainer):
             return
         if self.use_nvrx:
-            nvrx.attach(trainer, pl_module, self._nvrx_callback(trainer))
+            nvrx.check_launch(
+                simulated_fault=self.simulated_fault, max_subsequent_job_failures=self.max_subsequent_job_failures
+            )
+            nvrx.attach(trainer, pl_module, lambda: self._nvrx_callback(trainer), _NVRX)
             return
         self._release()
         if (
@@ -210,10 +222,17 @@ class FaultTolerance(IOMixin, Callback):
 
     # --- signs of life --------------------------------------------------------------------------------------------
 
-    def _give_sign(self, trainer: pl.Trainer, section: Section) -> None:
-        """This rank has come so far, and begins with ``section``."""
+    def _give_sign(self, trainer: pl.Trainer, section: Section, *, before_saving: bool = False) -> None:
+        """This rank has come so far, and begins with ``section``.
+
+        ``before_saving``: checkpoint callbacks are called next, and if a save is under way beside training, they may publish
+        it, or wait for it. A disk that is stuck then is no step that hangs.
+        """
         if self._board is None or self._patience is None:
             return
+        self._may_wait_for_disk = before_saving and any(checkpoint.busy for checkpoint in ours(trainer))
+        if self._may_wait_for_disk:
+            section = Section.CHECKPOINT
         now = time.perf_counter()
         if self._patience.saw(self._section, now - self._since):
             self._board.set_timeouts(self._patience.timeouts())
@@ -229,7 +248,14 @@ class FaultTolerance(IOMixin, Callback):
     ) -> None:
         """A step is done."""
         self._batches += 1
-        self._give_sign(trainer, self._training())
+        self._give_sign(trainer, self._training(), before_saving=True)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """What may have waited for the disk is over."""
+        if self._may_wait_for_disk:
+            self._give_sign(trainer, self._training())
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         """When its gradients are computed, those of the others are waited for."""
@@ -258,16 +284,17 @@ class FaultTolerance(IOMixin, Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """A batch of it is done."""
-        self._give_sign(trainer, Section.START if trainer.sanity_checking else Section.VALIDATION)
+        section = Section.START if trainer.sanity_checking else Section.VALIDATION
+        self._give_sign(trainer, section, before_saving=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Training goes on."""
-        self._give_sign(trainer, self._training())
+        self._give_sign(trainer, self._training(), before_saving=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The next epoch may begin with new workers."""
         self._look_after_guard(trainer)
-        self._give_sign(trainer, Section.EPOCH)
+        self._give_sign(trainer, Section.EPOCH, before_saving=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What is left happens once."""
@@ -303,11 +330,11 @@ class FaultTolerance(IOMixin, Callback):
 
     def _nvrx_callback(self, trainer: pl.Trainer) -> Any:
         run = run_of(trainer)
-        return nvrx.callback_class("FaultToleranceCallback")(
+        return nvrx.callback_class(_NVRX)(
             autoresume=self.max_subsequent_job_failures > 0,
             calculate_timeouts=self.calculate_timeouts,
             simulated_fault_params=self.simulated_fault,
-            exp_dir=None if run is None else run.log_dir,
+            exp_dir=trainer.default_root_dir if run is None else run.log_dir,
         )
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch._ops import HigherOrderOperator
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from nemologger import lightning_port
 from nemologger.condition import holds
@@ -25,11 +29,12 @@ METRIC = "tflops_per_sec_per_gpu"
 
 
 def _attention(query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+    return int(sdpa_flop_count(query.shape, key.shape, value.shape))  # type: ignore[no-untyped-call]
 
 
 def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *args: Any, **kwargs: Any) -> int:
-    return int(sdpa_backward_flop_count(gradient, query, key, value))  # type: ignore[no-untyped-call]
+    shapes = (tensor.shape for tensor in (gradient, query, key, value))
+    return int(sdpa_backward_flop_count(*shapes))  # type: ignore[no-untyped-call]
 
 
 # torch counts attention on CUDA; on the CPU it is another operator, with the same arguments.
@@ -39,19 +44,57 @@ _ON_CPU = {
 }
 
 
-class _Counter(FlopCounterMode):
-    """A counter that does not stop training over what it cannot count."""
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts by torch's formulas, and stays out of the way of all else.
+
+    torch's own ``FlopCounterMode`` refuses operators that take functions (``flex_attention``, ``map``) and some with nested
+    tensors, runs both branches of ``cond``, counts products of sharded tensors as one device's, and has ``torch.compile``
+    run what it meets for the first time uncompiled, then and ever after.
+    """
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
-        super().__init__(display=False, custom_mapping=_ON_CPU)
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._formulas = {**flop_registry, **_ON_CPU}
+        self._compiled = _compiled_graphs()
+        self.total = 0
         self.uncounted: dict[str, str] = {}
 
-    def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
-        try:
-            return super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
-        except Exception as error:  # noqa: BLE001  a formula of torch's does not know these arguments
-            self.uncounted[str(func_packet)] = f"{type(error).__name__}: {error}"
-            return out
+    @property
+    def has_compiled(self) -> bool:
+        """Whether ``torch.compile`` has compiled something since."""
+        return _compiled_graphs() != self._compiled
+
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """Let ``torch.compile`` compile while this counts. What the compiled code calls is still seen."""
+        return True
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func`` and count it."""
+        kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            self.uncounted[str(func)] = "it takes functions as arguments"
+            return func(*args, **kwargs)
+        if FakeTensor in types:  # nothing is computed, only how it would be sharded
+            return func(*args, **kwargs)
+        if any(kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ for kind in types):
+            return NotImplemented  # tensors made of others, sharded or nested: what is done with those comes here, too
+        packet = func.overloadpacket
+        formula = self._formulas.get(packet)
+        if formula is None and func is not torch.ops.prim.device.default:
+            with self:  # in inference mode, matrix products may be inside
+                out = func.decompose(*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        out = func(*args, **kwargs)
+        if formula is not None:
+            try:
+                self.total += int(formula(*args, **kwargs, out_val=out))
+            except Exception as error:  # noqa: BLE001  the formula does not know these arguments
+                self.uncounted[str(packet)] = f"{type(error).__name__}: {error}"
+        return out
 
 
 class FLOPsMeasurement(IOMixin, Callback):
@@ -62,8 +105,9 @@ class FLOPsMeasurement(IOMixin, Callback):
     time is that of the wall clock without validation: waiting for data, the optimizer and saving are in it, the first batch
     is not. Counting neither draws random numbers nor changes a result, so a resumed run counts its first batch again.
 
-    A compiled model would run its first batch uncompiled, and round otherwise: it is not counted. Give ``flops_per_batch``
-    for it.
+    A compiled model is not counted: the products that its kernels contain cannot be seen. Give ``flops_per_batch`` for it.
+    The same is true of the compiled parts of a model that is not compiled as a whole, and of operators that take functions,
+    such as ``flex_attention``; they are left out, with a warning.
 
     Args:
         log_every_n_steps: Log the average over so many steps; default the trainer's own ``log_every_n_steps``, which is
@@ -127,8 +171,8 @@ class FLOPsMeasurement(IOMixin, Callback):
         if _is_compiled(pl_module):
             self._every = 0
             log.warning(
-                "%s is not measured: the model is compiled, and counting would run its first batch uncompiled. Give "
-                "FLOPsMeasurement(flops_per_batch=...)",
+                "%s is not measured: the model is compiled, and the products that its kernels contain cannot be counted. "
+                "Give FLOPsMeasurement(flops_per_batch=...)",
                 METRIC,
             )
 
@@ -194,7 +238,13 @@ class FLOPsMeasurement(IOMixin, Callback):
         counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         for operator, why in counter.uncounted.items():
             log.warning("%s leaves out the operator %s, which torch could not count: %s", METRIC, operator, why)
-        return counter.get_total_flops()
+        if counter.has_compiled:
+            log.warning(
+                "%s may be too low: part of the first batch is compiled, where not all operators can be seen. "
+                "Give FLOPsMeasurement(flops_per_batch=...)",
+                METRIC,
+            )
+        return counter.total
 
 
 def _now(trainer: pl.Trainer) -> float:
@@ -203,6 +253,12 @@ def _now(trainer: pl.Trainer) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
+
+
+def _compiled_graphs() -> int:
+    """How many graphs ``torch.compile`` has compiled in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")  # nothing is compiled where nobody has imported it
+    return 0 if dynamo is None else int(dynamo.counters["stats"]["unique_graphs"])
 
 
 def _is_compiled(module: pl.LightningModule) -> bool:

@@ -30,7 +30,8 @@ class MaxTimePerRun(IOMixin, StopAtBoundary):
     Args:
         duration: ``"DD:HH:MM:SS"``, a timedelta, or a timedelta's arguments, for example ``{"hours": 3}``. The clock starts
             when ``fit`` sets up, before a checkpoint is loaded.
-        rank_timeout: How long to wait for the other ranks. The first rank whose time is over decides.
+        rank_timeout: How long to wait for the other ranks; None for as long as training itself does (the strategy's
+            ``timeout``), but at least 10 minutes. The first rank whose time is over decides.
 
     Raises:
         ConfigurationError: If ``duration`` is none.
@@ -48,7 +49,7 @@ class MaxTimePerRun(IOMixin, StopAtBoundary):
     def __init__(
         self,
         duration: str | timedelta | Mapping[str, float],
-        rank_timeout: timedelta = timedelta(minutes=10),
+        rank_timeout: timedelta | None = None,
     ) -> None:
         super().__init__(rank_timeout)
         self.duration = _parsed(duration)

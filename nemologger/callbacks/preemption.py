@@ -54,7 +54,8 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
         sig: The signal.
         exit_code: What the process exits with, 0 to 255; by default 128 + the signal's number, for SIGTERM 143. Schedulers
             take 0 for a run that is complete.
-        rank_timeout: How long to wait for the other ranks.
+        rank_timeout: How long to wait for the other ranks; None for as long as training itself does (the strategy's
+            ``timeout``), but at least 10 minutes.
 
     Raises:
         ConfigurationError: If ``sig`` cannot be handled, or the code is none.
@@ -70,7 +71,7 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
         self,
         sig: int | None = None,
         exit_code: int | None = None,
-        rank_timeout: timedelta = timedelta(minutes=10),
+        rank_timeout: timedelta | None = None,
     ) -> None:
         super().__init__(rank_timeout)
         self.sig = _checked(signal.SIGTERM if sig is None else sig)

@@ -20,7 +20,7 @@ from nemologger.combination import sweep_job
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
-from nemologger.ranks import Ranks, SingleProcess, connect
+from nemologger.ranks import Ranks, SingleProcess
 from nemologger.watch.own_time import Stopwatch
 from nemologger.watch.stragglers import RankTime, Score, Straggler, batches_to_wait, scores, stragglers
 
@@ -59,7 +59,8 @@ class StragglerDetection(IOMixin, Callback):
         gpu_individual_perf_threshold: A rank with a lower individual score is a straggler.
         stop_if_detected: Stop training at a straggler, as early stopping does: a ModelCheckpoint saves the final state, and
             the next start goes on from there. ``fit`` returns; exit as the scheduler needs it if :attr:`detected`.
-        use_nvrx: Use the callback of ``nvidia-resiliency-ext``, which measures CUDA kernels, instead.
+        use_nvrx: Use the callback of ``nvidia-resiliency-ext``, which measures CUDA kernels, instead; not without CUDA. It
+            ends a run with ``stop_if_detected`` by exit code 1, when that is saved.
 
     Raises:
         ConfigurationError: If arguments cannot work, or ``nvidia-resiliency-ext`` is wanted and not there.
@@ -124,9 +125,9 @@ class StragglerDetection(IOMixin, Callback):
         if stage != "fit" or lightning_port.is_trial(trainer):
             return
         if self.use_nvrx:
-            nvrx.attach(trainer, pl_module, self._nvrx_callback())
+            nvrx.attach(trainer, pl_module, self._nvrx_callback, "StragglerDetectionCallback")
             return
-        self._ranks = connect()
+        self._ranks = lightning_port.connect_as_patiently(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin to measure."""

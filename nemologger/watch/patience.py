@@ -16,8 +16,9 @@ class Patience:
     """Timeouts of the sections of a run.
 
     Training steps have ``steady`` seconds, all else ``initial``. What has been seen often enough has ``factor`` times the
-    longest that was seen instead, but not less than ``floor``. Each restart of a group of ranks doubles what was learned,
-    up to what was given: should it have been too short, the restarted run gets past the place.
+    longest that was seen instead, but not less than ``floor``. Saving never has less than ``initial``: how long disks and
+    stores usually take says little about how long they may be stuck. Each restart of a group of ranks doubles what was
+    learned, up to what was given: should it have been too short, the restarted run gets past the place.
 
     Args:
         initial: Seconds; None for no limit.
@@ -69,7 +70,8 @@ class Patience:
         given = self._given[section]
         if not self._learn or self._seen.get(section, 0) < _ENOUGH.get(section, 1):
             return given
-        learned = max(self._longest[section] * self._factor, self._floor)
+        floor = given if section is Section.CHECKPOINT else self._floor
+        learned = max(self._longest[section] * self._factor, floor)
         return min(learned * 2.0**self._restarts, max(learned, given))
 
     def timeouts(self) -> list[float]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from toy import Scored, ToyDataModule, quiet_trainer
 
 import nemologger as nl
@@ -16,6 +18,7 @@ from nemologger.checkpoint.load import load_model
 from nemologger.checkpoint.manifest import read
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError
+from nemologger.store_path import storage_path
 
 
 def train(tmp_path, callback, steps=3, **options):
@@ -51,6 +54,19 @@ def test_without_a_last_checkpoint_the_newest_one_is_exported(tmp_path):
     ckpt = nl.ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, save_top_k=-1, save_last=False)
     model = train(tmp_path, ExportModel("m", ".pt"), ckpt=ckpt)
     exported = torch.load(tmp_path / "m.pt", weights_only=True)
+    assert all(torch.equal(value, exported[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("save_last", [True, False])
+def test_in_a_store_too_the_last_one_is_exported_and_not_the_best(save_last):
+    store = storage_path("memory://exports")
+    ckpt = nl.ModelCheckpoint(dirpath=str(store), every_n_train_steps=1, save_top_k=3, save_last=save_last)
+    try:
+        model = train(None, ExportModel("m", ".pt"), ckpt=ckpt)
+        exported = torch.load(BytesIO((store / "m.pt").read_bytes()), weights_only=True)
+    finally:
+        get_filesystem("memory://exports").rm("/exports", recursive=True)
+    assert ckpt.best_model_path.endswith("step=2")
     assert all(torch.equal(value, exported[key]) for key, value in model.state_dict().items())
 
 

@@ -7,7 +7,6 @@ import logging
 import signal
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
@@ -15,8 +14,10 @@ import pytest
 from processes import environment, python
 from toy import ToyModel, loader, quiet_trainer
 
-from nemologger import ConfigurationError
+from nemologger import ConfigurationError, ModelCheckpoint
 from nemologger.callbacks.fault_tolerance import FaultTolerance
+from nemologger.checkpoint.async_saver import AsyncSaver
+from nemologger.disk import LocalDisk
 from nemologger.watch.board import Section
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "watched.py"
@@ -106,8 +107,8 @@ class Sections(FaultTolerance):
         self.told: list[str] = []
         self.monitor: int | None = None
 
-    def _give_sign(self, trainer, section):
-        super()._give_sign(trainer, section)
+    def _give_sign(self, trainer, section, **options):
+        super()._give_sign(trainer, section, **options)
         sign = self._board.last_sign()
         self.monitor = self._guard.pid
         self.told.append(f"{sign.section.name.lower()} {sign.step}")
@@ -129,6 +130,47 @@ def test_what_a_run_tells_its_monitor(tmp_path):
         "step 5", "step 6", "step 7", "step 8", *tail_2, "end 8",
     ]  # fmt: skip
     assert not psutil.pid_exists(callback.monitor)
+
+
+class Asks(LocalDisk):
+    """Asks what the monitor was told that the rank does, whenever that uses the disk."""
+
+    def __init__(self, callback: FaultTolerance) -> None:
+        self.callback = callback
+        self.seen: list[Section] = []
+
+    def write(self, path, parts):
+        if path.name == "manifest.json":
+            self.seen.append(self.callback._board.last_sign().section)
+        super().write(path, parts)
+
+
+@pytest.mark.parametrize("interval", [{"every_n_train_steps": 2}, {"every_n_epochs": 1}])
+def test_a_disk_that_is_waited_for_is_no_step_that_hangs(tmp_path, monkeypatch, interval):
+    """Publishing what was saved beside training, and waiting for that."""
+    callback = FaultTolerance()
+    disk = Asks(callback)
+    waits = []
+
+    def finish(saver):
+        waits.append(callback._board.last_sign().section)
+        return finish_it(saver)
+
+    finish_it = AsyncSaver.finish
+    monkeypatch.setattr(AsyncSaver, "finish", finish)
+    ckpt = ModelCheckpoint(
+        monitor=None, dirpath=tmp_path, filename="{step}", async_save=True, save_top_k=-1, disk=disk,
+        always_save_context=False, save_context_on_train_end=False, **interval,
+    )  # fmt: skip
+    trainer = quiet_trainer(
+        max_epochs=4, limit_train_batches=8, val_check_interval=1.0, check_val_every_n_epoch=1, limit_val_batches=3,
+        callbacks=[callback, ckpt],
+    )  # fmt: skip
+    trainer.fit(ToyModel(), loader(), loader())
+    assert len(disk.seen) >= 4
+    assert waits
+    assert {*disk.seen, *waits} <= {Section.CHECKPOINT, Section.END}
+    assert callback._section is Section.END
 
 
 def test_a_monitor_that_died_is_started_again(caplog):
@@ -228,9 +270,3 @@ def test_a_store_that_outlives_restarts_is_warned_of(caplog, monkeypatch):
         monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
         quiet_trainer(max_steps=1, callbacks=[FaultTolerance()]).fit(ToyModel(), loader(), loader())
         assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) is warned
-
-
-@pytest.mark.skipif(find_spec("nvidia_resiliency_ext") is not None, reason="nvidia-resiliency-ext is installed")
-def test_a_missing_extension_is_said_how_to_install():
-    with pytest.raises(ConfigurationError, match="pip install nvidia-resiliency-ext"):
-        FaultTolerance(use_nvrx=True)

@@ -9,8 +9,13 @@ import time
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.distributed as dist
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from torch._higher_order_ops.map import map as map_operator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.testing._internal.distributed.fake_pg import FakeStore
 from toy import BATCH, ToyModel, loader, quiet_trainer
 
 from nemologger import ConfigurationError, ModelCheckpoint
@@ -215,6 +220,80 @@ def test_a_compiled_model_is_left_alone(caplog):
     trainer, _ = run(FLOPsMeasurement(1, flops_per_batch=1e12), model=model)
     assert math.isfinite(trainer.callback_metrics[METRIC])
     assert trainer.callback_metrics[METRIC] > 0
+
+
+class Maps(ToyModel):
+    """Calls an operator that takes a function."""
+
+    def training_step(self, batch, batch_idx):
+        with torch.no_grad():
+            torch.cond(batch.sum() > 1e9, lambda x: x + torch.rand(8), lambda x: x @ x.T @ torch.rand(4, 8), (batch,))
+        mapped = map_operator(lambda row: row * 2, batch)
+        return super().training_step(mapped, batch_idx) + torch.rand(()) * 0
+
+
+def test_operators_that_take_functions_run_as_ever_and_are_said_to_be_left_out(caplog):
+    """FlopCounterMode would raise at the one, and run both branches of the other, random numbers included."""
+    _, plain = run(model=Maps(), steps=2)
+    flops = FLOPsMeasurement()
+    with caplog.at_level(logging.WARNING):
+        _, model = run(flops, model=Maps(), steps=2)
+    assert model.losses == plain.losses
+    assert flops.flops_per_batch == TOY
+    for name in ("map", "cond"):
+        assert f"leaves out the operator {name}" in caplog.text
+
+
+class CompiledPart(ToyModel):
+    """Its activation is compiled, it is not."""
+
+    def __init__(self, backend) -> None:
+        super().__init__()
+        self.activation = torch.compile(lambda x: torch.relu(x) + 1, backend=backend)
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(self.activation(batch), batch_idx)
+
+
+def test_a_compiled_function_is_compiled_all_the_same(caplog):
+    """FlopCounterMode keeps it from ever being compiled in this process."""
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    flops = FLOPsMeasurement()
+    with caplog.at_level(logging.WARNING):
+        run(flops, model=CompiledPart(backend), steps=3)
+    assert len(graphs) == 1
+    assert flops.flops_per_batch == TOY
+    assert "part of the first batch is compiled" in caplog.text
+
+
+def test_products_inside_of_others_and_of_nested_tensors_are_counted():
+    with torch.inference_mode(), flops_module._Counter() as counter:
+        torch.ones(2, 3, 4) @ torch.ones(4, 5)
+    assert counter.total == 2 * 2 * 3 * 4 * 5
+    rows = torch.nested.nested_tensor([torch.ones(2, 4), torch.ones(3, 4)], layout=torch.jagged)
+    weight = torch.ones(6, 4, requires_grad=True)
+    with flops_module._Counter() as counter:
+        product = nn.functional.linear(rows, weight)
+        product.values().sum().backward()
+    assert [part.shape for part in product.unbind()] == [(2, 6), (3, 6)]
+    assert counter.total == 2 * (2 * 5 * 4 * 6)
+
+
+def test_a_device_counts_its_own_part_of_sharded_products():
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        net = nn.Sequential(nn.Linear(8, 16), nn.Linear(16, 8))
+        parallelize_module(net, init_device_mesh("cpu", (2,)), {"0": ColwiseParallel(), "1": RowwiseParallel()})
+        with flops_module._Counter() as counter:
+            net(torch.ones(4, 8)).sum().backward()
+    finally:
+        dist.destroy_process_group()
+    assert counter.total == (2 * 4 * 8 * 16) * (2 + 3) / 2
 
 
 def test_an_exception_leaves_torch_as_it_was():

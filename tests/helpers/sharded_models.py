@@ -30,6 +30,7 @@ from toy import ToyData, ToyModel, quiet_trainer
 
 from helpers.sharded import FSDPOnCPU, Model, whole
 from nemologger import AutoResume, ModelCheckpoint, NeMoLogger, lightning_port, load_weights, sharded_state, tasks
+from nemologger.callbacks import ExportModel
 from nemologger.checkpoint.async_saver import AsyncSaver
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.snapshot import take
@@ -245,6 +246,42 @@ def scalar(directory: Path) -> list[str]:
     return sorted(type(value).__name__ for value in next(iter(trainer.optimizers[0].state.values())).values())
 
 
+class Exported(Model):
+    """Writes itself; the first checkpoint is the best one."""
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.log("score", float(self.global_step))
+        return super().training_step(batch, batch_idx)
+
+    def save_to(self, save_path: str) -> None:
+        state = {name: whole(tensor) for name, tensor in sharded_state.model_state(self.trainer.strategy).items()}
+        if self.trainer.is_global_zero:
+            torch.save(state, save_path)
+
+
+class ExportedByItself(Exported, ShardsItself):
+    """Sharded in its configure_model."""
+
+
+def exported(directory: Path, strategy: Strategy, model: pl.LightningModule) -> dict[str, Any]:
+    """What differs between the best checkpoint and the file, and between the last one and the model in memory."""
+    ckpt = ModelCheckpoint(monitor="score", dirpath=directory, filename="{step}", every_n_train_steps=2, save_top_k=-1,
+                           save_last=False, verbose=False)  # fmt: skip
+    export, seen = ExportModel("m", ".model", best=True), Seen()
+    callbacks = [export, seen, ckpt]
+    trainer = quiet_trainer(max_steps=4, devices=2, strategy=strategy, limit_val_batches=0, callbacks=callbacks)
+    trainer.fit(model, loader())
+    after = {name: whole(tensor) for name, tensor in sharded_state.model_state(strategy).items()}
+    best, file = Model(), torch.load(directory / "m.model", weights_only=True)
+    load_weights(directory / "step=2", best)
+    wanted = {name: seen.end[name] for name in after}
+    return {
+        "file": differences(file, best.state_dict()),
+        "memory": differences(after, wanted),
+        "trained on": len(differences(file, wanted)),
+    }
+
+
 class Plain(Model):
     """Its step is as long as its gradient."""
 
@@ -293,6 +330,12 @@ def main(directory: Path) -> None:
         "stopped": lambda: stopped(directory / "stopped"),
         "context": lambda: context_of_rank_zero_fails(directory / "context"),
         "clipped": clipped,
+        **{
+            f"export {type(strategy).__name__}": partial(exported, directory / f"export-{i}", strategy, model)
+            for i, (strategy, model) in enumerate(
+                [(FSDP2Strategy(), Exported()), (FSDPOnCPU(), Exported()), (own(), ExportedByItself())]
+            )
+        },
         "scalar": lambda: scalar(directory / "scalar"),
     }
     for name, run in scenarios.items():

@@ -32,8 +32,16 @@ def test_what_was_seen_often_enough_is_learned():
     assert p.timeout(Section.STEP) == 20.0
     see(p, Section.VALIDATION, 600.0, 3)
     assert p.timeout(Section.VALIDATION) == 3000.0  # longer than what was given: it was needed
+    see(p, Section.EPOCH, 0.01, 3)
+    assert p.timeout(Section.EPOCH) == 6.0  # the floor
+
+
+def test_saving_has_what_was_given_or_more():
+    p = patience()
     see(p, Section.CHECKPOINT, 0.01, 3)
-    assert p.timeout(Section.CHECKPOINT) == 6.0  # the floor
+    assert p.timeout(Section.CHECKPOINT) == 100.0  # a store may be stuck for longer than it ever was
+    p.saw(Section.CHECKPOINT, 30.0)
+    assert p.timeout(Section.CHECKPOINT) == 150.0
 
 
 def test_start_and_end_are_never_learned():
