@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -226,7 +226,8 @@ class Section:
 
     Attributes:
         config: Its values, and defaults for the rest. No nested section is None.
-        given: The fields that it has a value for, nested ones as ``"ema.decay"``.
+        given: The fields that it has a value for, nested ones as ``"ema.decay"``. In a section that has this schema every
+            field has one, so there these are the fields whose value is not NeMo 1's default.
     """
 
     config: ExpManagerConfig
@@ -266,7 +267,7 @@ def read(cfg: Mapping[Any, Any] | DictConfig) -> Section:
     for name, kind in NESTED.items():
         if getattr(config, name) is None:
             setattr(config, name, kind())
-    return Section(config, frozenset(_given(plain)))
+    return Section(config, frozenset(_given(cfg, plain, config)))
 
 
 def all_keys() -> list[str]:
@@ -301,11 +302,22 @@ def _rename_aliases(plain: dict[Any, Any]) -> None:
         section[name] = section.pop(alias)
 
 
-def _given(plain: dict[Any, Any]) -> list[str]:
-    keys = []
+def _given(cfg: DictConfig, plain: dict[Any, Any], config: ExpManagerConfig) -> Iterator[str]:
+    is_schema = _is_filled_in(cfg)
     for key, value in plain.items():
-        if key in NESTED:
-            keys += [f"{key}.{inner}" for inner in value or {}]
-        else:
-            keys.append(key)
-    return keys
+        if key not in NESTED:
+            if not is_schema or getattr(config, key) != default_of(key):
+                yield key
+            continue
+        is_filled_in = is_schema or _is_filled_in(cfg.get(key))
+        for inner in value or {}:
+            if not is_filled_in or getattr(getattr(config, key), inner) != default_of(f"{key}.{inner}"):
+                yield f"{key}.{inner}"
+
+
+def _is_filled_in(section: Any) -> bool:
+    """Whether a dataclass, and not its author, gave ``section`` its keys."""
+    if not isinstance(section, DictConfig):
+        return False
+    # A schema that went through to_container() or asdict() has lost its type, and has all of the keys.
+    return is_dataclass(OmegaConf.get_type(section)) or {one.name for one in fields(ExpManagerConfig)} <= {*section}

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import signal
-from dataclasses import fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, ValidationError
 
 from nemologger import exp_manager as module
 from nemologger.errors import ConfigurationError
 from nemologger.exp_manager import ExpManagerConfig
-from nemologger.exp_manager.config import NESTED, all_keys, default_of, read
+from nemologger.exp_manager.config import NESTED, CallbackParams, EMAParams, all_keys, default_of, read
+from nemologger.exp_manager.plan import translate
 
 # Names and defaults as NeMo 1's nemo/utils/exp_manager.py (and nemo/utils/loggers/*.py) has them.
 TOP = {
@@ -84,6 +85,53 @@ def test_it_is_a_schema_for_structured_configurations():
     assert read(merged.exp_manager).config.ema.decay == 0.5
     with pytest.raises(ConfigKeyError, match=r"full_key: exp_manager\.nam"):
         OmegaConf.merge(schema, {"exp_manager": {"nam": "n"}})
+
+
+FEW = {
+    "name": "n",
+    "create_clearml_logger": False,
+    "ema": {"decay": 0.999},
+    "checkpoint_callback_params": {"every_n_train_steps": 100, "save_nemo_on_train_end": False},
+}
+
+
+@dataclass
+class OwnSection:
+    """What a user may have as a schema: the fields that are needed."""
+
+    name: str | None = None
+    create_clearml_logger: bool = False
+    ema: EMAParams = field(default_factory=EMAParams)
+    checkpoint_callback_params: CallbackParams = field(default_factory=CallbackParams)
+
+
+def merged(schema, section=FEW) -> DictConfig:
+    return OmegaConf.merge(OmegaConf.create({"exp_manager": OmegaConf.structured(schema)}), {"exp_manager": section})
+
+
+FILLED_IN = {
+    "schema": lambda: merged(ExpManagerConfig).exp_manager,
+    "container": lambda: OmegaConf.to_container(merged(ExpManagerConfig).exp_manager),
+    "asdict": lambda: asdict(OmegaConf.to_object(merged(ExpManagerConfig).exp_manager)),
+    "own schema": lambda: merged(OwnSection).exp_manager,
+    "nested schema": lambda: {**FEW, "ema": merged(OwnSection).exp_manager.ema, "checkpoint_callback_params":
+        OmegaConf.merge(OmegaConf.structured(CallbackParams), FEW["checkpoint_callback_params"])},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", FILLED_IN)
+def test_what_a_schema_fills_in_is_not_given(how):
+    section = read(FILLED_IN[how]())
+    given = {f"checkpoint_callback_params.{key}" for key in ("every_n_train_steps", "save_nemo_on_train_end")}
+    assert section.given - {"create_clearml_logger"} == {"name", *given}
+    plan = translate(section)
+    assert [str(note) for note in plan.notes.of("warned")] == []
+    assert plan.log.arguments["ckpt"].make()._every_n_train_steps == 100  # with two intervals it is an error
+
+
+def test_what_is_written_down_is_given_whatever_its_value():
+    section = read({**FEW, "checkpoint_callback_params": {"every_n_train_steps": 100, "every_n_epochs": 1}})
+    assert {"create_clearml_logger", "ema.decay", "checkpoint_callback_params.every_n_epochs"} <= section.given
 
 
 @pytest.mark.parametrize(
