@@ -82,8 +82,19 @@ def as_os_error(error: Exception, url: str, more: str = "") -> OSError:
     """``error`` as an OSError that names ``url``, of the kind that a file system would raise."""
     numbers = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
     known = next((number for kind, number in numbers.items() if isinstance(error, kind)), None)
+    known = errno.EEXIST if _is_taken(error) else known
     number = known or (error.errno if isinstance(error, OSError) else None) or errno.EIO
     said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     if isinstance(error, NotImplementedError):
         number = errno.ENOSYS
     return OSError(number, f"{said}{more}", url)  # Python makes it a FileNotFoundError and so on by the number
+
+
+def _is_taken(error: Exception) -> bool:
+    """Whether it is S3's for an object that was to be created and is there.
+
+    s3fs knows it by the name of the condition, which AWS puts into its answer and other servers leave out. There is no other
+    condition that anything here is asked under.
+    """
+    answer = getattr(error.__cause__, "response", None)
+    return isinstance(answer, dict) and answer.get("Error", {}).get("Code") in ("PreconditionFailed", "412")

@@ -101,11 +101,24 @@ def test_a_commit_happens_once(root):
     assert (root / "manifest.json").read_bytes() == b"one"
 
 
+def test_a_server_that_does_not_say_which_condition_did_not_hold(s3):
+    root = storage_path(s3.url)
+    disk = disk_of(root)
+    answers = iter(["lose"])
+    s3.gate.rule = lambda request: next(answers, "bare")
+    disk.commit(root / "manifest.json", b"one")  # and its answer is lost: the second try finds it there
+    assert len([request for request in s3.gate.requests if request.startswith("PUT")]) == 2
+    with pytest.raises(FileExistsError) as error:
+        disk.commit(root / "manifest.json", b"two")
+    assert error.value.filename == f"{root}/manifest.json"
+    assert (root / "manifest.json").read_bytes() == b"one"
+
+
 def test_a_large_object_that_is_there_is_not_overwritten(s3, small_parts):
     root = storage_path(s3.url)
     where = in_store(root).store
     where.write(f"{root}/a", [b"first"])
-    with pytest.raises(OSError, match="pre-condition"):
+    with pytest.raises(FileExistsError, match="pre-condition"):
         where.write(f"{root}/a", [LARGE], create=True)
     assert (root / "a").read_bytes() == b"first"
     assert s3.pending() == []

@@ -18,13 +18,15 @@ from processes import free_port, wait_for
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test", "AWS_DEFAULT_REGION": "us-east-1"}
 _DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>not for you</Message></Error>"
+_CONDITION = b"<Condition>If-None-Match</Condition>"
 
 
 class Gate:
     """Passes requests on to ``target``, as ``rule(method and path)`` says.
 
     ``"pass"``; ``"refuse"``: the connection ends at once; ``"hold"``: nothing happens until :meth:`release`;
-    ``"deny"``: 403; ``"lose"``: the server does it, the answer is lost.
+    ``"deny"``: 403; ``"lose"``: the server does it, the answer is lost; ``"bare"``: the answer does not say which condition
+    did not hold, as some servers' do not.
     """
 
     def __init__(self, target: int) -> None:
@@ -83,6 +85,8 @@ class Gate:
                 server.sendall(head)
                 threading.Thread(target=_pump, args=(client, server), daemon=True).start()
                 while data := server.recv(1 << 20):
+                    if what == "bare":
+                        data = data.replace(_CONDITION, b" " * len(_CONDITION))
                     if what != "lose" or data.startswith(b"HTTP/1.1 100"):
                         client.sendall(data)
             client.shutdown(socket.SHUT_RDWR)  # closing alone waits for the thread that reads from it
