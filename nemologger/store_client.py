@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from collections.abc import Mapping
+import io
+import time
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from nemologger.errors import ConfigurationError
@@ -26,6 +29,52 @@ _FINAL = (
 )
 _FINAL_NUMBERS = {errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EMSGSIZE}
 _FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"}
+_LEAVING = 10.0  # seconds
+
+
+class Body(io.BytesIO):
+    """What a request sends, and when the last of it was taken: S3's client reads it as fast as the network takes it.
+
+    Args:
+        content: The bytes.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._size = len(content)
+        self.moved = time.monotonic()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See :class:`io.BytesIO`."""
+        self.moved = time.monotonic()
+        return super().read(size)
+
+    def rewind(self) -> None:
+        """Begin again."""
+        self.seek(0)
+        self.moved = time.monotonic()
+
+
+async def while_it_moves(request: Awaitable[Any], body: Body, limit: float) -> Any:
+    """The outcome of a request that sends ``body``, however long it takes.
+
+    Raises:
+        TimeoutError: Nothing of ``body`` was taken, and nothing was answered, for ``limit`` seconds.
+    """
+    task = asyncio.ensure_future(request)
+    try:
+        while not task.done():
+            left = body.moved + limit - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"nothing has moved for {limit:.0f} s")
+            await asyncio.wait({task}, timeout=left)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait({task}, timeout=_LEAVING)  # else it would read on beside the next try
 
 
 def open_file_system(root: str, options: Mapping[str, Any]) -> Any:
