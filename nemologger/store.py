@@ -21,14 +21,16 @@ from itertools import chain, count
 from typing import Any
 
 from nemologger.errors import NemologgerError
-from nemologger.store_client import S3, as_os_error, is_final, open_file_system
+from nemologger.store_client import S3, Body, as_os_error, is_final, open_file_system, while_it_moves
 
 log = logging.getLogger(__name__)
 
 #: A call that fails is tried again for so many seconds, if it may be the network's or the server's fault.
 PATIENCE = 30.0
-#: One request takes at most so many seconds, its bytes included.
+#: One request takes at most so many seconds, and as long as its bytes take at :data:`SLOWEST`. One that sends bytes to S3
+#: may take any time while they move: it is given up when for so many seconds none was taken, and nothing answered.
 LIMIT = 120.0
+SLOWEST = 64 << 10  # bytes per second: many requests, of several processes, share a line
 _FIRST_PAUSE = 0.2
 _LONGEST_PAUSE = 5.0
 # After a call has failed for all that time, the next ones within so many seconds are not tried again.
@@ -106,7 +108,7 @@ class Store:
         options: dict[str, Any] = {} if start == 0 and end is None else {"start": start, "end": end}
         if self.protocol in S3:
             options["max_concurrency"] = 1  # else it asks for the size first
-        data: bytes = self._call(url, "cat_file", url, **options)
+        data: bytes = self._call(url, "cat_file", url, carries=max((end or 0) - start, 0), **options)
         return data
 
     def read_at_once(self, url: str, start: int, end: int) -> bytes:
@@ -120,7 +122,7 @@ class Store:
 
     def _pages(self, url: str, prefix: str) -> Iterator[tuple[str, int]]:
         bucket, key = self._split(url)
-        more: dict[str, str] = {}
+        more: dict[str, Any] = {}
         while True:
             try:
                 found = self._call(
@@ -178,7 +180,7 @@ class Store:
                 self.create(url, content)
             else:
                 self._prepare(url)
-                self._call(url, "pipe_file", url, content)
+                self._send(url, content)
         elif self.protocol in S3:
             self._write_parts(url, _cut(chain(first, rest)), {"IfNoneMatch": "*"} if create else {})
         else:
@@ -200,14 +202,18 @@ class Store:
 
     def _create(self, url: str, content: bytes) -> None:
         try:
-            self._call(url, "pipe_file", url, content, mode="create")
+            self._send(url, content, mode="create")
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise
             log.debug("%s cannot create objects only if they are not there: %s", self.root, error)
             if self._call(url, "exists", url):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url) from error
-            self._call(url, "pipe_file", url, content)
+            self._send(url, content)
+
+    def _send(self, url: str, content: bytes, **options: str) -> None:
+        body = Body(content) if self.protocol in S3 and content else content
+        self._call(url, "pipe_file", url, body, carries=len(content), **options)
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object; its bytes stay in the store."""
@@ -253,16 +259,16 @@ class Store:
     def _abort(self, url: str, bucket: str, key: str, upload: str) -> None:
         self._call(url, "call_s3", "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
 
-    def _write_parts(self, url: str, chunks: Iterator[bytes], condition: dict[str, str]) -> None:
+    def _write_parts(self, url: str, chunks: Iterator[bytes], condition: dict[str, Any]) -> None:
         bucket, key = self._split(url)
-        target = {"Bucket": bucket, "Key": key}
+        target: dict[str, Any] = {"Bucket": bucket, "Key": key}
         begun = self._call(url, "call_s3", "create_multipart_upload", **target)
         target["UploadId"] = begun["UploadId"]
         done: list[dict[str, Any]] = []
         size = 0
 
         def put(number: int, chunk: bytes) -> dict[str, Any]:
-            answer = self._call(url, "call_s3", "upload_part", **target, PartNumber=number, Body=chunk)
+            answer = self._call(url, "call_s3", "upload_part", **target, PartNumber=number, Body=Body(chunk))
             sums = {name: value for name, value in answer.items() if name.startswith("Checksum") and value}
             sums.pop("ChecksumType", None)
             return {"PartNumber": number, "ETag": answer["ETag"], **sums}
@@ -277,7 +283,7 @@ class Store:
                 pending.append(pool.submit(put, number, chunk))
             done += [part.result() for part in pending]
             try:
-                complete = {**target, **condition, "MultipartUpload": {"Parts": done}}
+                complete: dict[str, Any] = {**target, **condition, "MultipartUpload": {"Parts": done}}
                 self._call(url, "call_s3", "complete_multipart_upload", **complete)
             except FileNotFoundError:  # there is no such upload: it was completed, and the answer lost
                 if int(self.info(url).get("size") or 0) != size:
@@ -332,8 +338,8 @@ class Store:
                 self._opened = (os.getpid(), open_file_system(self.root, self.options))
             return self._opened[1]
 
-    def _call(self, url: str, method: str, *arguments: Any, **named: Any) -> Any:  # noqa: RET503  it returns or raises
-        """Call a method of the client, again and again while that may help.
+    def _call(self, url: str, method: str, *arguments: Any, carries: int = 0, **named: Any) -> Any:  # noqa: RET503  it returns or raises
+        """Call a method of the client, which ``carries`` so many bytes, again and again while that may help.
 
         Raises:
             OSError: What went wrong, with ``url``.
@@ -343,7 +349,7 @@ class Store:
         pause = _FIRST_PAUSE
         for number in count(1):
             try:
-                return self._call_once(method, *arguments, **named)
+                return self._call_once(method, *arguments, limit=LIMIT + carries / SLOWEST, **named)
             except NemologgerError:
                 raise
             except Exception as error:
@@ -358,7 +364,7 @@ class Store:
             time.sleep(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _call_once(self, method: str, *arguments: Any, **named: Any) -> Any:
+    def _call_once(self, method: str, *arguments: Any, limit: float, **named: Any) -> Any:
         client = self._fs  # first: threads that import parts of fsspec at the same time find them half done
         from fsspec.asyn import sync
 
@@ -366,7 +372,11 @@ class Store:
         if coroutine is None:
             return getattr(client, method)(*arguments, **named)
         # The clients' own timeouts leave gaps: a server that never says "100 Continue" is waited for without end.
-        return sync(client.loop, coroutine, *arguments, timeout=LIMIT, **named)
+        body = next((one for one in (*arguments, *named.values()) if isinstance(one, Body)), None)
+        if body is None:
+            return sync(client.loop, coroutine, *arguments, timeout=limit, **named)
+        body.rewind()
+        return sync(client.loop, lambda: while_it_moves(coroutine(*arguments, **named), body, LIMIT))
 
 
 def _cut(parts: Iterator[memoryview]) -> Iterator[bytes]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from collections.abc import Mapping
+import io
+import time
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from nemologger.errors import ConfigurationError
@@ -26,6 +29,52 @@ _FINAL = (
 )
 _FINAL_NUMBERS = {errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EMSGSIZE}
 _FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"}
+_LEAVING = 10.0  # seconds
+
+
+class Body(io.BytesIO):
+    """What a request sends, and when the last of it was taken: S3's client reads it as fast as the network takes it.
+
+    Args:
+        content: The bytes.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(content)
+        self._size = len(content)
+        self.moved = time.monotonic()
+
+    def __len__(self) -> int:
+        return self._size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """See :class:`io.BytesIO`."""
+        self.moved = time.monotonic()
+        return super().read(size)
+
+    def rewind(self) -> None:
+        """Begin again."""
+        self.seek(0)
+        self.moved = time.monotonic()
+
+
+async def while_it_moves(request: Awaitable[Any], body: Body, limit: float) -> Any:
+    """The outcome of a request that sends ``body``, however long it takes.
+
+    Raises:
+        TimeoutError: Nothing of ``body`` was taken, and nothing was answered, for ``limit`` seconds.
+    """
+    task = asyncio.ensure_future(request)
+    try:
+        while not task.done():
+            left = body.moved + limit - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"nothing has moved for {limit:.0f} s")
+            await asyncio.wait({task}, timeout=left)
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait({task}, timeout=_LEAVING)  # else it would read on beside the next try
 
 
 def open_file_system(root: str, options: Mapping[str, Any]) -> Any:
@@ -82,8 +131,19 @@ def as_os_error(error: Exception, url: str, more: str = "") -> OSError:
     """``error`` as an OSError that names ``url``, of the kind that a file system would raise."""
     numbers = {FileNotFoundError: errno.ENOENT, FileExistsError: errno.EEXIST, PermissionError: errno.EACCES}
     known = next((number for kind, number in numbers.items() if isinstance(error, kind)), None)
+    known = errno.EEXIST if _is_taken(error) else known
     number = known or (error.errno if isinstance(error, OSError) else None) or errno.EIO
     said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     if isinstance(error, NotImplementedError):
         number = errno.ENOSYS
     return OSError(number, f"{said}{more}", url)  # Python makes it a FileNotFoundError and so on by the number
+
+
+def _is_taken(error: Exception) -> bool:
+    """Whether it is S3's for an object that was to be created and is there.
+
+    s3fs knows it by the name of the condition, which AWS puts into its answer and other servers leave out. There is no other
+    condition that anything here is asked under.
+    """
+    answer = getattr(error.__cause__, "response", None)
+    return isinstance(answer, dict) and answer.get("Error", {}).get("Code") in ("PreconditionFailed", "412")

@@ -74,6 +74,17 @@ def test_its_combinations_train_and_what_crashed_goes_on():
     assert len(list(Path("nemo_experiments/wandb").glob("offline-run-*/run-*.wandb"))) == 3
 
 
+@pytest.mark.dist
+def test_a_combination_with_two_ranks_is_cleaned_once():
+    """The last line of the documentation's script runs on both."""
+    few = ("trainer.max_steps=2", "model.encoder.dim=4", "model.optim.lr=0.01", "exp_manager.create_wandb_logger=false")
+    done = sweep("trainer.devices=2", "+trainer.strategy=ddp", *few, CLEAN="1")
+    assert done.returncode == 0, done.stderr
+    (run,) = Path("nemo_experiments").glob("digits-lr-0.01-dim-4-dropout-0.1/*")
+    assert len(list(run.glob("nemo_log_globalrank-[01]_*"))) == 2
+    assert os.listdir(run / "checkpoints") == []
+
+
 @pytest.mark.parametrize(
     ("gpus", "overrides", "together"),
     [("", [], 1), ("3,5", ["hydra.launcher.num_gpus=1", "hydra.launcher.jobs_per_gpu=2"], 2)],

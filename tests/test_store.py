@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import pickle
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from helpers.s3 import SLOW
 
 from nemologger import ConfigurationError, store
 from nemologger.remote_disk import OverlappingDisk, RemoteDisk, disk_of
 from nemologger.store import Store
+from nemologger.store_client import Body, while_it_moves
 from nemologger.store_path import StorePath, in_store, storage_path
 
 LARGE = os.urandom(13 << 20)
@@ -101,11 +105,24 @@ def test_a_commit_happens_once(root):
     assert (root / "manifest.json").read_bytes() == b"one"
 
 
+def test_a_server_that_does_not_say_which_condition_did_not_hold(s3):
+    root = storage_path(s3.url)
+    disk = disk_of(root)
+    answers = iter(["lose"])
+    s3.gate.rule = lambda request: next(answers, "bare")
+    disk.commit(root / "manifest.json", b"one")  # and its answer is lost: the second try finds it there
+    assert len([request for request in s3.gate.requests if request.startswith("PUT")]) == 2
+    with pytest.raises(FileExistsError) as error:
+        disk.commit(root / "manifest.json", b"two")
+    assert error.value.filename == f"{root}/manifest.json"
+    assert (root / "manifest.json").read_bytes() == b"one"
+
+
 def test_a_large_object_that_is_there_is_not_overwritten(s3, small_parts):
     root = storage_path(s3.url)
     where = in_store(root).store
     where.write(f"{root}/a", [b"first"])
-    with pytest.raises(OSError, match="pre-condition"):
+    with pytest.raises(FileExistsError, match="pre-condition"):
         where.write(f"{root}/a", [LARGE], create=True)
     assert (root / "a").read_bytes() == b"first"
     assert s3.pending() == []
@@ -279,6 +296,32 @@ def test_a_server_that_does_not_answer_in_time(s3, monkeypatch):
     assert (root / "a").read_bytes() == b"x"
 
 
+def test_a_slow_line_may_take_longer_than_a_request_that_moves_nothing(s3, monkeypatch):
+    monkeypatch.setattr(store, "LIMIT", 0.8 * len(LARGE) / SLOW)
+    where = in_store(storage_path(s3.url)).store
+    s3.client.put_object(Bucket=s3.name, Key="runs/theirs", Body=LARGE)
+    s3.gate.rule = lambda request: "slow"
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(where.read, f"{s3.url}/theirs", 0, len(LARGE))
+        where.write(f"{s3.url}/ours", [LARGE])
+    assert received.result() == LARGE
+    assert s3.client.get_object(Bucket=s3.name, Key="runs/ours")["Body"].read() == LARGE
+
+
+def test_a_request_whose_bytes_stop_on_their_way_is_given_up():
+    async def send(body: Body) -> None:
+        try:
+            body.read(5)
+            await asyncio.Event().wait()
+        finally:
+            body.close()
+
+    body = Body(b"0123456789")
+    with pytest.raises(TimeoutError, match=r"nothing has moved for 0 s"):
+        asyncio.run(while_it_moves(send(body), body, 0.2))
+    assert body.closed, "the request is still under way"
+
+
 def test_a_server_that_is_gone_is_given_up(s3, impatient):
     root = storage_path(s3.url)
     s3.gate.rule = lambda request: "refuse"
@@ -391,6 +434,7 @@ class Slow:  # a busy machine
 sys.meta_path.insert(0, Slow())
 from concurrent.futures import ThreadPoolExecutor
 from nemologger.store import Store
+from nemologger.store_client import Body, while_it_moves
 store = Store(sys.argv[1])
 with ThreadPoolExecutor(8) as pool:
     def use(name):

@@ -80,6 +80,24 @@ def test_side_by_side_on_several_devices():
     assert len(list(RECORDS.glob("*/output.log"))) == 4
 
 
+def test_submitit_launches_a_sweep():
+    """Its local executor does what its Slurm executor does, but for Slurm: a job for each, started from a pickle."""
+    arguments = ["crash=null,raise", "train=false", f"diary={Path.cwd()}/diary.txt", "hydra/launcher=submitit_local"]
+    keys = "hydra.job.config.override_dirname.exclude_keys=[diary,train]"
+    first = sweep(*arguments, keys)
+    assert first.returncode == 1
+    assert "ValueError: cannot work with width 4" in first.stderr
+    assert "SweepError: 1 of 2 combinations failed; 1 of 2 combinations are finished" in first.stderr
+    assert states() == {"crash=null": "finished", "crash=raise": "failed"}
+    assert sorted(diary()) == ["crash=null", "crash=raise"]
+    assert {line.split()[1] for line in Path("diary.txt").read_text().splitlines()} == {os.getcwd()}
+    assert len(list(RECORDS.glob(".submitit/*/*_submitted.pkl"))) == 2, "they were not submitit's jobs"
+
+    again = sweep("crash=null", *arguments[1:], keys)
+    assert again.returncode == 0, again.stderr
+    assert sorted(diary()) == ["crash=null", "crash=raise"], "what is finished ran again"
+
+
 def test_a_sweep_that_is_killed_goes_on():
     """Of 2 x 2, one crashes; the sweep is killed while the third trains; started again, that resumes and the rest runs."""
     arguments = ("model.width=4,8", "model.lr=0.1,0.01", f"dir={Path.cwd()}/runs")

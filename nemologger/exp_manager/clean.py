@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from lightning.pytorch.utilities import rank_zero_only
+
 from nemologger import names
 from nemologger.checkpoint.commit import retract
 from nemologger.checkpoint.find import survey
@@ -14,11 +16,14 @@ from nemologger.lock import DirectoryLock
 log = logging.getLogger("nemologger.exp_manager")
 
 
-def clean_exp_ckpt(exp_log_dir: str | Path, remove_ckpt: bool = True, remove_nemo: bool = False) -> None:
+@rank_zero_only
+def clean_exp_ckpt(exp_log_dir: str | Path | None, remove_ckpt: bool = True, remove_nemo: bool = False) -> None:
     """Remove the checkpoints in ``exp_log_dir/checkpoints``. All else in the run directory stays.
 
+    Scripts of NeMo 1 call it on every rank when training is over: rank 0 removes, the others do nothing.
+
     Args:
-        exp_log_dir: A run directory.
+        exp_log_dir: A run directory; None, which ``exp_manager`` returns where it does nothing, removes nothing.
         remove_ckpt: Remove the checkpoints: our directories, and ``*.ckpt`` files.
         remove_nemo: Remove ``*.nemo`` files.
 
@@ -28,6 +33,8 @@ def clean_exp_ckpt(exp_log_dir: str | Path, remove_ckpt: bool = True, remove_nem
     Example:
         >>> clean_exp_ckpt("runs/demo/v1", remove_nemo=True)
     """
+    if exp_log_dir is None:
+        return
     directory = Path(exp_log_dir) / names.CHECKPOINTS
     if not directory.is_dir():
         return

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -18,6 +19,8 @@ _ALIASES = {
     "ema.enabled": "enable",
     "straggler_detection_callback_params": "straggler_detection_params",
 }
+# "None", and what stands in a signature: NeMo 1's documentation has "run_id: Optional[str] = None" for a line of YAML.
+_PYTHONS_NULL = re.compile(r"None|(?:(?:typing\.)?Optional\[.+\]|[\w.]+(?:\[.+\])? *\| *None) *= *None")
 
 
 @dataclass
@@ -226,18 +229,21 @@ class Section:
 
     Attributes:
         config: Its values, and defaults for the rest. No nested section is None.
-        given: The fields that it has a value for, nested ones as ``"ema.decay"``.
+        given: The fields that it has a value for, nested ones as ``"ema.decay"``. In a section that has this schema every
+            field has one, so there these are the fields whose value is not NeMo 1's default.
+        as_null: The fields whose value is a text that means null in Python, as NeMo 1's documentation has it; by that text.
     """
 
     config: ExpManagerConfig
     given: frozenset[str]
+    as_null: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(cfg: Mapping[Any, Any] | DictConfig) -> Section:
     """Resolve and check a section.
 
     Raises:
-        ConfigurationError: ``cfg`` is no mapping, or gives one field twice.
+        ConfigurationError: ``cfg`` is no mapping, gives one field twice, or a time without the quotes that YAML wants.
         OmegaConfBaseException: A key is unknown, missing, of the wrong type, or its interpolation fails; it names the key.
     """
     if not isinstance(cfg, DictConfig):
@@ -253,6 +259,9 @@ def read(cfg: Mapping[Any, Any] | DictConfig) -> Section:
         raise ConfigurationError("cfg is a DictConfig without a value: exp_manager needs a section with keys")
     plain = {key: dict(value) if isinstance(value, dict) else value for key, value in plain.items()}
     _rename_aliases(plain)
+    as_null = _make_null(plain)
+    _check_duration("max_time_per_run", plain)
+    _check_duration("train_time_interval", plain.get("checkpoint_callback_params"), "checkpoint_callback_params.")
     for name, kind in NESTED.items():  # OmegaConf's error for these does not say which key it is about
         if not isinstance(plain.get(name), (dict, type(None))):
             keys = ", ".join(one.name for one in fields(kind))
@@ -266,7 +275,7 @@ def read(cfg: Mapping[Any, Any] | DictConfig) -> Section:
     for name, kind in NESTED.items():
         if getattr(config, name) is None:
             setattr(config, name, kind())
-    return Section(config, frozenset(_given(plain)))
+    return Section(config, frozenset(_given(cfg, plain, config)), as_null)
 
 
 def all_keys() -> list[str]:
@@ -301,11 +310,55 @@ def _rename_aliases(plain: dict[Any, Any]) -> None:
         section[name] = section.pop(alias)
 
 
-def _given(plain: dict[Any, Any]) -> list[str]:
-    keys = []
+def _make_null(section: dict[Any, Any], above: str = "") -> dict[str, str]:
+    """Null for the texts that are Python's for it; YAML reads only ``null`` and ``~`` so. Returns them by their keys."""
+    found: dict[str, str] = {}
+    for key, value in section.items():
+        if isinstance(value, dict) and not above:
+            found |= _make_null(value, f"{key}.")
+        elif isinstance(value, str) and _PYTHONS_NULL.fullmatch(value.strip()):
+            found[f"{above}{key}"] = value
+            section[key] = None
+    return found
+
+
+def _check_duration(key: str, section: Any, above: str = "") -> None:
+    """Refuse a time whose colons YAML has taken away.
+
+    Raises:
+        ConfigurationError: It is a number that YAML makes of one.
+    """
+    value = section.get(key) if isinstance(section, dict) else None
+    if isinstance(value, bool) or not str(value).isdecimal():
+        return
+    rest, parts = int(str(value)), []
+    for _ in range(3):
+        rest, part = divmod(rest, 60)
+        parts.append(f"{part:02}")
+    if rest:
+        meant = ":".join([f"{rest:02}", *reversed(parts)])
+        raise ConfigurationError(
+            f"exp_manager.{above}{key}={value}: expected DD:HH:MM:SS. YAML reads {meant} without quotes as this number, to "
+            f'base 60; write {key}: "{meant}"'
+        )
+
+
+def _given(cfg: DictConfig, plain: dict[Any, Any], config: ExpManagerConfig) -> Iterator[str]:
+    is_schema = _is_filled_in(cfg)
     for key, value in plain.items():
-        if key in NESTED:
-            keys += [f"{key}.{inner}" for inner in value or {}]
-        else:
-            keys.append(key)
-    return keys
+        if key not in NESTED:
+            if not is_schema or getattr(config, key) != default_of(key):
+                yield key
+            continue
+        is_filled_in = is_schema or _is_filled_in(cfg.get(key))
+        for inner in value or {}:
+            if not is_filled_in or getattr(getattr(config, key), inner) != default_of(f"{key}.{inner}"):
+                yield f"{key}.{inner}"
+
+
+def _is_filled_in(section: Any) -> bool:
+    """Whether a dataclass, and not its author, gave ``section`` its keys."""
+    if not isinstance(section, DictConfig):
+        return False
+    # A schema that went through to_container() or asdict() has lost its type, and has all of the keys.
+    return is_dataclass(OmegaConf.get_type(section)) or {one.name for one in fields(ExpManagerConfig)} <= {*section}

@@ -62,6 +62,8 @@ def translate(section: Section, logger: TrainerLogger | None = None) -> Plan:
         True
     """
     config, notes = section.config, Notes()
+    for key, written in section.as_null.items():
+        notes.tell(key, f"is the text {written!r}, which YAML does not read as null; it is taken for it. Write null")
     loggers = trackers.calls(section, notes)
     ckpt = checkpoint_call(section, notes)
     return Plan(

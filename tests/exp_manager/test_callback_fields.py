@@ -11,6 +11,7 @@ import torch
 from helpers.sections import NO_CKPT, OFF, bare_trainer, checkpoints, ckpt, fit, one_of
 from helpers.stopped import Watch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
+from lightning.pytorch.utilities import rank_zero_only
 from toy import Scored
 
 from nemologger import callbacks as ours
@@ -210,3 +211,19 @@ def test_clean_removes_nemo_files_on_request(tmp_path):
     assert checkpoints(run) == ["notes.txt"]
     clean_exp_ckpt(run)  # there is nothing left
     clean_exp_ckpt(tmp_path / "gone")
+
+
+def test_clean_removes_nothing_where_there_is_no_run():
+    clean_exp_ckpt(exp_manager(bare_trainer(fast_dev_run=True), {"name": "n"}))
+    clean_exp_ckpt(None, remove_nemo=True)
+
+
+def test_clean_is_rank_0s(tmp_path, monkeypatch):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "a.ckpt").write_bytes(b"x")
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as the strategy of a trainer does on that rank
+    clean_exp_ckpt(tmp_path)
+    assert checkpoints(tmp_path) == ["a.ckpt"]
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    clean_exp_ckpt(tmp_path)
+    assert checkpoints(tmp_path) == []

@@ -1,18 +1,29 @@
 from __future__ import annotations
 
+import re
 import signal
-from dataclasses import fields
+from dataclasses import asdict, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, ValidationError
 
 from nemologger import exp_manager as module
 from nemologger.errors import ConfigurationError
 from nemologger.exp_manager import ExpManagerConfig
-from nemologger.exp_manager.config import NESTED, all_keys, default_of, read
+from nemologger.exp_manager.config import (
+    NESTED,
+    CallbackParams,
+    ClearMLParams,
+    EMAParams,
+    MLFlowParams,
+    all_keys,
+    default_of,
+    read,
+)
+from nemologger.exp_manager.plan import translate
 
 # Names and defaults as NeMo 1's nemo/utils/exp_manager.py (and nemo/utils/loggers/*.py) has them.
 TOP = {
@@ -86,6 +97,53 @@ def test_it_is_a_schema_for_structured_configurations():
         OmegaConf.merge(schema, {"exp_manager": {"nam": "n"}})
 
 
+FEW = {
+    "name": "n",
+    "create_clearml_logger": False,
+    "ema": {"decay": 0.999},
+    "checkpoint_callback_params": {"every_n_train_steps": 100, "save_nemo_on_train_end": False},
+}
+
+
+@dataclass
+class OwnSection:
+    """What a user may have as a schema: the fields that are needed."""
+
+    name: str | None = None
+    create_clearml_logger: bool = False
+    ema: EMAParams = field(default_factory=EMAParams)
+    checkpoint_callback_params: CallbackParams = field(default_factory=CallbackParams)
+
+
+def merged(schema, section=FEW) -> DictConfig:
+    return OmegaConf.merge(OmegaConf.create({"exp_manager": OmegaConf.structured(schema)}), {"exp_manager": section})
+
+
+FILLED_IN = {
+    "schema": lambda: merged(ExpManagerConfig).exp_manager,
+    "container": lambda: OmegaConf.to_container(merged(ExpManagerConfig).exp_manager),
+    "asdict": lambda: asdict(OmegaConf.to_object(merged(ExpManagerConfig).exp_manager)),
+    "own schema": lambda: merged(OwnSection).exp_manager,
+    "nested schema": lambda: {**FEW, "ema": merged(OwnSection).exp_manager.ema, "checkpoint_callback_params":
+        OmegaConf.merge(OmegaConf.structured(CallbackParams), FEW["checkpoint_callback_params"])},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", FILLED_IN)
+def test_what_a_schema_fills_in_is_not_given(how):
+    section = read(FILLED_IN[how]())
+    given = {f"checkpoint_callback_params.{key}" for key in ("every_n_train_steps", "save_nemo_on_train_end")}
+    assert section.given - {"create_clearml_logger"} == {"name", *given}
+    plan = translate(section)
+    assert [str(note) for note in plan.notes.of("warned")] == []
+    assert plan.log.arguments["ckpt"].make()._every_n_train_steps == 100  # with two intervals it is an error
+
+
+def test_what_is_written_down_is_given_whatever_its_value():
+    section = read({**FEW, "checkpoint_callback_params": {"every_n_train_steps": 100, "every_n_epochs": 1}})
+    assert {"create_clearml_logger", "ema.decay", "checkpoint_callback_params.every_n_epochs"} <= section.given
+
+
 @pytest.mark.parametrize(
     ("section", "error", "message"),
     [
@@ -145,6 +203,69 @@ def test_the_names_in_nemos_documentation_are_accepted():
     assert section.config.straggler_detection_params.report_time_interval == 9
     with pytest.raises(ConfigurationError, match=r"ema\.enabled=False is another name of enable=True"):
         read({"ema": {"enabled": False, "enable": True}})
+
+
+# Lines as NeMo's documentation has them.
+TEXTS = """
+name: None
+files_to_copy: None
+wandb_logger_kwargs: {project: None, tags: [None, a]}
+mlflow_logger_kwargs:
+    tags: {best: None}
+    artifact_location: None
+    # provide run_id if resuming a previously started run
+    run_id: Optional[str] = None
+clearml_logger_kwargs:
+    project: None  # name of the project
+    task: None  # optional name of task
+    tags: None  # Should be a list of str
+early_stopping_callback_params:
+    stopping_threshold: float | None = None
+version: dropout=None
+"""
+
+
+def test_pythons_null_is_null_and_its_author_is_told():
+    section = read(OmegaConf.create(TEXTS))
+    config = section.config
+    assert (config.name, config.files_to_copy, config.version) == (None, None, "dropout=None")
+    assert config.wandb_logger_kwargs == {"project": None, "tags": ["None", "a"]}
+    assert config.mlflow_logger_kwargs == MLFlowParams(tags={"best": "None"})
+    assert config.clearml_logger_kwargs == ClearMLParams()
+    assert config.early_stopping_callback_params.stopping_threshold is None
+    told = {note.key: str(note) for note in translate(section).notes.of("told") if "Write null" in str(note)}
+    assert set(told) == {
+        "name", "files_to_copy", "wandb_logger_kwargs.project", "mlflow_logger_kwargs.artifact_location",
+        "mlflow_logger_kwargs.run_id", "clearml_logger_kwargs.project", "clearml_logger_kwargs.task",
+        "clearml_logger_kwargs.tags", "early_stopping_callback_params.stopping_threshold",
+    }  # fmt: skip
+    assert told["mlflow_logger_kwargs.run_id"] == (
+        "exp_manager.mlflow_logger_kwargs.run_id is the text 'Optional[str] = None', which YAML does not read as null; it "
+        "is taken for it. Write null"
+    )
+
+
+def test_null_in_python_is_no_value_for_a_field_that_needs_one():
+    with pytest.raises(ValidationError, match=r"full_key: checkpoint_callback_params\.postfix"):
+        read({"checkpoint_callback_params": {"postfix": "None"}})
+
+
+@pytest.mark.parametrize(
+    "make", [OmegaConf.create, lambda text: merged(ExpManagerConfig, OmegaConf.create(text)).exp_manager]
+)
+@pytest.mark.parametrize("time", ["10:00:00:00", "1:02:03:04", "31:23:59:59"])
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("max_time_per_run: {}", "max_time_per_run"),
+        ("checkpoint_callback_params: {{train_time_interval: {}}}", "checkpoint_callback_params.train_time_interval"),
+    ],
+)
+def test_a_time_without_quotes_is_a_number_in_yaml(text, key, time, make):
+    expected = rf'exp_manager\.{re.escape(key)}=\d+: expected.* {key.rpartition(".")[2]}: "0?{time}"'
+    with pytest.raises(ConfigurationError, match=expected):
+        read(make(text.format(time)))
+    read(make(text.format(f'"{time}"')))
 
 
 def test_the_module_can_be_used_both_ways():

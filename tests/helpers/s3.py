@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -18,13 +19,17 @@ from processes import free_port, wait_for
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test", "AWS_DEFAULT_REGION": "us-east-1"}
 _DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>not for you</Message></Error>"
+SLOW = 1_800_000
+_STEP = 1 << 16
+_CONDITION = b"<Condition>If-None-Match</Condition>"
 
 
 class Gate:
     """Passes requests on to ``target``, as ``rule(method and path)`` says.
 
     ``"pass"``; ``"refuse"``: the connection ends at once; ``"hold"``: nothing happens until :meth:`release`;
-    ``"deny"``: 403; ``"lose"``: the server does it, the answer is lost.
+    ``"deny"``: 403; ``"lose"``: the server does it, the answer is lost; ``"bare"``: the answer does not say which condition
+    did not hold, as some servers' do not; ``"slow"``: :data:`SLOW` bytes per second, there and back.
     """
 
     def __init__(self, target: int) -> None:
@@ -81,16 +86,21 @@ class Gate:
                 return
             with socket.create_connection(("127.0.0.1", self._target)) as server:
                 server.sendall(head)
-                threading.Thread(target=_pump, args=(client, server), daemon=True).start()
-                while data := server.recv(1 << 20):
+                pause = _STEP / SLOW if what == "slow" else 0.0
+                threading.Thread(target=_pump, args=(client, server, pause), daemon=True).start()
+                while data := server.recv(_STEP if pause else 1 << 20):
+                    time.sleep(pause)
+                    if what == "bare":
+                        data = data.replace(_CONDITION, b" " * len(_CONDITION))
                     if what != "lose" or data.startswith(b"HTTP/1.1 100"):
                         client.sendall(data)
             client.shutdown(socket.SHUT_RDWR)  # closing alone waits for the thread that reads from it
 
 
-def _pump(source: socket.socket, target: socket.socket) -> None:
+def _pump(source: socket.socket, target: socket.socket, pause: float) -> None:
     with suppress(OSError):
-        while data := source.recv(1 << 20):
+        while data := source.recv(_STEP if pause else 1 << 20):
+            time.sleep(pause)
             target.sendall(data)
 
 

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from helpers.sections import bare_trainer, ckpt, fit
 
+from nemologger.exp_manager import exp_manager
 from nemologger.run_dir import RunDirectory
 from nemologger.trackers import DLLogger
 
@@ -33,6 +38,83 @@ def test_a_line_has_the_fields_of_dlloggers_in_their_order(tmp_path):
     assert metrics["data"] == {"loss": 0.5, "rate": 2.0, "n": 3}
     assert (summary["step"], summary["data"]) == ([], {"final": 1.0})
     assert (metadata["type"], metadata["metric"], metadata["metadata"]) == ("METADATA", "rate", {"unit": "images/s"})
+
+
+COMMON = {"timestamp", "datetime", "elapsedtime", "type"}
+NUMBER = re.compile(r"\d+(\.\d+)?(e-\d+)?")
+
+
+def read_as_dlloggers_readers_do(path: Path) -> dict[str, list]:
+    """What the lines hold, by the kind of their step, after every rule that readers of such files go by.
+
+    The rules are those of JSONStreamBackend, which its README describes: the package has no reader of its own, and no
+    release in an index.
+    """
+    found: dict[str, list] = {"PARAMETER": [], "step": [], "summary": [], "METADATA": []}
+    text = path.read_text(encoding="ascii")
+    assert text.endswith("\n")
+    for line in text[:-1].split("\n"):
+        assert line[:5] == "DLLL "
+        entry = json.loads(line[5:])
+        assert NUMBER.fullmatch(entry["timestamp"]), "seconds, as text"
+        assert NUMBER.fullmatch(entry["elapsedtime"]), "seconds, as text"
+        assert datetime.fromisoformat(entry["datetime"]).timestamp() == float(entry["timestamp"])
+        if entry["type"] == "METADATA":
+            assert set(entry) == {*COMMON, "metric", "metadata"}
+            found["METADATA"].append({entry["metric"]: entry["metadata"]})
+            continue
+        assert entry["type"] == "LOG"
+        assert set(entry) == {*COMMON, "step", "data"}
+        step = entry["step"]
+        kind = "PARAMETER" if step == "PARAMETER" else "step" if step != [] else "summary"
+        for value in entry["data"].values():
+            assert kind == "PARAMETER" or value is None or isinstance(value, (int, float)), (
+                "a reader calculates with it"
+            )
+        found[kind].append((step, entry["data"]) if kind == "step" else entry["data"])
+    return found
+
+
+def test_readers_of_dlloggers_files_read_ours(tmp_path):
+    logger = logger_in(tmp_path)
+    logger.log_hyperparams({"lr": 0.1, "name": "é\n\u2028", "none": None, "net": {"width": 8}, "list": [1, 2]})
+    logger.start_over()
+    logger.experiment.metadata("loss", {"unit": "nat", "format": ":.3f"})
+    logger.log_metrics({"loss": torch.tensor(0.5), "n": np.int64(3), "flag": torch.tensor(True)}, 0)
+    logger.log_metrics({"loss": float("nan"), "tiny": 1e-30}, 1)
+    logger.experiment.log((0, 12), {"loss": 0.25})  # epoch and iteration
+    logger.log_metrics({"best": 0.25})
+    logger.finalize("success")
+    found = read_as_dlloggers_readers_do(tmp_path / "dllogger.json")
+    assert found["METADATA"] == [{"loss": {"unit": "nat", "format": ":.3f"}}]
+    (parameters,) = found["PARAMETER"]
+    assert (parameters["lr"], parameters["name"], parameters["none"], parameters["net/width"]) == (
+        0.1,
+        "é\n\u2028",
+        None,
+        8,
+    )
+    (first, (_, not_a_number), last) = found["step"]
+    assert first == (0, {"loss": 0.5, "n": 3, "flag": True})
+    assert math.isnan(not_a_number["loss"])
+    assert last == ([0, 12], {"loss": 0.25})
+    assert found["summary"] == [{"best": 0.25}]
+
+
+def test_readers_read_what_a_run_and_its_resume_have_written(tmp_path):
+    for stop in (6, 10):
+        trainer = bare_trainer(max_steps=stop, log_every_n_steps=2, default_root_dir=tmp_path)
+        section = {
+            **ckpt(every_n_train_steps=4),
+            "create_dllogger_logger": True,
+            "explicit_log_dir": str(tmp_path / "run"),
+        }
+        exp_manager(trainer, {**section, "resume_if_exists": True, "resume_ignore_no_checkpoint": True})
+        fit(trainer)
+    found = read_as_dlloggers_readers_do(tmp_path / "run" / "dllogger.json")
+    steps = [step for step, data in found["step"] if "train_loss" in data]
+    assert steps == sorted({*steps})
+    assert steps[-1] == 9
 
 
 def test_it_goes_on_before_the_step_that_comes_again(tmp_path):
