@@ -6,9 +6,10 @@ The flat scheme of ``weights/``:
 * ``optimizer.<i>.state.<parameter name>.<field>`` for every tensor of the ``i``-th optimizer's state. Names, not indices:
   they mean the same on another number of ranks, and to other tools.
 
-A callback may add other weights of the same model, such as averages, to the checkpoint dictionary: they go to a directory
-of their own beside ``weights/``, in the same scheme (:data:`BESIDE`). Among all tensors of a snapshot their flat keys begin
-with that directory and a slash.
+A callback of ours may add other weights of the same model, such as averages, to the checkpoint dictionary
+(:class:`OtherWeights`): they go to a directory of their own beside ``weights/``, in the same scheme (:data:`BESIDE`). Among
+all tensors of a snapshot their flat keys begin with that directory and a slash. What somebody else keeps under such a key is
+theirs, and stays in the dictionary.
 
 The rest keeps the shape of Lightning's checkpoint dictionary and goes to ``common.pt``; where a tensor was taken out of
 an optimizer's state, a reference to its flat key stays.
@@ -16,6 +17,7 @@ an optimizer's state, a reference to its flat key stays.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,6 +35,14 @@ OPTIMIZERS = "optimizer_states"
 #: Other weights of the model: their key in Lightning's checkpoint dictionary, and their directory in a checkpoint of ours.
 EMA_STATE = "ema_state_dict"
 BESIDE = {EMA_STATE: names.EMA_WEIGHTS}
+
+
+class OtherWeights(dict[str, Any]):
+    """A state dictionary for a directory of its own: a program may use the keys of :data:`BESIDE` for something else."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """In a file of Lightning it is a dictionary that ``torch.load(weights_only=True)`` knows."""
+        return OrderedDict, (), None, None, iter(self.items())
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,8 @@ def take(
     tensors: dict[str, torch.Tensor] = {}
     paths: dict[str, tuple[str, ...]] = {}
     encoder = Encoder()
-    rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, OPTIMIZERS, *BESIDE)}
+    others = {key: directory for key, directory in BESIDE.items() if isinstance(checkpoint.get(key), OtherWeights)}
+    rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, OPTIMIZERS, *others)}
 
     def take_weights(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         """Take the tensors; what is left."""
@@ -122,8 +133,7 @@ def take(
     extra = take_weights(checkpoint.get(MODEL, {}))
     beside = {
         directory: {MODEL: encoder.encode(take_weights(checkpoint[key], f"{directory}/"), key)}
-        for key, directory in BESIDE.items()
-        if key in checkpoint
+        for key, directory in others.items()
     }
     rank_zero = (
         frozenset()

@@ -14,7 +14,7 @@ from helpers.engine import lightning_state, save
 from nemologger.checkpoint.load import load_checkpoint, load_model
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.saver import Saver
-from nemologger.checkpoint.snapshot import Snapshot, restore, take
+from nemologger.checkpoint.snapshot import OtherWeights, Snapshot, restore, take
 from nemologger.disk import LocalDisk
 from nemologger.errors import CheckpointError
 from nemologger.ranks import SingleProcess
@@ -201,7 +201,8 @@ def test_other_weights_of_the_model_go_to_a_directory_of_their_own():
         {"a": torch.ones(2), "b/c": torch.zeros(1), "extra": {"x": 1}},
         {"a": torch.zeros(2), "extra": {"x": 2}},
     )
-    snapshot = take({"state_dict": weights, "ema_state_dict": averages, "epoch": 3}, frozenset({"a"}))
+    state = {"state_dict": weights, "ema_state_dict": OtherWeights(averages), "epoch": 3}
+    snapshot = take(state, frozenset({"a"}))
     assert snapshot.directories == ("weights", "ema_weights")
     assert "ema_state_dict" not in snapshot.common
     tensors, paths = snapshot.within("weights")
@@ -214,3 +215,15 @@ def test_other_weights_of_the_model_go_to_a_directory_of_their_own():
     assert snapshot.rank_zero == {"state_dict.b/c"}
     assert take({"state_dict": weights}).directories == ("weights",)
     assert take({"state_dict": weights}).outline != snapshot.outline
+
+
+@pytest.mark.parametrize("theirs", [{"w": torch.zeros(2), "decay": 0.9}, [torch.zeros(2)], None])
+def test_what_a_program_keeps_under_the_key_of_averages_is_its_own(tmp_path, theirs):
+    state = {"state_dict": {"w": torch.ones(2)}, "ema_state_dict": theirs}
+    assert_equal(there_and_back(state, tmp_path), state)
+    assert not (tmp_path / "a" / "ema_weights").exists()
+
+
+def test_in_a_file_of_torch_other_weights_are_a_plain_dictionary(tmp_path):
+    torch.save({"ema_state_dict": OtherWeights(w=torch.ones(2))}, tmp_path / "x")
+    assert_equal(dict(torch.load(tmp_path / "x", weights_only=True)["ema_state_dict"]), {"w": torch.ones(2)})
