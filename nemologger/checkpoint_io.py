@@ -246,7 +246,8 @@ def align_to(trainer: pl.Trainer, directory: Path, states: list[dict[str, Any]])
         )
     for i, (state, optimizer) in enumerate(zip(states, trainer.optimizers, strict=False)):
         try:
-            states[i] = align(state, saved[i], optimizer.state_dict()["param_groups"], now[i])
+            groups, defaults = optimizer.state_dict()["param_groups"], optimizer.defaults
+            states[i] = align(state, saved[i], groups, now[i], defaults)
         except ModelMismatchError as error:
             raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch.optim.lr_scheduler import OneCycleLR
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import (
@@ -148,6 +149,41 @@ def test_another_optimizer_is_refused_with_what_differs(checkpoint):
         quiet_trainer(max_steps=9, callbacks=[again]).fit(
             _Two(kind=torch.optim.SGD), loader(), loader(), ckpt_path=str(checkpoint)
         )
+
+
+class _Scheduled(ToyModel):
+    """Has a scheduler, or not, and remembers what its optimizer begins with."""
+
+    def __init__(self, *, scheduled: bool) -> None:
+        super().__init__()
+        self.scheduled = scheduled
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.5 if self.scheduled else 0.25, momentum=0.9)
+        if not self.scheduled:
+            return optimizer
+        return [optimizer], [{"scheduler": OneCycleLR(optimizer, 0.1, 20), "interval": "step"}]
+
+    def on_train_start(self):
+        (optimizer,) = self.trainer.optimizers
+        self.group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        self.momenta = [state["momentum_buffer"].clone() for state in optimizer.state.values()]
+
+
+def test_a_scheduler_can_be_added_on_resume(tmp_path):
+    """To cool down, say. What it keeps in the optimizer stays there."""
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
+    first = _Scheduled(scheduled=False)
+    trainer = quiet_trainer(max_steps=5, callbacks=[saves])
+    trainer.fit(first, loader(), loader())
+    rest = _Scheduled(scheduled=True)
+    again = quiet_trainer(max_steps=7, enable_checkpointing=False)
+    AutoResume(resume_from_path=tmp_path / "x").setup(again)
+    again.fit(rest, loader(), loader())
+    assert (rest.group["lr"], rest.group["initial_lr"], rest.group["max_lr"]) == (0.25, 0.1 / 25, 0.1)
+    momenta = [state["momentum_buffer"] for state in trainer.optimizers[0].state.values()]
+    assert all(torch.equal(*pair) for pair in zip(momenta, rest.momenta, strict=True))
+    assert sorted(rest.losses) == [5, 6]
 
 
 def test_a_file_that_holds_more_than_plain_types_is_an_error_that_says_what_to_do(tmp_path):
