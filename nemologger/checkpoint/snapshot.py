@@ -4,7 +4,8 @@ The flat scheme of ``weights/``:
 
 * ``state_dict.<name>`` for every tensor of the model's state dictionary;
 * ``optimizer.<i>.state.<parameter name>.<field>`` for every tensor of the ``i``-th optimizer's state. Names, not indices:
-  they mean the same on another number of ranks, and to other tools.
+  they mean the same on another number of ranks, and to other tools. Where a field is a dictionary, list or tuple, key or
+  index follow.
 
 A callback of ours may add other weights of the same model, such as averages, to the checkpoint dictionary
 (:class:`OtherWeights`): they go to a directory of their own beside ``weights/``, in the same scheme (:data:`BESIDE`). Among
@@ -178,6 +179,8 @@ def _take_optimizer(
             return {TAG: "tensor", "key": key}
         if type(value) is dict and all(type(name) in (str, int) for name in value):
             return {name: walk(item, (*path, str(name))) for name, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(walk(item, (*path, str(i))) for i, item in enumerate(value))
         return encoder.encode(value, ".".join(path))
 
     state = {
@@ -220,6 +223,8 @@ def restore(common: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> d
             if TAG in value:
                 return decode(value)
             return {key: fill(item) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(map(fill, value))
         return decode(value)
 
     checkpoint: dict[str, Any] = decode({key: value for key, value in common.items() if key not in (MODEL, OPTIMIZERS)})

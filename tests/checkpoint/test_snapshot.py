@@ -7,17 +7,22 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.engine import lightning_state, save
+from torch.distributed.checkpoint import load as dcp_load
 
 from nemologger.checkpoint.load import load_checkpoint, load_model
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.saver import Saver
 from nemologger.checkpoint.snapshot import OtherWeights, Snapshot, restore, take
+from nemologger.checkpoint.verify import problems
 from nemologger.disk import LocalDisk
 from nemologger.errors import CheckpointError
 from nemologger.ranks import SingleProcess
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 class Phase(Enum):
@@ -158,6 +163,38 @@ def test_tensors_deep_in_an_optimizers_state_come_back(tmp_path):
     }
     loaded = there_and_back({"state_dict": {}, "optimizer_states": [copy.deepcopy(nested), {}]}, tmp_path)
     assert_equal(loaded["optimizer_states"], [nested, {}])
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_tensors_in_lists_of_an_optimizers_state_are_written_like_others(tmp_path):
+    """Rank 0 alone writes common.pt, while training waits."""
+    nested = {"factors": [torch.ones(3, 3), (torch.zeros(2), None)], "rows": [[torch.ones(2)], {"a": [torch.ones(1)]}]}
+    state = {"optimizer_states": [{"state": {0: nested}, "param_groups": [{"params": [0]}]}], "state_dict": {}}
+    names = {"optimizer_names": [{0: "w"}]}
+    taken = take(state, **names)
+    keys = ["factors.0", "factors.1.0", "rows.0.0", "rows.1.a.0"]
+    assert list(taken.tensors) == [f"optimizer.0.state.w.{key}" for key in keys]
+    assert_equal(there_and_back(copy.deepcopy(state), tmp_path, **names), state)
+    stock = {"optimizer": {"0": {"state": {"w": {"rows": [[torch.zeros(2)], {"a": [torch.zeros(1)]}]}}}}}
+    dcp_load(stock, checkpoint_id=tmp_path / "a" / "weights", no_dist=True)
+    assert_equal(stock["optimizer"]["0"]["state"]["w"]["rows"], nested["rows"])
+
+
+def test_a_checkpoint_of_earlier_code_is_read():
+    """Tensors in lists were in common.pt, arrays of records were lists of tuples."""
+    found = load_checkpoint(FIXTURES / "checkpoints" / "step=7")
+    assert found["global_step"] == 7
+    assert_equal(found["state_dict"], {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3)})
+    first = {"step": torch.tensor(7.0), "factors": [torch.eye(2), torch.eye(3), None], "pair": (torch.ones(2), 3)}
+    assert_equal(found["optimizer_states"][0]["state"][0], first)
+    mine = found["callbacks"]["Mine"]
+    assert mine["array"].dtype == np.dtype(">i4")
+    assert mine["array"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert (mine["scalar"], mine["seen"], mine["buffer"]) == (np.float32(1.5), b"seen", bytearray(b"more"))
+    assert mine["rows"] == [(1, 2.5), (3, 4.5)]
+    averages = load_model(FIXTURES / "checkpoints" / "step=7" / "ema_weights")
+    assert_equal(averages, {"w": torch.arange(6.0).reshape(2, 3) / 2, "b": torch.zeros(3)})
+    assert problems(FIXTURES / "checkpoints" / "step=7") == []
 
 
 def test_two_tensors_under_one_key_are_an_error():
