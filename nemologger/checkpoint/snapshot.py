@@ -86,13 +86,21 @@ class Snapshot:
         """Whether training can go on from it."""
         return OPTIMIZERS in self.common
 
-    @property
-    def outline(self) -> str:
-        """Keys, shapes, dtypes and sharding: what must agree between ranks, and stays the same from save to save."""
+    def is_rank_zeros(self, key: str) -> bool:
+        """Whether only rank 0 writes the tensor, so that others may have another one, or none."""
+        return key in self.rank_zero and not is_sharded(self.tensors[key])
+
+    def outline(self, *, shared: bool) -> str:
+        """Keys, shapes, dtypes and sharding, which stay the same from save to save.
+
+        Args:
+            shared: Only of those tensors that must agree between ranks.
+        """
         return repr(
             [
                 (key, tuple(t.shape), t.dtype, key in self.rank_zero, getattr(t, "placements", None))
                 for key, t in self.tensors.items()
+                if not (shared and self.is_rank_zeros(key))
             ]
         )
 
