@@ -57,7 +57,7 @@ def load_weights(
     """
     path = _existing(checkpoint, storage_options, ema=ema)
     state = module.state_dict()
-    check_model(path, state, strict=strict)
+    check_model(path, state, module, strict=strict)
     wanted = (lambda name: True) if strict else state.__contains__
     loaded = load.load_model(path, into=places_of(module), wanted=wanted)
     module.load_state_dict(loaded, strict=strict)

@@ -15,6 +15,7 @@ from nemologger import (
     ModelMismatchError,
     NotFoundError,
     RefusedError,
+    load_weights,
 )
 from nemologger.checkpoint.load import load_model
 from nemologger.checkpoint_io import DirectoryCheckpointIO, check_model, install
@@ -102,6 +103,60 @@ def test_a_model_that_migrates_its_own_keys_is_left_to_do_so(checkpoint):
     trainer = _trainer()
     trainer.fit(Renamed(), loader(), loader(), ckpt_path=str(checkpoint))
     assert trainer.global_step == 7
+
+
+class _Renamed(torch.nn.Module):
+    """A linear layer that has its parameters under other names than before, and takes the earlier ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(8, 8)
+        self.register_load_state_dict_pre_hook(self._rename)
+
+    @staticmethod
+    def _rename(module, state, prefix, *rest):
+        for name in ("weight", "bias"):
+            state[f"{prefix}inner.{name}"] = state.pop(f"{prefix}{name}")
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class _Grows(torch.nn.Linear):
+    """Takes a weight of any size."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 2)
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        for name in ("weight", "bias"):
+            setattr(self, name, torch.nn.Parameter(torch.empty_like(state[f"{prefix}{name}"])))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+@pytest.mark.parametrize("first", [_Renamed, _Grows, lambda: torch.nn.LazyLinear(8)], ids=["renamed", "grows", "lazy"])
+def test_a_part_that_loads_in_its_own_way_is_left_to_do_so(checkpoint, first):
+    saved = load_model(checkpoint)
+
+    class Model(ToyModel):
+        def __init__(self):
+            super().__init__()
+            self.net[0] = first()
+
+    model = Model()
+    _trainer().validate(model, loader(), ckpt_path=str(checkpoint), verbose=False)
+    found = {key.replace("inner.", ""): value for key, value in model.state_dict().items()}
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(saved[key], value) for key, value in found.items())
+    model = Model()
+    load_weights(checkpoint, model)
+    assert torch.equal(next(model.net[0].parameters()), saved["net.0.weight"])
+    model = Model()
+    model.net[2] = torch.nn.Linear(7, 1)
+    with pytest.raises(ModelMismatchError) as error:
+        _trainer().validate(model, loader(), ckpt_path=str(checkpoint), verbose=False)
+    assert "net.2.weight is (1, 8) in the checkpoint, (1, 7) in the model" in str(error.value)
+    assert "net.0" not in str(error.value)
 
 
 def test_the_same_model_passes(checkpoint):
