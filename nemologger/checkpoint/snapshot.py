@@ -24,6 +24,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from nemologger import names
 from nemologger.checkpoint.plain import TAG, Encoder, decode
@@ -207,11 +209,31 @@ def is_stored(value: Any) -> bool:
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
-        and not (value.is_quantized or value.is_nested)
+        and not (value.is_quantized or value.is_nested or _is_made_of_others(value))
     )
 
 
+def check_form(state: Mapping[str, Any], prefix: str = "") -> None:
+    """Whether the tensors of ``state`` are such that they can be saved.
+
+    Raises:
+        CheckpointError: If one is not; it names it. ``prefix`` comes before its key.
+    """
+    for name, value in state.items():
+        if _is_made_of_others(local(value) if is_sharded(value) else value):
+            raise CheckpointError(
+                f"{prefix}{name} is a {type(value).__name__}, a tensor made of others, which a checkpoint cannot hold: put "
+                "plain tensors in its place, in the model before it is trained, or in its state dictionary by a hook"
+            )
+
+
+def _is_made_of_others(value: Any) -> bool:
+    # Quantized by torchao, say. What a collective has yet to deliver is such a tensor too, and waits when it is read.
+    return is_traceable_wrapper_subclass(value) and not isinstance(value, AsyncCollectiveTensor)
+
+
 def _has_values(value: Any, key: str) -> bool:
+    check_form({key: value})
     if (
         isinstance(value, torch.Tensor)
         and not is_sharded(value)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.engine import lightning_state, save
 from torch.distributed.checkpoint import load as dcp_load
+from torch.testing._internal.two_tensor import TwoTensor
 
 from nemologger.checkpoint.load import load_checkpoint, load_model
 from nemologger.checkpoint.manifest import Manifest
@@ -208,6 +209,16 @@ def test_two_tensors_under_one_key_are_an_error():
 def test_a_tensor_without_values_is_an_error_that_names_it(value):
     with pytest.raises(CheckpointError, match=r"state_dict\.lazy has no values yet"):
         take({"state_dict": {"lazy": value}})
+
+
+def test_tensors_made_of_others_are_an_error_that_names_them():
+    """A quantized weight is more than what it shows; left out, it would be lost, and what it shows is not what it is."""
+    made = TwoTensor(torch.ones(2), torch.zeros(2))
+    with pytest.raises(CheckpointError, match=r"^state_dict\.w is a TwoTensor, a tensor made of others"):
+        take({"state_dict": {"w": made}})
+    state = {0: {"factors": [made]}}
+    with pytest.raises(CheckpointError, match=r"optimizer\.0\.state\.w\.factors\.0 is a TwoTensor"):
+        take({"state_dict": {}, "optimizer_states": [{"state": state}]}, optimizer_names=[{0: "w"}])
 
 
 def test_what_is_left_out_is_named():
