@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
 
-from nemologger import lightning_port
+from nemologger import lightning_port, sharded_state
+from nemologger.checkpoint.snapshot import check_form
 from nemologger.errors import ConfigurationError
 from nemologger.monitor import is_of_validation, why_it_cannot_appear
 from nemologger.run_dir import RunDirectory
@@ -101,6 +102,16 @@ def check_interval(trainer: pl.Trainer, monitor: str | None) -> None:
             f"ModelCheckpoint(monitor={monitor!r}): validation runs every {every} batches, but training ends after "
             f"{batches:g}"
         )
+
+
+def check_state(trainer: pl.Trainer) -> None:
+    """Refuse a model that no checkpoint could hold, when training starts.
+
+    Raises:
+        CheckpointError: It has tensors that cannot be saved.
+    """
+    if sharded_state.flattened(trainer.strategy) is None:  # FSDP makes tensors of its own
+        check_form(sharded_state.model_state(trainer.strategy), "state_dict.")
 
 
 def settle(callbacks: Sequence[Callback], run: RunDirectory) -> dict[int, dict[str, Any]]:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch.serialization import safe_globals
 
 from nemologger import lightning_port, names, sharded_state
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import settled
-from nemologger.checkpoint.in_place import loads_plainly
+from nemologger.checkpoint.in_place import loaded_otherwise, loads_plainly
 from nemologger.checkpoint.load import Opened, is_of_model, open_checkpoint, optimizer_names, weights_of
 from nemologger.checkpoint.optimizers import align
 from nemologger.checkpoint.snapshot import is_stored
@@ -81,7 +82,7 @@ class DirectoryCheckpointIO(CheckpointIO):
             return self._load_file(path, map_location, weights_only)
         strategy, module = self._trainer.strategy, self._trainer.lightning_module
         if module is not None and not lightning_port.will_rewrite_state(module):
-            check_model(directory, sharded_state.model_state(strategy))
+            check_model(directory, sharded_state.model_state(strategy), module)
         opened = kept[1] if kept is not None and kept[0] == str(path) else open_checkpoint(directory)
         is_fit = self._trainer.state.fn == "fit"
         if is_fit and not opened.has_optimizer and not self._is_finished(directory):
@@ -246,25 +247,35 @@ def align_to(trainer: pl.Trainer, directory: Path, states: list[dict[str, Any]])
         )
     for i, (state, optimizer) in enumerate(zip(states, trainer.optimizers, strict=False)):
         try:
-            states[i] = align(state, saved[i], optimizer.state_dict()["param_groups"], now[i])
+            groups, defaults = optimizer.state_dict()["param_groups"], optimizer.defaults
+            states[i] = align(state, saved[i], groups, now[i], defaults)
         except ModelMismatchError as error:
             raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
 
 
-def check_model(checkpoint: Path, state: dict[str, Any], *, strict: bool = True) -> None:
+def check_model(
+    checkpoint: Path, state: dict[str, Any], module: torch.nn.Module | None = None, *, strict: bool = True
+) -> None:
     """Compare the model in ``checkpoint`` with a state dictionary, before anything is loaded.
 
     Args:
         checkpoint: Its directory, or its ``weights/``.
         state: The state dictionary.
+        module: Whose it is: what a part of it loads in a way of its own is not compared.
         strict: Whether the names must be the same; else, only the shapes of those that both have.
 
     Raises:
         ModelMismatchError: If they differ; it names the parameters.
     """
     prefix = "state_dict."
+    otherwise = tuple(map(sharded_state.plain_name, [] if module is None else loaded_otherwise(module)))
     stored = {k[len(prefix) :]: v for k, v in described(weights_of(checkpoint)).items() if k.startswith(prefix)}
-    wanted = {key: tuple(value.shape) for key, value in state.items() if is_stored(value)}
+    stored = {key: one for key, one in stored.items() if not key.startswith(otherwise)}
+    wanted = {
+        key: tuple(value.shape)
+        for key, value in state.items()
+        if not key.startswith(otherwise) and is_stored(value) and not torch.nn.parameter.is_lazy(value)
+    }
     differences = []
     if strict:
         differences += [

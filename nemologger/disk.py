@@ -10,9 +10,10 @@ import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import BinaryIO, ClassVar, Protocol
 
 from nemologger import direct_file
 
@@ -72,6 +73,20 @@ class LocalDisk:
         partial = path.with_name(f".{path.name}.partial")
         try:
             _write_durably(partial, (memoryview(part).cast("B") for part in parts))
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    @contextmanager
+    def open(self, path: Path) -> Iterator[BinaryIO]:
+        """As :meth:`write`, for somebody who asks for a file to write to."""
+        partial = path.with_name(f".{path.name}.partial")
+        try:
+            with partial.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(partial, path)
         except BaseException:
             partial.unlink(missing_ok=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Mapping, Sequence
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from torch import nn
 from nemologger import names
 from nemologger.checkpoint import load
 from nemologger.checkpoint.in_place import places_of
+from nemologger.checkpoint.snapshot import is_stored
+from nemologger.checkpoint.stage import payload
 from nemologger.checkpoint_io import check_model
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
@@ -23,6 +27,8 @@ from nemologger.store_path import storage_path
 
 # How the name of a file that export_weights writes may end.
 FORMATS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
+
+_READ_SIZE = 16 << 20
 
 
 def load_weights(
@@ -57,7 +63,7 @@ def load_weights(
     """
     path = _existing(checkpoint, storage_options, ema=ema)
     state = module.state_dict()
-    check_model(path, state, strict=strict)
+    check_model(path, state, module, strict=strict)
     wanted = (lambda name: True) if strict else state.__contains__
     loaded = load.load_model(path, into=places_of(module), wanted=wanted)
     module.load_state_dict(loaded, strict=strict)
@@ -105,7 +111,7 @@ def export_weights(
     ema: bool = False,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write the model of a checkpoint into one file that other programs read.
+    """Write the model of a checkpoint into one file that other programs read. The model is in memory once meanwhile.
 
     Args:
         checkpoint: A checkpoint's directory, or its ``weights/``; also a URL.
@@ -118,7 +124,7 @@ def export_weights(
         ``output``.
 
     Raises:
-        ConfigurationError: If the ending says nothing, or the package is missing.
+        ConfigurationError: If the ending says nothing, the package is missing, or safetensors does not know such tensors.
         NotFoundError: If there is no checkpoint, or no averages in it.
 
     Example:
@@ -130,27 +136,62 @@ def export_weights(
     if target.suffix not in FORMATS:
         raise ConfigurationError(f"output={str(output)!r}: end it in .safetensors or .pt")
     state = load.load_model(_existing(checkpoint, storage_options, ema=ema))
-    if target.suffix == ".safetensors":
-        content = _safetensors(state)
-    else:
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        content = buffer.getvalue()
     disk = disk_of(target) or LocalDisk()
     disk.make_directory(target.absolute().parent)
-    disk.write(target, [content])
+    if target.suffix == ".safetensors":
+        disk.write(target, _safetensors(state))
+    elif isinstance(disk, LocalDisk):
+        with disk.open(target) as file:
+            torch.save(state, file)
+    else:
+        with tempfile.TemporaryFile() as file:
+            torch.save(state, file)
+            file.seek(0)
+            disk.write(target, iter(lambda: file.read(_READ_SIZE), b""))
     return target
 
 
-def _safetensors(state: dict[str, torch.Tensor]) -> bytes:
+def _safetensors(state: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
+    """The parts of the file: the length of a description in JSON, that, and the tensors one after the other.
+
+    The library would make copies, or a file that only its owner may read. Format: the README of safetensors.
+    """
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    kinds = {dtype: _kind(dtype) for dtype in {tensor.dtype for tensor in tensors.values()}}
+    described: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    keys = sorted(
+        tensors, key=lambda key: (-tensors[key].dtype.itemsize, key)
+    )  # each at a multiple of its elements' size
+    end = 0
+    for key in keys:
+        tensor = tensors[key]
+        if not is_stored(tensor):
+            raise ConfigurationError(
+                f"{key} is sparse, nested or quantized, and safetensors knows no such: end it in .pt"
+            )
+        kind, per_element = kinds[tensor.dtype]
+        shape = [*tensor.shape[:-1], *(size * per_element for size in tensor.shape[-1:])]
+        start, end = end, end + tensor.nbytes
+        described[key] = {"dtype": kind, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)
+    return chain([len(text).to_bytes(8, "little") + text], (payload(tensors[key]) for key in keys))
+
+
+def _kind(dtype: torch.dtype) -> tuple[str, int]:
+    """What safetensors calls ``dtype``, and how many of its own are in one element: torch packs those of four bits."""
     try:
         from safetensors.torch import save
     except ImportError as error:
         raise ConfigurationError(
             "writing .safetensors needs the package safetensors: python -m pip install 'nemologger[safetensors]'"
         ) from error
-    tensors = {key: value.contiguous() for key, value in state.items() if isinstance(value, torch.Tensor)}
-    return bytes(save(tensors, metadata={"format": "pt"}))
+    try:
+        sample = save({"": torch.zeros(dtype.itemsize, dtype=torch.uint8).view(dtype)})
+    except KeyError as error:
+        raise ConfigurationError(f"safetensors has no {dtype}, which the model has: end the output in .pt") from error
+    described = json.loads(sample[8 : 8 + int.from_bytes(sample[:8], "little")])[""]
+    return described["dtype"], described["shape"][0]
 
 
 def _existing(checkpoint: str | Path, options: Mapping[str, Any] | None, *, ema: bool = False) -> Path:

@@ -27,7 +27,7 @@ from nemologger.checkpoint.shelf import Shelf, claim
 from nemologger.checkpoint.snapshot import Snapshot, take
 from nemologger.checkpoint.staging import comes_to_rest
 from nemologger.checkpoint_arguments import check_arguments
-from nemologger.checkpoint_callback import check_interval, check_monitor, check_validation
+from nemologger.checkpoint_callback import check_interval, check_monitor, check_state, check_validation
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk, LocalDisk
@@ -290,6 +290,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._keeper.prune(protected)
         self._reflect()
         check_interval(trainer, self.monitor)
+        check_state(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -6,11 +6,15 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from helpers.logged_run import Tiny, data, trainers, working_directory  # noqa: F401  fixtures
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch.testing._internal.two_tensor import TwoTensor
+from toy import ToyModel, loader, quiet_trainer
 
-from nemologger.errors import ConfigurationError
+import nemologger
+from nemologger.errors import CheckpointError, ConfigurationError
 from nemologger.logger import NeMoLogger
 from nemologger.run_record import run_of
 
@@ -101,3 +105,13 @@ def test_a_monitor_of_training_a_time_limit_and_a_trial_run_are_no_error(make):
     NeMoLogger(ckpt=ModelCheckpoint(monitor="val_loss"), tensorboard=TensorBoardLogger("tb")).setup(trial)
     trial.fit(Tiny(), data())
     assert not Path("nemo_experiments/tb").exists()
+
+
+def test_a_model_that_no_checkpoint_can_hold_is_refused_before_the_first_batch(tmp_path):
+    model = ToyModel()
+    made = TwoTensor(torch.ones(2), torch.zeros(2))
+    model.quantized = torch.nn.Parameter(made, requires_grad=False)
+    trainer = quiet_trainer(max_steps=5, callbacks=[nemologger.ModelCheckpoint(dirpath=tmp_path)])
+    with pytest.raises(CheckpointError, match=r"^state_dict\.quantized is a TwoTensor"):
+        trainer.fit(model, loader(), loader())
+    assert model.losses == {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import pytest
 import torch
+from torch.optim.lr_scheduler import OneCycleLR
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import (
@@ -14,6 +15,7 @@ from nemologger import (
     ModelMismatchError,
     NotFoundError,
     RefusedError,
+    load_weights,
 )
 from nemologger.checkpoint.load import load_model
 from nemologger.checkpoint_io import DirectoryCheckpointIO, check_model, install
@@ -103,6 +105,60 @@ def test_a_model_that_migrates_its_own_keys_is_left_to_do_so(checkpoint):
     assert trainer.global_step == 7
 
 
+class _Renamed(torch.nn.Module):
+    """A linear layer that has its parameters under other names than before, and takes the earlier ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Linear(8, 8)
+        self.register_load_state_dict_pre_hook(self._rename)
+
+    @staticmethod
+    def _rename(module, state, prefix, *rest):
+        for name in ("weight", "bias"):
+            state[f"{prefix}inner.{name}"] = state.pop(f"{prefix}{name}")
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class _Grows(torch.nn.Linear):
+    """Takes a weight of any size."""
+
+    def __init__(self) -> None:
+        super().__init__(8, 2)
+
+    def _load_from_state_dict(self, state, prefix, *rest):
+        for name in ("weight", "bias"):
+            setattr(self, name, torch.nn.Parameter(torch.empty_like(state[f"{prefix}{name}"])))
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+@pytest.mark.parametrize("first", [_Renamed, _Grows, lambda: torch.nn.LazyLinear(8)], ids=["renamed", "grows", "lazy"])
+def test_a_part_that_loads_in_its_own_way_is_left_to_do_so(checkpoint, first):
+    saved = load_model(checkpoint)
+
+    class Model(ToyModel):
+        def __init__(self):
+            super().__init__()
+            self.net[0] = first()
+
+    model = Model()
+    _trainer().validate(model, loader(), ckpt_path=str(checkpoint), verbose=False)
+    found = {key.replace("inner.", ""): value for key, value in model.state_dict().items()}
+    assert found.keys() == saved.keys()
+    assert all(torch.equal(saved[key], value) for key, value in found.items())
+    model = Model()
+    load_weights(checkpoint, model)
+    assert torch.equal(next(model.net[0].parameters()), saved["net.0.weight"])
+    model = Model()
+    model.net[2] = torch.nn.Linear(7, 1)
+    with pytest.raises(ModelMismatchError) as error:
+        _trainer().validate(model, loader(), ckpt_path=str(checkpoint), verbose=False)
+    assert "net.2.weight is (1, 8) in the checkpoint, (1, 7) in the model" in str(error.value)
+    assert "net.0" not in str(error.value)
+
+
 def test_the_same_model_passes(checkpoint):
     check_model(checkpoint, ToyModel().state_dict())
 
@@ -148,6 +204,41 @@ def test_another_optimizer_is_refused_with_what_differs(checkpoint):
         quiet_trainer(max_steps=9, callbacks=[again]).fit(
             _Two(kind=torch.optim.SGD), loader(), loader(), ckpt_path=str(checkpoint)
         )
+
+
+class _Scheduled(ToyModel):
+    """Has a scheduler, or not, and remembers what its optimizer begins with."""
+
+    def __init__(self, *, scheduled: bool) -> None:
+        super().__init__()
+        self.scheduled = scheduled
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.5 if self.scheduled else 0.25, momentum=0.9)
+        if not self.scheduled:
+            return optimizer
+        return [optimizer], [{"scheduler": OneCycleLR(optimizer, 0.1, 20), "interval": "step"}]
+
+    def on_train_start(self):
+        (optimizer,) = self.trainer.optimizers
+        self.group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+        self.momenta = [state["momentum_buffer"].clone() for state in optimizer.state.values()]
+
+
+def test_a_scheduler_can_be_added_on_resume(tmp_path):
+    """To cool down, say. What it keeps in the optimizer stays there."""
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
+    first = _Scheduled(scheduled=False)
+    trainer = quiet_trainer(max_steps=5, callbacks=[saves])
+    trainer.fit(first, loader(), loader())
+    rest = _Scheduled(scheduled=True)
+    again = quiet_trainer(max_steps=7, enable_checkpointing=False)
+    AutoResume(resume_from_path=tmp_path / "x").setup(again)
+    again.fit(rest, loader(), loader())
+    assert (rest.group["lr"], rest.group["initial_lr"], rest.group["max_lr"]) == (0.25, 0.1 / 25, 0.1)
+    momenta = [state["momentum_buffer"] for state in trainer.optimizers[0].state.values()]
+    assert all(torch.equal(*pair) for pair in zip(momenta, rest.momenta, strict=True))
+    assert sorted(rest.losses) == [5, 6]
 
 
 def test_a_file_that_holds_more_than_plain_types_is_an_error_that_says_what_to_do(tmp_path):

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from helpers import export_memory
+from processes import python
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import (
@@ -16,6 +24,12 @@ from nemologger import (
     load_model,
     load_weights,
 )
+from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.saver import Saver
+from nemologger.checkpoint.snapshot import take
+from nemologger.checkpoint.stage import payload
+from nemologger.disk import LocalDisk
+from nemologger.ranks import SingleProcess
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +76,80 @@ def test_into_a_file_of_torch(trained, tmp_path, name):
 def test_into_safetensors(trained, tmp_path):
     checkpoint, state = trained
     assert _same(load_file(export_weights(checkpoint, tmp_path / "model.safetensors")), state)
+
+
+@contextmanager
+def files_up_to(size):
+    """While it lasts, no file gets larger."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function that makes a checkpoint of a state dictionary."""
+
+    def write(state):
+        Saver(LocalDisk(), SingleProcess()).save(take({"state_dict": state}), tmp_path / "x", Manifest(step=1, epoch=0))
+        return tmp_path / "x"
+
+    return write
+
+
+KINDS = [
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint64, torch.int64,
+    torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2,
+]  # fmt: skip
+
+
+def test_safetensors_of_every_kind(written, tmp_path):
+    """As the library writes them, but for the order."""
+    of_bytes = torch.arange(48, dtype=torch.uint8) % 2
+    state = {f"{kind} \N{GREEK SMALL LETTER BETA}": of_bytes.clone().view(kind).reshape(2, -1) for kind in KINDS}
+    state |= {"number": torch.tensor(2.5), "empty": torch.zeros(0, 3), "odd": torch.ones(3, dtype=torch.int8)}
+    exported = export_weights(written(state), tmp_path / "model.safetensors")
+    save_file(state, tmp_path / "theirs.safetensors")
+    found, wanted = load_file(exported), load_file(tmp_path / "theirs.safetensors")
+    assert found.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert (found[key].dtype, found[key].shape) == (tensor.dtype, tensor.shape), key
+        assert bytes(payload(found[key])) == bytes(payload(tensor)), key
+    with safe_open(exported, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+def test_what_safetensors_does_not_know_is_an_error(written, tmp_path):
+    for value, what in (
+        (torch.ones(2, dtype=torch.complex128), "no torch.complex128"),
+        (torch.eye(2).to_sparse(), "w is sparse"),
+    ):
+        with pytest.raises(ConfigurationError, match=what):
+            export_weights(written({"w": value}), tmp_path / "model.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are Linux's")
+def test_the_model_is_in_memory_once(written, tmp_path):
+    """And a few buffers of fixed size. A second copy of it would be twice."""
+    checkpoint = written({f"w{i}": torch.rand(1024, 1024) for i in range(16)})
+    outputs = [tmp_path / "model.pt", tmp_path / "model.safetensors"]
+    done = python(Path(export_memory.__file__), checkpoint, *outputs)
+    assert max(map(float, done.stdout.split())) < 1.7 * 16 * 4 * 1024**2
+    assert {path.stat().st_mode for path in outputs} == {(checkpoint / "manifest.json").stat().st_mode}
+
+
+def test_a_full_disk_leaves_what_was_there(written, tmp_path):
+    for name in ("model.pt", "model.safetensors"):
+        checkpoint = written({"w": torch.ones(1000)})
+        (tmp_path / name).write_text("before")
+        with pytest.raises(OSError, match="too large"), files_up_to(1000):
+            export_weights(checkpoint, tmp_path / name)
+        assert (tmp_path / name).read_text() == "before"
+    assert len([*tmp_path.iterdir()]) == 3
 
 
 def test_mistakes(trained, tmp_path):

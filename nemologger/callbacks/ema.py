@@ -20,7 +20,7 @@ from nemologger import lightning_port, sharded_state
 from nemologger.callbacks.averages import Averages
 from nemologger.checkpoint.find import settled
 from nemologger.checkpoint.load import averages_of
-from nemologger.checkpoint.snapshot import EMA_STATE, MODEL
+from nemologger.checkpoint.snapshot import EMA_STATE, MODEL, OtherWeights
 from nemologger.checkpoint_io import place_of
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
@@ -93,7 +93,7 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         self._step = 0
         self._saved: dict[str, torch.Tensor] | None = None  # what a checkpoint holds, before it is taken over
         self._saved_names: frozenset[str] | None = None
-        self._has_warned = False
+        self._warned: set[str] = set()
 
     @property
     def averages(self) -> dict[str, torch.Tensor]:
@@ -216,7 +216,9 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
             self._leave_to_lightning(trainer, checkpoint)
             return
         averages = self._averages.in_state(trainer.strategy, pl_module, checkpoint[MODEL])
-        checkpoint[EMA_STATE] = averages
+        if EMA_STATE in checkpoint:
+            self._warn(trainer, "what another callback saves as %r is lost: EMA saves its averages under it", EMA_STATE)
+        checkpoint[EMA_STATE] = OtherWeights(averages)
         missing = sorted(self._averages.values.keys() - averages.keys())
         if missing and trainer.is_global_zero:
             log.warning("the model's state dictionary lacks %s, so their averages are not saved", ", ".join(missing))
@@ -225,12 +227,16 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         """Its own checkpoints of sharded models hold the tensors of model and optimizers, and no others."""
         if self._averages.are_lent:
             checkpoint[MODEL] = self._averages.trained_state(trainer.strategy)
-        if trainer.is_global_zero and not self._has_warned:
-            log.warning(
-                "a checkpoint that Lightning saves with %s holds no averages: have nemologger.ModelCheckpoint save it",
-                type(trainer.strategy).__name__,
-            )
-        self._has_warned = True
+        self._warn(
+            trainer,
+            "a checkpoint that Lightning saves with %s holds no averages: have nemologger.ModelCheckpoint save it",
+            type(trainer.strategy).__name__,
+        )
+
+    def _warn(self, trainer: pl.Trainer, message: str, about: str) -> None:
+        if trainer.is_global_zero and message not in self._warned:
+            log.warning(message, about)
+        self._warned.add(message)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -241,7 +247,8 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
     def _take_over(self, trainer: pl.Trainer) -> bool:
         """Go on with the averages of the checkpoint that the trainer has loaded. Whether it holds some."""
         from_file, self._saved = self._saved, None
-        saved = from_file or averages_of(settled(place_of(trainer, str(trainer.ckpt_path))))
+        path = settled(place_of(trainer, str(trainer.ckpt_path)))
+        saved = averages_of(path) if path.is_dir() else from_file  # in a directory it is somebody else's
         if saved is None:
             return False
         if self._saved_names is not None:

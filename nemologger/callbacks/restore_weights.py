@@ -66,7 +66,7 @@ class RestoreWeights(Callback):
             return
         strict = pl_module.strict_loading
         if strict and self.checkpoint.is_dir():
-            check_model(self.checkpoint, sharded_state.model_state(trainer.strategy))
+            check_model(self.checkpoint, sharded_state.model_state(trainer.strategy), pl_module)
         checkpoint = self._read(trainer, optimizer=False)
         if sharded_state.shards_state(trainer.strategy):  # it only loads what a run goes on from
             sharded_state.load_model(trainer.strategy, checkpoint["state_dict"], strict=strict)

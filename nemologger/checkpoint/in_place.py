@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,6 +60,30 @@ def loads_plainly(module: nn.Module) -> bool:
         if load is None or not load.__module__.startswith(_KNOWN):
             return False
     return True
+
+
+def loaded_otherwise(module: nn.Module) -> list[str]:
+    """What the keys of ``module``'s state dictionary begin with that some part of it loads in a way of its own.
+
+    What is stored under such keys may have other names and sizes: buffers that grow, parameters without a shape yet, names
+    of an earlier version.
+    """
+    if getattr(module.load_state_dict, "__func__", None) is not nn.Module.load_state_dict:
+        return [""]
+    named = module.named_modules(remove_duplicate=False)
+    return [f"{name}." if name else "" for name, one in named if _has_own_way(one)]
+
+
+def _has_own_way(module: nn.Module) -> bool:
+    load = getattr(module._load_from_state_dict, "__func__", None)  # noqa: SLF001  what torch documents to override
+    hooks = module._load_state_dict_pre_hooks.values()  # noqa: SLF001  no public name
+    # Those of wrappers that shard or recompute see to names and parts; what is stored has neither.
+    return not _is_from(load, "torch.nn.") or not all(_is_from(hook, "torch.distributed.") for hook in hooks)
+
+
+def _is_from(function: Any, package: str) -> bool:
+    function = getattr(function, "hook", function)  # as torch keeps it
+    return str(getattr(getattr(function, "func", function), "__module__", "")).startswith(package)
 
 
 def fitting(

@@ -6,7 +6,7 @@ a word. Checkpoints of ours know their names.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nemologger.errors import ModelMismatchError
@@ -19,6 +19,7 @@ def align(
     saved_names: Mapping[int, str],
     groups: Sequence[Mapping[str, Any]],
     names: Mapping[int, str],
+    defaults: Collection[str],
 ) -> dict[str, Any]:
     """``saved``, an optimizer's state dictionary, with its parameters in the order of another optimizer.
 
@@ -27,6 +28,8 @@ def align(
         saved_names: The name of the parameter behind each of its indices.
         groups: ``param_groups`` of the other optimizer's own state dictionary.
         names: The name of the parameter behind each of its indices.
+        defaults: The settings that its kind of optimizer has. What else its groups have (a scheduler that was not there
+            before puts ``initial_lr`` and its like there), stays as it is where nothing was saved.
 
     Raises:
         ModelMismatchError: If the two hold other parameters, group them otherwise, or have other settings.
@@ -34,10 +37,12 @@ def align(
     index_of = {name: index for index, name in saved_names.items()}
     if len(index_of) != len(saved_names) or len(set(names.values())) != len(names):
         return dict(saved)  # two parameters of one name: only their order tells them apart
-    _check_groups(saved["param_groups"], saved_names, groups, names)
+    _check_groups(saved["param_groups"], saved_names, groups, names, defaults)
     aligned = []
     for old, new in zip(saved["param_groups"], groups, strict=True):
-        aligned.append({**old, "params": [index_of.get(names.get(i, ""), i) for i in new["params"]]})
+        by_position = {key: new[key] for key in ("param_names",) if key in new}
+        by_position["params"] = [index_of.get(names.get(i, ""), i) for i in new["params"]]
+        aligned.append({**new, **old, **by_position})
     return {**saved, "param_groups": aligned}
 
 
@@ -46,6 +51,7 @@ def _check_groups(
     saved_names: Mapping[int, str],
     groups: Sequence[Mapping[str, Any]],
     names: Mapping[int, str],
+    defaults: Collection[str],
 ) -> None:
     if len(saved) != len(groups):
         raise ModelMismatchError(
@@ -61,7 +67,7 @@ def _check_groups(
                 f"parameter group {number} of the optimizer holds other parameters than in the checkpoint; only there: "
                 f"{', '.join(gone) or 'none'}; only here: {', '.join(come) or 'none'}"
             )
-        missing = sorted(set(new) - set(old))
+        missing = sorted((set(new) - set(old)).intersection(defaults))
         if missing:
             raise ModelMismatchError(
                 f"parameter group {number} of the checkpoint's optimizer has no {', '.join(missing[:_SHOWN])}: it was "

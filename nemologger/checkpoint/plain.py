@@ -4,6 +4,9 @@
 dictionaries hold more: paths, timedeltas, enums, dataclasses, numpy arrays, config objects. Each becomes a dictionary
 tagged with :data:`TAG`; :func:`decode` turns it back. What cannot be put into plain types is left out, and named.
 
+Many bytes in a row are a tensor of bytes there: the pickle protocol that torch uses has them as text, in twice the space,
+slowly, and no more than 4 GB of them.
+
 Classes are only looked up in modules that the program has already imported: decoding imports nothing (contract C8).
 """
 
@@ -25,6 +28,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 TAG = "__nemologger__"
 _ATOMS = (type(None), bool, int, float, complex, str, bytes, torch.Size, torch.dtype, torch.device)
+_MANY = 4096  # bytes; a tensor has a record of its own in the file
 
 
 class Encoder:
@@ -42,6 +46,8 @@ class Encoder:
         """The plain form of ``value``; ``path`` names it in :attr:`left_out`."""
         if type(value) is bytes and not value:
             return {TAG: "no bytes"}  # torch.save writes a call of bytes() for it, which weights_only refuses
+        if type(value) is bytes and len(value) >= _MANY:
+            return {TAG: "bytes", "value": _tensor_of(value)}
         if type(value) in _ATOMS:
             return value
         if id(value) in self._inside:
@@ -125,10 +131,29 @@ class Encoder:
     def _numpy(self, value: Any, path: str) -> Any:
         if value.dtype.kind == "V" and not value.dtype.names:  # a dtype of somebody's own, or raw memory
             return self._leave_out(value, path)
-        if value.dtype.hasobject or value.dtype.names:
+        if value.dtype.hasobject:
             return {TAG: "numpy objects", "value": self.encode(value.tolist(), path)}
-        kind = "numpy array" if isinstance(value, sys.modules["numpy"].ndarray) else "numpy scalar"
-        return {TAG: kind, "dtype": value.dtype.str, "shape": tuple(value.shape), "data": value.tobytes() or ""}
+        import numpy
+        from numpy.lib.recfunctions import repack_fields
+
+        kind = "numpy array" if isinstance(value, numpy.ndarray) else "numpy scalar"
+        dtype = value.dtype.str
+        if value.dtype.names:
+            try:
+                dtype = numpy.lib.format.dtype_to_descr(value.dtype)
+            except ValueError:  # its fields overlap, or are in another order in memory
+                return self._numpy(repack_fields(value, recurse=True), path)
+        many = kind == "numpy array" and value.nbytes >= _MANY
+        data = _tensor_of(numpy.ascontiguousarray(value)) if many else value.tobytes() or ""
+        return {TAG: kind, "dtype": dtype, "shape": tuple(value.shape), "data": data}
+
+
+def _tensor_of(data: Any) -> torch.Tensor:
+    """A copy of the bytes of a contiguous buffer."""
+    import numpy as np
+
+    row = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8)
+    return torch.from_numpy(row.copy())
 
 
 def decode(value: Any) -> Any:
@@ -152,6 +177,8 @@ def _decode_tagged(value: dict[str, Any]) -> Any:
         return _DECODERS[kind](decode(value["value"]))
     if kind == "no bytes":
         return b""
+    if kind == "bytes":
+        return value["value"].numpy().tobytes()
     if kind == "enum":
         return _decode_enum(value)
     if kind == "dataclass":
@@ -207,10 +234,12 @@ def _decode_name(name: str) -> Any:
 def _decode_numpy(value: dict[str, Any]) -> Any:
     import numpy as np
 
-    dtype = np.dtype(value["dtype"])
+    dtype = np.lib.format.descr_to_dtype(value["dtype"])
+    data = value["data"]
+    if isinstance(data, torch.Tensor):
+        return data.numpy().view(dtype).reshape(value["shape"])
     # An empty array has no bytes, and text of no length takes none.
-    has_bytes = value["data"] and dtype.itemsize
-    array = np.frombuffer(value["data"], dtype) if has_bytes else np.zeros(value["shape"], dtype)
+    array = np.frombuffer(data, dtype) if data and dtype.itemsize else np.zeros(value["shape"], dtype)
     array = array.reshape(value["shape"]).copy()
     return array[()] if value[TAG] == "numpy scalar" else array
 

@@ -16,7 +16,7 @@ from nemologger.checkpoint.shares import Part, Piece, into_files, share_of
 from nemologger.checkpoint.snapshot import Snapshot, is_of_optimizer
 from nemologger.checkpoint.weights import Entry, Place, entries, lay_out
 from nemologger.errors import CheckpointError
-from nemologger.ranks import Ranks, together_at_zero
+from nemologger.ranks import Ranks, decide, together_at_zero
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,32 @@ class Planner:
         Raises:
             CheckpointError: On every rank, if the ranks do not hold the same tensors, or one cannot be written.
         """
-        outline = snapshot.outline
+        outline = snapshot.outline(shared=self._ranks.rank != 0)
         plan = self._plan
         known = plan is not None and plan.outline == outline
         if self._ranks.exchange(known, all) and plan is not None:
             return plan
         mine: list[tuple[dict[str, Part], dict[str, list[Place]]]] = []
+        # Of tensors that it alone writes, the other ranks may have none, or another size.
+        reserved = decide(self._ranks, lambda: _rank_zeros_bytes(snapshot))
 
         def lay() -> tuple[str, list[Entry]]:
             parts = {key: held(tensor, key) for key, tensor in snapshot.tensors.items()}
             rank, world_size = self._ranks.rank, self._ranks.world_size
-            files = files_of(rank, world_size, parts, snapshot, self._files_per_rank, apart=self._apart)
+            files = files_of(
+                rank, world_size, parts, snapshot, self._files_per_rank, apart=self._apart, reserved=reserved
+            )
             mine.append((parts, files))
-            return xxhash.xxh3_64_hexdigest(outline.encode()), entries_of(files)
+            return xxhash.xxh3_64_hexdigest(snapshot.outline(shared=True).encode()), entries_of(files)
 
         shares = together_at_zero(self._ranks, lay)
         described = together_at_zero(self._ranks, lambda: _described(snapshot, shares))
         self._plan = Plan(outline, *mine[0], described[0] if described else {})
         return self._plan
+
+
+def _rank_zeros_bytes(snapshot: Snapshot) -> int:
+    return sum(tensor.nbytes for key, tensor in snapshot.tensors.items() if snapshot.is_rank_zeros(key))
 
 
 def files_of(
@@ -90,9 +98,10 @@ def files_of(
     files_per_rank: int,
     *,
     apart: bool = False,
+    reserved: int | None = None,
 ) -> dict[str, list[Place]]:
     """The files of ``rank``, and the places of the pieces in each."""
-    pieces = share_of(rank, world_size, parts, snapshot.rank_zero)
+    pieces = share_of(rank, world_size, parts, snapshot.rank_zero, reserved)
     return {
         f"{directory}/{names.shard(rank, i)}": lay_out(group, snapshot.tensors)
         for directory, own in by_directory(pieces).items()

@@ -52,7 +52,9 @@ class Part:
     holders: tuple[int, ...] | None = None
 
 
-def share_of(rank: int, world_size: int, parts: Mapping[str, Part], rank_zero: frozenset[str]) -> list[Piece]:
+def share_of(
+    rank: int, world_size: int, parts: Mapping[str, Part], rank_zero: frozenset[str], reserved: int | None = None
+) -> list[Piece]:
     """What ``rank`` is to write of the parts that it holds.
 
     Ranks that hold the same parts share them out among themselves, without asking each other.
@@ -62,6 +64,7 @@ def share_of(rank: int, world_size: int, parts: Mapping[str, Part], rank_zero: f
         world_size: The number of ranks.
         parts: Every tensor, in an order that all ranks share.
         rank_zero: Tensors that only rank 0 may write.
+        reserved: Their bytes there; see :func:`share_out`.
     """
     groups: dict[tuple[int, ...] | None, dict[str, Shape]] = {}
     for key, part in parts.items():
@@ -69,7 +72,7 @@ def share_of(rank: int, world_size: int, parts: Mapping[str, Part], rank_zero: f
     pieces: list[Piece] = []
     for holders, shapes in groups.items():
         if holders is None:
-            pieces += share_out(shapes, rank_zero, world_size)[rank]
+            pieces += share_out(shapes, rank_zero, world_size, reserved)[rank]
         elif rank in holders:
             held = {key: shape for key, shape in shapes.items() if shape.nbytes}
             for piece in share_out(held, frozenset(), len(holders))[holders.index(rank)]:
@@ -78,7 +81,9 @@ def share_of(rank: int, world_size: int, parts: Mapping[str, Part], rank_zero: f
     return pieces
 
 
-def share_out(shapes: Mapping[str, Shape], rank_zero: frozenset[str], world_size: int) -> list[list[Piece]]:
+def share_out(
+    shapes: Mapping[str, Shape], rank_zero: frozenset[str], world_size: int, reserved: int | None = None
+) -> list[list[Piece]]:
     """Give every rank its pieces of tensors that all hold: every byte once, about as many bytes for each rank.
 
     All tensors are laid on one line, which is cut into ``world_size`` equal parts; a tensor across a cut is split at the
@@ -88,6 +93,8 @@ def share_out(shapes: Mapping[str, Shape], rank_zero: frozenset[str], world_size
         shapes: Every tensor, in an order that all ranks share.
         rank_zero: Tensors that only rank 0 may write. They count toward its part.
         world_size: The number of ranks.
+        reserved: The bytes of ``rank_zero`` on rank 0; default as they are here. Another rank may have others there, and
+            knows only its own part then.
 
     Returns:
         For each rank, its pieces.
@@ -96,8 +103,8 @@ def share_out(shapes: Mapping[str, Shape], rank_zero: frozenset[str], world_size
     for key in shapes:
         if key in rank_zero:
             shares[0].append(_whole(key, shapes[key]))
-    line = sum(piece.nbytes for piece in shares[0])
-    total = sum(shape.nbytes for shape in shapes.values())
+    line = sum(piece.nbytes for piece in shares[0]) if reserved is None else reserved
+    total = line + sum(shape.nbytes for key, shape in shapes.items() if key not in rank_zero)
     part = total / world_size or 1.0
     for key, shape in shapes.items():
         if key in rank_zero:

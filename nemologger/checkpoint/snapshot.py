@@ -4,11 +4,13 @@ The flat scheme of ``weights/``:
 
 * ``state_dict.<name>`` for every tensor of the model's state dictionary;
 * ``optimizer.<i>.state.<parameter name>.<field>`` for every tensor of the ``i``-th optimizer's state. Names, not indices:
-  they mean the same on another number of ranks, and to other tools.
+  they mean the same on another number of ranks, and to other tools. Where a field is a dictionary, list or tuple, key or
+  index follow.
 
-A callback may add other weights of the same model, such as averages, to the checkpoint dictionary: they go to a directory
-of their own beside ``weights/``, in the same scheme (:data:`BESIDE`). Among all tensors of a snapshot their flat keys begin
-with that directory and a slash.
+A callback of ours may add other weights of the same model, such as averages, to the checkpoint dictionary
+(:class:`OtherWeights`): they go to a directory of their own beside ``weights/``, in the same scheme (:data:`BESIDE`). Among
+all tensors of a snapshot their flat keys begin with that directory and a slash. What somebody else keeps under such a key is
+theirs, and stays in the dictionary.
 
 The rest keeps the shape of Lightning's checkpoint dictionary and goes to ``common.pt``; where a tensor was taken out of
 an optimizer's state, a reference to its flat key stays.
@@ -16,11 +18,14 @@ an optimizer's state, a reference to its flat key stays.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.distributed._functional_collectives import AsyncCollectiveTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from nemologger import names
 from nemologger.checkpoint.plain import TAG, Encoder, decode
@@ -33,6 +38,14 @@ OPTIMIZERS = "optimizer_states"
 #: Other weights of the model: their key in Lightning's checkpoint dictionary, and their directory in a checkpoint of ours.
 EMA_STATE = "ema_state_dict"
 BESIDE = {EMA_STATE: names.EMA_WEIGHTS}
+
+
+class OtherWeights(dict[str, Any]):
+    """A state dictionary for a directory of its own: a program may use the keys of :data:`BESIDE` for something else."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """In a file of Lightning it is a dictionary that ``torch.load(weights_only=True)`` knows."""
+        return OrderedDict, (), None, None, iter(self.items())
 
 
 @dataclass(frozen=True)
@@ -75,13 +88,21 @@ class Snapshot:
         """Whether training can go on from it."""
         return OPTIMIZERS in self.common
 
-    @property
-    def outline(self) -> str:
-        """Keys, shapes, dtypes and sharding: what must agree between ranks, and stays the same from save to save."""
+    def is_rank_zeros(self, key: str) -> bool:
+        """Whether only rank 0 writes the tensor, so that others may have another one, or none."""
+        return key in self.rank_zero and not is_sharded(self.tensors[key])
+
+    def outline(self, *, shared: bool) -> str:
+        """Keys, shapes, dtypes and sharding, which stay the same from save to save.
+
+        Args:
+            shared: Only of those tensors that must agree between ranks.
+        """
         return repr(
             [
                 (key, tuple(t.shape), t.dtype, key in self.rank_zero, getattr(t, "placements", None))
                 for key, t in self.tensors.items()
+                if not (shared and self.is_rank_zeros(key))
             ]
         )
 
@@ -106,7 +127,8 @@ def take(
     tensors: dict[str, torch.Tensor] = {}
     paths: dict[str, tuple[str, ...]] = {}
     encoder = Encoder()
-    rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, OPTIMIZERS, *BESIDE)}
+    others = {key: directory for key, directory in BESIDE.items() if isinstance(checkpoint.get(key), OtherWeights)}
+    rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, OPTIMIZERS, *others)}
 
     def take_weights(state_dict: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         """Take the tensors; what is left."""
@@ -122,8 +144,7 @@ def take(
     extra = take_weights(checkpoint.get(MODEL, {}))
     beside = {
         directory: {MODEL: encoder.encode(take_weights(checkpoint[key], f"{directory}/"), key)}
-        for key, directory in BESIDE.items()
-        if key in checkpoint
+        for key, directory in others.items()
     }
     rank_zero = (
         frozenset()
@@ -168,6 +189,8 @@ def _take_optimizer(
             return {TAG: "tensor", "key": key}
         if type(value) is dict and all(type(name) in (str, int) for name in value):
             return {name: walk(item, (*path, str(name))) for name, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(walk(item, (*path, str(i))) for i, item in enumerate(value))
         return encoder.encode(value, ".".join(path))
 
     state = {
@@ -186,11 +209,31 @@ def is_stored(value: Any) -> bool:
     return (
         isinstance(value, torch.Tensor)
         and value.layout == torch.strided
-        and not (value.is_quantized or value.is_nested)
+        and not (value.is_quantized or value.is_nested or _is_made_of_others(value))
     )
 
 
+def check_form(state: Mapping[str, Any], prefix: str = "") -> None:
+    """Whether the tensors of ``state`` are such that they can be saved.
+
+    Raises:
+        CheckpointError: If one is not; it names it. ``prefix`` comes before its key.
+    """
+    for name, value in state.items():
+        if _is_made_of_others(local(value) if is_sharded(value) else value):
+            raise CheckpointError(
+                f"{prefix}{name} is a {type(value).__name__}, a tensor made of others, which a checkpoint cannot hold: put "
+                "plain tensors in its place, in the model before it is trained, or in its state dictionary by a hook"
+            )
+
+
+def _is_made_of_others(value: Any) -> bool:
+    # Quantized by torchao, say. What a collective has yet to deliver is such a tensor too, and waits when it is read.
+    return is_traceable_wrapper_subclass(value) and not isinstance(value, AsyncCollectiveTensor)
+
+
 def _has_values(value: Any, key: str) -> bool:
+    check_form({key: value})
     if (
         isinstance(value, torch.Tensor)
         and not is_sharded(value)
@@ -210,6 +253,8 @@ def restore(common: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> d
             if TAG in value:
                 return decode(value)
             return {key: fill(item) for key, item in value.items()}
+        if type(value) in (list, tuple):
+            return type(value)(map(fill, value))
         return decode(value)
 
     checkpoint: dict[str, Any] = decode({key: value for key, value in common.items() if key not in (MODEL, OPTIMIZERS)})

@@ -259,6 +259,29 @@ def test_averages_begin_where_a_checkpoint_has_none(tmp_path, caplog):
         nl.load_weights(tmp_path / "step=4", ToyModel(), ema=True)
 
 
+class Own(pl.Callback):
+    """Keeps something under the key that EMA uses."""
+
+    loaded: object = None
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint):
+        checkpoint["ema_state_dict"] = {"net.0.bias": torch.ones(8), "decay": 0.5}
+
+    def on_load_checkpoint(self, trainer, pl_module, checkpoint):
+        self.loaded = checkpoint.get("ema_state_dict")
+
+
+def test_the_averages_of_somebody_elses_callback_are_its_own(tmp_path, caplog):
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2)
+    quiet_trainer(max_steps=2, val_check_interval=2, callbacks=[Own(), checkpoint]).fit(ToyModel(), loader(), loader())
+    ema, by_hand, own = EMA(DECAY), ByHand(), Own()
+    run(tmp_path / "more", ema, by_hand, own, steps=4, resume=tmp_path / "step=2")
+    assert torch.equal(own.loaded["net.0.bias"], torch.ones(8))
+    assert own.loaded["decay"] == 0.5
+    assert same(ema.averages, by_hand.averages)
+    assert "'ema_state_dict' is lost: EMA saves its averages under it" in caplog.text
+
+
 def test_damage_is_found(tmp_path):
     run(tmp_path, EMA(DECAY), steps=2, save_last=False)
     checkpoint = tmp_path / "step=2"

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.utils import parametrizations
 
 from nemologger.checkpoint import snapshot
-from nemologger.checkpoint.in_place import places_of
+from nemologger.checkpoint.in_place import loaded_otherwise, places_of
 from nemologger.checkpoint.load import load_model, load_parts, open_checkpoint
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.saver import Saver
@@ -243,3 +244,21 @@ def test_parts_for_tensors_of_which_some_fit(tmp_path):
     assert not own["c"].any()
     with pytest.raises(ModelMismatchError, match=r"b has shape \(4,\)"):
         load_parts(path, {**own, "b": torch.zeros(5)})
+
+
+def test_parts_with_a_way_of_their_own_are_known_by_their_keys():
+    class Own(nn.Module):
+        def load_state_dict(self, *args, **kwargs):
+            return super().load_state_dict(*args, **kwargs)
+
+    class Other(nn.Linear):
+        def _load_from_state_dict(self, *args):
+            super()._load_from_state_dict(*args)
+
+    assert loaded_otherwise(_plain()) == []
+    assert loaded_otherwise(checkpoint_wrapper(_plain())) == []  # it sees to names, and to nothing else
+    assert loaded_otherwise(Own()) == [""]
+    other = Other(1, 1)
+    module = nn.ModuleDict({"a": other, "b": nn.Sequential(nn.Linear(1, 1), other), "c": nn.LazyLinear(1)})
+    module["d"] = parametrizations.weight_norm(nn.Linear(1, 1))
+    assert loaded_otherwise(module) == ["a.", "b.1.", "c.", "d."]

@@ -148,8 +148,14 @@ leaves = st.one_of(
             np.array(5, dtype=np.uint8),
             np.array(["a", "bcd"]),
             np.array([]),
+            np.arange(6000, dtype=">i2").reshape(60, 100).T,
+            np.array(["a", "bcd"] * 1000),
+            np.array([(1, 2.5), (3, 4.5)], dtype=[("a", "i1"), ("b", "f8")]),
+            np.array([(1, [2, 3])] * 600, dtype=np.dtype([("a", "i1"), ("b", "f8", 2)], align=True)),
+            np.array([(1, 2.5)], dtype=[("a", "i1"), ("b", "f8")])[0],
         ]
     ),
+    st.sampled_from([b"x" * 5000, bytearray(b"y" * 5000)]),
     st.sampled_from(
         [range(2, 9, 3), slice(1, None), bytearray(b"ab"), torch.arange(4), torch.tensor(2.5), torch.ones(0)]
     ),
@@ -234,6 +240,32 @@ def test_a_view_does_not_drag_its_storage_along():
     buffer = io.BytesIO()
     torch.save(Encoder().encode({"view": storage[:2], "column": storage.view(1000, 100)[:, 0]}), buffer)
     assert len(buffer.getvalue()) < 10_000
+
+
+@pytest.mark.parametrize(
+    "kind", [bytes, bytearray, lambda data: np.frombuffer(data, ">u4")], ids=["bytes", "bytearray", "array"]
+)
+def test_many_bytes_take_no_more_space_than_they_are(kind):
+    value = kind(b"\xfe\xff" * 100_000)
+    buffer = io.BytesIO()
+    torch.save(Encoder().encode({"value": value}), buffer)
+    assert len(buffer.getvalue()) < 203_000
+    assert same(saved(value)[0], value)
+
+
+def test_an_array_that_came_back_can_be_written_to_and_is_its_own():
+    array = np.zeros(5000, np.uint8)
+    encoded = Encoder().encode(array)
+    decode(encoded)[:] = 1
+    assert not array.any()
+
+
+def test_fields_in_another_order_in_memory_come_back_by_name():
+    dtype = np.dtype({"names": ["a", "b"], "formats": ["i4", "f4"], "offsets": [4, 0]})
+    back, left_out = saved(np.array([(1, 2.5), (3, 4.5)], dtype))
+    assert back["a"].tolist() == [1, 3]
+    assert back["b"].tolist() == [2.5, 4.5]
+    assert left_out == {}
 
 
 def test_what_has_no_plain_form_is_named_and_the_rest_is_kept():

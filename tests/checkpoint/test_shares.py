@@ -66,6 +66,19 @@ def test_what_is_rank_zeros_own_is_written_by_rank_zero_alone(state, world):
 
 
 @settings(max_examples=100, deadline=None)
+@given(states(), worlds, st.lists(shapes, min_size=9, max_size=9))
+def test_other_ranks_may_have_others_of_rank_zeros_tensors(state, world, own):
+    """They need not know which it has, only their bytes."""
+    held, rank_zero = state
+    reserved = sum(held[key].nbytes for key in rank_zero)
+    shared = {key: one for key, one in held.items() if key not in rank_zero}
+    for rank in range(1, world):
+        others = {f"own {key}": one for key, one in own[rank].items()}
+        found = share_out({**others, **shared}, frozenset(others), world, reserved)[rank]
+        assert found == share_out(held, rank_zero, world)[rank]
+
+
+@settings(max_examples=100, deadline=None)
 @given(states(), worlds)
 def test_the_decision_is_the_same_every_time(state, world):
     held, rank_zero = state

@@ -7,17 +7,23 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.engine import lightning_state, save
+from torch.distributed.checkpoint import load as dcp_load
+from torch.testing._internal.two_tensor import TwoTensor
 
 from nemologger.checkpoint.load import load_checkpoint, load_model
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.saver import Saver
-from nemologger.checkpoint.snapshot import Snapshot, restore, take
+from nemologger.checkpoint.snapshot import OtherWeights, Snapshot, restore, take
+from nemologger.checkpoint.verify import problems
 from nemologger.disk import LocalDisk
 from nemologger.errors import CheckpointError
 from nemologger.ranks import SingleProcess
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 class Phase(Enum):
@@ -160,6 +166,38 @@ def test_tensors_deep_in_an_optimizers_state_come_back(tmp_path):
     assert_equal(loaded["optimizer_states"], [nested, {}])
 
 
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_tensors_in_lists_of_an_optimizers_state_are_written_like_others(tmp_path):
+    """Rank 0 alone writes common.pt, while training waits."""
+    nested = {"factors": [torch.ones(3, 3), (torch.zeros(2), None)], "rows": [[torch.ones(2)], {"a": [torch.ones(1)]}]}
+    state = {"optimizer_states": [{"state": {0: nested}, "param_groups": [{"params": [0]}]}], "state_dict": {}}
+    names = {"optimizer_names": [{0: "w"}]}
+    taken = take(state, **names)
+    keys = ["factors.0", "factors.1.0", "rows.0.0", "rows.1.a.0"]
+    assert list(taken.tensors) == [f"optimizer.0.state.w.{key}" for key in keys]
+    assert_equal(there_and_back(copy.deepcopy(state), tmp_path, **names), state)
+    stock = {"optimizer": {"0": {"state": {"w": {"rows": [[torch.zeros(2)], {"a": [torch.zeros(1)]}]}}}}}
+    dcp_load(stock, checkpoint_id=tmp_path / "a" / "weights", no_dist=True)
+    assert_equal(stock["optimizer"]["0"]["state"]["w"]["rows"], nested["rows"])
+
+
+def test_a_checkpoint_of_earlier_code_is_read():
+    """Tensors in lists were in common.pt, arrays of records were lists of tuples."""
+    found = load_checkpoint(FIXTURES / "checkpoints" / "step=7")
+    assert found["global_step"] == 7
+    assert_equal(found["state_dict"], {"w": torch.arange(6.0).reshape(2, 3), "b": torch.ones(3)})
+    first = {"step": torch.tensor(7.0), "factors": [torch.eye(2), torch.eye(3), None], "pair": (torch.ones(2), 3)}
+    assert_equal(found["optimizer_states"][0]["state"][0], first)
+    mine = found["callbacks"]["Mine"]
+    assert mine["array"].dtype == np.dtype(">i4")
+    assert mine["array"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert (mine["scalar"], mine["seen"], mine["buffer"]) == (np.float32(1.5), b"seen", bytearray(b"more"))
+    assert mine["rows"] == [(1, 2.5), (3, 4.5)]
+    averages = load_model(FIXTURES / "checkpoints" / "step=7" / "ema_weights")
+    assert_equal(averages, {"w": torch.arange(6.0).reshape(2, 3) / 2, "b": torch.zeros(3)})
+    assert problems(FIXTURES / "checkpoints" / "step=7") == []
+
+
 def test_two_tensors_under_one_key_are_an_error():
     """Rather than one lost in silence."""
     state = {"optimizer_states": [{"state": {0: {"a": {1: torch.ones(1), "1": torch.zeros(1)}}}}]}
@@ -171,6 +209,16 @@ def test_two_tensors_under_one_key_are_an_error():
 def test_a_tensor_without_values_is_an_error_that_names_it(value):
     with pytest.raises(CheckpointError, match=r"state_dict\.lazy has no values yet"):
         take({"state_dict": {"lazy": value}})
+
+
+def test_tensors_made_of_others_are_an_error_that_names_them():
+    """A quantized weight is more than what it shows; left out, it would be lost, and what it shows is not what it is."""
+    made = TwoTensor(torch.ones(2), torch.zeros(2))
+    with pytest.raises(CheckpointError, match=r"^state_dict\.w is a TwoTensor, a tensor made of others"):
+        take({"state_dict": {"w": made}})
+    state = {0: {"factors": [made]}}
+    with pytest.raises(CheckpointError, match=r"optimizer\.0\.state\.w\.factors\.0 is a TwoTensor"):
+        take({"state_dict": {}, "optimizer_states": [{"state": state}]}, optimizer_names=[{0: "w"}])
 
 
 def test_what_is_left_out_is_named():
@@ -201,7 +249,8 @@ def test_other_weights_of_the_model_go_to_a_directory_of_their_own():
         {"a": torch.ones(2), "b/c": torch.zeros(1), "extra": {"x": 1}},
         {"a": torch.zeros(2), "extra": {"x": 2}},
     )
-    snapshot = take({"state_dict": weights, "ema_state_dict": averages, "epoch": 3}, frozenset({"a"}))
+    state = {"state_dict": weights, "ema_state_dict": OtherWeights(averages), "epoch": 3}
+    snapshot = take(state, frozenset({"a"}))
     assert snapshot.directories == ("weights", "ema_weights")
     assert "ema_state_dict" not in snapshot.common
     tensors, paths = snapshot.within("weights")
@@ -213,4 +262,16 @@ def test_other_weights_of_the_model_go_to_a_directory_of_their_own():
     assert snapshot.beside == {"ema_weights": {"state_dict": {"extra": {"x": 2}}}}
     assert snapshot.rank_zero == {"state_dict.b/c"}
     assert take({"state_dict": weights}).directories == ("weights",)
-    assert take({"state_dict": weights}).outline != snapshot.outline
+    assert take({"state_dict": weights}).outline(shared=True) != snapshot.outline(shared=True)
+
+
+@pytest.mark.parametrize("theirs", [{"w": torch.zeros(2), "decay": 0.9}, [torch.zeros(2)], None])
+def test_what_a_program_keeps_under_the_key_of_averages_is_its_own(tmp_path, theirs):
+    state = {"state_dict": {"w": torch.ones(2)}, "ema_state_dict": theirs}
+    assert_equal(there_and_back(state, tmp_path), state)
+    assert not (tmp_path / "a" / "ema_weights").exists()
+
+
+def test_in_a_file_of_torch_other_weights_are_a_plain_dictionary(tmp_path):
+    torch.save({"ema_state_dict": OtherWeights(w=torch.ones(2))}, tmp_path / "x")
+    assert_equal(dict(torch.load(tmp_path / "x", weights_only=True)["ema_state_dict"]), {"w": torch.ones(2)})

@@ -20,7 +20,7 @@ from nemologger.checkpoint.manifest import Manifest, read
 from nemologger.checkpoint.remover import Remover
 from nemologger.checkpoint.retention import Kept
 from nemologger.checkpoint.saver import Saver
-from nemologger.checkpoint.snapshot import EMA_STATE, take
+from nemologger.checkpoint.snapshot import EMA_STATE, OtherWeights, take
 from nemologger.checkpoint.thinning import thin
 from nemologger.checkpoint.weights import described, payloads
 from nemologger.disk import LocalDisk
@@ -71,7 +71,7 @@ def big_state() -> dict:
     states = {i: {"exp_avg": w * 2, "exp_avg_sq": w * 3} for i, w in enumerate(weights.values())}
     return {
         "state_dict": weights,
-        EMA_STATE: {name: w + 1 for name, w in weights.items()},
+        EMA_STATE: OtherWeights({name: w + 1 for name, w in weights.items()}),
         "optimizer_states": [{"state": states, "param_groups": []}],
         "lr_schedulers": [{"last_epoch": 3}],
         "callbacks": {"C": {"seen": 4}},

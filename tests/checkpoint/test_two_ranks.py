@@ -59,6 +59,18 @@ def test_a_buffer_is_rank_zeros(model):
     assert torch.equal(load_checkpoint(model)["state_dict"]["running_mean"], torch.zeros(30))
 
 
+@pytest.mark.parametrize("size", [5, 2000])
+def test_a_buffer_of_another_size_on_another_rank_is_its_own_affair(seen, directory, size):
+    """Metrics that collect, memory banks: as long as what that rank has seen."""
+    assert [rank["buffers"].get("value") for rank in seen] == ["saved", "saved"], seen
+    loaded, wanted = load_checkpoint(directory / "buffers" / str(size)), model_state(0)
+    assert torch.equal(loaded["state_dict"].pop("running_mean"), torch.zeros(size))
+    assert loaded["state_dict"].keys() == {f"w{i}" for i in range(5)}
+    for name, tensor in loaded["state_dict"].items():
+        assert torch.equal(tensor, wanted["state_dict"][name]), name
+    assert faults(directory / "buffers" / str(size)) == []
+
+
 def test_every_element_is_written_once(model):
     metadata = read_metadata(model / "weights")
     for key, entry in metadata.state_dict_metadata.items():

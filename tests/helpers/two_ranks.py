@@ -113,6 +113,14 @@ def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
         save(directory / "run" / "first", 1, ranks=ranks)
         return "saved"
 
+    def buffers() -> str:
+        saver = Saver(disk, ranks)
+        for size in (5, 2000):
+            own = {"only": torch.ones(size)} if rank else {}
+            mine = model_snapshot(rank, running_mean=torch.full((size * (1 + 3 * rank),), float(rank)), **own)
+            saver.save(mine, directory / "buffers" / str(size), Manifest(step=3, epoch=0))
+        return "saved"
+
     every = Poll(ranks, seconds=0)
     full = FailingDisk(0, only=("write",), forever=True) if rank == 1 else disk
     return {
@@ -141,6 +149,7 @@ def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
         ),
         "newest after differences": newest,
         "model": lambda: written("model", model_snapshot(rank)),
+        "buffers": buffers,
         "scalars": lambda: written("scalars", snapshot_of(3)),
         "newest": newest,
     }
