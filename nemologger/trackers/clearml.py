@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
-from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger.trackers.tracker import Logged, Tracker, checkpoints_of, require
 
@@ -112,9 +111,7 @@ class ClearMLLogger(Tracker, Logger):
         """ClearML's task."""
         return self._task or self._make(self._kept("clearml").read())
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log ``metrics`` at ``step``, as far as the earlier life has not."""
+    def _log(self, metrics: dict[str, Any], step: int | None) -> None:
         rest = self._rest(metrics, step)
         task = self.experiment
         self._last.update(metrics)
@@ -125,15 +122,14 @@ class ClearMLLogger(Tracker, Logger):
             title, series = _title_and_series(key)
             task.get_logger().report_scalar(title, series, value, step or 0)
 
-    def go_on(self, step: int | None) -> None:
+    def _go_on(self, step: int | None) -> None:
         """Leave out from now on what is logged already."""
         task = self.experiment
         if self._is_kept:
             steps = _online_steps(task) if self._file is None else self._file.steps()
             self._logged = Logged(lambda key: steps.get(_title_and_series(key), ()))
-        super().go_on(step)
 
-    def start_over(self) -> None:
+    def _start_over(self) -> None:
         """Begin another task, if the opened one is an earlier life's."""
         task = self.experiment
         if self._is_kept:
@@ -141,12 +137,15 @@ class ClearMLLogger(Tracker, Logger):
             self._task = self._model = None
             self._make(None)
             log.warning("training starts at step 0: ClearML task %s begins, and %s is left", self.version, task.id)
-        super().start_over()
 
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+    @property
+    def _uploads(self) -> bool:  # type: ignore[override]
+        return self._wants_model and self._file is None
+
+    def _upload(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Register the newest checkpoint as the task's output model."""
         checkpoints = checkpoints_of(checkpoint_callback)
-        if not self._wants_model or self._file is not None or not checkpoints:
+        if not checkpoints:
             return
         model, newest = self._output_model(), checkpoints[-1]
         if newest.is_dir():
@@ -157,8 +156,7 @@ class ClearMLLogger(Tracker, Logger):
             last = {key: {"value": str(value), "type": type(value).__name__} for key, value in self._last.items()}
             model.set_all_metadata(last)
 
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
+    def _end(self, status: str) -> None:
         """Send what waits. ClearML says how the task has ended when the process ends.
 
         Said now, it would end the process, which may go on to test or to export: ClearML's watcher takes any end of a

@@ -22,7 +22,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger import lightning_port
 from nemologger.disk import LocalDisk
-from nemologger.trackers.own_file import FileTracker, is_whole, put_aside, read_lines
+from nemologger.trackers.own_file import FileTracker, append, is_whole, put_aside, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +87,8 @@ class DLLogger(FileTracker, Logger):
             self._stream = LineStream(path, verbosity=self._verbosity, stdout=self._stdout)
         return self._stream
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log ``metrics`` at ``step``; without one, as a summary of the whole run."""
+    def _log(self, metrics: dict[str, Any], step: int | None) -> None:
+        """Without a step, it is a summary of the whole run."""
         data = {key: _plain(value) for key, value in self._rest(metrics, step).items()}
         if data:
             self.experiment.log(() if step is None else step, data)
@@ -174,18 +173,18 @@ class LineStream:
         if self.path is None:
             return now
         if not self._is_checked:
-            self._is_checked = True
             LocalDisk().make_directory(self.path.parent)
             if not is_whole(self.path):
                 LocalDisk().write(self.path, ["".join(self._lines()).encode()])
+        self._is_checked = False  # until this is written, too
         head = {
             "timestamp": str(now.timestamp()),
             "datetime": str(now),
             "elapsedtime": str(round(now.timestamp() - self._start, 6)),
             "type": kind,
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{MARK}{json.dumps({**head, **entry})}\n")
+        append(self.path, f"{MARK}{json.dumps({**head, **entry})}\n")
+        self._is_checked = True
         return now
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
 from pathlib import Path
 from typing import Protocol
 
@@ -26,24 +28,24 @@ class MetricsByStep(Protocol):
 class FileTracker(Tracker):
     """A tracker whose ``experiment`` is a file that this package writes."""
 
+    _is_remote = False
+
     @property
     def experiment(self) -> MetricsByStep:
         """The file."""
         raise NotImplementedError
 
-    def go_on(self, step: int | None) -> None:
+    def _go_on(self, step: int | None) -> None:
         """Drop what an earlier life logged from ``step`` on; leave it out later if its place is not known."""
         if step is not None:
             self.experiment.drop_from(step)
         else:
             steps = self.experiment.steps()
             self._logged = Logged(lambda name: steps.get(name, ()))
-        super().go_on(step)
 
-    def start_over(self) -> None:
+    def _start_over(self) -> None:
         """Put the file of an earlier life aside."""
         self.experiment.put_aside()
-        super().start_over()
 
 
 def read_lines(path: Path) -> list[str]:
@@ -52,6 +54,22 @@ def read_lines(path: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         return [line for line in file if line.endswith("\n")]
+
+
+def append(path: Path, text: str) -> None:
+    """Write ``text`` to the end of ``path``, or nothing of it.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def is_whole(path: Path) -> bool:
