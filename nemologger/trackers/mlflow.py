@@ -17,7 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger import lightning_port
 from nemologger.trackers.outbox import PATIENCE
-from nemologger.trackers.tracker import KeptId, Logged, Tracker, checkpoints_of, require
+from nemologger.trackers.tracker import KeptId, Logged, Tracker, Uploaded, require
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -83,7 +83,7 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         self._checkpoints_wanted, self._name_prefix, self._synchronous = log_model, prefix, synchronous
         self._given_id = run_id
         self._is_kept, self._ended_as = False, "KILLED"
-        self._uploaded: dict[Path, float] = {}
+        self._uploaded = Uploaded("MLFlowLogger")
         self._callback: ModelCheckpoint | None = None
 
     @property
@@ -242,12 +242,11 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
             mlflow.flush_async_logging()
 
     def _upload(self, callback: ModelCheckpoint) -> None:
-        for path in checkpoints_of(callback):
-            if self._uploaded.get(path) != path.stat().st_mtime:
-                log_to = "checkpoints" if path.is_file() else f"checkpoints/{path.name}"
-                log_it = self.experiment.log_artifact if path.is_file() else self.experiment.log_artifacts
-                log_it(str(self.run_id), str(path), log_to)
-                self._uploaded[path] = path.stat().st_mtime
+        for path in self._uploaded.new(callback):
+            log_to = "checkpoints" if path.is_file() else f"checkpoints/{path.name}"
+            log_it = self.experiment.log_artifact if path.is_file() else self.experiment.log_artifacts
+            log_it(str(self.run_id), str(path), log_to)
+            self._uploaded.add(path)
 
 
 def _run_in(client: MlflowClient, run_id: str) -> Run | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
@@ -10,14 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from nemologger.checkpoint import manifest
 from nemologger.disk import LocalDisk
-from nemologger.errors import ConfigurationError
+from nemologger.errors import ConfigurationError, DamagedCheckpointError
 from nemologger.kept_checkpoints import KeptCheckpoints
 from nemologger.run_dir import RunDirectory
 from nemologger.trackers.outbox import PATIENCE, Outbox
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+log = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -259,7 +264,43 @@ def require(package: str, extra: str, what: str) -> None:
 
 
 def checkpoints_of(checkpoint: ModelCheckpoint) -> list[Path]:
-    """The checkpoints that ``checkpoint`` keeps, files or directories, the last one last."""
+    """The checkpoints that ``checkpoint`` keeps, files or directories, the last one last. None that are in a store."""
     paths = [*checkpoint.best_k_models, checkpoint.best_model_path, checkpoint.last_model_path]
     there = dict.fromkeys(Path(path).resolve() for path in paths if path and Path(path).exists())
-    return sorted(there, key=lambda path: path.stat().st_mtime)
+    return sorted(there, key=_saved_at)
+
+
+class Uploaded:
+    """Which checkpoints a tracker has, so that each is uploaded once.
+
+    Args:
+        tracker: Its name, for a warning where checkpoints are in a store: those are not copied to another place.
+    """
+
+    def __init__(self, tracker: str) -> None:
+        self._tracker = tracker
+        self._has_warned = False
+        self._times: dict[Path, float] = {}
+
+    def new(self, checkpoint: ModelCheckpoint) -> list[Path]:
+        """Those of :func:`checkpoints_of` that have not been uploaded."""
+        if "://" in str(getattr(checkpoint, "dirpath", "")) and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "%s: log_model has no effect for the checkpoints in %s: they are in a store already, and not copied",
+                self._tracker,
+                checkpoint.dirpath,
+            )
+        return [path for path in checkpoints_of(checkpoint) if self._times.get(path) != _saved_at(path)]
+
+    def add(self, path: Path) -> None:
+        """``path`` has been uploaded."""
+        self._times[path] = _saved_at(path)
+
+
+def _saved_at(path: Path) -> float:
+    """When the checkpoint at ``path`` was saved. A directory also changes when its optimizer state is taken away."""
+    try:
+        return manifest.read(path).time
+    except DamagedCheckpointError:  # Lightning's
+        return path.stat().st_mtime
