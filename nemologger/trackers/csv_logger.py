@@ -18,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from nemologger.condition import holds
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError
-from nemologger.trackers.own_file import FileTracker, append, is_whole, put_aside, read_lines
+from nemologger.trackers.own_file import Entry, FileTracker, LoggedAgain, append, is_whole, put_aside, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -142,6 +142,7 @@ class MetricsFile:
         self._path = directory / METRICS
         self._had_rows = self._path.exists()
         self._is_checked = False
+        self._again = LoggedAgain()
         self._columns = self._read_columns()
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -161,9 +162,14 @@ class MetricsFile:
         new = sorted({key for row in rows for key in row} - {"step"} - {*self._columns})
         if not rows:
             return
-        if new or not self._columns or not self._path.is_file():
+        earlier = self._rows() if any(self._again.concerns(row["step"]) for row in rows) else []
+        names = {key for row in rows if self._again.concerns(row["step"]) for key in row}
+        gone = self._again.replaced(map(_entry, earlier), names)
+        if new or not self._columns or gone or not self._path.is_file():
             columns = [*(self._columns or ["step"]), *new]
-            self._rewrite([*self._rows(), *rows], columns)
+            there = [row for number, row in enumerate(self._rows()) if number not in gone]
+            self._rewrite([*there, *rows], columns)
+            self._again.have_gone(gone)
             self._columns = columns
         else:
             if not self._is_checked:
@@ -174,11 +180,12 @@ class MetricsFile:
         del self.metrics[: len(rows)]
 
     def drop_from(self, step: int) -> None:
-        """Drop the rows of ``step`` and later ones, and a last row that was not written to its end."""
+        """Drop the rows after ``step``, later those of ``step`` that are logged again, and a last row that is not whole."""
         rows = self._rows()
-        kept = [row for row in rows if not (row["step"].isdecimal() and int(row["step"]) >= step)]
+        kept = [row for row in rows if (_entry(row)[0] or 0) <= step]
+        self._again.begin(step, map(_entry, kept))
         if len(kept) < len(rows) or not is_whole(self._path):
-            log.info("%s: %d rows from step %d on will be logged again", self._path, len(rows) - len(kept), step)
+            log.info("%s: %d rows after step %d will be logged again", self._path, len(rows) - len(kept), step)
             self._rewrite(kept, self._columns)
 
     def steps(self) -> dict[str, set[int]]:
@@ -217,6 +224,10 @@ class MetricsFile:
         disk = LocalDisk()
         disk.make_directory(self._path.parent)
         disk.write(self._path, [(header.getvalue() + _lines(columns, rows)).encode()])
+
+
+def _entry(row: Mapping[str, str]) -> Entry:
+    return int(row["step"]) if row["step"].isdecimal() else None, [name for name, value in row.items() if value]
 
 
 def _lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
