@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import resource
 import shutil
 import signal
@@ -17,7 +16,7 @@ from toy import ToyDataModule, ToyModel, names, quiet_trainer
 
 import nemologger as nl
 from nemologger.run_dir import RunDirectory
-from nemologger.trackers import CSVLogger, DLLogger
+from nemologger.trackers import ContinuedSteps, CSVLogger, DLLogger
 
 
 @contextmanager
@@ -126,13 +125,33 @@ class Foreign(Logger):
         self.saved += 1
         raise ConnectionError("gone away")
 
+    def finalize(self, status):
+        raise ConnectionError(f"gone away: {status}")
+
 
 def test_any_logger_that_fails_after_a_save_is_left_and_the_others_are_told(tmp_path, caplog):
     loggers = [Foreign(), Foreign()]
     checkpoint = nl.ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_last=False)
-    trainer = quiet_trainer(max_steps=4, val_check_interval=2, logger=loggers, callbacks=[checkpoint])
+    callbacks = [checkpoint, ContinuedSteps()]
+    trainer = quiet_trainer(max_steps=4, val_check_interval=2, logger=loggers, callbacks=callbacks)
     trainer.fit(ToyModel(), ToyDataModule())
     assert [logger.saved for logger in loggers] == [2, 2]
     assert names(tmp_path) == ["step=2", "step=4"]
     assert caplog.text.count("Foreign failed after checkpoint") == 4
-    assert os.listdir(tmp_path / "step=4")
+    assert caplog.text.count("Foreign could not be ended") == 2
+    assert "finalize" not in loggers[0].__dict__
+
+
+class Broken(ToyModel):
+    def on_train_batch_start(self, *_):
+        raise SystemExit(7)
+
+
+def test_a_logger_that_cannot_be_ended_does_not_replace_the_exit_code(tmp_path, caplog):
+    trainer = quiet_trainer(max_steps=5)
+    foreign, ckpt = Foreign(), nl.ModelCheckpoint(save_on_exception=True)
+    nl.NeMoLogger(name="n", log_dir=tmp_path, version="v", ckpt=ckpt, extra_loggers=[foreign]).setup(trainer)
+    with pytest.raises(SystemExit) as end:
+        trainer.fit(Broken(), ToyDataModule())
+    assert end.value.code == 7
+    assert "gone away: failed" in caplog.text
