@@ -689,6 +689,22 @@ def wandb_run_id(logger: WandbLogger) -> str | None:
     return run_id
 
 
+def log_wandb_checkpoints_by(logger: WandbLogger, log: Callable[[ModelCheckpoint], None]) -> None:
+    """Have ``log`` called where ``logger`` would log the checkpoints that are files."""
+    if logger._log_model:
+        logger._scan_and_log_checkpoints = log  # type: ignore[method-assign,assignment]
+
+
+def log_wandb_files(logger: WandbLogger, checkpoint: ModelCheckpoint) -> None:
+    """Log the checkpoints that are files."""
+    type(logger)._scan_and_log_checkpoints(logger, checkpoint)
+
+
+def wandb_artifact(logger: WandbLogger) -> str | None:
+    """What ``logger`` was told to call the artifact of checkpoints."""
+    return logger._checkpoint_name
+
+
 def wandb_metric(logger: WandbLogger, key: str) -> str:
     """What ``logger`` calls the metric ``key``."""
     return f"{logger._prefix}{logger.LOGGER_JOIN_CHAR}{key}" if logger._prefix else key

@@ -279,6 +279,8 @@ class NeMoLogger:
         for logger in loggers:
             if not isinstance(logger, (TensorBoardLogger, WandbLogger, Tracker)):
                 continue
+            if isinstance(logger, WandbLogger):
+                wandb.log_directories(logger)
             if logger.is_open if isinstance(logger, Tracker) else lightning_port.is_open(logger):
                 if self.update_logger_directory and trainer.global_rank == 0:
                     log.warning(

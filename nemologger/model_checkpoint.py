@@ -533,7 +533,10 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             shown = "" if newest.score is None else f" with {self.monitor}={newest.score:.5g}"
             log.info("step %d: saved %s%s", newest.step, newest.path, shown)
         for logger in trainer.loggers:
-            logger.after_save_checkpoint(proxy(self))
+            try:
+                logger.after_save_checkpoint(proxy(self))
+            except Exception:  # the checkpoint is there, and the other ranks go on
+                log.exception("%s failed after checkpoint %s was saved", type(logger).__name__, newest.path)
 
     def _count_failure(self, error: SaveFailedError, *, final: bool) -> None:
         """Report a failed save.

@@ -269,6 +269,18 @@ def test_wandb_moves_and_keeps_its_settings(tmp_path):
     assert (logger._wandb_init["tags"], logger._wandb_init["name"], logger._offline) == (["t"], "n", True)
 
 
+def test_who_logs_wandbs_checkpoints_can_be_said():
+    asked = []
+    logger = WandbLogger(log_model="all", checkpoint_name="mine")
+    lightning_port.log_wandb_checkpoints_by(logger, asked.append)
+    callback = ModelCheckpoint()
+    logger.after_save_checkpoint(callback)
+    assert asked == [callback]
+    lightning_port.log_wandb_files(logger, callback)  # there are none, and nothing is opened
+    assert lightning_port.wandb_artifact(logger) == "mine"
+    assert not lightning_port.is_open(logger)
+
+
 def test_wandb_writes_to_its_file_soon_unless_it_was_told_when(tmp_path, monkeypatch):
     wandb = pytest.importorskip("wandb")
     interval = "x_transaction_log_flush_interval"

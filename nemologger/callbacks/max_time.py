@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 _FORM = re.compile(r"(\d+):(\d\d):(\d\d):(\d\d)")
+_NUMBER = re.compile(r"-?\d+").fullmatch
 _EXPECTED = '"DD:HH:MM:SS" (for example "00:03:45:00"), a timedelta, or a timedelta\'s arguments ({"hours": 3})'
 
 
@@ -86,7 +87,9 @@ def _parsed(duration: str | timedelta | Mapping[str, float]) -> timedelta:
     except (TypeError, OverflowError) as error:
         raise ConfigurationError(f"MaxTimePerRun({duration!r}): {error}; expected {_EXPECTED}") from error
     if not isinstance(duration, timedelta):
-        raise ConfigurationError(f"MaxTimePerRun({duration!r}): expected {_EXPECTED}")
+        # YAML 1.1 takes digits between colons for a number to base 60.
+        hint = ". In YAML, quote it: without quotes, 10:00:00:00 is read as a number" if _NUMBER(str(duration)) else ""
+        raise ConfigurationError(f"MaxTimePerRun({duration!r}): expected {_EXPECTED}{hint}")
     if duration <= timedelta(0):
         raise ConfigurationError(f"MaxTimePerRun({duration}): expected more than no time")
     return duration

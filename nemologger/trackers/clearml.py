@@ -6,15 +6,15 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
-from lightning_utilities.core.rank_zero import rank_zero_only
 
-from nemologger.trackers.tracker import Logged, Tracker, checkpoints_of, require
+from nemologger.trackers.tracker import Logged, Tracker, Uploaded, require
 
 if TYPE_CHECKING:
     from clearml import OutputModel, Task
@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 _CACHE = "CLEARML_CACHE_DIR"
 _SCALAR = "training_stats_scalar"
+
+#: The tasks that loggers of this process have begun: ClearML's current task is the process's, too.
+_OF_RUNS: set[str] = set()
 
 
 class ClearMLLogger(Tracker, Logger):
@@ -82,6 +85,7 @@ class ClearMLLogger(Tracker, Logger):
         self._task: Task | None = None
         self._model: OutputModel | None = None
         self._is_kept = False
+        self._uploaded = Uploaded("ClearMLLogger")
         self._last: dict[str, Any] = {}
         self._design: dict[str, Any] | None = None
         self._file: _OfflineMetrics | None = None
@@ -112,9 +116,7 @@ class ClearMLLogger(Tracker, Logger):
         """ClearML's task."""
         return self._task or self._make(self._kept("clearml").read())
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log ``metrics`` at ``step``, as far as the earlier life has not."""
+    def _log(self, metrics: dict[str, Any], step: int | None) -> None:
         rest = self._rest(metrics, step)
         task = self.experiment
         self._last.update(metrics)
@@ -125,15 +127,14 @@ class ClearMLLogger(Tracker, Logger):
             title, series = _title_and_series(key)
             task.get_logger().report_scalar(title, series, value, step or 0)
 
-    def go_on(self, step: int | None) -> None:
+    def _go_on(self, step: int | None) -> None:
         """Leave out from now on what is logged already."""
         task = self.experiment
         if self._is_kept:
             steps = _online_steps(task) if self._file is None else self._file.steps()
             self._logged = Logged(lambda key: steps.get(_title_and_series(key), ()))
-        super().go_on(step)
 
-    def start_over(self) -> None:
+    def _start_over(self) -> None:
         """Begin another task, if the opened one is an earlier life's."""
         task = self.experiment
         if self._is_kept:
@@ -141,12 +142,15 @@ class ClearMLLogger(Tracker, Logger):
             self._task = self._model = None
             self._make(None)
             log.warning("training starts at step 0: ClearML task %s begins, and %s is left", self.version, task.id)
-        super().start_over()
 
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+    @property
+    def _uploads(self) -> bool:  # type: ignore[override]
+        return self._wants_model and self._file is None
+
+    def _upload(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Register the newest checkpoint as the task's output model."""
-        checkpoints = checkpoints_of(checkpoint_callback)
-        if not self._wants_model or self._file is not None or not checkpoints:
+        checkpoints = self._uploaded.new(checkpoint_callback)
+        if not checkpoints:
             return
         model, newest = self._output_model(), checkpoints[-1]
         if newest.is_dir():
@@ -156,9 +160,10 @@ class ClearMLLogger(Tracker, Logger):
         if self._keeps_metrics and self._last:
             last = {key: {"value": str(value), "type": type(value).__name__} for key, value in self._last.items()}
             model.set_all_metadata(last)
+        for path in checkpoints:
+            self._uploaded.add(path)
 
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
+    def _end(self, status: str) -> None:
         """Send what waits. ClearML says how the task has ended when the process ends.
 
         Said now, it would end the process, which may go on to test or to export: ClearML's watcher takes any end of a
@@ -176,14 +181,17 @@ class ClearMLLogger(Tracker, Logger):
             Task.set_offline(True)
         offline = Task.is_offline()
         running = Task.current_task()
-        if running is not None:  # the script's own: ClearML knows one task per process
-            self._task, self._is_kept = running, False
+        if running is not None and running.id in _OF_RUNS and running.id != task_id:
+            running.close()  # another run's, which is over: ClearML knows one task per process
+            running = None
+        if running is not None:
+            self._task, self._is_kept = running, running.id == task_id  # else it is the script's own
         else:
             # Its reports would come from a process that it forks while a thread of its own asks git. If the child gets hold
             # of that pipe, closing the task waits for ever.
             Task._report_subprocess_enabled = False  # noqa: SLF001  there is only a configuration file for it
             with _cache_in(Path(self.save_dir) if offline else None):
-                self._task = Task.init(
+                self._task = _init_without_signals(
                     project_name=self.name,
                     task_name=os.environ.get("CLEARML_TASK") or self._title or self._run_title(),
                     tags=self._tags or None,
@@ -192,6 +200,7 @@ class ClearMLLogger(Tracker, Logger):
                     output_uri=True if self._wants_model else None,
                     auto_connect_frameworks={"pytorch": self._connect_pytorch, "tensorboard": False},
                 )
+            _OF_RUNS.add(self._task.id)
             self._is_kept = self._task.id == task_id
             if task_id and not self._is_kept:
                 log.warning("ClearML task %s, which this run logged to, is gone: %s begins", task_id, self._task.id)
@@ -259,6 +268,23 @@ class _OfflineMetrics:
                 yield from json.loads(line)
             except ValueError:  # the process was killed while it wrote
                 log.warning("%s has a line that ends early: it is not counted", self._path)
+
+
+def _init_without_signals(**settings: Any) -> Task:
+    """``Task.init``, but signals stay as they are.
+
+    ClearML would have SIGTERM do nothing where nobody else looks after it, so that a scheduler could not end the process,
+    and take what tells of a crash away. In a thread Python lets nobody set a handler.
+    """
+    from clearml import Task
+
+    def init() -> Task:
+        task = Task.init(**settings)
+        Task._remove_signal_hooks()  # noqa: SLF001  nor put handlers back later, that were never away
+        return task
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(init).result()
 
 
 def _online_steps(task: Task) -> Mapping[tuple[str, str], Iterable[int]]:

@@ -7,7 +7,7 @@ import logging
 import os
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +21,6 @@ from nemologger.trackers.tracker import Logged, Tracker, require
 
 if TYPE_CHECKING:
     from comet_ml import CometExperiment
-    from lightning.pytorch.callbacks import ModelCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -117,24 +116,20 @@ class CometLogger(Tracker, LightningCometLogger):
             self._make(self._given_key or self._kept("comet").read())
         return super().experiment
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log ``metrics`` at ``step``, as far as the earlier life has not."""
+    def _log(self, metrics: dict[str, Any], step: int | None) -> None:
         rest = self._rest(metrics, step)
-        _ = self.experiment
         if rest:
-            super().log_metrics(rest, step)
+            LightningCometLogger.log_metrics(self, rest, step)
 
-    def go_on(self, step: int | None) -> None:
+    def _go_on(self, step: int | None) -> None:
         """Leave out from now on what the archives have already."""
         _ = self.experiment
         self._finish_earlier()
         if self._is_kept:
             steps = self._archived_steps()
             self._logged = Logged(lambda name: steps.get(name, ()))
-        super().go_on(step)
 
-    def start_over(self) -> None:
+    def _start_over(self) -> None:
         """Begin another experiment, if the opened one is an earlier life's."""
         experiment = self.experiment
         self._finish_earlier()
@@ -143,24 +138,19 @@ class CometLogger(Tracker, LightningCometLogger):
             experiment.end()
             self._make(None)
             log.warning("training starts at step 0: Comet experiment %s begins, %s is left", self.version, earlier)
-        super().start_over()
 
-    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
-        """Have what was logged so far out of this process, which may be killed."""
-        if self._made:
-            self.experiment.flush(timeout=10)
+    def _flush(self) -> None:
+        self.experiment.flush(timeout=10)
 
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Have all that was logged out of this process. Comet ends the experiment when the process ends."""
-        if self._made:
-            super().finalize(status)
+    def _end(self, status: str) -> None:
+        """Comet ends the experiment when the process ends."""
+        LightningCometLogger.finalize(self, status)
 
     @rank_zero_only
     def log_graph(self, *args: Any, **kwargs: Any) -> None:
         """Log the model's graph."""
         if self._made:
-            super().log_graph(*args, **kwargs)
+            self._outbox.put("the graph", lambda: LightningCometLogger.log_graph(self, *args, **kwargs))
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() if self._made else self.__dict__.copy()

@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nemologger import lightning_port
-from nemologger.trackers import tensorboard, wandb
+from nemologger.trackers import last_call, tensorboard, wandb
 from nemologger.trackers.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -20,7 +20,8 @@ class ContinuedSteps(Callback):
 
     An earlier life may have logged steps after its last checkpoint. Each logger deals with them as it can: TensorBoard
     declares them void, files of our own drop them, other trackers leave them out when they come again.
-    ``NeMoLogger.setup`` installs this callback; without a NeMoLogger, give it to the Trainer.
+    A logger that fails when it is ended neither makes the run fail nor replaces what it ends with. ``NeMoLogger.setup``
+    installs this callback; without a NeMoLogger, give it to the Trainer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -42,6 +43,12 @@ class ContinuedSteps(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, WandbLogger):
                 wandb.log_all(logger)
+            last_call.may_fail(logger)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """See to it that the exception stays the one that the run ends with."""
+        for logger in trainer.loggers:
+            last_call.may_fail(logger)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the loggers how training begins."""

@@ -18,7 +18,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from nemologger.condition import holds
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError
-from nemologger.trackers.own_file import FileTracker, is_whole, put_aside, read_lines
+from nemologger.trackers.own_file import Entry, FileTracker, LoggedAgain, append, is_whole, put_aside, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -98,22 +98,25 @@ class CSVLogger(FileTracker, LightningCSVLogger):
         return self._writer
 
     @rank_zero_only
-    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Log ``metrics`` at ``step``."""
-        rest = self._rest(metrics, step)
-        if rest:
-            super().log_metrics(rest, step)
+        super().log_metrics(metrics, step)
+        if len(self.experiment.metrics) >= self._flush_logs_every_n_steps:
+            self.save()
 
     @rank_zero_only
     def save(self) -> None:
         """Write what has been logged."""
         if self._writer is not None:
-            self._writer.save()
+            self._outbox.put("rows of metrics", self._writer.save, repeatable=True)
 
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        """Write what has been logged."""
-        self.save()
+    def _log(self, metrics: dict[str, Any], step: int | None) -> None:
+        rest = self._rest(metrics, step)
+        if rest:
+            LightningCSVLogger.log_metrics(self, rest, step)
+
+    def _end(self, status: str) -> None:
+        self.experiment.save()
 
     def _name_of(self, key: str) -> str:
         return f"{self._name_prefix}{self.LOGGER_JOIN_CHAR}{key}" if self._name_prefix else key
@@ -139,6 +142,7 @@ class MetricsFile:
         self._path = directory / METRICS
         self._had_rows = self._path.exists()
         self._is_checked = False
+        self._again = LoggedAgain()
         self._columns = self._read_columns()
 
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
@@ -153,30 +157,36 @@ class MetricsFile:
         save_hparams_to_yaml(str(Path(self.log_dir, HPARAMS)), self.hparams)
 
     def save(self) -> None:
-        """Append the rows that were logged since the last call."""
-        rows, self.metrics = self.metrics, []
+        """Append the rows that were logged since the last call. Those that cannot be written stay for the next call."""
+        rows = list(self.metrics)
         new = sorted({key for row in rows for key in row} - {"step"} - {*self._columns})
         if not rows:
             return
-        if new or not self._columns:
-            earlier = self._rows()
-            self._columns = [*(self._columns or ["step"]), *new]
-            self._rewrite([*earlier, *rows])
-            return
-        if not self._is_checked:
-            self._is_checked = True
-            if not is_whole(self._path):  # nobody has called drop_from: a script that logs without a Trainer
-                self._rewrite(self._rows())
-        with self._path.open("a", encoding="utf-8", newline="") as file:
-            file.write(_lines(self._columns, rows))
+        earlier = self._rows() if any(self._again.concerns(row["step"]) for row in rows) else []
+        names = {key for row in rows if self._again.concerns(row["step"]) for key in row}
+        gone = self._again.replaced(map(_entry, earlier), names)
+        if new or not self._columns or gone or not self._path.is_file():
+            columns = [*(self._columns or ["step"]), *new]
+            there = [row for number, row in enumerate(self._rows()) if number not in gone]
+            self._rewrite([*there, *rows], columns)
+            self._again.have_gone(gone)
+            self._columns = columns
+        else:
+            if not self._is_checked:
+                if not is_whole(self._path):  # nobody has called drop_from: a script that logs without a Trainer
+                    self._rewrite(self._rows(), self._columns)
+                self._is_checked = True
+            append(self._path, _lines(self._columns, rows))
+        del self.metrics[: len(rows)]
 
     def drop_from(self, step: int) -> None:
-        """Drop the rows of ``step`` and later ones, and a last row that was not written to its end."""
+        """Drop the rows after ``step``, later those of ``step`` that are logged again, and a last row that is not whole."""
         rows = self._rows()
-        kept = [row for row in rows if not (row["step"].isdecimal() and int(row["step"]) >= step)]
+        kept = [row for row in rows if (_entry(row)[0] or 0) <= step]
+        self._again.begin(step, map(_entry, kept))
         if len(kept) < len(rows) or not is_whole(self._path):
-            log.info("%s: %d rows from step %d on will be logged again", self._path, len(rows) - len(kept), step)
-            self._rewrite(kept)
+            log.info("%s: %d rows after step %d will be logged again", self._path, len(rows) - len(kept), step)
+            self._rewrite(kept, self._columns)
 
     def steps(self) -> dict[str, set[int]]:
         """The steps that each metric has been logged at."""
@@ -208,12 +218,16 @@ class MetricsFile:
         text = io.StringIO("".join(read_lines(self._path)), newline="")
         return [row for row in csv.DictReader(text) if row.get("step")]
 
-    def _rewrite(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def _rewrite(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         header = io.StringIO(newline="")
-        csv.writer(header, lineterminator="\n").writerow(self._columns)
+        csv.writer(header, lineterminator="\n").writerow(columns)
         disk = LocalDisk()
         disk.make_directory(self._path.parent)
-        disk.write(self._path, [(header.getvalue() + _lines(self._columns, rows)).encode()])
+        disk.write(self._path, [(header.getvalue() + _lines(columns, rows)).encode()])
+
+
+def _entry(row: Mapping[str, str]) -> Entry:
+    return int(row["step"]) if row["step"].isdecimal() else None, [name for name, value in row.items() if value]
 
 
 def _lines(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:

@@ -22,7 +22,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger import lightning_port
 from nemologger.disk import LocalDisk
-from nemologger.trackers.own_file import FileTracker, is_whole, put_aside, read_lines
+from nemologger.trackers.own_file import Entry, FileTracker, LoggedAgain, append, is_whole, put_aside, read_lines
 
 log = logging.getLogger(__name__)
 
@@ -87,9 +87,8 @@ class DLLogger(FileTracker, Logger):
             self._stream = LineStream(path, verbosity=self._verbosity, stdout=self._stdout)
         return self._stream
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Log ``metrics`` at ``step``; without one, as a summary of the whole run."""
+    def _log(self, metrics: dict[str, Any], step: int | None) -> None:
+        """Without a step, it is a summary of the whole run."""
         data = {key: _plain(value) for key, value in self._rest(metrics, step).items()}
         if data:
             self.experiment.log(() if step is None else step, data)
@@ -119,12 +118,20 @@ class LineStream:
         self._start = time.time()
         self._had_lines = path is not None and path.exists()
         self._is_checked = False
+        self._again = LoggedAgain()
         self._units: dict[str, str] = {}
 
     def log(self, step: int | str | tuple[int, ...], data: Mapping[str, Any], verbosity: int = 0) -> None:
         """Write ``data`` of ``step``: a number, ``"PARAMETER"``, or a tuple such as epoch and iteration."""
         if verbosity > self._verbosity:
             return
+        if self._again.concerns(step):
+            lines = self._lines()
+            gone = self._again.replaced(map(_entry, lines), data)
+            if gone and self.path is not None:
+                kept = [line for number, line in enumerate(lines) if number not in gone]
+                LocalDisk().write(self.path, ["".join(kept).encode()])
+                self._again.have_gone(gone)
         now = self._write("LOG", step=step, data=dict(data))
         if self._stdout:
             values = (f"{key} : {value} {self._units.get(key, '')}" for key, value in data.items())
@@ -144,11 +151,12 @@ class LineStream:
         return bool(written) and written[-1] == json.loads(json.dumps(data))
 
     def drop_from(self, step: int) -> None:
-        """Drop the lines of ``step`` and later ones, and a last line that was not written to its end."""
+        """Drop the lines after ``step``, later those of it that are logged again, and a last line that is not whole."""
         lines = self._lines()
-        kept = [line for line in lines if not _is_from(_parse(line), step)]
+        kept = [line for line in lines if not _is_from(_parse(line), step + 1)]
+        self._again.begin(step, map(_entry, kept))
         if self.path is not None and (len(kept) < len(lines) or not is_whole(self.path)):
-            log.info("%s: %d lines from step %d on will be logged again", self.path, len(lines) - len(kept), step)
+            log.info("%s: %d lines after step %d will be logged again", self.path, len(lines) - len(kept), step)
             LocalDisk().write(self.path, ["".join(kept).encode()])
 
     def steps(self) -> dict[str, set[int]]:
@@ -174,18 +182,18 @@ class LineStream:
         if self.path is None:
             return now
         if not self._is_checked:
-            self._is_checked = True
             LocalDisk().make_directory(self.path.parent)
             if not is_whole(self.path):
                 LocalDisk().write(self.path, ["".join(self._lines()).encode()])
+        self._is_checked = False  # until this is written, too
         head = {
             "timestamp": str(now.timestamp()),
             "datetime": str(now),
             "elapsedtime": str(round(now.timestamp() - self._start, 6)),
             "type": kind,
         }
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{MARK}{json.dumps({**head, **entry})}\n")
+        append(self.path, f"{MARK}{json.dumps({**head, **entry})}\n")
+        self._is_checked = True
         return now
 
 
@@ -200,6 +208,12 @@ def _parse(line: str) -> dict[str, Any]:
 def _is_from(entry: Mapping[str, Any], step: int) -> bool:
     logged = entry.get("step")
     return isinstance(logged, int) and logged >= step
+
+
+def _entry(line: str) -> Entry:
+    entry = _parse(line)
+    step = entry.get("step")
+    return step if isinstance(step, int) else None, [*entry.get("data", ())]
 
 
 def _plain(value: Any) -> Any:

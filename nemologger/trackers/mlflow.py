@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +16,8 @@ from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger import lightning_port
-from nemologger.trackers.tracker import KeptId, Logged, Tracker, checkpoints_of, require
+from nemologger.trackers.outbox import PATIENCE
+from nemologger.trackers.tracker import KeptId, Logged, Tracker, Uploaded, require
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -82,7 +83,7 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         self._checkpoints_wanted, self._name_prefix, self._synchronous = log_model, prefix, synchronous
         self._given_id = run_id
         self._is_kept, self._ended_as = False, "KILLED"
-        self._uploaded: dict[Path, float] = {}
+        self._uploaded = Uploaded("MLFlowLogger")
         self._callback: ModelCheckpoint | None = None
 
     @property
@@ -116,22 +117,22 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         _ = self.experiment
         return super().experiment_id if self._made else None
 
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log ``metrics`` at ``step``, as far as the earlier life has not."""
+    def _log(self, metrics: dict[str, Any], step: int | None) -> None:
         rest = self._rest(metrics, step or 0)
-        _ = self.experiment
-        if rest:
-            super().log_metrics(rest, step)
+        if not rest:
+            return
+        try:
+            LightningMLFlowLogger.log_metrics(self, rest, step)
+        except Exception:
+            self._logged = Logged(self._steps_of)  # it may have arrived all the same: not twice
+            raise
 
-    def go_on(self, step: int | None) -> None:
+    def _go_on(self, step: int | None) -> None:
         """Leave out from now on what is logged already."""
-        _ = self.experiment
         if self._is_kept:
             self._logged = Logged(self._steps_of)
-        super().go_on(step)
 
-    def start_over(self) -> None:
+    def _start_over(self) -> None:
         """Begin another MLflow run, if the opened one has an earlier life's steps."""
         client = self.experiment
         if self._is_kept and self._given_id is None and client.get_run(self.run_id).data.metrics:
@@ -141,25 +142,29 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
             log.warning(
                 "training starts at step 0: MLflow run %s begins, and %s is left as it is", self.run_id, earlier
             )
-        super().start_over()
 
     def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
         """Log checkpoints as artifacts, now or at the end, and have metrics that wait out of this process."""
-        self._flush()
-        if self._checkpoints_wanted == "all":
-            self._upload(checkpoint_callback)
-        elif self._checkpoints_wanted:
+        super().after_save_checkpoint(checkpoint_callback)
+        if self._checkpoints_wanted is True:
             self._callback = checkpoint_callback
+
+    @property
+    def _uploads(self) -> bool:  # type: ignore[override]
+        return self._checkpoints_wanted == "all"
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
-        """Say how the run has ended."""
-        if not self._made:
-            return
-        if self._callback is not None:
-            self._upload(self._callback)
-        self._flush()
+        """Log checkpoints, if that is wanted at the end, and say how the run has ended."""
+        callback = self._callback
+        if self._made and callback is not None:
+            patience = float("inf") if status == "success" else 3 * PATIENCE
+            self._outbox.put("checkpoints", lambda: self._upload(callback), patience=patience)
         super().finalize(status)
+
+    def _end(self, status: str) -> None:
+        self._flush()
+        LightningMLFlowLogger.finalize(self, status)
 
     # --- the run ------------------------------------------------------------------------------------------------------
 
@@ -231,18 +236,17 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
             LightningMLFlowLogger.log_hyperparams(self, new)
 
     def _flush(self) -> None:
-        if self._made and self._synchronous is False:
+        if self._synchronous is False:
             import mlflow
 
             mlflow.flush_async_logging()
 
     def _upload(self, callback: ModelCheckpoint) -> None:
-        for path in checkpoints_of(callback):
-            if self._uploaded.get(path) != path.stat().st_mtime:
-                log_to = "checkpoints" if path.is_file() else f"checkpoints/{path.name}"
-                log_it = self.experiment.log_artifact if path.is_file() else self.experiment.log_artifacts
-                log_it(str(self.run_id), str(path), log_to)
-                self._uploaded[path] = path.stat().st_mtime
+        for path in self._uploaded.new(callback):
+            log_to = "checkpoints" if path.is_file() else f"checkpoints/{path.name}"
+            log_it = self.experiment.log_artifact if path.is_file() else self.experiment.log_artifacts
+            log_it(str(self.run_id), str(path), log_to)
+            self._uploaded.add(path)
 
 
 def _run_in(client: MlflowClient, run_id: str) -> Run | None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Protocol
 
@@ -14,7 +17,7 @@ class MetricsByStep(Protocol):
     """A file of metrics that an earlier life of the run may have begun."""
 
     def drop_from(self, step: int) -> None:
-        """Drop what was logged at ``step`` and later, and a last line that was not written to its end."""
+        """Drop what was logged after ``step``, at ``step`` what is logged again, and a last line that is not whole."""
 
     def steps(self) -> dict[str, set[int]]:
         """The steps that each metric has been logged at."""
@@ -23,27 +26,63 @@ class MetricsByStep(Protocol):
         """Begin a new file, if an earlier life has left one."""
 
 
+#: What an entry of a file has: the step, if it is one, and the names of its metrics.
+Entry = tuple[int | None, Collection[str]]
+
+#: What Lightning logs with all metrics.
+_WITH_ALL = {"step", "epoch"}
+
+
 class FileTracker(Tracker):
     """A tracker whose ``experiment`` is a file that this package writes."""
+
+    _is_remote = False
 
     @property
     def experiment(self) -> MetricsByStep:
         """The file."""
         raise NotImplementedError
 
-    def go_on(self, step: int | None) -> None:
+    def _go_on(self, step: int | None) -> None:
         """Drop what an earlier life logged from ``step`` on; leave it out later if its place is not known."""
         if step is not None:
             self.experiment.drop_from(step)
         else:
             steps = self.experiment.steps()
             self._logged = Logged(lambda name: steps.get(name, ()))
-        super().go_on(step)
 
-    def start_over(self) -> None:
+    def _start_over(self) -> None:
         """Put the file of an earlier life aside."""
         self.experiment.put_aside()
-        super().start_over()
+
+
+class LoggedAgain:
+    """What stands at the step that a resumed run begins with: an entry goes when one of its metrics is logged again.
+
+    Most are the next step of an earlier life that had gone on. What was tested after a finished fit stands there, too, and
+    a run that gets more steps does not log it again.
+    """
+
+    def __init__(self) -> None:
+        self._step: int | None = None
+        self._left = 0
+
+    def begin(self, step: int, entries: Iterable[Entry]) -> None:
+        """The run goes on at ``step``; ``entries`` are what the file has."""
+        self._step, self._left = step, sum(at == step for at, _ in entries)
+
+    def concerns(self, step: object) -> bool:
+        """Whether what is logged at ``step`` may take the place of something."""
+        return self._left > 0 and step == self._step
+
+    def replaced(self, entries: Iterable[Entry], names: Collection[str]) -> set[int]:
+        """The numbers of the ``entries`` that go, since ``names`` are logged at the step now."""
+        mine = [(number, had) for number, (at, had) in enumerate(entries) if at == self._step][: self._left]
+        return {number for number, had in mine if {*had} & {*names} - _WITH_ALL}
+
+    def have_gone(self, numbers: Collection[int]) -> None:
+        """These are no longer in the file."""
+        self._left -= len(numbers)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -52,6 +91,22 @@ def read_lines(path: Path) -> list[str]:
         return []
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         return [line for line in file if line.endswith("\n")]
+
+
+def append(path: Path, text: str) -> None:
+    """Write ``text`` to the end of ``path``, or nothing of it.
+
+    Raises:
+        OSError: It could not be written.
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
 
 
 def is_whole(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
@@ -10,12 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 
+from nemologger.checkpoint import manifest
 from nemologger.disk import LocalDisk
-from nemologger.errors import ConfigurationError
+from nemologger.errors import ConfigurationError, DamagedCheckpointError
+from nemologger.kept_checkpoints import KeptCheckpoints
 from nemologger.run_dir import RunDirectory
+from nemologger.trackers.outbox import PATIENCE, Outbox
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+log = logging.getLogger(__name__)
 
 
 class Tracker:
@@ -24,6 +31,10 @@ class Tracker:
     Lightning opens loggers at the start of ``fit``, before it has looked at the checkpoint: which of its runs a tracker
     opens, it decides by the id in the run directory. When training begins it is told how it began, by :meth:`go_on` or
     :meth:`start_over`. Hyperparameters wait until then: they belong to the run that will be logged to.
+
+    One that cannot be opened is an error. From then on, nothing that it does or fails to do ends training, or makes it
+    wait for long: its calls, which are in the methods with an underscore, go through an
+    :class:`~nemologger.trackers.outbox.Outbox`.
     """
 
     _run: RunDirectory | None = None
@@ -31,6 +42,8 @@ class Tracker:
     _params: dict[str, Any] | None = None
     _has_begun = False
     _logged: Logged | None = None
+    _is_remote = True
+    _calls: Outbox | None = None
 
     @property
     def is_open(self) -> bool:
@@ -53,10 +66,14 @@ class Tracker:
             step: What is logged next, and was not yet trained when the checkpoint was saved; None if the model counts
                 steps in a unit of its own.
         """
+        _ = self.experiment
+        self._outbox.put("how training begins", lambda: self._go_on(step))
         self._begin()
 
     def start_over(self) -> None:
         """Training begins at step 0, in a directory where an earlier life may have logged. On rank 0."""
+        _ = self.experiment
+        self._outbox.put("how training begins", self._start_over)
         self._begin()
 
     @rank_zero_only
@@ -67,20 +84,85 @@ class Tracker:
         if self._has_begun or self._run is None:
             self._begin()
 
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Log ``metrics`` at ``step``, as far as the earlier life has not."""
+        _ = self.experiment
+        given = dict(metrics)
+        self._outbox.put(f"metrics of step {step}", lambda: self._log(given, step))
+
+    def after_save_checkpoint(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """A checkpoint is there: have what was logged out of this process, and upload, if that is wanted."""
+        if not self.is_open:
+            return
+        self._outbox.put("what was logged before a checkpoint", self._flush, repeatable=True)
+        if self._uploads:
+            if isinstance(checkpoint_callback, KeptCheckpoints):
+                checkpoint_callback.finish_removals()  # none of them changes while it is read
+            self._outbox.put("checkpoints", lambda: self._upload(checkpoint_callback), patience=float("inf"))
+
+    @rank_zero_only
+    def finalize(self, status: str = "success") -> None:
+        """Have all that was logged out of this process, and say how the run has ended."""
+        if self._params is not None:
+            self._begin()
+        if not self.is_open:
+            return
+        self._outbox.put("how the run has ended", lambda: self._end(status))
+        self._outbox.finish(None if status == "success" else 3 * PATIENCE)
+
+    # --- what a tracker does with it ------------------------------------------------------------------------------
+
+    if TYPE_CHECKING:  # Lightning's logger, which comes after this base, has it
+
+        @property
+        def experiment(self) -> Any:
+            """What the tracker is to its own package. Opens it."""
+
+    #: Whether checkpoints are wanted as soon as they are saved.
+    _uploads = False
+
+    def _go_on(self, step: int | None) -> None:
+        """See :meth:`go_on`."""
+
+    def _start_over(self) -> None:
+        """See :meth:`start_over`."""
+
+    def _log(self, metrics: dict[str, Any], step: int | None) -> None:
+        """See :meth:`log_metrics`."""
+        raise NotImplementedError
+
+    def _write_params(self, params: dict[str, Any]) -> None:
+        """See :meth:`log_hyperparams`."""
+        raise NotImplementedError
+
+    def _flush(self) -> None:
+        """Have what was logged out of this process."""
+
+    def _upload(self, checkpoint_callback: ModelCheckpoint) -> None:
+        """Upload the checkpoints that are not."""
+
+    def _end(self, status: str) -> None:
+        """See :meth:`finalize`."""
+
+    # --- what they have in common ---------------------------------------------------------------------------------
+
+    @property
+    def _outbox(self) -> Outbox:
+        if self._calls is None:
+            self._calls = Outbox(type(self).__name__, beside=self._is_remote)
+        return self._calls
+
     def _begin(self) -> None:
         """Write the hyperparameters that have waited."""
         self._has_begun = True
         params, self._params = self._params, None
         if params is not None:
-            self._write_params(params)
-
-    def _write_params(self, params: dict[str, Any]) -> None:
-        raise NotImplementedError
+            _ = self.experiment
+            self._outbox.put("hyperparameters", lambda: self._write_params(params))
 
     def _rest(self, metrics: Mapping[str, Any], step: int | None) -> dict[str, Any]:
         """What is to be logged of ``metrics`` at ``step``: what an earlier life has not."""
-        if not self._has_begun:
-            self._begin()
         return dict(metrics) if self._logged is None else self._logged.rest(metrics, step, self._name_of)
 
     def _name_of(self, key: str) -> str:
@@ -182,7 +264,43 @@ def require(package: str, extra: str, what: str) -> None:
 
 
 def checkpoints_of(checkpoint: ModelCheckpoint) -> list[Path]:
-    """The checkpoints that ``checkpoint`` keeps, files or directories, the last one last."""
+    """The checkpoints that ``checkpoint`` keeps, files or directories, the last one last. None that are in a store."""
     paths = [*checkpoint.best_k_models, checkpoint.best_model_path, checkpoint.last_model_path]
     there = dict.fromkeys(Path(path).resolve() for path in paths if path and Path(path).exists())
-    return sorted(there, key=lambda path: path.stat().st_mtime)
+    return sorted(there, key=_saved_at)
+
+
+class Uploaded:
+    """Which checkpoints a tracker has, so that each is uploaded once.
+
+    Args:
+        tracker: Its name, for a warning where checkpoints are in a store: those are not copied to another place.
+    """
+
+    def __init__(self, tracker: str) -> None:
+        self._tracker = tracker
+        self._has_warned = False
+        self._times: dict[Path, float] = {}
+
+    def new(self, checkpoint: ModelCheckpoint) -> list[Path]:
+        """Those of :func:`checkpoints_of` that have not been uploaded."""
+        if "://" in str(getattr(checkpoint, "dirpath", "")) and not self._has_warned:
+            self._has_warned = True
+            log.warning(
+                "%s: log_model has no effect for the checkpoints in %s: they are in a store already, and not copied",
+                self._tracker,
+                checkpoint.dirpath,
+            )
+        return [path for path in checkpoints_of(checkpoint) if self._times.get(path) != _saved_at(path)]
+
+    def add(self, path: Path) -> None:
+        """``path`` has been uploaded."""
+        self._times[path] = _saved_at(path)
+
+
+def _saved_at(path: Path) -> float:
+    """When the checkpoint at ``path`` was saved. A directory also changes when its optimizer state is taken away."""
+    try:
+        return manifest.read(path).time
+    except DamagedCheckpointError:  # Lightning's
+        return path.stat().st_mtime

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.loggers import WandbLogger
 
 from nemologger import lightning_port, run_dir
 from nemologger.disk import Disk, LocalDisk
+from nemologger.kept_checkpoints import KeptCheckpoints
 from nemologger.run_dir import RunDirectory
 from nemologger.trackers import wandb_file
-from nemologger.trackers.tracker import Logged
+from nemologger.trackers.tracker import Logged, Uploaded
+
+if TYPE_CHECKING:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+log = logging.getLogger(__name__)
 
 _STEP = "trainer/global_step"  # Lightning's name for the step in W&B
+
+
+#: The ids that loggers of this process were given: W&B's current run is the process's, too.
+_OF_RUNS: set[str] = set()
 
 
 def run_id(directory: Path, loggers: Sequence[WandbLogger], *, disk: Disk | None = None) -> str:
@@ -49,7 +63,45 @@ def move(logger: WandbLogger, run: RunDirectory, homes: Iterable[str | Path], ru
         save_dir = run.tracker_dir(save_dir, homes)
     # W&B writes to a temporary directory if this one is not there.
     save_dir.mkdir(parents=True, exist_ok=True)
-    lightning_port.move_wandb(logger, save_dir, _given_id(logger) or run_id)
+    run_id = _given_id(logger) or run_id
+    lightning_port.move_wandb(logger, save_dir, run_id)
+    _finish_other(run_id)
+    _OF_RUNS.add(run_id)
+
+
+def _finish_other(run_id: str) -> None:
+    """End the W&B run of an earlier run of this process: Lightning's logger takes whichever there is for its own."""
+    wandb = sys.modules.get("wandb")
+    running = None if wandb is None else wandb.run
+    if wandb is not None and running is not None and running.id in _OF_RUNS and running.id != run_id:
+        log.info("W&B run %s is finished: %s begins in this process", running.id, run_id)
+        wandb.finish()
+
+
+def log_directories(logger: WandbLogger) -> None:
+    """Let ``logger``'s ``log_model`` hold for checkpoints that are directories, too: Lightning passes them over."""
+    known = Uploaded(type(logger).__name__)
+    lightning_port.log_wandb_checkpoints_by(logger, partial(_log_checkpoints, logger, known))
+
+
+def _log_checkpoints(logger: WandbLogger, known: Uploaded, checkpoint: ModelCheckpoint) -> None:
+    """Log each new checkpoint as a version of the model's artifact, as Lightning does with files."""
+    import wandb
+
+    if isinstance(checkpoint, KeptCheckpoints):
+        checkpoint.finish_removals()  # none of them changes while it is read
+    lightning_port.log_wandb_files(logger, checkpoint)
+    title = lightning_port.wandb_artifact(logger) or f"model-{logger.experiment.id}"
+    best = checkpoint.best_model_path
+    for path in known.new(checkpoint):
+        if path.is_dir():
+            scores = {Path(of).resolve(): float(score) for of, score in checkpoint.best_k_models.items()}
+            about = {"original_filename": path.name, "score": scores.get(path), "monitor": checkpoint.monitor}
+            artifact = wandb.Artifact(title, type="model", metadata={**about, "mode": checkpoint.mode})
+            artifact.add_dir(str(path), policy=logger.add_file_policy)
+            is_best = bool(best) and Path(best).resolve() == path
+            logger.experiment.log_artifact(artifact, aliases=["latest", "best"] if is_best else ["latest"])
+            known.add(path)
 
 
 def _given_id(logger: WandbLogger) -> str | None:

@@ -123,6 +123,14 @@ def test_what_is_no_duration(duration):
         MaxTimePerRun(duration)
 
 
+@pytest.mark.parametrize("duration", [2160000, "2160000"])  # what a section makes of 10:00:00:00
+def test_one_that_yaml_has_read_as_a_number_says_that_it_needs_quotes(duration):
+    with pytest.raises(ConfigurationError, match=r"In YAML, quote it"):
+        MaxTimePerRun(duration)
+    with pytest.raises(ConfigurationError, match=r'\{"hours": 3\}\)$'):
+        MaxTimePerRun("1h")
+
+
 @pytest.mark.dist
 def test_two_ranks_stop_after_the_same_step(tmp_path):
     options = ("--devices", 2, "--pause", 0.05)

@@ -1,18 +1,19 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
-from toy import ToyDataModule, ToyModel, quiet_trainer
+from toy import ToyDataModule, ToyModel, loader, quiet_trainer
 
 import nemologger as nl
 from nemologger.run_dir import RunDirectory
 from nemologger.run_record import close_log
-from nemologger.trackers import ContinuedSteps, CSVLogger
+from nemologger.trackers import ContinuedSteps, CSVLogger, DLLogger
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -59,6 +60,44 @@ def test_steps_that_only_the_model_knows_are_left_out_when_they_come_again(tmp_p
         ("300", "0.5"),
         ("250", ""),
     ]
+
+
+class AlsoTested(ToyModel):
+    def test_step(self, batch, batch_idx):
+        self.log("test_loss", self.net(batch).mean())
+
+
+def test_what_was_tested_after_a_fit_stays_when_the_run_gets_more_steps(tmp_path):
+    for steps in (4, 8):
+        trainer = quiet_trainer(max_steps=steps, val_check_interval=4, log_every_n_steps=1)
+        nl.NeMoLogger(
+            name="n", log_dir=tmp_path, version="v", ckpt=nl.ModelCheckpoint(), extra_loggers=[CSVLogger(), DLLogger()]
+        ).setup(trainer, resume_if_exists=True)
+        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
+        model = AlsoTested()
+        trainer.fit(model, ToyDataModule())
+        trainer.test(model, loader(), verbose=False)
+    rows = table(tmp_path / "n" / "v" / "metrics.csv")
+    assert [int(row["step"]) for row in rows if row["test_loss"]] == [4, 8]
+    assert [int(row["step"]) for row in rows if row["train_loss"]] == [*range(8)]
+    lines = (tmp_path / "n" / "v" / "dllogger.json").read_text().splitlines()
+    entries = [json.loads(line.removeprefix("DLLL ")) for line in lines]
+    assert [entry["step"] for entry in entries if "test_loss" in entry["data"]] == [4, 8]
+    assert [entry["step"] for entry in entries if "train_loss" in entry["data"]] == [*range(8)]
+
+
+def test_of_the_step_that_comes_again_a_row_goes_when_its_metrics_are_there(tmp_path):
+    first = logger_in(tmp_path)
+    for metrics, step in (({"a": 1.0}, 1), ({"a": 2.0}, 2), ({"b": 2.0}, 2), ({"c": 2.0}, 2), ({"a": 3.0}, 3)):
+        first.log_metrics({**metrics, "epoch": 0}, step)
+    first.save()
+    second = logger_in(tmp_path)
+    second.go_on(2)
+    for metrics, step in (({"a": 2.5}, 2), ({"d": 2.5}, 2), ({"b": 2.5}, 2), ({"b": 2.6}, 2), ({"a": 3.5}, 3)):
+        second.log_metrics({**metrics, "epoch": 0}, step)
+        second.save()
+    rows = [{key: row[key] for key in "stepabcd" if row.get(key)} for row in table(tmp_path / "metrics.csv")]
+    assert rows == [{"a": "1.0"}, {"c": "2.0"}, {"a": "2.5"}, {"d": "2.5"}, {"b": "2.5"}, {"b": "2.6"}, {"a": "3.5"}]
 
 
 def test_new_metrics_are_new_columns_on_the_right(tmp_path):

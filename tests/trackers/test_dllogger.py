@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from helpers.sections import bare_trainer, ckpt, fit
 
@@ -157,6 +158,30 @@ def test_parameters_that_changed_are_logged_again(tmp_path):
         logger.log_hyperparams({"lr": lr})
         logger.go_on(0)
     assert [entry["data"] for entry in entries(tmp_path / "dllogger.json")] == [{"lr": 0.1}, {"lr": 0.2}]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_parameters_wait_for_the_run_that_is_logged_to_even_if_the_model_logs_before(tmp_path, resumed):
+    for life in range(2):
+        logger = logger_in(tmp_path)
+        logger.log_hyperparams({"life": life})
+        logger.log_metrics({"early": float(life)}, 0)  # in on_fit_start
+        logger.go_on(1) if resumed and life else logger.start_over()
+        logger.log_metrics({"loss": float(life)}, 1)
+        logger.finalize("success")
+    expected = [{"early": 1.0}, {"life": 1}, {"loss": 1.0}]
+    if resumed:
+        first = [{"early": 0.0}, {"life": 0}]
+        assert [e["data"] for e in entries(tmp_path / "dllogger.json")] == [*first, *expected]
+    else:
+        assert [e["data"] for e in entries(tmp_path / "dllogger.json")][-2:] == expected[1:]
+
+
+def test_a_run_without_training_writes_its_parameters_at_the_end(tmp_path):
+    logger = logger_in(tmp_path)
+    logger.log_hyperparams({"lr": 0.1})
+    logger.finalize("success")
+    assert [e["data"] for e in entries(tmp_path / "dllogger.json")] == [{"lr": 0.1}]
 
 
 def test_a_run_that_starts_over_puts_the_earlier_file_aside(tmp_path):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
 import shutil
 import subprocess
 import sys
-import urllib.request
 import zipfile
 from collections import Counter
 from datetime import datetime
@@ -18,7 +16,8 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
-from processes import environment, free_port, kill, wait_for
+from helpers.mlflow_server import mlflow_runs, mlflow_server
+from processes import environment
 
 from nemologger.trackers import wandb_file
 
@@ -38,35 +37,10 @@ def train(directory: Path, *arguments: object) -> subprocess.CompletedProcess[st
     return subprocess.run(command, env=env, cwd=directory, capture_output=True, text=True, timeout=280)
 
 
-@contextlib.contextmanager
-def mlflow_server(directory: Path):
-    port = free_port()
-    store = f"sqlite:///{directory / 'server.db'}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", store, "--artifacts-destination", str(directory / "served")]
-    with (directory / "server.log").open("w") as out:
-        process = subprocess.Popen(
-            command, env=environment(), stdout=out, stderr=out, text=True, cwd=directory, start_new_session=True
-        )
-    try:
-        yield f"http://127.0.0.1:{port}", process
-    finally:
-        kill(process)
-
-
-def answers(uri: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{uri}/health", timeout=2) as response:
-            return response.status == 200
-    except OSError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
     directory = tmp_path_factory.mktemp("tracked")
-    with mlflow_server(directory) as (uri, server):
-        wait_for(lambda: server.poll() is not None or answers(uri), timeout=240, every=0.3)
+    with mlflow_server(directory) as (uri, _):
         killed = train(directory, "--die-after", 17, "--server", uri)
         assert killed.returncode == -9, killed.stderr[-4000:]
         run = directory / "tracked"
@@ -74,22 +48,6 @@ def resumed(tmp_path_factory):
         finished = train(directory, "--server", uri, "--width", 8)
         assert finished.returncode == 0, finished.stderr[-6000:]
         yield SimpleNamespace(run=run, exp=directory, uri=uri, csv_when_killed=lost, output=finished.stderr)
-
-
-def mlflow_runs(uri: str) -> list[dict]:
-    """In a process of its own: MLflow leaves threads and environment variables behind."""
-    code = """
-import json, sys
-from mlflow.tracking import MlflowClient
-client = MlflowClient(sys.argv[1])
-runs = client.search_runs([e.experiment_id for e in client.search_experiments(filter_string="name = 'toys'")])
-print(json.dumps([{"id": r.info.run_id, "status": r.info.status, "params": r.data.params, "tags": r.data.tags,
-    "artifacts": r.info.artifact_uri, "metrics": [[k, m.step] for k in r.data.metrics
-    for m in client.get_metric_history(r.info.run_id, k)]} for r in runs]))
-"""
-    done = subprocess.run([sys.executable, "-c", code, uri], env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 def once(logged: list[tuple[str, int]]) -> None:
