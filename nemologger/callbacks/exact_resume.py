@@ -95,6 +95,7 @@ class ExactResume(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the trainer as it was found. Loaders follow when Lightning is done with them: another callback may save."""
+        lightning_port.forget_behind_module(trainer)
         if self._unwrap is not None:
             self._unwrap()
             self._unwrap = None
@@ -166,7 +167,8 @@ class ExactResume(Callback):
         if self._session is not None:
             self._session.batch_trained()
             if self._validates and lightning_port.validation_follows(trainer):
-                self._put_aside()
+                # The module may draw in its own hook, which is part of training.
+                lightning_port.behind_module(trainer, "on_train_batch_end", self._put_aside)
 
     # --- validation -----------------------------------------------------------------------------------------------
 
@@ -186,7 +188,7 @@ class ExactResume(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the generators back, before a checkpoint is saved."""
         if not trainer.sanity_checking:
-            self._take_back()
+            lightning_port.behind_module(trainer, "on_validation_end", self._take_back)
 
     def _put_aside(self) -> None:
         if self._fit is not None:
