@@ -204,9 +204,11 @@ class ExactResume(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Drop Lightning's own notes on the loaders; :meth:`state_dict` has better ones."""
-        if self._session is not None:
-            lightning_port.drop_loader_states(checkpoint)
+        """Drop Lightning's own notes on the loaders; :meth:`state_dict` has better ones.
+
+        After a fit there are none, but Lightning still has our wrappers: their state would be in the way of whoever resumes.
+        """
+        lightning_port.drop_loader_states(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Generators and loaders of every rank, on rank 0. Collective."""

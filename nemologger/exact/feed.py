@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
 import xxhash
 from torch.utils.data import Subset
 
@@ -165,9 +168,9 @@ class Feed:
         """The position that was asked for, as long as no batch has been taken."""
         return self._within
 
-    @property
+    @cached_property
     def data(self) -> dict[str, Any]:
-        """What identifies its dataset: a run must not go on with another one unnoticed."""
+        """What identifies its dataset: a run must not go on with another one unnoticed. It takes time for millions."""
         return described(getattr(self.loader, "dataset", None))
 
     def release(self) -> None:
@@ -294,5 +297,14 @@ def described(dataset: Any) -> dict[str, Any]:
         samples = None
     chosen = None
     if isinstance(dataset, Subset):
-        chosen = xxhash.xxh3_64_hexdigest(repr([int(index) for index in dataset.indices]).encode())
+        chosen = xxhash.xxh3_64_hexdigest(_numbers(dataset.indices))
     return {"samples": samples, "chosen": chosen}
+
+
+def _numbers(indices: Any) -> Any:
+    """``indices`` as an array, whatever they are kept in."""
+    if isinstance(indices, torch.Tensor):
+        indices = indices.cpu()
+    elif not isinstance(indices, list | tuple | range | np.ndarray):
+        indices = list(indices)
+    return np.ascontiguousarray(indices, dtype=np.int64)

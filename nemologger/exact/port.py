@@ -104,13 +104,16 @@ class Plan:
 class Indices:
     """Stands in for the index sampler of a DataLoader. Without a plan it changes nothing.
 
+    What is set on it is set on the sampler.
+
     Args:
         inner: The sampler, or batch sampler, of the loader.
     """
 
     def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.plan: Plan | None = None
+        self.inner: Any
+        self.plan: Plan | None
+        vars(self).update(inner=inner, plan=None)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.inner) if self.plan is None else _planned(self.inner, self.plan)
@@ -122,6 +125,12 @@ class Indices:
         if name == "inner":  # while being copied or unpickled
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "plan":
+            vars(self)[name] = value
+        else:
+            setattr(self.inner, name, value)
 
 
 def _planned(inner: Any, plan: Plan) -> Iterator[Any]:
