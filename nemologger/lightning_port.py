@@ -429,6 +429,13 @@ def training_loaders(trainer: pl.Trainer) -> list[Any]:
     return [] if combined is None else combined.flattened
 
 
+def trains_from(trainer: pl.Trainer, batches: object) -> bool:
+    """Whether ``batches`` is an iterator that the fit loop takes its batches from, rather than somebody else."""
+    combined = trainer.fit_loop._combined_loader
+    own = None if combined is None else combined._iterator
+    return own is not None and any(iterator is batches for iterator in own.iterators)
+
+
 def fetches_ahead(trainer: pl.Trainer) -> bool:
     """Whether the fit loop takes a batch before it trains on the one before, to know which one is the last."""
     fetcher = trainer.fit_loop._data_fetcher

@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, Tens
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch.utils.data import DataLoader
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import lightning_port, trackers
@@ -511,3 +512,32 @@ def test_of_the_hooks_at_the_end_of_an_epoch_those_of_checkpoints_come_behind_th
 
     quiet_trainer(max_epochs=1, max_steps=-1, callbacks=[Saves()], enable_checkpointing=True).fit(Hooked(), loader())
     assert order == ["module", "checkpoint"]
+
+
+def test_the_fit_loops_iterators_are_told_from_those_of_others():
+    class Iterated:
+        def __init__(self, loader):
+            self.loader, self.made = loader, []
+
+        def __iter__(self):
+            self.made.append(iter(self.loader))
+            return self.made[-1]
+
+    class Asks(pl.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            for each in loaders:
+                other = iter(each)
+                assert lightning_port.trains_from(trainer, each.made[-2])
+                assert not lightning_port.trains_from(trainer, other)
+                each.made.pop()
+
+    class Both(ToyModel):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch[0], batch_idx)
+
+    short = DataLoader(loader().dataset, batch_size=12)  # begins again within an epoch
+    loaders = [Iterated(loader()), Iterated(short)]
+    trainer = quiet_trainer(max_epochs=2, max_steps=-1, callbacks=[Asks()])
+    assert not lightning_port.trains_from(trainer, None)
+    trainer.fit(Both(), loaders)
+    assert len(loaders[1].made) > len(loaders[0].made) >= 2

@@ -64,6 +64,7 @@ class ExactResume(Callback):
         self._data: list[dict[str, Any]] | None = None
         self._plateau: lightning_port.PlateauSteps | None = None
         self._gradient_order: list[str] = []
+        self._said: set[tuple[str, str]] = set()
         self._watched: reduction.GradientOrder | None = None
 
     @classmethod
@@ -108,7 +109,7 @@ class ExactResume(Callback):
         if self._watched is not None:
             self._watched.settle()
         self._fit = self._session = self._unwrap = self._aside = self._reload_epoch = self._data = self._plateau = None
-        self._gradient_order, self._watched = [], None
+        self._gradient_order, self._watched, self._said = [], None, set()
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -132,8 +133,7 @@ class ExactResume(Callback):
         self._settle_gradient_order(trainer)
         self._compare_data(session)
         if trainer.is_global_zero:
-            for loader, limit in dict.fromkeys(session.limits):
-                log.warning("exact resume, training loader %s: %s", loader, limit)
+            self._say_limits(session)
             device = trainer.strategy.root_device
             if advice := _advice(device):
                 log.info("exact resume: %s", advice)
@@ -216,6 +216,10 @@ class ExactResume(Callback):
             return {}
         session, trainer = self._session, self._fit.trainer
         over = lightning_port.epoch_is_trained(trainer)
+        # Rank 0 writes them; thousands of ranks need not know each other's.
+        ranks = together_at_zero(self._ranks, lambda: session.place(epoch_over=over, aside=self._aside).to_plain())
+        if trainer.is_global_zero:
+            self._say_limits(session)
         return {
             "format": _FORMAT,
             "epoch_over": over,
@@ -224,10 +228,7 @@ class ExactResume(Callback):
             "data": [feed.data for feed in session.feeds],
             "gradient_order": self._gradient_order,
             "readers": lightning_port.data_reader(trainer)[1],
-            # Rank 0 writes them; thousands of ranks need not know each other's.
-            "ranks": together_at_zero(
-                self._ranks, lambda: session.place(epoch_over=over, aside=self._aside).to_plain()
-            ),
+            "ranks": ranks,
         }
 
     def on_load_checkpoint(
@@ -267,6 +268,13 @@ class ExactResume(Callback):
         self._data = state["data"]
         self._plateau = lightning_port.PlateauSteps(**state["plateau"])
         self._session.go_on(place, epoch_over=state["epoch_over"])
+
+    def _say_limits(self, session: Session) -> None:
+        """Say once what cannot be promised; some of it shows only while training goes on."""
+        for loader, limit in session.limits:
+            if (loader, limit) not in self._said:
+                self._said.add((loader, limit))
+                log.warning("exact resume, training loader %s: %s", loader, limit)
 
     def _settle_gradient_order(self, trainer: pl.Trainer) -> None:
         model = trainer.strategy.model
@@ -325,6 +333,9 @@ class _Fit:
 
     def loaders(self) -> list[Any]:
         return lightning_port.training_loaders(self.trainer)
+
+    def trains_from(self, batches: object) -> bool:
+        return lightning_port.trains_from(self.trainer, batches)
 
     def fetches_ahead(self) -> bool:
         return lightning_port.fetches_ahead(self.trainer)

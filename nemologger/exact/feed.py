@@ -90,6 +90,7 @@ class Feed:
         before_batch: Called with this feed whenever a batch is about to be taken.
         after_batch: The same, afterwards.
         salt: Numbers that set this loader's seeds apart from those of other loaders and ranks.
+        is_training: Whether an iterator is the one that is trained from. Others do not count.
 
     Attributes:
         early: Batches that were taken before training started. Whoever begins anew gets them again.
@@ -101,11 +102,13 @@ class Feed:
         before_batch: Callable[[Feed], None],
         after_batch: Callable[[Feed, Any], None],
         salt: Callable[[Feed], tuple[int, ...]],
+        is_training: Callable[[object], bool],
     ) -> None:
         self.loader = loader
         self.source: Source = source_of(loader)
         self.before_batch = before_batch
         self.after_batch = after_batch
+        self.is_training = is_training
         self._salt = salt
         self._at_start = Owned(self.source.at_start())
         self._at_batch = Owned(self.source.at_batch())
@@ -116,11 +119,10 @@ class Feed:
         self.early: list[Any] = []
 
     def __iter__(self) -> Batches:
-        """The batches of the next epoch; where a checkpoint left off, if it is resumed."""
-        if self.early and self._running is not None:
-            # Lightning took them before training started, and drops them when it begins the epoch.
-            self._running.again = list(self.early)
-            return self._running
+        """The batches of the next epoch; where a checkpoint left off, if it is resumed.
+
+        Only their first batch shows who has asked for them.
+        """
         return Batches(self)
 
     # --- where ----------------------------------------------------------------------------------------------------
@@ -179,6 +181,33 @@ class Feed:
         self.source.release()
 
     # --- taking ---------------------------------------------------------------------------------------------------
+
+    def taken_early(self) -> tuple[Batches, list[Any]] | None:
+        """Whose place to take, and with which batches once more: Lightning drops them when it begins the epoch."""
+        return (self._running, list(self.early)) if self.early and self._running is not None else None
+
+    def follow(self, batches: Batches) -> None:
+        """Take what comes next for ``batches``."""
+        self._running = batches
+
+    def beside(self) -> Iterator[Any]:
+        """Batches for somebody else, at any time: what decides about training's batches stays as it is."""
+        batches: Iterator[Any] | None = None
+        theirs = NOTHING
+        while True:
+            own = self._at_start.values()
+            if batches is None:
+                batches = self.source.beside()
+            else:
+                self._at_start.restore(theirs)
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                theirs = self._at_start.values()
+                self._at_start.restore(own, exactly=True)
+            yield batch
 
     def take_first(self, batches: Batches) -> Any:
         """The first batch of ``batches``. Everything that begins an epoch happens here, not when it is announced."""
@@ -244,23 +273,28 @@ class Feed:
 
 
 class Batches:
-    """The batches of one epoch of a :class:`Feed`."""
+    """The batches of one epoch of a :class:`Feed`, or those of somebody who only looks at them."""
 
-    __slots__ = ("_begun", "_ended", "_feed", "again", "inner")
+    __slots__ = ("_again", "_begun", "_beside", "_ended", "_feed", "inner")
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self._begun = False
         self._ended = False
-        self.again: list[Any] = []
+        self._beside: Iterator[Any] | None = None
+        self._again: list[Any] = []
         self.inner: Iterator[Any] = iter(())
 
     def __iter__(self) -> Batches:
         return self
 
     def __next__(self) -> Any:
-        if self.again:
-            return self.again.pop(0)
+        if not self._begun and self._beside is None:
+            self._settle()
+        if self._beside is not None:
+            return next(self._beside)
+        if self._again:
+            return self._again.pop(0)
         if self._ended:
             raise StopIteration
         feed = self._feed
@@ -276,6 +310,15 @@ class Batches:
             raise
         feed.after_batch(feed, batch)
         return batch
+
+    def _settle(self) -> None:
+        """Before the first batch: whose they are."""
+        if not self._feed.is_training(self):
+            self._beside = self._feed.beside()
+        elif (early := self._feed.taken_early()) is not None:
+            before, self._again = early
+            self.inner, self._begun = before.inner, True
+            self._feed.follow(self)
 
 
 def skipping(batches: int) -> Position:

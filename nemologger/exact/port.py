@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -283,6 +284,18 @@ def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
     if loader.num_workers > 0 and loader.persistent_workers and loader._iterator is not None:
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
     return iter(loader)
+
+
+def iterate_apart(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Batches of ``loader`` that leave alone an iterator, or workers, that it keeps."""
+    kept, loader._iterator = loader._iterator, None
+    try:
+        batches = iter(loader)
+        first = list(islice(batches, 1))  # a subclass may begin only now
+    finally:
+        loader._iterator = kept
+    yield from first
+    yield from batches
 
 
 def end_workers(loader: DataLoader[Any]) -> None:

@@ -26,6 +26,9 @@ class Fit(Protocol):
     def loaders(self) -> list[Any]:
         """The training loaders, in order."""
 
+    def trains_from(self, batches: object) -> bool:
+        """Whether this iterator is training's, rather than that of somebody who looks at the data too."""
+
     def fetches_ahead(self) -> bool:
         """Whether a batch is taken before the one before it is trained on."""
 
@@ -117,7 +120,7 @@ class Session:
         if is_resumable(loader):
             return loader  # type: ignore[no-any-return]
         self._round, self._ahead, self._settled, self._changed = None, None, [], True
-        return ResumableLoader(Feed(loader, self._before_batch, self._after_batch, self._salt))
+        return ResumableLoader(Feed(loader, self._before_batch, self._after_batch, self._salt, self._fit.trains_from))
 
     @property
     def feeds(self) -> list[Feed]:
