@@ -35,8 +35,10 @@ class ExactResume(Callback):
     is given wrappers around them.
 
     Covered are DataLoaders over datasets with and without length, with any sampler, with and without workers, several of
-    them at once, and other iterables. Validation does not shift training. What cannot be promised for the loaders at
-    hand is logged when training starts, with what would help. On another number of ranks a run goes on after as many
+    them at once, and other iterables. Generators, numbers, lists, dictionaries, arrays and tensors among the attributes of
+    samplers, and of datasets without workers, go on as they were. Neither validation nor a second look at the training
+    loader shifts training. What cannot be promised for the loaders at hand is logged when training starts, with what would
+    help, or at the first save after it shows. On another number of ranks a run goes on after as many
     samples, with new random states.
 
     What a GPU computes must repeat as well. Some kernels, and NCCL on some machines, add in an order that differs from run
@@ -326,6 +328,10 @@ class _Fit:
     @property
     def rank(self) -> int:
         return lightning_port.data_reader(self.trainer)[0]
+
+    @property
+    def ranks(self) -> int:
+        return int(self.trainer.world_size)
 
     @property
     def device(self) -> torch.device:

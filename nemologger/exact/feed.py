@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch.utils.data import Subset
 
 from nemologger.exact.owned import NOTHING, Owned, Values
 from nemologger.exact.rng import RngState
-from nemologger.exact.sources import Source, source_of
+from nemologger.exact.sources import HasState, Source, source_of
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ class Feed:
         after_batch: The same, afterwards.
         salt: Numbers that set this loader's seeds apart from those of other loaders and ranks.
         is_training: Whether an iterator is the one that is trained from. Others do not count.
+        most: So many bytes at most of lists and arrays that its sampler or dataset keeps go into a checkpoint.
 
     Attributes:
         early: Batches that were taken before training started. Whoever begins anew gets them again.
@@ -103,6 +104,7 @@ class Feed:
         after_batch: Callable[[Feed, Any], None],
         salt: Callable[[Feed], tuple[int, ...]],
         is_training: Callable[[object], bool],
+        most: int,
     ) -> None:
         self.loader = loader
         self.source: Source = source_of(loader)
@@ -110,8 +112,11 @@ class Feed:
         self.after_batch = after_batch
         self.is_training = is_training
         self._salt = salt
-        self._at_start = Owned(self.source.at_start())
-        self._at_batch = Owned(self.source.at_batch())
+        # What has state_dict() says itself what is to be kept.
+        self._at_start, self._at_batch = (
+            Owned(roots, closed=[name for name, root in roots.items() if isinstance(root, HasState)], most=most)
+            for roots in (self.source.at_start(), self.source.at_batch())
+        )
         self._mark = FRESH
         self._within: Position | None = None
         self._after: Position | None = None
@@ -132,8 +137,11 @@ class Feed:
         """Where it is."""
         return self._mark if self._within is None else self._within.mark
 
-    def position(self, mark: Mark, *, between: bool = False) -> Position:
-        """All about ``mark``, which is where it is now; ``between`` two epochs, or within one."""
+    def position(self, mark: Mark, *, between: bool = False, save: bool = True) -> Position:
+        """All about ``mark``, which is where it is now; ``between`` two epochs, or within one.
+
+        Without ``save`` it is one of many that are noted, of which one may be saved: what is large is left out.
+        """
         waiting = self._within or self._after
         if waiting is not None:
             return waiting
@@ -145,7 +153,24 @@ class Feed:
         needed = self.source.within_epoch
         if needed == "nothing":
             return Position(mark, state)
-        return Position(mark, state, NOTHING, self._at_batch.values(counters=needed == "all"))
+        return Position(
+            mark, state, NOTHING, self._at_batch.values(counters=needed == "all", look="all" if save else "small")
+        )
+
+    @property
+    def limits(self) -> list[str]:
+        """What cannot be promised, as far as that is known by now."""
+        lost = {**self._at_start.lost, **self._at_batch.lost}
+        return self.source.limits + [
+            f"{path} has changed since training began, and is not saved: it {why}. A resumed run begins with it as the "
+            "program makes it, which is right for a cache. If it decides about samples, make it in __init__(), of plain "
+            "data, or give its dataset state_dict() and load_state_dict()"
+            for path, why in lost.items()
+        ]
+
+    def name_large(self) -> None:
+        """For a save of a position that was noted: see what could not be noted with it."""
+        self._at_batch.name_large()
 
     def begin_epoch(self) -> None:
         """Forget what was counted: whatever is taken next belongs to another epoch."""
@@ -195,7 +220,8 @@ class Feed:
         batches: Iterator[Any] | None = None
         theirs = NOTHING
         while True:
-            own = self._at_start.values()
+            look: Literal["all", "not"] = "all" if batches is None else "not"  # lists change when an epoch begins
+            own = self._at_start.values(look=look)
             if batches is None:
                 batches = self.source.beside()
             else:
@@ -205,7 +231,7 @@ class Feed:
             except StopIteration:
                 return
             finally:
-                theirs = self._at_start.values()
+                theirs = self._at_start.values(look="not")
                 self._at_start.restore(own, exactly=True)
             yield batch
 
@@ -247,7 +273,7 @@ class Feed:
     def _begin_at(self, batches: Batches, position: Position, start: Start) -> None:
         present = RngState.capture()
         start.rng.restore()
-        self._at_start.restore(start.owned)
+        self._at_start.restore(start.owned, exactly=True)  # Lightning may have taken a batch already
 
         def ready() -> None:
             self._at_batch.restore(position.at_batch)
