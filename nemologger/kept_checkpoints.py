@@ -49,7 +49,9 @@ class KeptCheckpoints(LightningModelCheckpoint):
         For a callback that is about to stop the run, in ``on_train_batch_end`` after an optimizer step or in
         ``on_validation_end``, behind the others. What is being saved beside training is waited for; a step that has its
         checkpoint is not saved again. Without ``save_last`` there is a ``-last`` all the same if this moment is not among
-        the best, and it goes with the next save.
+        the best, and it goes with the next save. What the module does in its own ``on_train_batch_end`` or
+        ``on_validation_end`` comes later, and is not in it; ``nemologger.callbacks.MaxTimePerRun`` and
+        ``PreemptionCallback`` stop behind it.
 
         Args:
             trainer: The trainer.

@@ -217,6 +217,58 @@ def epochs_done(trainer: pl.Trainer) -> int:
     return int(progress.processed) + int(is_last_batch and progress.processed < progress.started)
 
 
+class _Behind:
+    """What is put in the place of a method that Lightning calls next, once; see :func:`behind_module`."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.calls: list[Callable[[], None]] = []
+        self._owner, self._name, self._own, self._plain = vars(owner), name, vars(owner).get(name), getattr(owner, name)
+        self._owner[name] = self
+
+    def undo(self) -> None:
+        del self._owner[self._name]
+        if self._own is not None:
+            self._owner[self._name] = self._own
+
+    def __call__(self) -> None:
+        self.undo()
+        for call in self.calls:
+            call()
+        self._plain()
+
+
+def behind_module(trainer: pl.Trainer, hook: str, call: Callable[[], None]) -> None:
+    """For a callback's ``on_train_batch_end`` or ``on_validation_end``: ``call()`` behind the ``hook`` of the module.
+
+    Lightning calls the module's own after those of all callbacks. Several calls are made in the order in which they came
+    in; where the module has no such hook of its own, at once.
+    """
+    if not is_overridden(hook, trainer.lightning_module):
+        call()
+        return
+    owner, name = _next_after_module(trainer)[hook]
+    behind = vars(owner).get(name)
+    if not isinstance(behind, _Behind):
+        behind = _Behind(owner, name)
+    behind.calls.append(call)
+
+
+def forget_behind_module(trainer: pl.Trainer) -> None:
+    """After an exception: make no calls that :func:`behind_module` has put off."""
+    for owner, name in _next_after_module(trainer).values():
+        behind = vars(owner).get(name)
+        if isinstance(behind, _Behind):
+            behind.undo()
+
+
+def _next_after_module(trainer: pl.Trainer) -> dict[str, tuple[Any, str]]:
+    """What Lightning calls once both the callbacks and the module have had their turn."""
+    return {
+        "on_train_batch_end": (trainer._logger_connector, "on_batch_end"),
+        "on_validation_end": (trainer.strategy, "on_validation_end"),
+    }
+
+
 def is_trial(trainer: pl.Trainer) -> bool:
     """Whether this is a ``fast_dev_run``, which saves nothing."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by a connector
@@ -381,6 +433,13 @@ def training_loaders(trainer: pl.Trainer) -> list[Any]:
     """The loaders of the fit loop, in a flat list; empty before they are made."""
     combined = trainer.fit_loop._combined_loader
     return [] if combined is None else combined.flattened
+
+
+def trains_from(trainer: pl.Trainer, batches: object) -> bool:
+    """Whether ``batches`` is an iterator that the fit loop takes its batches from, rather than somebody else."""
+    combined = trainer.fit_loop._combined_loader
+    own = None if combined is None else combined._iterator
+    return own is not None and any(iterator is batches for iterator in own.iterators)
 
 
 def fetches_ahead(trainer: pl.Trainer) -> bool:

@@ -314,7 +314,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
             self._due_after_validation = True
         else:
-            self._save(trainer)
+            lightning_port.behind_module(trainer, "on_train_batch_end", partial(self._save, trainer))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let nobody swap parameters for validation while they are being copied."""
@@ -342,8 +342,9 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             if lightning_port.is_accumulating(trainer):
                 self._postponed = True  # to the optimizer's step
                 return
-            self._save(trainer)
-            self._keeper.hold()  # who has swapped parameters for validation is about to swap them back
+            lightning_port.behind_module(trainer, "on_validation_end", partial(self._save, trainer))
+            # Who has swapped parameters for validation is about to swap them back.
+            lightning_port.behind_module(trainer, "on_validation_end", self._keeper.hold)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what ``every_n_epochs`` says, with ``save_on_train_epoch_end`` or where no validation runs."""
@@ -362,6 +363,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Wait for what is being written; save, with ``save_on_exception``."""
+        lightning_port.forget_behind_module(trainer)
         if isinstance(exception, SIGTERMException) and exception.code is None:
             # Lightning would end with 0, and a scheduler take the run for finished.
             exception.code = 128 + signal.SIGTERM

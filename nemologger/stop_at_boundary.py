@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from lightning.pytorch.callbacks import Callback
@@ -25,8 +26,8 @@ class StopAtBoundary(Callback):
     """Saves and stops when one rank wants to; the ranks agree on the moment.
 
     That is the end of an optimizer step (not of a batch whose gradients are kept for a later one), or of the validation
-    that follows it. Training that is over with that step is left to end by itself. Other callbacks have done their part
-    before: this one moves to the end of the trainer's list.
+    that follows it. Training that is over with that step is left to end by itself. Other callbacks, and the module's own
+    hooks, have done their part before: this one moves to the end of the trainer's list.
 
     Args:
         rank_timeout: How long to wait for the other ranks; None for as long as training itself does (the strategy's
@@ -87,7 +88,7 @@ class StopAtBoundary(Callback):
             self._after_validation = True  # a run that is resumed in front of it would leave it out
             self._say(trainer, ", after the validation that is due now")
         else:
-            self._stop(trainer)
+            lightning_port.behind_module(trainer, "on_train_batch_end", partial(self._stop, trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop, if that was due before validation or came up during it."""
@@ -95,7 +96,11 @@ class StopAtBoundary(Callback):
             return
         due, self._after_validation = self._after_validation, False
         if (due or self._poll(self._reason is not None, now=True)) and not lightning_port.is_over(trainer):
-            self._stop(trainer)
+            lightning_port.behind_module(trainer, "on_validation_end", partial(self._stop, trainer))
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """The run ends already."""
+        lightning_port.forget_behind_module(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Another fit makes its own agreement."""

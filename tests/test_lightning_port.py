@@ -20,6 +20,7 @@ from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, Tens
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from torch.utils.data import DataLoader
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import lightning_port, trackers
@@ -464,3 +465,100 @@ def test_the_last_checkpoint_that_is_there(tmp_path):
         assert lightning_port.last_saved(checkpoint) == "memory://last-saved/b.ckpt"
     finally:
         store.rm("/last-saved", recursive=True)
+
+
+class _Hooked(ToyModel):
+    """Writes down when its own hooks are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order: list[str] = []
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.order.append("module, batch")
+
+    def on_validation_end(self):
+        self.order.append("module, validation")
+
+
+class _PutsOff(pl.Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        pl_module.order.append("callback, batch")
+        for call in ("first", "second"):
+            lightning_port.behind_module(
+                trainer, "on_train_batch_end", lambda call=call: pl_module.order.append(f"{call} behind batch")
+            )
+
+    def on_validation_end(self, trainer, pl_module):
+        if not trainer.sanity_checking:
+            pl_module.order.append("callback, validation")
+            lightning_port.behind_module(
+                trainer, "on_validation_end", lambda: pl_module.order.append("behind validation")
+            )
+
+
+def test_lightning_calls_the_modules_hooks_after_those_of_callbacks_and_what_is_put_off_behind_them():
+    model = _Hooked()
+    trainer = quiet_trainer(max_steps=2, val_check_interval=1, limit_val_batches=1, callbacks=[_PutsOff()])
+    trainer.fit(model, loader(), loader())
+    batch = ["callback, batch", "module, batch", "first behind batch", "second behind batch"]
+    validation = ["callback, validation", "module, validation", "behind validation"]
+    assert model.order == [*batch, *validation] * 2
+    assert "on_batch_end" not in vars(trainer._logger_connector)
+    assert "on_validation_end" not in vars(trainer.strategy)
+
+
+def test_nothing_is_put_off_where_the_module_has_no_hook_of_its_own():
+    seen = []
+
+    class Asks(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            lightning_port.behind_module(trainer, "on_train_batch_end", lambda: seen.append("at once"))
+            seen.append("callback")
+
+    quiet_trainer(max_steps=1, callbacks=[Asks()]).fit(ToyModel(), loader())
+    assert seen == ["at once", "callback"]
+
+
+def test_of_the_hooks_at_the_end_of_an_epoch_those_of_checkpoints_come_behind_the_modules():
+    order = []
+
+    class Hooked(ToyModel):
+        def on_train_epoch_end(self):
+            order.append("module")
+
+    class Saves(ModelCheckpoint):
+        def on_train_epoch_end(self, trainer, pl_module):
+            order.append("checkpoint")
+
+    quiet_trainer(max_epochs=1, max_steps=-1, callbacks=[Saves()], enable_checkpointing=True).fit(Hooked(), loader())
+    assert order == ["module", "checkpoint"]
+
+
+def test_the_fit_loops_iterators_are_told_from_those_of_others():
+    class Iterated:
+        def __init__(self, loader):
+            self.loader, self.made = loader, []
+
+        def __iter__(self):
+            self.made.append(iter(self.loader))
+            return self.made[-1]
+
+    class Asks(pl.Callback):
+        def on_train_batch_start(self, trainer, *args):
+            for each in loaders:
+                other = iter(each)
+                assert lightning_port.trains_from(trainer, each.made[-2])
+                assert not lightning_port.trains_from(trainer, other)
+                each.made.pop()
+
+    class Both(ToyModel):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch[0], batch_idx)
+
+    short = DataLoader(loader().dataset, batch_size=12)  # begins again within an epoch
+    loaders = [Iterated(loader()), Iterated(short)]
+    trainer = quiet_trainer(max_epochs=2, max_steps=-1, callbacks=[Asks()])
+    assert not lightning_port.trains_from(trainer, None)
+    trainer.fit(Both(), loaders)
+    assert len(loaders[1].made) > len(loaders[0].made) >= 2

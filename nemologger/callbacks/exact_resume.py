@@ -35,8 +35,10 @@ class ExactResume(Callback):
     is given wrappers around them.
 
     Covered are DataLoaders over datasets with and without length, with any sampler, with and without workers, several of
-    them at once, and other iterables. Validation does not shift training. What cannot be promised for the loaders at
-    hand is logged when training starts, with what would help. On another number of ranks a run goes on after as many
+    them at once, and other iterables. Generators, numbers, lists, dictionaries, arrays and tensors among the attributes of
+    samplers, and of datasets without workers, go on as they were. Neither validation nor a second look at the training
+    loader shifts training. What cannot be promised for the loaders at hand is logged when training starts, with what would
+    help, or at the first save after it shows. On another number of ranks a run goes on after as many
     samples, with new random states.
 
     What a GPU computes must repeat as well. Some kernels, and NCCL on some machines, add in an order that differs from run
@@ -64,6 +66,7 @@ class ExactResume(Callback):
         self._data: list[dict[str, Any]] | None = None
         self._plateau: lightning_port.PlateauSteps | None = None
         self._gradient_order: list[str] = []
+        self._said: set[tuple[str, str]] = set()
         self._watched: reduction.GradientOrder | None = None
 
     @classmethod
@@ -95,6 +98,7 @@ class ExactResume(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the trainer as it was found. Loaders follow when Lightning is done with them: another callback may save."""
+        lightning_port.forget_behind_module(trainer)
         if self._unwrap is not None:
             self._unwrap()
             self._unwrap = None
@@ -107,7 +111,7 @@ class ExactResume(Callback):
         if self._watched is not None:
             self._watched.settle()
         self._fit = self._session = self._unwrap = self._aside = self._reload_epoch = self._data = self._plateau = None
-        self._gradient_order, self._watched = [], None
+        self._gradient_order, self._watched, self._said = [], None, set()
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -131,8 +135,7 @@ class ExactResume(Callback):
         self._settle_gradient_order(trainer)
         self._compare_data(session)
         if trainer.is_global_zero:
-            for loader, limit in dict.fromkeys(session.limits):
-                log.warning("exact resume, training loader %s: %s", loader, limit)
+            self._say_limits(session)
             device = trainer.strategy.root_device
             if advice := _advice(device):
                 log.info("exact resume: %s", advice)
@@ -166,7 +169,8 @@ class ExactResume(Callback):
         if self._session is not None:
             self._session.batch_trained()
             if self._validates and lightning_port.validation_follows(trainer):
-                self._put_aside()
+                # The module may draw in its own hook, which is part of training.
+                lightning_port.behind_module(trainer, "on_train_batch_end", self._put_aside)
 
     # --- validation -----------------------------------------------------------------------------------------------
 
@@ -186,7 +190,7 @@ class ExactResume(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the generators back, before a checkpoint is saved."""
         if not trainer.sanity_checking:
-            self._take_back()
+            lightning_port.behind_module(trainer, "on_validation_end", self._take_back)
 
     def _put_aside(self) -> None:
         if self._fit is not None:
@@ -202,9 +206,11 @@ class ExactResume(Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Drop Lightning's own notes on the loaders; :meth:`state_dict` has better ones."""
-        if self._session is not None:
-            lightning_port.drop_loader_states(checkpoint)
+        """Drop Lightning's own notes on the loaders; :meth:`state_dict` has better ones.
+
+        After a fit there are none, but Lightning still has our wrappers: their state would be in the way of whoever resumes.
+        """
+        lightning_port.drop_loader_states(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Generators and loaders of every rank, on rank 0. Collective."""
@@ -212,6 +218,10 @@ class ExactResume(Callback):
             return {}
         session, trainer = self._session, self._fit.trainer
         over = lightning_port.epoch_is_trained(trainer)
+        # Rank 0 writes them; thousands of ranks need not know each other's.
+        ranks = together_at_zero(self._ranks, lambda: session.place(epoch_over=over, aside=self._aside).to_plain())
+        if trainer.is_global_zero:
+            self._say_limits(session)
         return {
             "format": _FORMAT,
             "epoch_over": over,
@@ -220,10 +230,7 @@ class ExactResume(Callback):
             "data": [feed.data for feed in session.feeds],
             "gradient_order": self._gradient_order,
             "readers": lightning_port.data_reader(trainer)[1],
-            # Rank 0 writes them; thousands of ranks need not know each other's.
-            "ranks": together_at_zero(
-                self._ranks, lambda: session.place(epoch_over=over, aside=self._aside).to_plain()
-            ),
+            "ranks": ranks,
         }
 
     def on_load_checkpoint(
@@ -263,6 +270,13 @@ class ExactResume(Callback):
         self._data = state["data"]
         self._plateau = lightning_port.PlateauSteps(**state["plateau"])
         self._session.go_on(place, epoch_over=state["epoch_over"])
+
+    def _say_limits(self, session: Session) -> None:
+        """Say once what cannot be promised; some of it shows only while training goes on."""
+        for loader, limit in session.limits:
+            if (loader, limit) not in self._said:
+                self._said.add((loader, limit))
+                log.warning("exact resume, training loader %s: %s", loader, limit)
 
     def _settle_gradient_order(self, trainer: pl.Trainer) -> None:
         model = trainer.strategy.model
@@ -316,11 +330,18 @@ class _Fit:
         return lightning_port.data_reader(self.trainer)[0]
 
     @property
+    def ranks(self) -> int:
+        return int(self.trainer.world_size)
+
+    @property
     def device(self) -> torch.device:
         return self.trainer.strategy.root_device
 
     def loaders(self) -> list[Any]:
         return lightning_port.training_loaders(self.trainer)
+
+    def trains_from(self, batches: object) -> bool:
+        return lightning_port.trains_from(self.trainer, batches)
 
     def fetches_ahead(self) -> bool:
         return lightning_port.fetches_ahead(self.trainer)

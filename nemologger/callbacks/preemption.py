@@ -105,6 +105,7 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the trainer as it was found."""
+        super().on_exception(trainer, pl_module, exception)
         self._release()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

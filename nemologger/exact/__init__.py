@@ -8,7 +8,8 @@ checkpoint holds; from it the loader is brought back to the same batch without l
     feed.py      where one loader is, and how it gets there again
     sources.py   one way for each kind of loader
     session.py   all loaders of one fit, and the generators between them
-    owned.py     generators and counters that a dataset or sampler keeps
+    owned.py     generators, counters, lists and arrays that a dataset or sampler keeps
+    contents.py  what such a list or array holds, and whether it has changed
     port.py      what PyTorch's loaders keep to themselves
     rng.py       the process's generators
 """

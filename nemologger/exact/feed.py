@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+import torch
 import xxhash
 from torch.utils.data import Subset
 
 from nemologger.exact.owned import NOTHING, Owned, Values
 from nemologger.exact.rng import RngState
-from nemologger.exact.sources import Source, source_of
+from nemologger.exact.sources import HasState, Source, source_of
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,8 @@ class Feed:
         before_batch: Called with this feed whenever a batch is about to be taken.
         after_batch: The same, afterwards.
         salt: Numbers that set this loader's seeds apart from those of other loaders and ranks.
+        is_training: Whether an iterator is the one that is trained from. Others do not count.
+        most: So many bytes at most of lists and arrays that its sampler or dataset keeps go into a checkpoint.
 
     Attributes:
         early: Batches that were taken before training started. Whoever begins anew gets them again.
@@ -98,14 +103,20 @@ class Feed:
         before_batch: Callable[[Feed], None],
         after_batch: Callable[[Feed, Any], None],
         salt: Callable[[Feed], tuple[int, ...]],
+        is_training: Callable[[object], bool],
+        most: int,
     ) -> None:
         self.loader = loader
         self.source: Source = source_of(loader)
         self.before_batch = before_batch
         self.after_batch = after_batch
+        self.is_training = is_training
         self._salt = salt
-        self._at_start = Owned(self.source.at_start())
-        self._at_batch = Owned(self.source.at_batch())
+        # What has state_dict() says itself what is to be kept.
+        self._at_start, self._at_batch = (
+            Owned(roots, closed=[name for name, root in roots.items() if isinstance(root, HasState)], most=most)
+            for roots in (self.source.at_start(), self.source.at_batch())
+        )
         self._mark = FRESH
         self._within: Position | None = None
         self._after: Position | None = None
@@ -113,11 +124,10 @@ class Feed:
         self.early: list[Any] = []
 
     def __iter__(self) -> Batches:
-        """The batches of the next epoch; where a checkpoint left off, if it is resumed."""
-        if self.early and self._running is not None:
-            # Lightning took them before training started, and drops them when it begins the epoch.
-            self._running.again = list(self.early)
-            return self._running
+        """The batches of the next epoch; where a checkpoint left off, if it is resumed.
+
+        Only their first batch shows who has asked for them.
+        """
         return Batches(self)
 
     # --- where ----------------------------------------------------------------------------------------------------
@@ -127,8 +137,11 @@ class Feed:
         """Where it is."""
         return self._mark if self._within is None else self._within.mark
 
-    def position(self, mark: Mark, *, between: bool = False) -> Position:
-        """All about ``mark``, which is where it is now; ``between`` two epochs, or within one."""
+    def position(self, mark: Mark, *, between: bool = False, save: bool = True) -> Position:
+        """All about ``mark``, which is where it is now; ``between`` two epochs, or within one.
+
+        Without ``save`` it is one of many that are noted, of which one may be saved: what is large is left out.
+        """
         waiting = self._within or self._after
         if waiting is not None:
             return waiting
@@ -140,7 +153,24 @@ class Feed:
         needed = self.source.within_epoch
         if needed == "nothing":
             return Position(mark, state)
-        return Position(mark, state, NOTHING, self._at_batch.values(counters=needed == "all"))
+        return Position(
+            mark, state, NOTHING, self._at_batch.values(counters=needed == "all", look="all" if save else "small")
+        )
+
+    @property
+    def limits(self) -> list[str]:
+        """What cannot be promised, as far as that is known by now."""
+        lost = {**self._at_start.lost, **self._at_batch.lost}
+        return self.source.limits + [
+            f"{path} has changed since training began, and is not saved: it {why}. A resumed run begins with it as the "
+            "program makes it, which is right for a cache. If it decides about samples, make it in __init__(), of plain "
+            "data, or give its dataset state_dict() and load_state_dict()"
+            for path, why in lost.items()
+        ]
+
+    def name_large(self) -> None:
+        """For a save of a position that was noted: see what could not be noted with it."""
+        self._at_batch.name_large()
 
     def begin_epoch(self) -> None:
         """Forget what was counted: whatever is taken next belongs to another epoch."""
@@ -165,9 +195,9 @@ class Feed:
         """The position that was asked for, as long as no batch has been taken."""
         return self._within
 
-    @property
+    @cached_property
     def data(self) -> dict[str, Any]:
-        """What identifies its dataset: a run must not go on with another one unnoticed."""
+        """What identifies its dataset: a run must not go on with another one unnoticed. It takes time for millions."""
         return described(getattr(self.loader, "dataset", None))
 
     def release(self) -> None:
@@ -176,6 +206,34 @@ class Feed:
         self.source.release()
 
     # --- taking ---------------------------------------------------------------------------------------------------
+
+    def taken_early(self) -> tuple[Batches, list[Any]] | None:
+        """Whose place to take, and with which batches once more: Lightning drops them when it begins the epoch."""
+        return (self._running, list(self.early)) if self.early and self._running is not None else None
+
+    def follow(self, batches: Batches) -> None:
+        """Take what comes next for ``batches``."""
+        self._running = batches
+
+    def beside(self) -> Iterator[Any]:
+        """Batches for somebody else, at any time: what decides about training's batches stays as it is."""
+        batches: Iterator[Any] | None = None
+        theirs = NOTHING
+        while True:
+            look: Literal["all", "not"] = "all" if batches is None else "not"  # lists change when an epoch begins
+            own = self._at_start.values(look=look)
+            if batches is None:
+                batches = self.source.beside()
+            else:
+                self._at_start.restore(theirs)
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                theirs = self._at_start.values(look="not")
+                self._at_start.restore(own, exactly=True)
+            yield batch
 
     def take_first(self, batches: Batches) -> Any:
         """The first batch of ``batches``. Everything that begins an epoch happens here, not when it is announced."""
@@ -215,7 +273,7 @@ class Feed:
     def _begin_at(self, batches: Batches, position: Position, start: Start) -> None:
         present = RngState.capture()
         start.rng.restore()
-        self._at_start.restore(start.owned)
+        self._at_start.restore(start.owned, exactly=True)  # Lightning may have taken a batch already
 
         def ready() -> None:
             self._at_batch.restore(position.at_batch)
@@ -241,23 +299,28 @@ class Feed:
 
 
 class Batches:
-    """The batches of one epoch of a :class:`Feed`."""
+    """The batches of one epoch of a :class:`Feed`, or those of somebody who only looks at them."""
 
-    __slots__ = ("_begun", "_ended", "_feed", "again", "inner")
+    __slots__ = ("_again", "_begun", "_beside", "_ended", "_feed", "inner")
 
     def __init__(self, feed: Feed) -> None:
         self._feed = feed
         self._begun = False
         self._ended = False
-        self.again: list[Any] = []
+        self._beside: Iterator[Any] | None = None
+        self._again: list[Any] = []
         self.inner: Iterator[Any] = iter(())
 
     def __iter__(self) -> Batches:
         return self
 
     def __next__(self) -> Any:
-        if self.again:
-            return self.again.pop(0)
+        if not self._begun and self._beside is None:
+            self._settle()
+        if self._beside is not None:
+            return next(self._beside)
+        if self._again:
+            return self._again.pop(0)
         if self._ended:
             raise StopIteration
         feed = self._feed
@@ -273,6 +336,15 @@ class Batches:
             raise
         feed.after_batch(feed, batch)
         return batch
+
+    def _settle(self) -> None:
+        """Before the first batch: whose they are."""
+        if not self._feed.is_training(self):
+            self._beside = self._feed.beside()
+        elif (early := self._feed.taken_early()) is not None:
+            before, self._again = early
+            self.inner, self._begun = before.inner, True
+            self._feed.follow(self)
 
 
 def skipping(batches: int) -> Position:
@@ -294,5 +366,14 @@ def described(dataset: Any) -> dict[str, Any]:
         samples = None
     chosen = None
     if isinstance(dataset, Subset):
-        chosen = xxhash.xxh3_64_hexdigest(repr([int(index) for index in dataset.indices]).encode())
+        chosen = xxhash.xxh3_64_hexdigest(_numbers(dataset.indices))
     return {"samples": samples, "chosen": chosen}
+
+
+def _numbers(indices: Any) -> Any:
+    """``indices`` as an array, whatever they are kept in."""
+    if isinstance(indices, torch.Tensor):
+        indices = indices.cpu()
+    elif not isinstance(indices, list | tuple | range | np.ndarray):
+        indices = list(indices)
+    return np.ascontiguousarray(indices, dtype=np.int64)

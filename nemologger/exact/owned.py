@@ -1,16 +1,17 @@
-"""Generators and counters that a dataset or a sampler keeps among its attributes."""
+"""Generators, counters, lists and arrays that a dataset or a sampler keeps among its attributes."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
+from nemologger.exact import contents
 from nemologger.exact.rng import GENERATORS, generator_state, set_generator_state
 
 _DEEPEST = 5
@@ -25,55 +26,96 @@ _CLOSED = (
 
 @dataclass(frozen=True)
 class Values:
-    """What was found at one moment, by path: ``"dataset.transform.rng"``."""
+    """What was found at one moment, by path: ``"dataset.transform.rng"``.
+
+    Attributes:
+        generators: States of generators.
+        counters: Numbers and texts.
+        contents: Of lists, dictionaries, arrays and tensors: what they hold, and whether it is the object that was there at
+            first. None if nobody has looked.
+    """
 
     generators: dict[str, Any] = field(default_factory=dict)
     counters: dict[str, Any] = field(default_factory=dict)
+    contents: dict[str, tuple[Any, bool]] | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """As plain types."""
-        return {"generators": self.generators, "counters": self.counters}
+        return {"generators": self.generators, "counters": self.counters, "contents": self.contents}
 
     @staticmethod
     def from_plain(plain: dict[str, Any]) -> Values:
         """What :meth:`to_plain` was made of."""
-        return Values(plain["generators"], plain["counters"])
+        return Values(plain["generators"], plain["counters"], plain.get("contents"))
 
 
 NOTHING = Values()
+
+
+class _First(NamedTuple):
+    """A list, dictionary, array or tensor as the program made it."""
+
+    value: Any
+    fingerprint: int
+    kept: Any
 
 
 class Owned:
     """Looks into objects for the state that they carry from batch to batch.
 
     A counter is a number or a text that has changed since this object was made: an argument of the constructor stays as
-    the program gives it today.
+    the program gives it today. So are contents of lists, dictionaries, arrays and tensors.
 
     Args:
         roots: The objects, by name.
-        counters: Look for counters too.
+        counters: Look for counters and contents too.
+        closed: The names of roots whose contents are none of our business.
+        most: Keep no more bytes of contents than this.
+
+    Attributes:
+        lost: What has changed and cannot be kept, by path, and why.
     """
 
-    def __init__(self, roots: Mapping[str, Any], *, counters: bool = True) -> None:
+    def __init__(
+        self,
+        roots: Mapping[str, Any],
+        *,
+        counters: bool = True,
+        closed: Collection[str] = (),
+        most: int = contents.MOST_BYTES,
+    ) -> None:
         self._roots = {name: root for name, root in roots.items() if root is not None}
         self._counters = counters
+        self._closed = closed
+        self._most = most
         self._at_first = self._scalars() if counters else {}
+        holding = self._holding() if counters else []
+        # Who keeps hundreds of long lists does not wait longer for them.
+        self._share = 1 + sum(not contents.is_small(value) for _, value in holding) // 4
+        left = [contents.MOST_BYTES]
+        self._first = {p: _First(v, contents.fingerprint(v, self._share), _kept(v, left)) for p, v in holding}
+        self.lost: dict[str, str] = {}
 
     @property
     def generators(self) -> dict[str, Any]:
         """The generators, by path."""
         return {path: value for path, value in self._walk() if isinstance(value, GENERATORS)}
 
-    def values(self, *, counters: bool = True) -> Values:
-        """The state of this moment; looking for counters is what takes time."""
+    def values(self, *, counters: bool = True, look: Literal["all", "small", "not"] = "all") -> Values:
+        """The state of this moment.
+
+        Args:
+            counters: Look for counters, which takes time.
+            look: Which contents to look at, too. For every batch, small ones; then :meth:`name_large` at a save.
+        """
         if not self._roots:
             return Values()
         generators = {path: generator_state(generator) for path, generator in self.generators.items()}
-        changed = {}
-        if counters and self._counters:
-            unknown = object()
-            changed = {p: v for p, v in self._scalars().items() if self._at_first.get(p, unknown) != v}
-        return Values(generators, changed)
+        if not (counters and self._counters):
+            return Values(generators)
+        unknown = object()
+        changed = {p: v for p, v in self._scalars().items() if self._at_first.get(p, unknown) != v}
+        return Values(generators, changed, None if look == "not" else self._changed(small=look == "small"))
 
     def restore(self, values: Values, *, exactly: bool = False) -> None:
         """Set what is still there to ``values``; with ``exactly``, counters that are not among them to what they were."""
@@ -81,13 +123,68 @@ class Owned:
             for path, generator in self.generators.items():
                 if path in values.generators:
                     set_generator_state(generator, values.generators[path])
+        if not self._counters:
+            return
         counters = {**self._at_first, **values.counters} if exactly else values.counters
-        if counters and self._counters:
-            for holder_path, holder in self._holders():
-                for name, value in list(vars(holder).items()):
-                    path = f"{holder_path}.{name}"
-                    if path in counters and type(value) in _SCALARS and value != counters[path]:
-                        setattr(holder, name, counters[path])
+        holders = dict(self._holders()) if counters or values.contents is not None else {}
+        for path, value in counters.items():
+            holder, _, name = path.rpartition(".")
+            there = vars(holders[holder]).get(name, self) if holder in holders else self
+            if type(there) in _SCALARS and there != value:
+                setattr(holders[holder], name, value)
+        if values.contents is None:
+            return
+        there = {path: value for path, value in self._holding() if path in values.contents or exactly}
+        for path, value in there.items():
+            kept, same = values.contents.get(path) or (self._first[path].kept if path in self._first else None, True)
+            if path not in values.contents and (path in self.lost or not self._has_changed(path, value)):
+                continue
+            if kept is None:
+                self.lost[path] = "was changed before it could be kept"
+                continue
+            back = contents.put_back(value, kept, same=same)
+            if back is not value:
+                holder, _, name = path.rpartition(".")
+                setattr(holders[holder], name, back)
+
+    def name_large(self) -> None:
+        """Put what has changed, and is too large to be kept for every batch, among what is :attr:`lost`."""
+        for path, value in self._holding():
+            if path not in self.lost and not contents.is_small(value) and self._has_changed(path, value):
+                self.lost[path] = "is too large to be noted with every batch, which a sampler without __len__() needs"
+
+    def _changed(self, *, small: bool) -> dict[str, tuple[Any, bool]]:
+        found: dict[str, tuple[Any, bool]] = {}
+        left = [self._most]
+        for path, value in self._holding():
+            if (small and not contents.is_small(value)) or not self._has_changed(path, value):
+                continue
+            first = self._first.get(path)
+            try:
+                if first is None:
+                    raise contents.CannotBeKeptError("was not there when training began")
+                found[path] = contents.keep(value, left), value is first.value
+            except contents.CannotBeKeptError as error:
+                self.lost[path] = str(error)
+        # An object of which only a part can be kept is left as it is: its parts may belong together.
+        partly = {path.rpartition(".")[0] for path in self.lost}
+        for path in [path for path in found if path.rpartition(".")[0] in partly]:
+            self.lost.setdefault(path, "belongs to an object of which another part cannot be kept")
+            del found[path]
+        return found
+
+    def _has_changed(self, path: str, value: Any) -> bool:
+        first = self._first.get(path)
+        return first is None or contents.fingerprint(value, self._share) != first.fingerprint
+
+    def _holding(self) -> list[tuple[str, Any]]:
+        return [
+            (f"{path}.{name}", value)
+            for path, holder in self._holders()
+            if path.partition(".")[0] not in self._closed and not type(holder).__module__.startswith("lightning.")
+            for name, value in vars(holder).items()
+            if isinstance(value, contents.KINDS)
+        ]
 
     def _scalars(self) -> dict[str, Any]:
         return {
@@ -125,3 +222,10 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
             return []
         return [(str(k), v) for k, v in (value.items() if isinstance(value, Mapping) else enumerate(value))]
     return list(vars(value).items()) if hasattr(value, "__dict__") else []
+
+
+def _kept(value: Any, left: list[int]) -> Any:
+    try:
+        return contents.keep(value, left)
+    except contents.CannotBeKeptError:
+        return None

@@ -8,6 +8,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -104,13 +105,16 @@ class Plan:
 class Indices:
     """Stands in for the index sampler of a DataLoader. Without a plan it changes nothing.
 
+    What is set on it is set on the sampler.
+
     Args:
         inner: The sampler, or batch sampler, of the loader.
     """
 
     def __init__(self, inner: Any) -> None:
-        self.inner = inner
-        self.plan: Plan | None = None
+        self.inner: Any
+        self.plan: Plan | None
+        vars(self).update(inner=inner, plan=None)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.inner) if self.plan is None else _planned(self.inner, self.plan)
@@ -122,6 +126,12 @@ class Indices:
         if name == "inner":  # while being copied or unpickled
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "plan":
+            vars(self)[name] = value
+        else:
+            setattr(self.inner, name, value)
 
 
 def _planned(inner: Any, plan: Plan) -> Iterator[Any]:
@@ -274,6 +284,18 @@ def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
     if loader.num_workers > 0 and loader.persistent_workers and loader._iterator is not None:
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
     return iter(loader)
+
+
+def iterate_apart(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Batches of ``loader`` that leave alone an iterator, or workers, that it keeps."""
+    kept, loader._iterator = loader._iterator, None
+    try:
+        batches = iter(loader)
+        first = list(islice(batches, 1))  # a subclass may begin only now
+    finally:
+        loader._iterator = kept
+    yield from first
+    yield from batches
 
 
 def end_workers(loader: DataLoader[Any]) -> None:

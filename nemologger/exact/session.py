@@ -7,9 +7,13 @@ from typing import Any, Protocol
 
 import torch
 
+from nemologger.exact.contents import MOST_BYTES
 from nemologger.exact.feed import Feed, Mark, Position, rescaled, skipping
 from nemologger.exact.loader import ResumableLoader, feed_of, is_resumable
 from nemologger.exact.rng import RngState
+
+#: Bytes of lists and arrays of all ranks together, and of one rank at least.
+_MOST_OF_ALL, _LEAST = 2**28, 2**16
 
 
 class Fit(Protocol):
@@ -20,11 +24,18 @@ class Fit(Protocol):
         """This process's number."""
 
     @property
+    def ranks(self) -> int:
+        """How many processes there are."""
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
 
     def loaders(self) -> list[Any]:
         """The training loaders, in order."""
+
+    def trains_from(self, batches: object) -> bool:
+        """Whether this iterator is training's, rather than that of somebody who looks at the data too."""
 
     def fetches_ahead(self) -> bool:
         """Whether a batch is taken before the one before it is trained on."""
@@ -117,7 +128,11 @@ class Session:
         if is_resumable(loader):
             return loader  # type: ignore[no-any-return]
         self._round, self._ahead, self._settled, self._changed = None, None, [], True
-        return ResumableLoader(Feed(loader, self._before_batch, self._after_batch, self._salt))
+        # Rank 0 writes those of all ranks.
+        most = min(MOST_BYTES, max(_MOST_OF_ALL // self._fit.ranks, _LEAST))
+        return ResumableLoader(
+            Feed(loader, self._before_batch, self._after_batch, self._salt, self._fit.trains_from, most)
+        )
 
     @property
     def feeds(self) -> list[Feed]:
@@ -243,7 +258,7 @@ class Session:
             # One of several may begin anew, which depends on the generators even if its batches do not.
             draws = len(feeds) > 1 or any(feed.source.draws for feed in feeds)
             rng = RngState.capture(self._fit.device) if draws else None
-            self._round = _Round(number, rng, [feed.position(feed.mark) for feed in feeds])
+            self._round = _Round(number, rng, [feed.position(feed.mark, save=False) for feed in feeds])
 
     def batch_trained(self) -> None:
         """A step is done: what a checkpoint of this moment is to say about the loaders."""
@@ -270,9 +285,11 @@ class Session:
             pairs = [(f, m) for f, m in zip(feeds, marks, strict=True) if isinstance(m, Mark)]
             return Place(rng, None, [feed.position(mark, between=epoch_over) for feed, mark in pairs])
         positions = self._round.positions if settled is None else settled
+        for feed in feeds:
+            feed.name_large()
         return Place(rng, self._round.rng, [position for position in positions if isinstance(position, Position)])
 
     @property
     def limits(self) -> list[tuple[str, str]]:
         """``(loader, sentence)`` for all that cannot be promised."""
-        return [(type(feed.loader).__name__, limit) for feed in self.feeds for limit in feed.source.limits]
+        return [(type(feed.loader).__name__, limit) for feed in self.feeds for limit in feed.limits]

@@ -57,6 +57,10 @@ class Source:
         """
         raise NotImplementedError
 
+    def beside(self) -> Iterator[Any]:
+        """Another iterator, of somebody who looks at the data while it is trained on."""
+        return port.iterate_apart(self.loader) if isinstance(self.loader, DataLoader) else iter(self.loader)
+
     def end_of(self, state: Any, over: bool) -> None:
         """Bring the loader to the end of the epoch that ``state`` was saved in; ``over`` if it has said so itself."""
 
@@ -271,6 +275,13 @@ class WithState(Source):
         batches: Iterator[Any] = port.iterate(self._loader) if known else iter(self._loader)
         ready()
         return batches
+
+    @override
+    def beside(self) -> Iterator[Any]:
+        if self._loader is self.loader and not port.is_of_torchdata(self.loader):
+            limit = "it was iterated over a second time beside training, and has one state for both: use another object"
+            self.limits += [limit] * (limit not in self.limits)
+        return super().beside()
 
     def _prepare_workers(self) -> port.Indices:
         port.seed_workers(self._loader, late=False)

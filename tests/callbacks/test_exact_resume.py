@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import lightning.pytorch as pl
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 from exact.runs import BATCH, Augmented, Case, Net, shuffled, train
 from exact.test_loaders import Stream
 from lightning.pytorch.callbacks import Callback
-from torch.utils.data import BatchSampler, DataLoader, RandomSampler, random_split
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, random_split
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import nemologger as nl
 from nemologger.callbacks.exact_resume import ExactResume, _advice, _with_dropout_of_cudnn
+from nemologger.exact.feed import described
 
 
 class Looks(Callback):
@@ -193,3 +195,79 @@ def test_on_a_gpu_it_names_layers_whose_dropout_is_not_torchs():
     assert _with_dropout_of_cudnn(torch.device("cpu"), model) == []
     with torch.backends.cudnn.flags(enabled=False):
         assert _with_dropout_of_cudnn(cuda, model) == []
+
+
+def test_what_is_saved_by_hand_after_a_fit_resumes_with_plain_lightning(tmp_path):
+    _, _, trainer = train(Case(shuffled, steps=4), tmp_path, 1)
+    trainer.save_checkpoint(tmp_path / "by-hand.ckpt")
+    plain = pl.Trainer(
+        max_steps=6, accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    model = Net()
+    with pytest.warns(UserWarning, match="not resumable"):
+        plain.fit(model, shuffled(), ckpt_path=tmp_path / "by-hand.ckpt")
+    assert len(model.losses) == 2
+
+
+class ByEpoch(BatchSampler):
+    """Is told the epoch by an attribute."""
+
+    epoch = -1
+
+    def __iter__(self):
+        return iter([[self.epoch % 22]] * 6)
+
+
+def test_what_is_set_on_a_sampler_reaches_it(tmp_path):
+    class Tells(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            trainer.train_dataloader.batch_sampler.epoch = trainer.current_epoch + 5
+
+    seen = []
+
+    class Noted(Augmented):
+        def __getitem__(self, index):
+            seen.append(index)
+            return super().__getitem__(index)
+
+    sampler = ByEpoch(RandomSampler(range(22)), 1, drop_last=False)
+    case = Case(
+        lambda: DataLoader(Noted(), batch_sampler=sampler),
+        trainer={"limit_val_batches": 0},
+        callbacks=lambda: [Tells()],
+        steps=12,
+    )
+    train(case, tmp_path, 1)
+    assert seen == [5] * 6 + [6] * 6
+    assert sampler.epoch == 6
+
+
+class Counted(Sequence):
+    """Indices that count how often they are read from first to last."""
+
+    def __init__(self, indices):
+        self.indices, self.reads = indices, 0
+
+    def __len__(self):
+        return len(self.indices)
+
+    def __getitem__(self, place):
+        return self.indices[place]
+
+    def __iter__(self):
+        self.reads += 1
+        return iter(self.indices)
+
+
+def test_the_samples_of_a_part_are_looked_at_once_not_at_each_save(tmp_path):
+    indices = Counted([5, 3, 8, 1, 9, 11, 2, 4])
+    train(Case(lambda: DataLoader(Subset(Augmented(), indices), batch_size=2), steps=6), tmp_path, 1)
+    assert indices.reads <= 1
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor, Counted])
+def test_a_part_of_a_dataset_is_the_same_however_its_indices_are_kept(kind):
+    part = [5, 3, 8]
+    assert described(Subset(Augmented(), kind(part))) == described(Subset(Augmented(), part))
+    assert described(Subset(Augmented(), kind(part[::-1]))) != described(Subset(Augmented(), part))

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from exact.runs import BATCH, Augmented, Case, check, shuffled
 from exact.test_loaders import FlaggedStream, LazySampler
+from exact.test_module_hooks import AfterAll
 from lightning.pytorch.plugins import MixedPrecision
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.utils.data import DataLoader, get_worker_info
@@ -46,6 +47,9 @@ CASES = {
     "stream": Case(lambda: DataLoader(PerRank(), batch_size=BATCH), trainer=DDP, at=(1, 3, 5, 6, 7)),
     "FSDP2": Case(lambda: shuffled(batch_size=2), trainer=SHARDED, ckpt={"async_save": True}, at=(1, 6, 7)),
     "tensor parallel": Case(lambda: shuffled(batch_size=2), trainer=SPLIT, at=(1, 6, 7), same_seed=True),
+    "module's own hooks": Case(
+        lambda: shuffled(batch_size=2), AfterAll, trainer=DDP, ckpt={"async_save": True}, at=(3, 5)
+    ),
     "workers": Case(lambda: shuffled(batch_size=2, num_workers=1), trainer=DDP, at=(7,)),
 }
 

@@ -82,6 +82,9 @@ class Saved(Checkpoint):
             if step == self.stop_at:
                 raise Stopped
 
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self._look(pl_module)  # a save behind the module's own on_train_batch_end is behind ours, too
+
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self._look(pl_module)
 

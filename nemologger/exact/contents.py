@@ -1,0 +1,260 @@
+"""What a list, dictionary, array or tensor holds: whether it has changed, as plain types, and back in its place."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import deque
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+KINDS = (list, tuple, dict, set, frozenset, deque, bytearray, np.ndarray, np.generic, torch.Tensor)
+
+#: No more than this is kept of a dataset or sampler.
+MOST_BYTES = 16 * 2**20
+#: What is longer is looked at in so many places.
+_MOST_ITEMS = 2**18
+_MOST_OBJECTS = 2**15
+_MOST_LOOKED_AT = 2**26
+_SMALL = 2**16
+
+_TEXTS = (str, bytes, type(None))
+_NUMBERS = (int, float, bool)
+_SCALARS = (*_NUMBERS, *_TEXTS)
+
+
+class CannotBeKeptError(Exception):
+    """It is no plain data, or too much of it; says which."""
+
+
+# --- change -----------------------------------------------------------------------------------------------------------
+
+
+def is_small(value: Any) -> bool:
+    """Whether to look at ``value`` takes microseconds."""
+    return _nbytes(value) <= _SMALL if isinstance(value, np.ndarray | np.generic | torch.Tensor) else len(value) <= 1024
+
+
+def fingerprint(value: Any, share: int = 1) -> int:
+    """A number that is another one when ``value``, one of :data:`KINDS`, holds something else.
+
+    That takes some 5 ms for 100 MB in an array, and at most some 50 ms for a list or dictionary. Of more than 64 MB or a
+    quarter of a million items (32,768 objects, which count by their identity) not every one is looked at: that they were
+    shuffled, filled or replaced shows, that one among millions was set may not.
+
+    Args:
+        value: What to look at.
+        share: Take one part in so many of that time.
+    """
+    digest = xxhash.xxh3_64(type(value).__name__.encode())
+    if isinstance(value, torch.Tensor):
+        _add_tensor(digest, value, share)
+    elif isinstance(value, np.ndarray | np.generic) and not np.asarray(value).dtype.hasobject:
+        _add_array(digest, np.asarray(value) if type(value) is not np.memmap else value, share)
+    else:
+        _add_items(digest, value.ravel().tolist() if isinstance(value, np.ndarray) else value, share)
+    return digest.intdigest()
+
+
+def _nbytes(value: Any) -> int:
+    return int(value.numel() * value.element_size() if isinstance(value, torch.Tensor) else value.nbytes)
+
+
+def _add_array(digest: Any, array: np.ndarray, share: int = 1) -> None:
+    digest.update(f"{array.dtype.str}{array.shape}".encode())
+    if isinstance(array, np.memmap):
+        digest.update(str(id(array)).encode())  # it is the file's content, which is no part of a run's state
+        return
+    flat = array.reshape(-1)
+    flat = flat[:: max(1, array.nbytes * share // _MOST_LOOKED_AT)]
+    digest.update(np.ascontiguousarray(flat).view(np.uint8))
+
+
+def _add_tensor(digest: Any, tensor: torch.Tensor, share: int) -> None:
+    if not _is_plain(tensor) or (tensor.device.type != "cpu" and _nbytes(tensor) > _SMALL):
+        digest.update(f"{id(tensor)} {tensor._version}".encode())  # noqa: SLF001
+        return
+    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+    _add_array(digest, _bytes_of(tensor), share)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    strided = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
+    return strided and type(tensor) in (torch.Tensor, torch.nn.Parameter)
+
+
+def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+
+
+def _add_items(digest: Any, value: Any, share: int) -> None:
+    digest.update(str(len(value)).encode())
+    step = 1 + len(value) * share // _MOST_ITEMS
+    items: Any = value.items() if isinstance(value, dict) else value
+    listed = items[::step] if isinstance(items, list | tuple) else list(islice(items, 0, None, step))
+    kinds = set(map(type, (item for _, item in listed) if isinstance(value, dict) else listed))
+    if not (kinds <= set(_SCALARS) or _are_numbers(kinds)):
+        listed = listed[:: 1 + len(listed) * share // _MOST_OBJECTS]
+        within = sum(len(item) for item in listed if isinstance(item, list | tuple))
+        if within * share > _MOST_ITEMS:
+            digest.update(str(within).encode())
+            step = 1 + within * share // _MOST_ITEMS
+            listed = [item[::step] if isinstance(item, list | tuple) else item for item in listed]
+    if _are_numbers(kinds) and not isinstance(value, dict):
+        array = np.asarray(listed)
+        if not array.dtype.hasobject:
+            _add_array(digest, array)
+            return
+    pickler = _Streaming(_Sink(digest), protocol=5)
+    pickler.fast = True  # by value, whether or not two items are the same object
+    try:
+        pickler.dump(listed)
+    except (ValueError, RecursionError):  # it holds itself
+        digest.update(str([id(item) for item in listed]).encode())
+
+
+def _are_numbers(kinds: set[type]) -> bool:
+    return all(kind in _NUMBERS or issubclass(kind, np.number | np.bool_) for kind in kinds)
+
+
+class _Sink:
+    def __init__(self, digest: Any) -> None:
+        self._digest = digest
+
+    def write(self, part: Any) -> int:
+        self._digest.update(part)
+        return len(part)
+
+
+class _Streaming(pickle.Pickler):
+    """Never read again: a way to go through nested lists and dictionaries at the speed of C."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if value is int:
+            return NotImplemented
+        if isinstance(value, np.generic):
+            return int, (value.item(),)
+        if isinstance(value, np.ndarray | torch.Tensor):
+            return int, (fingerprint(value) if is_small(value) else id(value),)
+        if isinstance(value, dict):
+            return int, (list(value.items()),)
+        return int, (list(value) if isinstance(value, deque | bytearray) else id(value),)
+
+
+# --- keep -------------------------------------------------------------------------------------------------------------
+
+
+def keep(value: Any, left: list[int]) -> Any:
+    """``value`` as plain types.
+
+    Args:
+        value: One of :data:`KINDS`.
+        left: How many bytes it may take; less those that it takes, afterwards.
+
+    Raises:
+        CannotBeKeptError: It holds objects, or too much.
+    """
+    mine = list(left)
+    kept = _kept(value, mine)
+    left[:] = mine
+    return kept
+
+
+def _kept(value: Any, left: list[int]) -> Any:
+    kind = type(value)
+    if kind in _SCALARS:
+        _pay(left, len(value) + 8 if kind in (str, bytes) else 8)
+        return value
+    if isinstance(value, np.ndarray | np.generic):
+        array = np.ascontiguousarray(value)
+        if array.dtype.hasobject or array.dtype.names or not (isinstance(value, np.generic) or kind is np.ndarray):
+            raise CannotBeKeptError(f"is a {kind.__name__} of {array.dtype}")
+        _pay(left, array.nbytes)
+        parts = torch.from_numpy(array.reshape(-1).view(np.uint8).copy())
+        shape = list(np.shape(value)) if isinstance(value, np.ndarray) else None
+        return {"array": parts, "dtype": array.dtype.str, "shape": shape}
+    if isinstance(value, torch.Tensor):
+        if not _is_plain(value):
+            raise CannotBeKeptError(f"is a special {kind.__name__}")
+        _pay(left, _nbytes(value))
+        return {"tensor": value.detach().cpu().clone()}
+    if isinstance(value, list | tuple | set | frozenset | deque) and kind in (list, tuple, set, frozenset, deque):
+        return {kind.__name__: _kept_items(value, left)}
+    if isinstance(value, dict):
+        return {"dict": [[_kept(key, left), _kept(item, left)] for key, item in value.items()]}
+    if kind is bytearray:
+        _pay(left, len(value))
+        return {"bytearray": bytes(value)}
+    raise CannotBeKeptError(f"holds {kind.__name__} objects")
+
+
+def _kept_items(value: Any, left: list[int]) -> Any:
+    if 8 * len(value) > left[0]:
+        _pay(left, 8 * len(value))
+    kinds = set(map(type, value))
+    if kinds in ({int}, {float}) or (len(kinds) == 1 and issubclass(next(iter(kinds)), np.number)):
+        _pay(left, 8 * len(value))
+        array = np.array(list(value))
+        if array.dtype.kind in "iuf":
+            return {"packed": _kept(array, [array.nbytes]), "python": bool(kinds & {int, float})}
+    return [_kept(item, left) for item in value]
+
+
+def _pay(left: list[int], count: int) -> None:
+    left[0] -= count
+    if left[0] < 0:
+        raise CannotBeKeptError("is too large")
+
+
+def unkept(plain: Any) -> Any:
+    """What :func:`keep` was given."""
+    if not isinstance(plain, dict):
+        return plain
+    if "array" in plain:
+        array = np.frombuffer(plain["array"].cpu().numpy().tobytes(), dtype=plain["dtype"]).copy()
+        return array[0] if plain["shape"] is None else array.reshape(plain["shape"])
+    ((name, inner),) = plain.items()
+    if name == "tensor":
+        return inner.clone()
+    if name == "bytearray":
+        return bytearray(inner)
+    if name == "dict":
+        return {unkept(key): unkept(item) for key, item in inner}
+    if isinstance(inner, dict):
+        array = unkept(inner["packed"])
+        items = array.tolist() if inner["python"] else list(array)
+    else:
+        items = [unkept(item) for item in inner]
+    return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}[name](items)
+
+
+def put_back(present: Any, plain: Any, *, same: bool) -> Any:
+    """What is to be in the place of ``present``, for ``plain`` of :func:`keep`.
+
+    Args:
+        present: What is there now.
+        plain: What is to be there.
+        same: Fill ``present`` itself, where possible: others may hold it too. Otherwise make another one like it.
+    """
+    value = unkept(plain)
+    if isinstance(present, np.ndarray | torch.Tensor):
+        fits = type(value) is type(present) and value.shape == present.shape and value.dtype == present.dtype
+        if not (same and fits and (isinstance(present, torch.Tensor) or present.flags.writeable)):
+            return value.to(present.device) if isinstance(present, torch.Tensor) and hasattr(value, "to") else value
+        if isinstance(present, torch.Tensor):
+            with torch.no_grad():
+                present.copy_(value)
+        else:
+            present[...] = value
+        return present
+    kind = next((kind for kind in (list, bytearray, dict, set, deque) if isinstance(present, kind)), None)
+    if kind is None or not isinstance(value, kind):
+        return value
+    filled = present if same else copy.copy(present)
+    filled.clear()
+    filled.update(value) if isinstance(value, dict | set) else filled.extend(value)
+    return filled
