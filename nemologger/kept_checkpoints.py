@@ -74,6 +74,12 @@ class KeptCheckpoints(LightningModelCheckpoint):
     def _owner(self) -> dict[str, str | None]:
         return {"monitor": self.monitor, "mode": self.mode, "key": self.state_key}
 
+    def _forget(self) -> None:
+        """Nothing of a fit of another trainer, which this object has served before, counts in the one that begins."""
+        self.consumed_samples = self._counted_here = 0
+        self._metrics, self._restored_metrics = {}, {}
+        self._last_global_step_saved, self._last_checkpoint_saved = 0, ""
+
     def _look(self, trainer: pl.Trainer) -> Shelf:
         directory = self._disk.path(str(self.dirpath))
         try:
@@ -100,8 +106,9 @@ class KeptCheckpoints(LightningModelCheckpoint):
         self.best_k_models = scores if self.monitor is not None else {}
         self.best_model_path = ranking[0].path if ranking else ""
         self.best_model_score = scores[ranking[0].path] if ranking and self.monitor is not None else None
+        self.kth_best_model_path = ranking[-1].path if ranking else ""
+        self.current_score = None
         if ranking:
-            self.kth_best_model_path = ranking[-1].path
             self.kth_value = scores[ranking[-1].path]
             self.current_score = scores[max(ranking, key=lambda k: (k.step, k.time)).path]
 

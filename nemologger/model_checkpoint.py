@@ -262,7 +262,10 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._holds = self.staging == "auto" and bool(lightning_port.hooks_between_steps(pl_module))
         shelf = decide(self._ranks, lambda: self._look(trainer))
         self._keeper = self._keep(shelf, beside=self.async_save, staging=self.staging)
-        self._is_prepared = False
+        self._is_prepared = self._has_warned = self._due_after_validation = self._postponed = False
+        self._failed_saves = 0
+        if trainer.global_step == 0:  # else the trainer that it has served before goes on
+            self._forget()
         self._reflect()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
