@@ -110,7 +110,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
         self.current_score = None
         if ranking:
             self.kth_value = scores[ranking[-1].path]
-            self.current_score = scores[max(ranking, key=lambda k: (k.step, k.time)).path]
+            self.current_score = scores[max(ranking, key=lambda k: k.order).path]
 
     def _keep(self, shelf: Shelf, *, beside: bool, staging: StagingMode = "auto") -> Keeper:
         link = self.save_last == "link"
@@ -147,8 +147,15 @@ class KeptCheckpoints(LightningModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The step that is being restored needs no saving again."""
+        """The step that is being restored needs no saving again.
+
+        Lightning hands the state only to a callback of the same interval and metric: what was counted goes on all the same.
+        """
         self._last_global_step_saved = int(checkpoint.get("global_step", 0))
+        states = checkpoint.get("callbacks", {})
+        others = [s for s in states.values() if isinstance(s, dict) and {"dirpath", "consumed_samples"} <= s.keys()]
+        if self.state_key not in states and others:
+            self.load_state_dict(others[0])
 
     def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
         """For ``fit(ckpt_path="last")``.

@@ -227,7 +227,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._counted_here = 0
         self._metrics: dict[str, float] = {}
         self._restored_metrics: dict[str, float] = {}
-        self._life = 0
+        self._life = self._origin = 0
         self._failed_saves = 0
         self._due_after_validation = False
         self._postponed = False
@@ -281,6 +281,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         lightning_port.restore_metrics(trainer, self._restored_metrics)
         # A run that goes back behind what was saved begins another line of training, and the next start follows that one.
         self._life = self.shelf.life + int(trainer.global_step < self.shelf.newest_step)
+        self._origin = self.shelf.origin if trainer.global_step or self._life == self.shelf.life else self._life
         if trainer.is_global_zero and self.shelf.kept and trainer.global_step == 0 and not trainer.ckpt_path:
             log.warning(
                 "%s holds checkpoints of an earlier run, up to step %d, and this one starts from scratch: they give way to "
@@ -568,7 +569,9 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if again:
             return choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
         path = self._path(trainer, metrics)
-        candidate = Kept(str(path), trainer.global_step, time.time(), score, ranked=True)
+        candidate = Kept(
+            str(path), trainer.global_step, time.time(), score, ranked=True, life=self._life, origin=self._origin
+        )
         # Of a run that has ended without optimizer state, the best of k still are to be resumable.
         rankable = weights_only == self.save_weights_only or not self.save_last
         decision = choose(self._policy, self.shelf.kept, candidate, save_last=self.save_last, rankable=rankable)
@@ -597,6 +600,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             metrics=floats(trainer.callback_metrics),
             owner=self._owner,
             life=self._life,
+            origin=self._origin,
             score=decision.score,
             ranked=decision.ranked,
             last=decision.path == decision.last,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from test_model_checkpoint import _StopAt, _StoppedError, run
-from toy import ToyModel, loader, manifests, names, quiet_trainer
+from toy import Scored, ToyModel, loader, manifests, names, quiet_trainer
 
 from nemologger import ModelCheckpoint, load_weights
 from nemologger.disk import LocalDisk
@@ -61,6 +61,12 @@ def test_a_fresh_run_knows_nothing_of_the_one_that_the_object_has_resumed_before
     assert {step: m.consumed_samples for step, m in saved.items()} == {6: 24}
 
 
+def test_samples_are_counted_on_when_the_interval_is_another_one(tmp_path):
+    first, _ = run(tmp_path, 10)
+    ckpt, _ = run(tmp_path, 11, resume=first.last_model_path, every_n_train_steps=3)
+    assert ckpt.consumed_samples == 44
+
+
 def test_the_same_trainer_goes_on_counting(tmp_path):
     ckpt = ModelCheckpoint(monitor=None, dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
     trainer = quiet_trainer(max_steps=4, callbacks=[ckpt])
@@ -91,3 +97,40 @@ def test_failed_saves_of_the_run_before_are_not_counted(tmp_path):
         with pytest.raises(_StoppedError):
             trainer.fit(ToyModel(), loader())
         assert trainer.global_step == 3
+
+
+# --- one directory, several trainings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_a_run_from_scratch_is_kept_where_a_longer_one_was(tmp_path, last):
+    run(tmp_path, 8, monitor=None, save_top_k=2, save_last=last, every_n_train_steps=2)
+    ckpt, model = run(tmp_path, 4, monitor=None, save_top_k=2, save_last=last, every_n_train_steps=2)
+    assert names(tmp_path) == ["step=2", "step=4"] + ["step=4-last"] * last
+    assert Path(ckpt.best_model_path) == tmp_path / "step=4"
+    assert same(weights(tmp_path / "step=4"), model.state_dict())
+
+
+def test_a_run_that_went_back_keeps_what_it_saves(tmp_path):
+    """As if the newest checkpoints were damaged, and it had fallen back behind them."""
+    run(tmp_path, 8, monitor=None, save_top_k=-1, every_n_train_steps=2)
+    back = run(
+        tmp_path, 5, monitor=None, save_top_k=2, save_last=False, every_n_train_steps=1, resume=str(tmp_path / "step=2")
+    )[0]
+    assert names(tmp_path) == ["step=4", "step=5"]
+    assert Path(back.best_model_path) == tmp_path / "step=5"
+    assert {m.life for m in manifests(tmp_path).values()} == {1}
+
+
+def test_the_best_of_another_training_is_not_the_best_of_this_one(tmp_path):
+    options = {"save_top_k": 2, "every_n_train_steps": 1, "save_last": False, "trainer": {"val_check_interval": 1}}
+    run(tmp_path, 3, Scored(scores=[0.1, 0.2, 0.3]), **options)
+    first, _ = run(tmp_path, 1, Scored(scores=[0.9]), **options)
+    assert Path(first.best_model_path) == tmp_path / "step=1"
+    assert manifests(tmp_path)["step=1"].score == 0.9
+    # Going on, and going back, is the same training: its best stays the best.
+    run(tmp_path, 3, Scored(scores=[0.9, 0.8, 0.95]), resume=str(tmp_path / "step=1"), **options)
+    assert {name: m.score for name, m in manifests(tmp_path).items()} == {"step=1": 0.9, "step=2": 0.8}
+    again, _ = run(tmp_path, 4, Scored(scores=[0.9, 0.99, 0.99, 0.7]), resume=str(tmp_path / "step=1"), **options)
+    assert {name: m.score for name, m in manifests(tmp_path).items()} == {"step=1": 0.9, "step=4": 0.7}
+    assert Path(again.best_model_path) == tmp_path / "step=4"
