@@ -227,7 +227,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._counted_here = 0
         self._metrics: dict[str, float] = {}
         self._restored_metrics: dict[str, float] = {}
-        self._life = self._origin = 0
+        self._life = self._origin = self._step_before = 0
         self._failed_saves = 0
         self._due_after_validation = False
         self._postponed = False
@@ -275,6 +275,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, check once more now that the length of an epoch is known, and remove what is surplus."""
         self._last_time_checked = time.monotonic()
+        self._step_before = trainer.global_step
         self._validated = False
         if lightning_port.is_trial(trainer):
             return
@@ -300,6 +301,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
     ) -> None:
         """Count samples; save if ``every_n_train_steps`` or ``train_time_interval`` say so."""
         self._counted_here += batch_size(batch)
+        step_is_due = self._step_is_due(trainer)
         self._poll(trainer)
         if (
             self.async_save
@@ -312,7 +314,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if self._should_skip_saving_checkpoint(trainer) or lightning_port.is_accumulating(trainer):
             return
         postponed, self._postponed = self._postponed, False
-        if not (postponed or self._step_is_due(trainer) or _is_last_step(trainer) or self._time_is_due()):
+        if not (postponed or step_is_due or _is_last_step(trainer) or self._time_is_due()):
             return
         if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
             self._due_after_validation = True
@@ -412,7 +414,13 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         return bool(self.save_last) and (with_context or without_optimizer)
 
     def _step_is_due(self, trainer: pl.Trainer) -> bool:
-        return self._every_n_train_steps >= 1 and trainer.global_step % self._every_n_train_steps == 0
+        """Whether the batch that is ending has come to a multiple of ``every_n_train_steps``, or passed one.
+
+        With several optimizers a batch takes several steps, and another number of them if one is left out.
+        """
+        before, self._step_before = self._step_before, trainer.global_step
+        every = self._every_n_train_steps
+        return every >= 1 and trainer.global_step // every > before // every
 
     def _time_is_due(self) -> bool:
         if self._train_time_interval is None or self._last_time_checked is None:

@@ -134,3 +134,33 @@ def test_the_best_of_another_training_is_not_the_best_of_this_one(tmp_path):
     again, _ = run(tmp_path, 4, Scored(scores=[0.9, 0.99, 0.99, 0.7]), resume=str(tmp_path / "step=1"), **options)
     assert {name: m.score for name, m in manifests(tmp_path).items()} == {"step=1": 0.9, "step=4": 0.7}
     assert Path(again.best_model_path) == tmp_path / "step=4"
+
+
+# --- steps of several optimizers --------------------------------------------------------------------------------------
+
+
+class _TwoOptimizers(ToyModel):
+    """Both step with each batch, but for the first, where one is left out: the steps are odd from then on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.net(batch) - 1).pow(2).mean()
+        optimizers = self.optimizers()
+        self.manual_backward(loss)
+        for optimizer in optimizers if self.global_step else optimizers[:1]:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.net[i].parameters(), 0.01) for i in (0, 2)]
+
+
+def test_steps_that_are_passed_by_two_optimizers_at_once_are_saved(tmp_path):
+    options = {"monitor": None, "save_top_k": -1, "save_last": False, "every_n_train_steps": 4}
+    run(tmp_path, 12, _TwoOptimizers(), **options)
+    assert {m.step for m in manifests(tmp_path).values()} == {5, 9, 13}  # 4, 8 and 12 fall between two batches
+    run(tmp_path, 16, _TwoOptimizers(), resume=str(tmp_path / "step=9"), **options)
+    assert {m.step for m in manifests(tmp_path).values()} == {5, 9, 13, 17}
