@@ -6,6 +6,7 @@ import logging
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
 from inspect import signature
@@ -34,7 +35,7 @@ from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
 from nemologger.kept_checkpoints import KeptCheckpoints, floats
 from nemologger.lock import DirectoryLock
-from nemologger.ranks import Ranks, SingleProcess, connect, decide
+from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 from nemologger.remote_disk import disk_of
 from nemologger.store_path import in_store, storage_path
 
@@ -630,8 +631,19 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         return {str(path), str(path.resolve())}
 
     def _take(self, trainer: pl.Trainer, *, weights_only: bool) -> Snapshot:
-        state = lightning_port.training_state(trainer, weights_only=weights_only)
-        return take(state.checkpoint, state.parameter_names, state.optimizer_names)
+        """The state of this moment. Hooks of the user are called for it: what one of them raises, all ranks raise."""
+        taken: list[Snapshot] = []
+
+        def dump() -> None:
+            state = lightning_port.training_state(trainer, weights_only=weights_only)
+            taken.append(take(state.checkpoint, state.parameter_names, state.optimizer_names))
+
+        with ExitStack() as stack:
+            for callback in lightning_port.callbacks(trainer):
+                if isinstance(callback, ExactResume) and not weights_only:
+                    stack.enter_context(callback.gathered())
+            together_at_zero(self._ranks, dump)
+        return taken[0]
 
     def _prepare(self, trainer: pl.Trainer) -> None:
         """Make memory and writer for saves beside training, as soon as the optimizer has its state."""
