@@ -281,9 +281,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if lightning_port.is_trial(trainer):
             return
         lightning_port.restore_metrics(trainer, self._restored_metrics)
-        # A run that goes back behind what was saved begins another line of training, and the next start follows that one.
-        self._life = self.shelf.life + int(trainer.global_step < self.shelf.newest_step)
-        self._origin = self.shelf.origin if trainer.global_step or self._life == self.shelf.life else self._life
+        self._life, self._origin = self.shelf.line_from(trainer.global_step)
         if trainer.is_global_zero and self.shelf.kept and trainer.global_step == 0 and not trainer.ckpt_path:
             log.warning(
                 "%s holds checkpoints of an earlier run, up to step %d, and this one starts from scratch: they give way to "

@@ -51,6 +51,15 @@ class Shelf:
         """Paths that must not be touched on somebody else's behalf."""
         return {kept.path for kept in self.kept} | ({self.last} if self.last else set())
 
+    def line_from(self, step: int) -> tuple[int, int]:
+        """Life and origin of a run that begins here at ``step``.
+
+        One that goes back behind what was saved begins another line of training, and the next start follows that one.
+        """
+        if step >= self.newest_step:
+            return self.life, self.origin
+        return self.life + 1, self.origin if step else self.life + 1
+
 
 def look(disk: Disk, directory: Path, owner: Owner, *, alone: bool) -> Shelf:
     """What earlier lives of the run have left in ``directory``. Cleans up after them first.
