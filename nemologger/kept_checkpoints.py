@@ -91,6 +91,12 @@ class KeptCheckpoints(LightningModelCheckpoint):
     def _owner(self) -> dict[str, str | None]:
         return {"monitor": self.monitor, "mode": self.mode, "key": self.state_key}
 
+    def _forget(self) -> None:
+        """Nothing of a fit of another trainer, which this object has served before, counts in the one that begins."""
+        self.consumed_samples = self._counted_here = 0
+        self._metrics, self._restored_metrics = {}, {}
+        self._last_global_step_saved, self._last_checkpoint_saved = 0, ""
+
     def _look(self, trainer: pl.Trainer) -> Shelf:
         directory = self._disk.path(str(self.dirpath))
         try:
@@ -117,10 +123,11 @@ class KeptCheckpoints(LightningModelCheckpoint):
         self.best_k_models = scores if self.monitor is not None else {}
         self.best_model_path = ranking[0].path if ranking else ""
         self.best_model_score = scores[ranking[0].path] if ranking and self.monitor is not None else None
+        self.kth_best_model_path = ranking[-1].path if ranking else ""
+        self.current_score = None
         if ranking:
-            self.kth_best_model_path = ranking[-1].path
             self.kth_value = scores[ranking[-1].path]
-            self.current_score = scores[max(ranking, key=lambda k: (k.step, k.time)).path]
+            self.current_score = scores[max(ranking, key=lambda k: k.order).path]
 
     def _keep(self, shelf: Shelf, *, beside: bool, staging: StagingMode = "auto") -> Keeper:
         link = self.save_last == "link"
@@ -157,8 +164,15 @@ class KeptCheckpoints(LightningModelCheckpoint):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """The step that is being restored needs no saving again."""
+        """The step that is being restored needs no saving again.
+
+        Lightning hands the state only to a callback of the same interval and metric: what was counted goes on all the same.
+        """
         self._last_global_step_saved = int(checkpoint.get("global_step", 0))
+        states = checkpoint.get("callbacks", {})
+        others = [s for s in states.values() if isinstance(s, dict) and {"dirpath", "consumed_samples"} <= s.keys()]
+        if self.state_key not in states and others:
+            self.load_state_dict(others[0])
 
     def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
         """For ``fit(ckpt_path="last")``.

@@ -6,6 +6,7 @@ import logging
 import signal
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from datetime import timedelta
 from functools import partial
 from inspect import signature
@@ -34,7 +35,7 @@ from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
 from nemologger.kept_checkpoints import KeptCheckpoints, floats
 from nemologger.lock import DirectoryLock
-from nemologger.ranks import Ranks, SingleProcess, connect, decide
+from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 from nemologger.remote_disk import disk_of
 from nemologger.store_path import in_store, storage_path
 
@@ -227,7 +228,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._counted_here = 0
         self._metrics: dict[str, float] = {}
         self._restored_metrics: dict[str, float] = {}
-        self._life = 0
+        self._life = self._origin = self._step_before = 0
         self._failed_saves = 0
         self._due_after_validation = False
         self._postponed = False
@@ -262,7 +263,10 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         self._holds = self.staging == "auto" and bool(lightning_port.hooks_between_steps(pl_module))
         shelf = decide(self._ranks, lambda: self._look(trainer))
         self._keeper = self._keep(shelf, beside=self.async_save, staging=self.staging)
-        self._is_prepared = False
+        self._is_prepared = self._has_warned = self._due_after_validation = self._postponed = False
+        self._failed_saves = 0
+        if trainer.global_step == 0:  # else the trainer that it has served before goes on
+            self._forget()
         self._reflect()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -272,12 +276,12 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, check once more now that the length of an epoch is known, and remove what is surplus."""
         self._last_time_checked = time.monotonic()
+        self._step_before = trainer.global_step
         self._validated = False
         if lightning_port.is_trial(trainer):
             return
         lightning_port.restore_metrics(trainer, self._restored_metrics)
-        # A run that goes back behind what was saved begins another line of training, and the next start follows that one.
-        self._life = self.shelf.life + int(trainer.global_step < self.shelf.newest_step)
+        self._life, self._origin = self.shelf.line_from(trainer.global_step)
         if trainer.is_global_zero and self.shelf.kept and trainer.global_step == 0 and not trainer.ckpt_path:
             log.warning(
                 "%s holds checkpoints of an earlier run, up to step %d, and this one starts from scratch: they give way to "
@@ -297,6 +301,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
     ) -> None:
         """Count samples; save if ``every_n_train_steps`` or ``train_time_interval`` say so."""
         self._counted_here += batch_size(batch)
+        step_is_due = self._step_is_due(trainer)
         self._poll(trainer)
         if (
             self.async_save
@@ -309,7 +314,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if self._should_skip_saving_checkpoint(trainer) or lightning_port.is_accumulating(trainer):
             return
         postponed, self._postponed = self._postponed, False
-        if not (postponed or self._step_is_due(trainer) or _is_last_step(trainer) or self._time_is_due()):
+        if not (postponed or step_is_due or _is_last_step(trainer) or self._time_is_due()):
             return
         if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
             self._due_after_validation = True
@@ -411,7 +416,13 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         return bool(self.save_last) and (with_context or without_optimizer)
 
     def _step_is_due(self, trainer: pl.Trainer) -> bool:
-        return self._every_n_train_steps >= 1 and trainer.global_step % self._every_n_train_steps == 0
+        """Whether the batch that is ending has come to a multiple of ``every_n_train_steps``, or passed one.
+
+        With several optimizers a batch takes several steps, and another number of them if one is left out.
+        """
+        before, self._step_before = self._step_before, trainer.global_step
+        every = self._every_n_train_steps
+        return every >= 1 and trainer.global_step // every > before // every
 
     def _time_is_due(self) -> bool:
         if self._train_time_interval is None or self._last_time_checked is None:
@@ -571,7 +582,9 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         if again:
             return choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
         path = self._path(trainer, metrics)
-        candidate = Kept(str(path), trainer.global_step, time.time(), score, ranked=True)
+        candidate = Kept(
+            str(path), trainer.global_step, time.time(), score, ranked=True, life=self._life, origin=self._origin
+        )
         # Of a run that has ended without optimizer state, the best of k still are to be resumable.
         rankable = weights_only == self.save_weights_only or not self.save_last
         decision = choose(self._policy, self.shelf.kept, candidate, save_last=self.save_last, rankable=rankable)
@@ -600,6 +613,7 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
             metrics=floats(trainer.callback_metrics),
             owner=self._owner,
             life=self._life,
+            origin=self._origin,
             score=decision.score,
             ranked=decision.ranked,
             last=decision.path == decision.last,
@@ -621,8 +635,19 @@ class ModelCheckpoint(IOMixin, KeptCheckpoints):
         return {str(path), str(path.resolve())}
 
     def _take(self, trainer: pl.Trainer, *, weights_only: bool) -> Snapshot:
-        state = lightning_port.training_state(trainer, weights_only=weights_only)
-        return take(state.checkpoint, state.parameter_names, state.optimizer_names)
+        """The state of this moment. Hooks of the user are called for it: what one of them raises, all ranks raise."""
+        taken: list[Snapshot] = []
+
+        def dump() -> None:
+            state = lightning_port.training_state(trainer, weights_only=weights_only)
+            taken.append(take(state.checkpoint, state.parameter_names, state.optimizer_names))
+
+        with ExitStack() as stack:
+            for callback in lightning_port.callbacks(trainer):
+                if isinstance(callback, ExactResume) and not weights_only:
+                    stack.enter_context(callback.gathered())
+            together_at_zero(self._ranks, dump)
+        return taken[0]
 
     def _prepare(self, trainer: pl.Trainer) -> None:
         """Make memory and writer for saves beside training, as soon as the optimizer has its state."""

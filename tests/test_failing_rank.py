@@ -134,6 +134,18 @@ def test_an_exception_of_one_rank_is_not_saved_and_is_what_is_raised(tmp_path):
     assert (newest.manifest.step, faults(newest.path)) == (2, [])
 
 
+@pytest.mark.parametrize("how", ["hook beside", "callback's hook"])
+def test_a_hook_that_raises_on_one_rank_while_the_state_is_taken_ends_both_at_once(tmp_path, how):
+    """Before the ranks' places in their data would be put together, and after that."""
+    codes, (zero, one) = run(tmp_path / "run", how)
+    assert codes == [1, 1]
+    assert (one["error"], one["message"]) == ("ZeroDivisionError", "no state")
+    assert (zero["error"], zero["message"]) == ("RankError", "rank 1: ZeroDivisionError: no state")
+    assert zero["step"] == one["step"] == 4
+    newest = newest_in(tmp_path / "run" / "checkpoints")
+    assert (newest.manifest.step, faults(newest.path)) == (2, [])
+
+
 @pytest.mark.parametrize("how", ["stops", "both stop"])
 def test_sigterm_in_the_middle_of_a_step_ends_all_ranks(tmp_path, how):
     """Lightning's own handler would wait for the other rank, which waits for the gradients of this one."""

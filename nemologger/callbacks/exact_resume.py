@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -64,6 +66,7 @@ class ExactResume(Callback):
         self._aside: RngState | None = None
         self._reload_epoch: float | None = None
         self._data: list[dict[str, Any]] | None = None
+        self._places: list[dict[str, Any]] | None = None
         self._plateau: lightning_port.PlateauSteps | None = None
         self._gradient_order: list[str] = []
         self._said: set[tuple[str, str]] = set()
@@ -217,14 +220,12 @@ class ExactResume(Callback):
         if self._session is None or self._fit is None:
             return {}
         session, trainer = self._session, self._fit.trainer
-        over = lightning_port.epoch_is_trained(trainer)
-        # Rank 0 writes them; thousands of ranks need not know each other's.
-        ranks = together_at_zero(self._ranks, lambda: session.place(epoch_over=over, aside=self._aside).to_plain())
+        ranks = self._gather() if self._places is None else self._places
         if trainer.is_global_zero:
             self._say_limits(session)
         return {
             "format": _FORMAT,
-            "epoch_over": over,
+            "epoch_over": lightning_port.epoch_is_trained(trainer),
             "reload_epoch": lightning_port.last_reload_epoch(trainer),
             "plateau": asdict(lightning_port.plateau_steps(trainer)),
             "data": [feed.data for feed in session.feeds],
@@ -232,6 +233,26 @@ class ExactResume(Callback):
             "readers": lightning_port.data_reader(trainer)[1],
             "ranks": ranks,
         }
+
+    def _gather(self) -> list[dict[str, Any]] | None:
+        """The places of all ranks, on rank 0, which writes them; thousands of ranks need not know each other's."""
+        session, fit = self._session, self._fit
+        if session is None or fit is None:
+            return None
+        over = lightning_port.epoch_is_trained(fit.trainer)
+        return together_at_zero(self._ranks, lambda: session.place(epoch_over=over, aside=self._aside).to_plain())
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """The ranks exchange their places now; while this lasts, :meth:`state_dict` asks no other rank. Collective.
+
+        When a checkpoint is made, hooks of the user are called, and a rank where one of them raises answers nobody.
+        """
+        self._places = self._gather()
+        try:
+            yield
+        finally:
+            self._places = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

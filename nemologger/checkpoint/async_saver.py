@@ -27,6 +27,7 @@ from nemologger.checkpoint.in_flight import InFlight
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.memory_disk import MemoryDisk
 from nemologger.checkpoint.plan import Plan, Planner
+from nemologger.checkpoint.progress import EVERY, Progress
 from nemologger.checkpoint.shards import local
 from nemologger.checkpoint.snapshot import Snapshot
 from nemologger.checkpoint.staging import Staging
@@ -40,9 +41,10 @@ from nemologger.store_path import in_store
 log = logging.getLogger(__name__)
 
 _REPORT = ".written-by-rank-{}"
+#: How long, in seconds, to wait after an exception for what does not move: a device, which may wait for a rank that has
+#: stopped; the files of ranks that may be gone; and a storage that may answer yet.
 _PATIENCE = 60.0
 _QUIET = 5.0
-_PROGRESS_EVERY = 10.0
 _STALLED = 600.0
 
 StagingMode = Literal["auto", "at_once", "overlapped"]
@@ -203,7 +205,7 @@ class AsyncSaver:
             if self._ranks.world_size == 1:
                 self.finish()
             return None
-        records = self._all_records(save) if self._ranks.rank == 0 else None
+        records = save.gathered or (self._all_records(save) if self._ranks.rank == 0 else None)
         if records is None:
             return None
         try:
@@ -230,47 +232,53 @@ class AsyncSaver:
             self._submit(save)
         if save.outcome is None and not save.error:
             self._wait(save)
-        self._in_flight = None
         try:
             shares = together_at_zero(self._ranks, lambda: save.records)
-            return decide(self._ranks, lambda: save.published or self._publish(save, _merged(shares)))
-        except SilentRankError:
+            published = decide(self._ranks, lambda: save.published or self._publish(save, _merged(shares)))
+        except Exception as error:  # not Ctrl-C: finish_alone() goes on then
+            self._in_flight = None
             self._abandon(save.checkpoint)
-            raise
-        except Exception as error:
-            self._abandon(save.checkpoint)
+            if isinstance(error, SilentRankError):
+                raise
             raise _failed(save.checkpoint, error) from error
+        self._in_flight = None
+        return published
 
     def finish_alone(self, *, others_are_there: bool) -> Manifest | None:
-        """As :meth:`finish` when the ranks may not agree any more: no collective, and a limited wait for their files.
+        """As :meth:`finish` when the ranks may not agree any more: no collective, and a wait that ends if nothing moves.
 
         Args:
-            others_are_there: They have no reason to have died. If they may have, nobody waits for files that do not grow.
+            others_are_there: They have no reason to have died. If they may have, their files are waited for only as long as
+                they grow.
 
         Returns:
             The manifest, on rank 0 if it could be published.
         """
         save = self._in_flight
-        now = began = changed = time.monotonic()
-        size = -1
-        while save is not None and save.published is None and not save.error and now < began + _PATIENCE:
+        if save is None:
+            return None
+        progress, pause = Progress(save), 0.02
+        while save.published is None and not save.error:
             with contextlib.suppress(SaveFailedError):
                 published = self.poll()
                 if published is not None or (self._ranks.rank != 0 and save.outcome is not None):
                     break
-            now = time.monotonic()
-            if save.size_on_disk != size:
-                size, changed = save.size_on_disk, now
-            if save.outcome is not None and not others_are_there and now > changed + _QUIET:
+            patience = _STALLED
+            if save.staging is not None:
+                patience = _PATIENCE
+            elif save.outcome is not None and not others_are_there:
+                patience = _QUIET
+            if progress.idle((save.size_on_disk, save.staging, save.outcome)) > patience:
                 break
-            time.sleep(0.02)
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)  # it may take minutes, and to look costs a shared file system something
         self._drop_staging()
         self._in_flight = None
-        if save is not None and self._ranks.rank == 0 and save.published is None:
+        if self._ranks.rank == 0 and save.published is None:
             missing = [rank for rank in range(1, self._ranks.world_size) if not _report(save.checkpoint, rank).exists()]
             why = save.error or f"nothing more comes from {', '.join(f'rank {rank}' for rank in missing) or 'rank 0'}"
             log.error("checkpoint %s, which was being written, is lost: %s", save.checkpoint, why)
-        return None if save is None else save.published
+        return save.published
 
     def close(self) -> None:
         """Give back the memory, and end the writer process."""
@@ -335,14 +343,11 @@ class AsyncSaver:
 
     def _wait(self, save: InFlight) -> None:
         """Wait for the writer, and say how far it is."""
-        log.info("waiting for checkpoint %s to be written", save.checkpoint)
-        before, since = -1, time.monotonic()
-        while not self._take_outcome(save, timeout=_PROGRESS_EVERY):
-            written = save.written
-            log.info("checkpoint %s: %.0f of %.0f MB written", save.checkpoint, written / 1e6, save.size / 1e6)
-            if written != before or save.job.store is not None:  # an object is seen when it is complete
-                before, since = written, time.monotonic()
-            elif time.monotonic() - since > _STALLED:
+        progress = Progress(save)
+        while not self._take_outcome(save, timeout=EVERY):
+            if (
+                progress.idle(save.written) > _STALLED and save.job.store is None
+            ):  # an object is seen when it is complete
                 save.error = f"nothing was written for {_STALLED:g} s: the storage does not answer"
                 self.close()
                 return
@@ -357,7 +362,7 @@ class AsyncSaver:
             return True
         if outcome is None:
             return False
-        save.outcome, save.error = outcome, outcome.error
+        save.outcome, save.error, save.details = outcome, outcome.error, outcome.details
         if outcome.error:
             log.debug("%s", outcome.details)
         return True
@@ -374,6 +379,7 @@ class AsyncSaver:
         return records
 
     def _publish(self, save: InFlight, records: dict[str, FileRecord]) -> Manifest:
+        save.gathered = records
         for rank in range(1, self._ranks.world_size):
             self._disk.remove(_report(save.checkpoint, rank))
         complete = replace(

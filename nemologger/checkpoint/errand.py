@@ -45,10 +45,10 @@ class Errand:
         Raises:
             BaseException: What the function raised.
         """
-        thread, self._thread = self._thread, None
-        if thread is None:
+        if self._thread is None:
             return False
-        thread.join()
+        self._thread.join()  # Ctrl-C may end this: the call is still under way then
+        self._thread = None
         self._next = time.monotonic() + _PAUSE
         error, self._error = self._error, None
         if error is not None:

@@ -14,6 +14,10 @@ from nemologger.checkpoint.writer_main import Job, Outcome
 from nemologger.errors import SaveFailedError
 
 
+class WriterError(Exception):
+    """What was raised in the writer process: its traceback, as text, to be shown with the error that it leads to."""
+
+
 @dataclass
 class InFlight:
     """How far it is.
@@ -25,6 +29,8 @@ class InFlight:
         staging: The copies, until they are done and the job is handed to the writer.
         outcome: What the writer said, once it has.
         error: What went wrong, or "".
+        details: The traceback of it, from the writer process, or "".
+        gathered: The files of all ranks, on the rank that publishes, once it knows them.
         published: The manifest, on the rank that has published it.
     """
 
@@ -34,6 +40,8 @@ class InFlight:
     staging: Staging | None = None
     outcome: Outcome | None = None
     error: str = ""
+    details: str = ""
+    gathered: dict[str, FileRecord] | None = None
     published: Manifest | None = None
 
     @property
@@ -71,5 +79,6 @@ class InFlight:
             SaveFailedError: If it could not.
         """
         if self.error or self.outcome is None:
-            raise SaveFailedError(self.error or "the writer process did not answer")
+            cause = WriterError(f"in the writer process:\n\n{self.details}") if self.details else None
+            raise SaveFailedError(self.error or "the writer process did not answer") from cause
         return self.outcome.records

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +30,7 @@ ContextWriter = Callable[[Path, Disk], None]
 class _Pending:
     decision: Decision
     protected: frozenset[str]
+    published: Manifest | None = None
 
 
 class Keeper:
@@ -174,7 +175,7 @@ class Keeper:
             else:
                 settled = self._beside.hand_over() and self._errand.poll()
         except SaveFailedError:
-            self._pending = None
+            self._pending = self._settled = None
             raise
         if not settled:
             return False
@@ -197,18 +198,25 @@ class Keeper:
         """
         if self._beside is None or self._pending is None:
             return False
-        pending, self._pending = self._pending, None
-        just_settled = self._errand is not None and self._errand.wait()
-        settled, self._settled = self._settled, None
-        published = self._beside.finish()
+        # It stays what is under way until its outcome is known: after Ctrl-C, finish_alone() looks after it.
+        pending = self._pending
+        try:
+            just_settled = self._errand is not None and self._errand.wait()
+            settled = self._settled
+            published = self._beside.finish()
+        except SaveFailedError:
+            self._pending = self._settled = None
+            raise
         if published is None:
+            self._pending = None
             return False
-        self._take(
-            decide(
-                self._ranks,
-                lambda: settled or self._settle(pending.decision, published, set(pending.protected)),
-            )
+        self._pending = replace(pending, published=published)
+        shelf = decide(
+            self._ranks,
+            lambda: settled or self._settle(pending.decision, published, set(pending.protected)),
         )
+        self._pending = self._settled = None
+        self._take(shelf)
         return settled is None or just_settled
 
     def finish_alone(self, *, others_are_there: bool) -> None:
@@ -219,9 +227,11 @@ class Keeper:
         if self._errand is not None:
             with contextlib.suppress(SaveFailedError):
                 self._errand.wait()
-        published = self._beside.finish_alone(others_are_there=others_are_there)
-        if published is not None and self._settled is None:
-            self._shelf = self._settle(pending.decision, published, set(pending.protected))
+        published = pending.published or self._beside.finish_alone(others_are_there=others_are_there)
+        settled, self._settled = self._settled, None
+        if settled is None and published is not None and self._ranks.rank == 0:
+            settled = self._settle(pending.decision, published, set(pending.protected))
+        self._shelf = settled or self._shelf
 
     def finish_removals(self) -> None:
         """Wait until nothing changes on disk any more, other than by a save."""

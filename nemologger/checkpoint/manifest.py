@@ -75,6 +75,7 @@ class Manifest:
     Attributes:
         name: The directory it was published as. A copy under another name is somebody's own.
         life: Which line of training it belongs to: a run that goes back to an earlier checkpoint begins the next one.
+        origin: The life that began from scratch and has led to it: the others in between went back.
         step: Optimizer steps taken (Lightning's ``global_step``).
         epoch: Epoch it was taken in, from 0.
         epochs_done: Epochs whose last batch was trained.
@@ -95,6 +96,7 @@ class Manifest:
     epoch: int
     name: str = ""
     life: int = 0
+    origin: int = 0
     epochs_done: int = 0
     consumed_samples: int = 0
     time: float = 0.0

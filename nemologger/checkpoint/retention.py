@@ -23,6 +23,7 @@ class Kept:
         ranked: Whether it competes for the best ``k``.
         last: Whether it is a ``-last`` that stands by itself.
         life: Which line of training it belongs to.
+        origin: The life that began from scratch and has led to it.
         has_optimizer: Whether training can go on from it.
     """
 
@@ -33,7 +34,13 @@ class Kept:
     ranked: bool
     last: bool = False
     life: int = 0
+    origin: int = 0
     has_optimizer: bool = True
+
+    @property
+    def order(self) -> tuple[int, int, float]:
+        """Newest last: see :attr:`nemologger.checkpoint.manifest.Manifest.order`."""
+        return self.life, self.step, self.time
 
 
 @dataclass(frozen=True)
@@ -52,14 +59,18 @@ class Policy:
     monitored: bool = True
     states: int = -1
 
-    def merit(self, kept: Kept) -> tuple[float, float, float]:
-        """Higher is better. A nan is worse than any number; of equals the older is better."""
+    def merit(self, kept: Kept) -> tuple[float, float, float, float]:
+        """Higher is better. A nan is worse than any number; of equals the older is better.
+
+        Scores of one training are compared, from its start from scratch on, however often it was resumed. What another one
+        has left in the directory is behind: it may be of another model.
+        """
         if not self.monitored:
-            return 0.0, float(kept.step), kept.time
+            return (*kept.order, 0.0)
         score = math.nan if kept.score is None else kept.score
         if math.isnan(score):
-            return 0.0, 0.0, -kept.time
-        return 1.0, -score if self.mode == "min" else score, -kept.time
+            return kept.origin, 0.0, 0.0, -kept.time
+        return kept.origin, 1.0, -score if self.mode == "min" else score, -kept.time
 
     def ranking(self, kept: Iterable[Kept]) -> list[Kept]:
         """The checkpoints that compete, the best first."""
@@ -78,14 +89,14 @@ class Policy:
         stays = {k.path for k in best} | {last}
         going = [k for k in kept if k.path not in stays]
         if len(going) == len(kept):  # the only complete one stays, whatever was asked
-            going = [k for k in going if k is not max(kept, key=lambda k: (k.step, k.time))]
+            going = [k for k in going if k is not max(kept, key=lambda k: k.order)]
         return going
 
     def thinned(self, kept: Iterable[Kept]) -> list[Kept]:
         """What gives up its optimizer state: all but the newest, and never a ``-last`` or what is as new as the newest."""
         if self.states == -1:
             return []
-        holders = sorted((k for k in kept if k.has_optimizer), key=lambda k: (k.life, k.step, k.time))
+        holders = sorted((k for k in kept if k.has_optimizer), key=lambda k: k.order)
         newest = [(k.life, k.step) for k in holders[-1:]]
         own = [k for k in holders if not k.last]
         return [k for k in own[: max(len(own) - self.states, 0)] if (k.life, k.step) not in newest]

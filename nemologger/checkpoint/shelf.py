@@ -35,6 +35,7 @@ class Shelf:
         last: The path of ``-last``, or "".
         failed: Why the latest change of it failed, or "".
         life: The latest line of training in the directory.
+        origin: The life that began from scratch and has led to it.
         newest_step: The newest step of that line, -1 without a checkpoint.
     """
 
@@ -42,12 +43,22 @@ class Shelf:
     last: str = ""
     failed: str = ""
     life: int = 0
+    origin: int = 0
     newest_step: int = -1
 
     @property
     def needed(self) -> set[str]:
         """Paths that must not be touched on somebody else's behalf."""
         return {kept.path for kept in self.kept} | ({self.last} if self.last else set())
+
+    def line_from(self, step: int) -> tuple[int, int]:
+        """Life and origin of a run that begins here at ``step``.
+
+        One that goes back behind what was saved begins another line of training, and the next start follows that one.
+        """
+        if step >= self.newest_step:
+            return self.life, self.origin
+        return self.life + 1, self.origin if step else self.life + 1
 
 
 def look(disk: Disk, directory: Path, owner: Owner, *, alone: bool) -> Shelf:
@@ -70,11 +81,12 @@ def look(disk: Disk, directory: Path, owner: Owner, *, alone: bool) -> Shelf:
     mine = [(path, manifest) for path, manifest in complete if _is_mine(path, manifest, owner, alone=alone)]
     lasts = [(manifest.order, str(path)) for path, manifest in mine if path.name.endswith(names.LAST)]
     kept = tuple(as_kept(path, manifest) for path, manifest in mine if not path.is_symlink())
-    newest = max((manifest.order for _, manifest in complete), default=(0, -1, 0.0))
+    newest = max((manifest for _, manifest in complete), key=lambda m: m.order, default=Manifest(step=-1, epoch=0))
     strangers = [path.name for path, manifest in complete if manifest.owner.get("monitor") != owner.get("monitor")]
     if strangers and alone:
         log.info("%s: kept with another monitor, and left alone: %s", directory, ", ".join(strangers))
-    return Shelf(kept, max(lasts)[1] if lasts else "", life=newest[0], newest_step=newest[1])
+    last = max(lasts)[1] if lasts else ""
+    return Shelf(kept, last, life=newest.life, origin=newest.origin, newest_step=newest.step)
 
 
 def _is_mine(path: Path, manifest: Manifest, owner: Owner, *, alone: bool) -> bool:
@@ -182,5 +194,6 @@ def as_kept(path: Path, manifest: Manifest, *, last: bool | None = None) -> Kept
         manifest.ranked and not last,
         last,
         manifest.life,
+        manifest.origin,
         manifest.has_optimizer,
     )

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -163,3 +164,14 @@ def test_it_tells_rank_0_through_the_file_system_when_all_is_there(arena, tmp_pa
     (tmp_path / "file").mkdir()
     assert "IsADirectoryError" in perform(job, arena.memory).error
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities as Linux has them")
+def test_it_leaves_processor_and_disk_to_the_process_that_trains(arena):
+    writer = Writer(arena)
+    try:
+        process = psutil.Process(writer.pid)
+        assert process.nice() == 19
+        assert tuple(process.ionice()) == (psutil.IOPRIO_CLASS_BE, 7)
+    finally:
+        writer.close()

@@ -22,6 +22,7 @@ from lightning.pytorch import Callback
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import ModelCheckpoint
+from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.disk import LocalDisk
 
 TIMEOUT = 3.0
@@ -55,6 +56,33 @@ class Raises(Callback):
             raise ZeroDivisionError("only here")
 
 
+class FailingHook(Callback):
+    """Its owner cannot say what its state is after the fourth step."""
+
+    def __init__(self, fails: bool) -> None:
+        self.fails, self.step = fails, 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.step = trainer.global_step
+
+    def state_dict(self):
+        if self.fails and self.step == 4:
+            raise ZeroDivisionError("no state")
+        return {"step": self.step}
+
+
+class FailingModel(ToyModel):
+    """The same, of a model."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.fails = fails
+
+    def on_save_checkpoint(self, checkpoint):
+        if self.fails and self.global_step == 4:
+            raise ZeroDivisionError("no state")
+
+
 class Signalled(ToyModel):
     """Gets a signal in the middle of its owner's step, before the gradients of the ranks are summed."""
 
@@ -83,7 +111,7 @@ def main(directory: Path, how: str) -> None:
         filename="{step}",
         every_n_train_steps=2,
         save_last=False,
-        async_save=how in SIGNALS,
+        async_save=how in SIGNALS or how == "hook beside",
         save_on_exception=how == "raises",
         save_on_sigterm=how != "both stop",
         rank_timeout=timedelta(seconds={"killed": TIMEOUT, "late": TIMEOUT, "raises": 10.0}.get(how, 60.0)),
@@ -93,7 +121,7 @@ def main(directory: Path, how: str) -> None:
         max_steps=STEPS if how not in SIGNALS else 100,
         devices=2,
         strategy="ddp",
-        callbacks=[ckpt, Raises(how if rank == 1 else "")],
+        callbacks=[FailingHook("callback" in how and rank == 1), ExactResume(), ckpt, Raises(how if rank == 1 else "")],
         limit_val_batches=0,
     )
     if how in SIGNALS:
@@ -105,7 +133,7 @@ def main(directory: Path, how: str) -> None:
     end = {"error": "", "message": "", "seconds": 0.0}
     started = time.monotonic()
     try:
-        trainer.fit(ToyModel(), loader())
+        trainer.fit(FailingModel(how.startswith("hook") and rank == 1), loader())
     except Exception as error:  # noqa: BLE001  the test looks at it
         end.update(error=type(error).__name__, message=str(error))
     end.update(step=trainer.global_step, seconds=time.monotonic() - started)
