@@ -136,6 +136,10 @@ def _shared_tree(timeout: timedelta) -> RankTree:
         raise RankError("torch.distributed is not initialized: there are no ranks to connect to")
     trees = _TREES.setdefault(world, {})
     if timeout not in trees or trees[timeout].is_broken:
+        whole = next((tree for tree in trees.values() if not tree.is_broken), None)
+        if whole is not None:
+            # Who makes a group does not see that a rank has died which has not come to it yet; a group that is there does.
+            whole.exchange(None, len)
         trees[timeout] = _new_tree(timeout)
     return trees[timeout]
 
