@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemologger import names
@@ -26,6 +26,7 @@ class InFlight:
         outcome: What the writer said, once it has.
         error: What went wrong, or "".
         published: The manifest, on the rank that has published it.
+        reported: On rank 0, what the other ranks have reported, from rank 1 on.
     """
 
     checkpoint: Path
@@ -35,6 +36,7 @@ class InFlight:
     outcome: Outcome | None = None
     error: str = ""
     published: Manifest | None = None
+    reported: list[dict[str, FileRecord]] = field(default_factory=list)
 
     @property
     def size(self) -> int:
