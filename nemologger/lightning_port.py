@@ -32,7 +32,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.distributed.constants import default_pg_timeout
 
 from nemologger import sharded_state
-from nemologger.ranks import DEFAULT_TIMEOUT, Failure, ProcessGroup, Ranks, SingleProcess, connect
+from nemologger.ranks import DEFAULT_TIMEOUT, Failure, Ranks, SingleProcess, connect
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -645,7 +645,7 @@ def ranks_before_fit(trainer: pl.Trainer) -> Ranks:
         trainer.strategy._setup_distributed()  # the rest of its setup wants the module
     else:
         trainer.strategy.setup_environment()
-    return ProcessGroup()
+    return connect()
 
 
 def launches_on_each_node(trainer: pl.Trainer) -> bool:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
 import os
+import re
 import socket
+import struct
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from nemologger.errors import DirectoryInUseError
@@ -14,15 +20,35 @@ try:
 except ImportError:  # Windows: no lock, and no protection
     fcntl = None  # type: ignore[assignment]
 
+log = logging.getLogger(__name__)
+
 FILE = ".lock"
 _TAKEN = {errno.EACCES, errno.EAGAIN}
+#: Seconds that a network file system may keep the lock of a host that has crashed: NFS servers give it 90.
+_LEASE = 120.0
+_LOOK_EVERY = 1.0
+
+
+@dataclass
+class _Held:
+    """The lock of a directory, by this process, for so many who have taken it."""
+
+    path: Path
+    descriptor: int
+    process: int
+    takers: int = 1
+
+
+# The kernel's lock is the whole process's as well: whoever takes it a second time must not be refused, and the first one to
+# release it must not give it away.
+_HELD: dict[Path, _Held] = {}
 
 
 class DirectoryLock:
     """Held from :meth:`take` until :meth:`release`, or until the process ends in whatever way.
 
-    A POSIX record lock on a file in the directory: unlike ``flock`` it is not inherited by processes that are forked later,
-    data loader workers for example, which may live on for a moment.
+    Several in one process may hold the lock of one directory; other processes have it when the last one has released it. It
+    is not inherited by processes that are forked later, data loader workers for example, which may live on for a moment.
 
     Args:
         directory: What is locked.
@@ -30,44 +56,121 @@ class DirectoryLock:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE
-        self._descriptor: int | None = None
+        self._held: _Held | None = None
 
     def take(self) -> None:
         """Take the lock. On file systems that have none, nothing happens.
 
+        A holder that cannot be seen to be alive, because it is on another host or has just died, is waited for: a network
+        file system keeps the locks of a host that has crashed for a while.
+
         Raises:
             DirectoryInUseError: If another process holds it.
         """
-        while fcntl is not None and self._descriptor is None:
+        if fcntl is None or self._held is not None:
+            return
+        self._path = self._path.parent.resolve() / FILE
+        shared = _HELD.get(self._path)
+        if shared is not None and _is_at(self._path, shared.descriptor):
+            shared.takers += 1
+            self._held = shared
+            return
+        end, told = time.monotonic() + _LEASE, False
+        while self._held is None:
             descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o666)
             try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor)
             except OSError as error:
                 owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
                 os.close(descriptor)
                 if error.errno not in _TAKEN:
                     return  # this file system has no locks
-                raise DirectoryInUseError(
-                    f"another run is writing to {self._path.parent} ({owner or 'unknown process'}): two of them would "
-                    "remove each other's checkpoints. Stop that one, or give this run another name or version."
-                ) from error
+                if _is_alive(owner) or time.monotonic() > end:
+                    raise DirectoryInUseError(
+                        f"another run is writing to {self._path.parent} ({owner or 'unknown process'}): two of them would "
+                        "remove each other's checkpoints. Stop that one, or give this run another name or version."
+                    ) from error
+                if not told:
+                    log.warning(
+                        "%s is locked by another run (%s), which may have ended: waiting for up to %.0f s",
+                        self._path.parent,
+                        owner or "unknown process",
+                        _LEASE,
+                    )
+                    told = True
+                time.sleep(_LOOK_EVERY)
+                continue
             # The file may have been removed by its owner between open and lock.
-            if self._is_ours(descriptor):
+            if _is_at(self._path, descriptor):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-                self._descriptor = descriptor
+                self._held = _HELD[self._path] = _Held(self._path, descriptor, os.getpid())
             else:
                 os.close(descriptor)
 
     def release(self) -> None:
         """Give it back; nothing to do if it is not held."""
-        if self._descriptor is not None:
-            self._path.unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = None
+        held, self._held = self._held, None
+        if held is None or held.process != os.getpid():
+            return
+        held.takers -= 1
+        if held.takers == 0:
+            if _HELD.get(held.path) is held:
+                del _HELD[held.path]
+            if _is_at(held.path, held.descriptor):
+                held.path.unlink(missing_ok=True)
+            os.close(held.descriptor)
 
-    def _is_ours(self, descriptor: int) -> bool:
+
+def _lock(descriptor: int) -> None:
+    """Lock the file for this opening of it, where there is such a lock, else for this process.
+
+    A lock of the process is lost as soon as anything in it closes the file: a copy of the directory does, or an upload.
+
+    Raises:
+        OSError: If somebody else has locked it, or that is not possible here.
+    """
+    by_opening = getattr(fcntl, "F_OFD_SETLK", None)
+    if by_opening is not None and struct.calcsize("l") == 8:
+        whole = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
         try:
-            return os.path.samestat(os.fstat(descriptor), self._path.stat())
-        except FileNotFoundError:
-            return False
+            fcntl.fcntl(descriptor, by_opening, whole)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                raise
+        else:
+            return
+    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def _is_alive(owner: str) -> bool:
+    """Whether the process that the file names is seen from here: another one than this, which does not hold the lock."""
+    named = re.fullmatch(r"process (\d+) on (.+)", owner)
+    if named is None or named[2] != socket.gethostname() or int(named[1]) == os.getpid():
+        return False
+    try:
+        os.kill(int(named[1]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+def _forget() -> None:
+    """In a process that was just forked: the lock is not its own, and must not live on with it."""
+    for held in _HELD.values():
+        with contextlib.suppress(OSError):
+            os.close(held.descriptor)
+    _HELD.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)

@@ -53,6 +53,11 @@ class RankTree:
         self._notes = PrefixStore("nemologger", _get_default_store())  # until the ranks have agreed on a name
         self._notes = PrefixStore(f"nemologger/{self.broadcast(uuid4().hex)}", _get_default_store())
 
+    @property
+    def is_broken(self) -> bool:
+        """Whether a rank has been silent: nothing can be exchanged any more."""
+        return bool(self._broken)
+
     def exchange(self, value: Any, answer: Callable[[list[Any]], Any]) -> Any:
         """Bring every rank's ``value`` to rank 0, and rank 0's ``answer`` to them back to every rank.
 

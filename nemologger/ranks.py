@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Protocol, TypeVar
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
@@ -87,23 +89,24 @@ class ProcessGroup:
     ends the wait with a :class:`~nemologger.errors.SilentRankError` that names it, whatever the training group's patience.
     Rank 0 itself is given up after twice that time: it may be waiting for another one.
 
+    Every rank of a gloo group is connected to every other: descriptors and threads on all of them, which are given back with
+    the process group of the run and no sooner. So :func:`connect` shares one group among all who have the same patience.
+
+    Args:
+        timeout: How long to wait for a rank.
+        shared: Use the group that others have made with this timeout, if there is one and no rank has been silent in it.
+            The same on all ranks.
+
     Raises:
         RankError: The ranks cannot reach each other.
     """
 
-    def __init__(self, timeout: timedelta = DEFAULT_TIMEOUT) -> None:
+    def __init__(self, timeout: timedelta = DEFAULT_TIMEOUT, *, shared: bool = False) -> None:
         leave_at_exit()
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
-        try:
-            group = dist.new_group(backend="gloo", timeout=timeout)
-        except RuntimeError as error:  # NCCL may get through all the same: it looks for an interface by itself
-            raise RankError(
-                f"rank {self.rank} cannot reach the others, beside training, over the network interface that its host name "
-                f"stands for: {error}\nName the one that connects the hosts in the environment of all ranks, for example "
-                "GLOO_SOCKET_IFNAME=eth0"
-            ) from error
-        self._tree = RankTree(group, timeout)
+        self._tree = _shared_tree(timeout) if shared else _new_tree(timeout)
+        self._name = self.broadcast(uuid4().hex)  # its points are not those of others in the same group
 
     def gather(self, value: T) -> list[T]:
         """See :class:`Ranks`."""
@@ -123,7 +126,37 @@ class ProcessGroup:
 
     def missing_at(self, point: str, seconds: float) -> int:
         """See :class:`Ranks`."""
-        return self._tree.missing_at(point, seconds)
+        return self._tree.missing_at(f"{self._name}/{point}", seconds)
+
+
+# torch has one process group for the whole process, and what is made of it is here as long as that is there.
+_TREES: WeakKeyDictionary[dist.ProcessGroup, dict[timedelta, RankTree]] = WeakKeyDictionary()
+
+
+def _shared_tree(timeout: timedelta) -> RankTree:
+    world = dist.group.WORLD
+    if world is None:
+        raise RankError("torch.distributed is not initialized: there are no ranks to connect to")
+    trees = _TREES.setdefault(world, {})
+    if timeout not in trees or trees[timeout].is_broken:
+        whole = next((tree for tree in trees.values() if not tree.is_broken), None)
+        if whole is not None:
+            # Who makes a group does not see that a rank has died which has not come to it yet; a group that is there does.
+            whole.exchange(None, len)
+        trees[timeout] = _new_tree(timeout)
+    return trees[timeout]
+
+
+def _new_tree(timeout: timedelta) -> RankTree:
+    try:
+        group = dist.new_group(backend="gloo", timeout=timeout)
+    except RuntimeError as error:  # NCCL may get through all the same: it looks for an interface by itself
+        raise RankError(
+            f"rank {dist.get_rank()} cannot reach the others, beside training, over the network interface that its host "
+            f"name stands for: {error}\nName the one that connects the hosts in the environment of all ranks, for example "
+            "GLOO_SOCKET_IFNAME=eth0"
+        ) from error
+    return RankTree(group, timeout)
 
 
 def leave_at_exit() -> None:
@@ -142,9 +175,9 @@ def _leave() -> None:
 
 
 def connect(timeout: timedelta = DEFAULT_TIMEOUT) -> Ranks:
-    """The ranks of this process: those of ``torch.distributed`` if it is initialized, else this one alone."""
+    """The ranks of this process: those of ``torch.distributed`` if it is initialized, else this one alone. Collective."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        return ProcessGroup(timeout)
+        return ProcessGroup(timeout, shared=True)
     return SingleProcess()
 
 

@@ -16,9 +16,7 @@ from nemologger.callbacks.restore_weights import RestoreWeights
 from nemologger.callbacks.resume_once import ResumeOnce
 from nemologger.checkpoint.commit import tidy
 from nemologger.checkpoint.find import Found, Status, inspect, newest, survey
-from nemologger.checkpoint.load import Opened, open_verified
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.verify import problems
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.errors import (
@@ -32,10 +30,11 @@ from nemologger.errors import (
 )
 from nemologger.lightning_port import callbacks, ranks_before_fit
 from nemologger.lock import DirectoryLock
-from nemologger.ranks import decide
 from nemologger.remote_disk import disk_of
 from nemologger.run_record import run_of
+from nemologger.shared_work import decide_with_help
 from nemologger.store_path import in_store, storage_path
+from nemologger.verified_reads import Ask, VerifiedReads, faults
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -177,8 +176,12 @@ class AutoResume:
         if isinstance(trainer, Fabric):
             raise ConfigurationError("AutoResume.setup needs a Lightning Trainer, not Fabric")
         self._own_directory = _directory_of(trainer)
-        read = _Read(checkpoint_io.keeps(trainer, model, optimizer=stage == "fit"))
-        found = decide(ranks_before_fit(trainer), lambda: self._ask(trainer, stage, read))
+        keep = checkpoint_io.keeps(trainer, model, optimizer=stage == "fit")
+        ranks = ranks_before_fit(trainer)
+        read = VerifiedReads(ranks, keep)
+        found: dict[str, Any] = decide_with_help(
+            ranks, lambda ask: self._ask(trainer, stage, read, ask), read.share, read.progress
+        )
         path = None if found["path"] is None else self._path(found["path"])
         weights = None if found["weights_from"] is None else self._path(found["weights_from"])
         checkpoint_io.install(trainer, path)
@@ -222,9 +225,9 @@ class AutoResume:
 
     # --- looking --------------------------------------------------------------------------------------------------
 
-    def _ask(self, trainer: pl.Trainer, stage: str, read: _Read) -> dict[str, Any]:
+    def _ask(self, trainer: pl.Trainer, stage: str, read: VerifiedReads, ask: Ask) -> dict[str, Any]:
         try:
-            return self._find(trainer, stage, read)
+            return self._find(trainer, stage, read, ask)
         except OSError as error:
             if isinstance(error, NemologgerError) or "://" not in str(error.filename):
                 raise
@@ -233,7 +236,7 @@ class AutoResume:
                 "known, so nothing was started. Check the endpoint and the credentials (environment or storage_options)."
             ) from error
 
-    def _find(self, trainer: pl.Trainer, stage: str, read: _Read) -> dict[str, Any]:
+    def _find(self, trainer: pl.Trainer, stage: str, read: VerifiedReads, ask: Ask) -> dict[str, Any]:
         """What rank 0 sees and decides; plain values, they travel to the other ranks."""
         max_epochs = trainer.max_epochs
         if max_epochs is None and trainer.max_steps == -1 and not _has_timer(trainer):
@@ -252,9 +255,10 @@ class AutoResume:
             )
 
         self._clean_up()
-        chosen = self._choose(suitable, read.faults)
+        chosen = self._choose(suitable, lambda checkpoint: read.faults(checkpoint, ask))
         if chosen is None and self.start_from is not None:
-            chosen = _trusted(self._path(self.start_from).expanduser().absolute())
+            start = self._path(self.start_from).expanduser().absolute()
+            chosen = _trusted(start, lambda checkpoint: read.faults_only(checkpoint, ask))
         if chosen is not None:
             step = chosen.manifest.step if chosen.manifest else 0
             return {
@@ -263,7 +267,10 @@ class AutoResume:
                 "finished": is_finished(chosen.manifest),
                 "weights_from": None,
             }
-        weights = None if self.restore_config is None else str(_resolve(self._path(self.restore_config.path)))
+        weights = None
+        if self.restore_config is not None:
+            base = self._path(self.restore_config.path)
+            weights = str(_resolve(base, lambda checkpoint: read.faults_only(checkpoint, ask)))
         if weights is None and self._wants_checkpoint:
             where = self._directory or "the run directory"
             if not self.resume_ignore_no_checkpoint:
@@ -309,7 +316,7 @@ class AutoResume:
     def _choose(
         self,
         suitable: Callable[[Found], str | None] = lambda found: None,
-        faults: Callable[[Path], list[str]] = lambda checkpoint: _faults(checkpoint),
+        faults: Callable[[Path], list[str]] = faults,
     ) -> Found | None:
         if self.resume_from_path is not None:
             return _trusted(self._path(self.resume_from_path).expanduser().absolute(), faults)
@@ -350,40 +357,13 @@ def _directory_of(trainer: pl.Trainer) -> Path | None:
     return None if run is None else run.checkpoint_dir
 
 
-def _faults(checkpoint: Path) -> list[str]:
-    return [str(problem) for problem in problems(checkpoint)]
-
-
-class _Read:
-    """Verifies a checkpoint by loading it, and keeps what it has loaded last: one pass over the files instead of two.
-
-    Args:
-        keep: Of a checkpoint, the flat keys of the tensors to keep; None to keep nothing at all.
-    """
-
-    def __init__(self, keep: Callable[[Path], Callable[[str], bool]] | None) -> None:
-        self._keep = keep
-        self.checkpoints: dict[Path, Opened] = {}
-
-    def faults(self, checkpoint: Path) -> list[str]:
-        """What is wrong with the files of ``checkpoint``."""
-        if self._keep is None:
-            return _faults(checkpoint)
-        self.checkpoints.clear()
-        try:
-            self.checkpoints[checkpoint] = open_verified(checkpoint, self._keep(checkpoint))
-        except NemologgerError:  # all that is wrong is to be said; if nothing is, loading says again why it cannot
-            return _faults(checkpoint)
-        return []
-
-
 def _warn_if_foreign(found: Found | None) -> Found | None:
     if found is not None and found.status is Status.FOREIGN:
         log.warning("%s has no manifest (NeMo or Lightning wrote it): it cannot be verified", found.path)
     return found
 
 
-def _trusted(path: Path, faults: Callable[[Path], list[str]] = _faults) -> Found:
+def _trusted(path: Path, faults: Callable[[Path], list[str]]) -> Found:
     """The one checkpoint that was asked for.
 
     Raises:
@@ -408,15 +388,15 @@ def _trusted(path: Path, faults: Callable[[Path], list[str]] = _faults) -> Found
     return _warn_if_foreign(found) or found
 
 
-def _resolve(path: Path) -> Path:
+def _resolve(path: Path, faults: Callable[[Path], list[str]]) -> Path:
     """The checkpoint that ``RestoreConfig.path`` means."""
     path = path.expanduser().absolute()
     for directory in (path / names.CHECKPOINTS, path):
         if not _holds_weights(directory) and survey(directory):
-            found = newest(survey(directory), _faults, log.error)
+            found = newest(survey(directory), faults, log.error)
             if found is not None:
                 return found.path
-    return _trusted(path).path
+    return _trusted(path, faults).path
 
 
 def _holds_weights(path: Path) -> bool:

@@ -368,15 +368,14 @@ class AsyncSaver:
         return True
 
     def _all_records(self, save: InFlight) -> dict[str, FileRecord] | None:
-        """The files of all ranks, as soon as all have reported them."""
-        records = dict(save.outcome.records) if save.outcome is not None else {}
-        for rank in range(1, self._ranks.world_size):
+        """The files of all ranks, as soon as all have reported them; each report is read once."""
+        for rank in range(len(save.reported) + 1, self._ranks.world_size):
             try:
                 report = json.loads(_report(save.checkpoint, rank).read_bytes())
             except OSError:  # it is not there yet, or a store does not answer: finish() gathers it all the same
                 return None
-            records.update({name: FileRecord(r["size"], tuple(r["blocks"])) for name, r in report.items()})
-        return records
+            save.reported.append({name: FileRecord(r["size"], tuple(r["blocks"])) for name, r in report.items()})
+        return _merged([save.outcome.records if save.outcome is not None else {}, *save.reported])
 
     def _publish(self, save: InFlight, records: dict[str, FileRecord]) -> Manifest:
         save.gathered = records

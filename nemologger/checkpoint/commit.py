@@ -132,8 +132,9 @@ def duplicate(disk: Disk, checkpoint: Path, copy: Path, manifest: Manifest) -> N
     """Publish ``copy``, which stands by itself but shares the bytes of ``checkpoint`` where hard links exist."""
     try:
         begin(disk, copy)
+        for directory in sorted({(copy / file).parent for file in manifest.files}):
+            disk.make_directory(directory)
         for file in manifest.files:
-            disk.make_directory((copy / file).parent)
             disk.link(checkpoint / file, copy / file)
         publish(disk, copy, replace(manifest, name=copy.name, last=True, ranked=False))
     except OSError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from nemologger import names
@@ -32,6 +32,7 @@ class InFlight:
         details: The traceback of it, from the writer process, or "".
         gathered: The files of all ranks, on the rank that publishes, once it knows them.
         published: The manifest, on the rank that has published it.
+        reported: On rank 0, what the other ranks have reported, from rank 1 on.
     """
 
     checkpoint: Path
@@ -43,6 +44,7 @@ class InFlight:
     details: str = ""
     gathered: dict[str, FileRecord] | None = None
     published: Manifest | None = None
+    reported: list[dict[str, FileRecord]] = field(default_factory=list)
 
     @property
     def size(self) -> int:

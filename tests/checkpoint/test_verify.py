@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from helpers.engine import newest_in, save, step_in
 
+from nemologger.checkpoint import manifest, verify
 from nemologger.checkpoint.find import Status, inspect
 from nemologger.checkpoint.manifest import BLOCK
-from nemologger.checkpoint.verify import problems
+from nemologger.checkpoint.verify import Problem, problems
 from nemologger.disk import LocalDisk
+from nemologger.errors import RankError
+from nemologger.ranks import SingleProcess
+from nemologger.verified_reads import VerifiedReads
 
 FILES = [
     "manifest.json",
@@ -144,3 +150,83 @@ def test_the_message_says_where_in_a_large_file(tmp_path):
 def test_a_checkpoint_whose_manifest_is_damaged_is_not_complete(two):
     flip_middle(two / "step=2" / "manifest.json")
     assert inspect(two / "step=2").status is Status.DAMAGED
+
+
+@pytest.fixture
+def many_blocks(tmp_path, monkeypatch):
+    """A checkpoint with a file of eleven small blocks."""
+    for module in (manifest, verify):
+        monkeypatch.setattr(module, "BLOCK", 512)
+    save(tmp_path / "x", 1)
+    file = tmp_path / "x" / "weights" / "__0_0.distcp"
+    record = manifest.Recorder()
+    file.write_bytes(b"".join(record.over([bytes(range(256)) * 21])))
+    whole = manifest.read(tmp_path / "x")
+    changed = replace(whole, files={**whole.files, "weights/__0_0.distcp": record.record})
+    (tmp_path / "x" / "manifest.json").write_bytes(changed.dumps())
+    return tmp_path / "x", file
+
+
+def shares_of(checkpoint: Path, world_size: int) -> list[list[Problem]]:
+    found = []
+    for rank in range(world_size):
+        looking = verify.verifying(checkpoint, rank=rank, world_size=world_size)
+        while True:
+            try:
+                next(looking)
+            except StopIteration as end:
+                found.append(end.value)
+                break
+    return found
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 7, 40])
+def test_whatever_number_of_ranks_shares_the_work_each_damaged_block_is_found_by_one_of_them(many_blocks, world_size):
+    checkpoint, file = many_blocks
+    assert shares_of(checkpoint, world_size) == [[]] * world_size
+    content = file.read_bytes()
+    for block in range(11):
+        file.write_bytes(content[: block * 512] + b"\xff" + content[block * 512 + 1 :])
+        shares = shares_of(checkpoint, world_size)
+        assert [problem for share in shares for problem in share] == verify.merged(shares) == problems(checkpoint)
+        assert [problem.block for problem in verify.merged(shares)] == [block]
+
+
+def test_of_several_ranks_findings_the_first_of_each_file_counts(many_blocks):
+    checkpoint, file = many_blocks
+    file.write_bytes(bytes(11 * 512))
+    (checkpoint / "weights" / "common.pt").unlink()
+    shares = shares_of(checkpoint, 8)
+    assert sum(map(len, shares)) > 2
+    assert verify.merged(shares) == problems(checkpoint)
+    assert [str(problem).split(":")[0] for problem in problems(checkpoint)] == [
+        "weights/__0_0.distcp",
+        "weights/common.pt",
+    ]
+
+
+def test_a_share_that_takes_long_says_how_much_there_is_to_do(many_blocks, monkeypatch):
+    checkpoint, _ = many_blocks
+    monkeypatch.setattr(verify, "_PACE", 0.001)
+    monkeypatch.setattr(verify, "_THREADS", 1)
+    look, permits = verify._look, threading.Semaphore(1)
+    monkeypatch.setattr(verify, "_look", lambda *arguments: permits.acquire() and look(*arguments))
+    remaining = []
+    for left in verify.verifying(checkpoint):
+        remaining.append(left)
+        permits.release()  # for one look more
+    assert len(remaining) >= 5
+    assert remaining == sorted(remaining, reverse=True)
+    assert remaining[-1] > 0
+
+
+def test_what_only_another_rank_sees_is_not_the_checkpoints_fault(tmp_path):
+    save(tmp_path / "x", 1)
+    claims = [Problem("weights/common.pt", "has changed", 0), Problem("weights/__0_0.distcp", "is missing")]
+    read = VerifiedReads(SingleProcess(0, 2), None)
+    with pytest.raises(RankError, match=r"rank 1 on far does not read .*common.pt: has changed. Rank 0 on here does"):
+        read.faults_only(tmp_path / "x", lambda checkpoint: [("here", []), ("far", claims)])
+    assert read.faults_only(tmp_path / "x", lambda checkpoint: [("here", []), ("far", [])]) == []
+    (tmp_path / "x" / "weights" / "__0_0.distcp").unlink()
+    wrong = read.faults_only(tmp_path / "x", lambda checkpoint: [("here", []), ("far", claims)])
+    assert wrong == [str(problem) for problem in claims]
