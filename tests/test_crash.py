@@ -35,8 +35,8 @@ def recorded(tmp_path, monkeypatch) -> tuple[Path, RecordingDisk]:
     class WriterHere:
         busy, alive, pid = False, True, 0
 
-        def __init__(self, arena):
-            self.arena = arena
+        def __init__(self, arena, always):
+            self.arena, self.always = arena, always
 
         def stand_by(self):
             pass
@@ -45,7 +45,7 @@ def recorded(tmp_path, monkeypatch) -> tuple[Path, RecordingDisk]:
             self.job = job
 
         def outcome(self, timeout=0.0):
-            return writer_main.perform(self.job, self.arena.memory)
+            return writer_main.perform(self.job, self.arena.memory, self.always)
 
         def close(self):
             pass

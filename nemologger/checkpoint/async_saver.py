@@ -117,7 +117,7 @@ class AsyncSaver:
     def _make(self, plan: Plan, snapshot: Snapshot) -> None:
         arena = Arena(plan.files, snapshot.tensors)
         try:
-            self._layout = _Layout(plan, arena, Writer(arena))
+            self._layout = _Layout(plan, arena, Writer(arena, plan.metadata))
         except BaseException:
             arena.close()
             raise
@@ -155,7 +155,7 @@ class AsyncSaver:
             report = str(_report(checkpoint, self._ranks.rank)) if self._ranks.rank else ""
 
             def stage() -> None:
-                small = self._small_files(snapshot, layout, checkpoint, write_context) if self._ranks.rank == 0 else {}
+                small = self._small_files(snapshot, checkpoint, write_context) if self._ranks.rank == 0 else {}
                 job = Job(str(checkpoint), images, small, remote.store if remote else None, report)
                 self._in_flight = InFlight(checkpoint, complete, job)
                 self._stage(self._in_flight, snapshot, layout)
@@ -291,12 +291,11 @@ class AsyncSaver:
     def _small_files(
         self,
         snapshot: Snapshot,
-        layout: _Layout,
         checkpoint: Path,
         write_context: Callable[[Path, Disk], None] | None,
     ) -> dict[str, bytes]:
-        """What rank 0 writes besides tensors, by path below the checkpoint."""
-        small = {**common_files(snapshot), **layout.plan.metadata}
+        """What rank 0 writes in this save besides what is the same in every one, by path below the checkpoint."""
+        small = common_files(snapshot)
         if write_context is not None:
             memory = MemoryDisk()
             write_context(checkpoint / names.CONTEXT, memory)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import weakref
+from collections.abc import Mapping
 from multiprocessing.connection import Connection, Pipe
 
 from nemologger.checkpoint.arena import Arena
@@ -25,12 +26,14 @@ class Writer:
 
     Args:
         arena: The memory that both see.
+        always: Files that are the same in every job, by their path below the checkpoint: ``.metadata`` of thousands of ranks
+            takes hundreds of MB.
 
     Raises:
         SaveFailedError: If the process could not be started.
     """
 
-    def __init__(self, arena: Arena) -> None:
+    def __init__(self, arena: Arena, always: Mapping[str, bytes]) -> None:
         ours, theirs = Pipe()
         arguments = (theirs.fileno(), arena.descriptor, arena.size, os.getpid(), arena.may_move)
         command = [sys.executable, "-c", f"from nemologger.checkpoint.writer_main import main; main{arguments}"]
@@ -49,6 +52,10 @@ class Writer:
             self._end()
             raise SaveFailedError(f"the writer process did not start within {_START_TIMEOUT:g} s")
         self._receive()
+        try:
+            ours.send(dict(always))
+        except OSError as error:
+            raise self._died() from error
 
     @property
     def busy(self) -> bool:

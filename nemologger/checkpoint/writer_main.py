@@ -16,8 +16,9 @@ import platform
 import signal
 import sys
 import traceback
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Job:
     Attributes:
         directory: The checkpoint.
         images: For each file of the arena, its path below the checkpoint, its offset in the arena, and its size.
-        small: Other files, by their path below the checkpoint.
+        small: Other files, by their path below the checkpoint, that are not the same in every job.
         store: What ``directory`` is a URL of; None is the local file system.
         report: Where to tell rank 0, which cannot hear this process, that all is written; "" for nowhere.
     """
@@ -71,8 +72,9 @@ class Outcome:
     details: str = ""
 
 
-def perform(job: Job, arena: memoryview) -> Outcome:
-    """Write what ``job`` says. Whatever goes wrong is in the outcome."""
+def perform(job: Job, arena: memoryview, always: Mapping[str, bytes]) -> Outcome:
+    """Write what ``job`` says, and the files of ``always``. Whatever goes wrong is in the outcome."""
+    job = replace(job, small={**always, **job.small})
     try:
         outcome = Outcome(_write(job, arena) if job.store is None else upload(job.store, job, arena))
     except Exception as error:  # noqa: BLE001  it travels to the process that trains
@@ -174,6 +176,7 @@ def main(channel: int, descriptor: int, size: int, parent: int, may_join: bool) 
     connection.send(os.getpid())
     apart = iter(range(0, size // LARGE * LARGE, LARGE) if may_join else ())
     try:
+        always = connection.recv()
         while True:
             while not connection.poll() and (start := next(apart, None)) is not None:
                 pages.join(start)
@@ -182,6 +185,6 @@ def main(channel: int, descriptor: int, size: int, parent: int, may_join: bool) 
                 job = connection.recv()
             if job is None:
                 return
-            connection.send(perform(job, arena))
+            connection.send(perform(job, arena, always))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return

@@ -30,7 +30,7 @@ import torch, time
 from nemologger.checkpoint.arena import Arena
 from nemologger.checkpoint.writer import Writer
 arena = Arena({}, {})
-writer = Writer(arena)
+writer = Writer(arena, {})
 print(writer.pid, flush=True)
 time.sleep(60)
 """
@@ -57,13 +57,18 @@ def _job(arena: Arena, directory: Path) -> Job:
 
 
 def test_it_writes_what_it_is_told_and_records_it(arena, tmp_path):
-    writer = Writer(arena)
+    writer = Writer(arena, {"deep/always": b"the same"})
     try:
+        (tmp_path / "earlier").mkdir()
+        writer.submit(_job(arena, tmp_path / "earlier"))
+        assert writer.outcome(None) is not None
+        assert (tmp_path / "earlier/deep/always").read_bytes() == b"the same"
         writer.submit(_job(arena, tmp_path))
         outcome = writer.outcome(None)
         assert outcome is not None
         assert outcome.error == ""
-        assert set(outcome.records) == {"file", "deep/er/small"}
+        assert set(outcome.records) == {"file", "deep/er/small", "deep/always"}
+        assert (tmp_path / "deep/always").read_bytes() == b"the same"
         assert outcome.records["deep/er/small"] == FileRecord(5, outcome.records["deep/er/small"].blocks)
         assert (tmp_path / "file").stat().st_size == outcome.records["file"].size
     finally:
@@ -81,7 +86,7 @@ def test_with_nothing_else_to_do_it_joins_the_pages(tmp_path):
     tensors = {"w": torch.randn(3 * LARGE // 4)}
     piece = Piece("w", (0,), tuple(tensors["w"].shape), tensors["w"].nbytes)
     arena = Arena({"file": lay_out([piece], tensors)}, tensors)
-    writer = Writer(arena)
+    writer = Writer(arena, {})
     try:
         writer.stand_by()
         arena.stage(lambda piece: tensors[piece.key])
@@ -105,7 +110,7 @@ def test_with_nothing_else_to_do_it_joins_the_pages(tmp_path):
 
 def test_what_goes_wrong_comes_back_with_its_traceback(arena, tmp_path):
     (tmp_path / "file").mkdir()
-    writer = Writer(arena)
+    writer = Writer(arena, {})
     try:
         writer.submit(_job(arena, tmp_path))
         outcome = writer.outcome(None)
@@ -117,7 +122,7 @@ def test_what_goes_wrong_comes_back_with_its_traceback(arena, tmp_path):
 
 
 def test_its_death_is_an_error_that_says_so(arena, tmp_path):
-    writer = Writer(arena)
+    writer = Writer(arena, {})
     os.kill(writer.pid, signal.SIGKILL)
     assert _gone_or_zombie(writer)
     with pytest.raises(SaveFailedError, match=r"has died \(exit code -9\)"):
@@ -156,19 +161,19 @@ def test_it_ends_when_the_process_that_trains_is_killed(at_work):
 
 def test_it_tells_rank_0_through_the_file_system_when_all_is_there(arena, tmp_path):
     job = replace(_job(arena, tmp_path), report=str(tmp_path / "report"))
-    outcome = perform(job, arena.memory)
+    outcome = perform(job, arena.memory, {})
     told = json.loads((tmp_path / "report").read_text())
     assert {name: FileRecord(r["size"], tuple(r["blocks"])) for name, r in told.items()} == outcome.records
     (tmp_path / "report").unlink()
     (tmp_path / "file").unlink()
     (tmp_path / "file").mkdir()
-    assert "IsADirectoryError" in perform(job, arena.memory).error
+    assert "IsADirectoryError" in perform(job, arena.memory, {}).error
     assert not (tmp_path / "report").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities as Linux has them")
 def test_it_leaves_processor_and_disk_to_the_process_that_trains(arena):
-    writer = Writer(arena)
+    writer = Writer(arena, {})
     try:
         process = psutil.Process(writer.pid)
         assert process.nice() == 19
