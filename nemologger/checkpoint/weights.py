@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum, EnumMeta
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
@@ -179,6 +180,7 @@ def read_common(weights: Path) -> dict[str, Any]:
     return common
 
 
+@_without_collector()
 def read_metadata(weights: Path) -> Metadata:
     """``.metadata``; nothing of it is run.
 
@@ -218,6 +220,7 @@ class Payload:
     header: bytes
 
 
+@_without_collector()
 def payloads(weights: Path, keys: Collection[str]) -> dict[str, list[Payload]]:
     """Where the bytes of the tensors ``keys`` lie, of those that lie there as :func:`lay_out` places them."""
     read = read_metadata(weights)
@@ -416,6 +419,13 @@ def _layout(name: str) -> Any:
     return cast(Any, torch.serialization)._get_layout(name)
 
 
+def _member(kind: Any, name: Any) -> Enum:
+    """A member of an enum, which Python before 3.11.4 pickles as its attribute."""
+    if not (isinstance(kind, EnumMeta) and name in kind.__members__):
+        raise RefusedError(f"builtins.getattr of {kind!r}, {name!r}: no checkpoint needs that, it was not loaded")
+    return cast(Enum, kind.__members__[name])
+
+
 _ADMITTED: dict[tuple[str, str], Any] = {
     **{
         (dcp_metadata.__name__, name): getattr(dcp_metadata, name)
@@ -436,6 +446,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
         for name in ("SavePlan", "WriteItem", "WriteItemType", "TensorWriteData", "BytesIOWriteData")
     },
     ("megatron.core.dist_checkpointing.strategies.torch", "MCoreSavePlan"): _MegatronPlan,
+    ("builtins", "getattr"): _member,
     ("torch", "Size"): torch.Size,
     ("torch.serialization", "_get_layout"): _layout,
     ("collections", "OrderedDict"): dict,

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import re
+from enum import Enum
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,33 @@ def test_metadata_admits_only_its_own_classes(tmp_path, name):
     module, _, symbol = name.partition(" ")
     (tmp_path / ".metadata").write_bytes(f"c{module}\n{symbol}\n.".encode())
     with pytest.raises(RefusedError, match=re.escape(f"{module}.{symbol}")):
+        read_metadata(tmp_path)
+
+
+class _OldPickler(pickle.Pickler):
+    """Pickles members of enums as Python before 3.11.4 does."""
+
+    def reducer_override(self, value):
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def test_a_metadata_of_an_older_python_is_read(tmp_path):
+    save(tmp_path / "a", 1)
+    path = tmp_path / "a" / "weights" / ".metadata"
+    buffer = io.BytesIO()
+    _OldPickler(buffer, protocol=4).dump(pickle.loads(path.read_bytes()))
+    assert b"getattr" in buffer.getvalue()
+    before = read_metadata(path.parent)
+    _rewrite(path, buffer.getvalue())
+    assert read_metadata(path.parent) == before
+
+
+@pytest.mark.parametrize(
+    "attribute", ["(ctorch\nSize\nS'__init__'\n", "(S'x'\nS'join'\n", "(cbuiltins\ngetattr\nS'__globals__'\n"]
+)
+def test_attributes_of_anything_else_are_refused(tmp_path, attribute):
+    (tmp_path / ".metadata").write_bytes(f"cbuiltins\ngetattr\n{attribute}tR.".encode())
+    with pytest.raises(RefusedError, match=r"builtins\.getattr of"):
         read_metadata(tmp_path)
 
 
