@@ -42,6 +42,9 @@ class Disk(Protocol):
     def link(self, source: Path, target: Path) -> None:
         """Give the file ``source`` a second name, or copy it where the file system has no hard links."""
 
+    def can_link(self, source: Path, target: Path) -> bool:
+        """Whether :meth:`link` gives a second name, rather than a copy. ``target`` is not there before or after."""
+
     def symlink(self, path: Path, points_to: str) -> None:
         """Make ``path`` a symbolic link to ``points_to``, atomically replacing an earlier link."""
 
@@ -121,6 +124,15 @@ class LocalDisk:
                 raise
             with source.open("rb") as file:
                 self.write(target, iter(lambda: file.read(16 << 20), b""))
+
+    def can_link(self, source: Path, target: Path) -> bool:
+        """See :class:`Disk`."""
+        try:
+            os.link(source, target)
+        except OSError as error:
+            return error.errno not in _NO_HARD_LINKS
+        target.unlink()
+        return True
 
     def symlink(self, path: Path, points_to: str) -> None:
         """See :class:`Disk`."""

@@ -51,6 +51,10 @@ class RemoteDisk:
         """See :class:`~nemologger.disk.Disk`."""
         self.store.copy(str(source), str(target))
 
+    def can_link(self, source: Path, target: Path) -> bool:
+        """See :class:`~nemologger.disk.Disk`."""
+        return False
+
     def symlink(self, path: Path, points_to: str) -> None:
         """See :class:`~nemologger.disk.Disk`."""
         self.store.write(str(path) + LINK, [link_to(points_to)])

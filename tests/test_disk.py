@@ -24,7 +24,7 @@ def test_every_disk_is_one(disk):
     typed: Disk = disk
     methods = [name for name in vars(Disk) if not name.startswith("_")]
     assert sorted(methods) == [
-        "commit", "link", "make_directory", "path", "remove", "rename", "symlink", "sync", "write",
+        "can_link", "commit", "link", "make_directory", "path", "remove", "rename", "symlink", "sync", "write",
     ]  # fmt: skip
     assert typed.can_rename in (True, False)
     assert all(callable(getattr(typed, name)) for name in methods)
@@ -79,6 +79,8 @@ def test_a_link_shares_the_bytes(tmp_path):
     DISK.write(tmp_path / "a", [b"x"])
     DISK.link(tmp_path / "a", tmp_path / "b")
     assert os.path.samefile(tmp_path / "a", tmp_path / "b")
+    assert DISK.can_link(tmp_path / "a", tmp_path / "c")
+    assert not (tmp_path / "c").exists()
     DISK.remove(tmp_path / "a")
     assert (tmp_path / "b").read_bytes() == b"x"
 
@@ -93,6 +95,7 @@ def test_without_hard_links_a_link_is_a_copy(tmp_path, monkeypatch, code):
     DISK.link(tmp_path / "a", tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == b"x" * 100
     assert not os.path.samefile(tmp_path / "a", tmp_path / "b")
+    assert not DISK.can_link(tmp_path / "a", tmp_path / "c")
 
 
 def test_a_link_that_fails_for_another_reason_fails(tmp_path):

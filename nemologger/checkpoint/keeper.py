@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from nemologger import names
 from nemologger.checkpoint.async_saver import AsyncSaver, StagingMode
 from nemologger.checkpoint.decision import Decision
 from nemologger.checkpoint.errand import Errand
@@ -22,6 +24,8 @@ from nemologger.disk import Disk
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import Ranks, decide
 from nemologger.remote_disk import OverlappingDisk, RemoteDisk
+
+log = logging.getLogger(__name__)
 
 ContextWriter = Callable[[Path, Disk], None]
 
@@ -40,7 +44,7 @@ class Keeper:
         disk: Where they are.
         ranks: The processes that write together.
         policy: What is to be kept.
-        link: Whether ``-last`` is a symbolic link; on a disk without renames it always is one.
+        link: Whether ``-last`` is a symbolic link; on a disk without renames or hard links it always is one.
         shelf: What is kept now.
         files_per_rank: At most so many weights files for each rank.
         beside: Whether :meth:`start` is wanted: saving beside training.
@@ -63,7 +67,7 @@ class Keeper:
         self._disk = disk
         self._ranks = ranks
         self._policy = policy
-        self._link = link or not disk.can_rename
+        self._link = self._link_is_settled = link or not disk.can_rename
         self._remover = Remover(disk)
         overlapping = OverlappingDisk(disk.store) if isinstance(disk, RemoteDisk) else disk
         apart = policy.states != -1
@@ -260,13 +264,27 @@ class Keeper:
             self._policy,
             decision,
             published,
-            link=self._link,
+            link=self._points(decision),
             protected=protected,
         )
         for kept in self._policy.thinned(shelf.kept):
             if kept.path not in protected and not shelf.failed:
                 self._remover.thin(kept)
         return shelf
+
+    def _points(self, decision: Decision) -> bool:
+        """Whether ``-last`` is a symbolic link. Without hard links it is: a copy of all bytes would hold up training."""
+        if not self._link_is_settled and decision.last not in (None, decision.path):
+            self._link_is_settled = True
+            checkpoint = self._disk.path(decision.path)
+            probe = checkpoint.with_name(f".{checkpoint.name}.partial")
+            self._link = not self._disk.can_link(checkpoint / names.MANIFEST, probe)
+            if self._link:
+                log.warning(
+                    "the file system of %s has no hard links: -last is a symbolic link, as with save_last='link'",
+                    checkpoint.parent,
+                )
+        return self._link
 
     def _take(self, shelf: Shelf) -> None:
         self._shelf = shelf

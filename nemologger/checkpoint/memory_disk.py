@@ -35,6 +35,10 @@ class MemoryDisk:
         """Keep it under both names."""
         self.files[target] = self.files[source]
 
+    def can_link(self, source: Path, target: Path) -> bool:
+        """See :class:`~nemologger.disk.Disk`."""
+        return True
+
     def symlink(self, path: Path, points_to: str) -> None:
         """Not needed for what is written new.
 
