@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 _HERE = Path(__file__).parent
 _LIGHT = _HERE / "light_start"
@@ -57,6 +59,21 @@ def kill(process: subprocess.Popen[str]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=30)
+
+
+def seen_by_ranks(script: Path, count: int, directory: Path) -> list[dict[str, Any]]:
+    """What each of ``count`` processes ``script RANK DIRECTORY`` has written to ``DIRECTORY/rank<RANK>.json``."""
+    command = [sys.executable, str(script)]
+    ranks = [subprocess.Popen([*command, str(rank), str(directory)], env=environment()) for rank in range(count)]
+    try:
+        codes = [rank.wait(timeout=120) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    if any(codes):
+        raise AssertionError(f"{script} ended with {codes}")
+    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(count)]
 
 
 def torchrun(

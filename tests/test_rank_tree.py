@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers.five_ranks import LONG, WORLD
-from processes import environment
+from processes import seen_by_ranks
 
 SCRIPT = Path(__file__).with_name("helpers") / "five_ranks.py"
 
@@ -19,18 +16,7 @@ pytestmark = pytest.mark.dist
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory) -> list[dict]:
     """What each of five ranks saw."""
-    directory = tmp_path_factory.mktemp("five")
-    ranks = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), str(directory)], env=environment())
-        for rank in range(WORLD)
-    ]
-    try:
-        assert [rank.wait(timeout=120) for rank in ranks] == [0] * WORLD
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(WORLD)]
+    return seen_by_ranks(SCRIPT, WORLD, tmp_path_factory.mktemp("five"))
 
 
 def test_rank_zeros_answer_to_all_values_is_everybodys(seen):
