@@ -66,7 +66,7 @@ class _Accumulating(ToyModel):
 class _Clipping(ToyModel):
     """Changes its parameters between two steps, as some do."""
 
-    def on_train_batch_end(self, outputs, batch, batch_idx):
+    def on_train_batch_start(self, batch, batch_idx):
         with torch.no_grad():
             for p in self.parameters():
                 p.clamp_(-0.1, 0.1)
@@ -131,7 +131,7 @@ def test_it_says_how_much_memory_it_takes_and_refuses_what_it_does_not_know(tmp_
 
 
 def test_the_hooks_that_may_change_parameters_are_known():
-    assert hooks_between_steps(_Clipping()) == ["on_train_batch_end"]
+    assert hooks_between_steps(_Clipping()) == ["on_train_batch_start"]
     assert hooks_between_steps(ToyModel()) == []
 
 

@@ -15,7 +15,7 @@ from toy import ToyModel, loader, quiet_trainer
 
 import nemologger as nl
 from nemologger.callbacks import EMA, ExportModel
-from nemologger.checkpoint import async_saver
+from nemologger.checkpoint import async_saver, progress
 from nemologger.checkpoint.async_saver import AsyncSaver
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.snapshot import take
@@ -86,7 +86,8 @@ def test_the_thread_that_asks_the_store_leaves_staging_alone(s3, monkeypatch):
 
 def test_a_long_upload_is_no_stalled_one(s3, monkeypatch):
     """An object is seen when it is complete, so that nothing seems to be written before."""
-    monkeypatch.setattr(async_saver, "_PROGRESS_EVERY", 0.05)
+    for module in (async_saver, progress):
+        monkeypatch.setattr(module, "EVERY", 0.05)
     monkeypatch.setattr(async_saver, "_STALLED", 0.2)
     checkpoint = storage_path(f"{s3.url}/a")
     saver = AsyncSaver(disk_of(checkpoint), SingleProcess())

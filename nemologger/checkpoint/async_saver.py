@@ -344,9 +344,8 @@ class AsyncSaver:
         """Wait for the writer, and say how far it is."""
         progress = Progress(save)
         while not self._take_outcome(save, timeout=EVERY):
-            if (
-                progress.idle(save.written) > _STALLED and save.job.store is None
-            ):  # an object is seen when it is complete
+            # An object is seen when it is complete.
+            if progress.idle(save.written) > _STALLED and save.job.store is None:
                 save.error = f"nothing was written for {_STALLED:g} s: the storage does not answer"
                 self.close()
                 return

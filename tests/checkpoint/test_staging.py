@@ -13,7 +13,7 @@ from helpers.engine import names_in
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
-from nemologger.checkpoint import async_saver, writer
+from nemologger.checkpoint import async_saver, progress, writer
 from nemologger.checkpoint.arena import copy_at_once
 from nemologger.checkpoint.async_saver import AsyncSaver
 from nemologger.checkpoint.load import load_checkpoint
@@ -308,9 +308,10 @@ def test_a_device_that_waits_for_ever_is_not_waited_for(monkeypatch):
 
 
 def test_while_it_waits_it_says_how_far_the_writer_is(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(async_saver, "_PROGRESS_EVERY", 0.05)
+    for module in (async_saver, progress):
+        monkeypatch.setattr(module, "EVERY", 0.05)
     monkeypatch.setattr(async_saver, "_STALLED", 10.0)
-    progress = f"checkpoint {tmp_path / 'a'}: 0 of 0 MB written"
+    said = f"checkpoint {tmp_path / 'a'}: 0 of 0 MB written"
     training = _Training("adam")
     saver = AsyncSaver(LocalDisk(), SingleProcess())
     try:
@@ -319,17 +320,17 @@ def test_while_it_waits_it_says_how_far_the_writer_is(tmp_path, monkeypatch, cap
         os.kill(pid, signal.SIGSTOP)
 
         def go_on_when_said(record):
-            if record.getMessage() == progress:
+            if record.getMessage() == said:
                 os.kill(pid, signal.SIGCONT)
             return True
 
-        monkeypatch.setattr(async_saver.log, "filters", [go_on_when_said])
+        monkeypatch.setattr(progress.log, "filters", [go_on_when_said])
         saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
         with caplog.at_level("INFO"):
             assert saver.finish() is not None
     finally:
         saver.close()
-    assert progress in caplog.text
+    assert said in caplog.text
 
 
 def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
@@ -337,7 +338,8 @@ def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
     saver = AsyncSaver(LocalDisk(), SingleProcess())
     try:
         with monkeypatch.context() as impatient:
-            impatient.setattr(async_saver, "_PROGRESS_EVERY", 0.05)
+            for module in (async_saver, progress):
+                impatient.setattr(module, "EVERY", 0.05)
             impatient.setattr(async_saver, "_STALLED", 0.2)
             impatient.setattr(writer, "_END_TIMEOUT", 0.2)
             saver.prepare(training.snapshot())
