@@ -55,9 +55,10 @@ def test_it_stays_as_long_as_somebody_looks_at_it(descriptor):
 
 def test_what_cannot_be_mapped_is_an_error_and_leaves_nothing(descriptor):
     before = len(Path("/proc/self/maps").read_text().splitlines())
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        SharedPages(999_999, LARGE)
-    assert abs(len(Path("/proc/self/maps").read_text().splitlines()) - before) <= 1
+    for _ in range(50):  # other threads map something now and then
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            SharedPages(999_999, LARGE)
+    assert len(Path("/proc/self/maps").read_text().splitlines()) - before < 50
 
 
 def test_own_pages_are_ordinary_memory():

@@ -155,7 +155,10 @@ def writers(pid: int) -> list[int]:
 
 def _with_descendants(pid: int) -> Iterator[int]:
     yield pid
-    for task in Path(f"/proc/{pid}/task").glob("*"):
+    tasks: list[Path] = []
+    with suppress(OSError):  # it has ended meanwhile
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    for task in tasks:
         for child in _read(task / "children").split():
             yield from _with_descendants(int(child))
 
