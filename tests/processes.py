@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _HERE = Path(__file__).parent
 _LIGHT = _HERE / "light_start"
@@ -74,6 +74,16 @@ def seen_by_ranks(script: Path, count: int, directory: Path) -> list[dict[str, A
     if any(codes):
         raise AssertionError(f"{script} ended with {codes}")
     return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(count)]
+
+
+def tell(seen: Mapping[str, Any], rank: int, count: int, directory: Path) -> NoReturn:
+    """The end of a process that :func:`seen_by_ranks` has started: with the others, for some may still ask it something."""
+    partial = directory / f"rank{rank}.partial"
+    partial.write_text(json.dumps(seen))
+    partial.rename(directory / f"rank{rank}.json")
+    while not all((directory / f"rank{other}.json").exists() for other in range(count)):
+        time.sleep(0.05)
+    os._exit(0)
 
 
 def torchrun(

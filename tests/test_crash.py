@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
-from helpers.crash import CrashModel, check_resumable, materialize
+from helpers.crash import check_resumable, crashes, materialize
 from helpers.disks import RecordingDisk
 from lightning.pytorch.loggers import CSVLogger
 from toy import ToyModel, loader, quiet_trainer
@@ -65,22 +64,11 @@ def recorded(tmp_path, monkeypatch) -> tuple[Path, RecordingDisk]:
 
 def test_after_any_operation_the_newest_that_was_published_is_there(recorded, tmp_path):
     run, disk = recorded
-    model, dice, published = CrashModel(run), random.Random(0), 0
-    seen: set[tuple[object, ...]] = set()
-    for number, operation in enumerate(disk.operations):
-        if operation[0] == "note":
-            published = operation[1]
-            continue
-        if not operation[1].is_relative_to(run):
-            continue
-        for _ in model.steps(operation):
-            for survives in (lambda: True, lambda: False, *[lambda: dice.random() < 0.5] * 4):
-                state = model.crash(survives)
-                key = (published, *sorted((name, hash(node)) for name, node in state.items()))
-                if published and key not in seen:
-                    seen.add(key)
-                    where = tmp_path / f"crash{len(seen)}"
-                    materialize(state, where)
-                    check_resumable(where, published, f"{number}: {operation[:2]}")
-    assert len(seen) > 100
+    operations = [one for one in disk.operations if one[0] == "note" or one[1].is_relative_to(run)]
+    count = published = 0
+    for published, state, when in crashes(run, operations):
+        count += 1
+        materialize(state, tmp_path / f"crash{count}")
+        check_resumable(tmp_path / f"crash{count}", published, when)
+    assert count > 100
     assert published == 10

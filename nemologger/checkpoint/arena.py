@@ -2,7 +2,7 @@
 
 Laid out once: headers and trailers are filled in, every payload has its place, each file begins on a page. A save copies
 the live tensors to their places, which is all that training waits for. The memory is touched when it is made: copying into
-fresh memory is six to thirty times slower. Whoever writes from it joins its pages to large ones, in time.
+fresh memory is six to thirty times slower. The process that writes from it joins its pages to large ones when it is idle.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class Encoder:
         return {TAG: "left out", "class": name}
 
     def _tensor(self, tensor: torch.Tensor, path: str) -> Any:
-        if tensor.device.type == "meta" or is_traceable_wrapper_subclass(tensor):
+        if tensor.device.type == "meta" or is_made_of_others(tensor):
             return self._leave_out(
                 tensor, path, "has no values" if tensor.device.type == "meta" else "has no plain form"
             )
@@ -146,6 +146,11 @@ class Encoder:
         many = kind == "numpy array" and value.nbytes >= _MANY
         data = _tensor_of(numpy.ascontiguousarray(value)) if many else value.tobytes() or ""
         return {TAG: kind, "dtype": dtype, "shape": tuple(value.shape), "data": data}
+
+
+def is_made_of_others(value: Any) -> bool:
+    """Whether ``value`` is a tensor that has no values of its own: quantized by torchao, sharded, or yet to come."""
+    return is_traceable_wrapper_subclass(value)
 
 
 def _tensor_of(data: Any) -> torch.Tensor:

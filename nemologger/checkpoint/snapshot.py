@@ -25,10 +25,9 @@ from typing import Any
 
 import torch
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from nemologger import names
-from nemologger.checkpoint.plain import TAG, Encoder, decode
+from nemologger.checkpoint.plain import TAG, Encoder, decode, is_made_of_others
 from nemologger.checkpoint.shards import is_sharded, local
 from nemologger.errors import CheckpointError
 
@@ -229,7 +228,7 @@ def check_form(state: Mapping[str, Any], prefix: str = "") -> None:
 
 def _is_made_of_others(value: Any) -> bool:
     # Quantized by torchao, say. What a collective has yet to deliver is such a tensor too, and waits when it is read.
-    return is_traceable_wrapper_subclass(value) and not isinstance(value, AsyncCollectiveTensor)
+    return is_made_of_others(value) and not isinstance(value, AsyncCollectiveTensor)
 
 
 def _has_values(value: Any, key: str) -> bool:

@@ -7,7 +7,8 @@ kernel does one by one, as the removal of a tree, are steps of their own. A rena
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,26 @@ class CrashModel:
     def _sync(self, directory: Path) -> Iterator[None]:
         self._folder(directory).sync()
         yield
+
+
+def crashes(run: Path, operations: Sequence[tuple[Any, ...]]) -> Iterator[tuple[int, dict[str, Any], str]]:
+    """What a crash after any of the ``operations`` below ``run`` can leave, each once, from the first note on.
+
+    Of the changes that were not synced all, none, or random ones are there. With it comes the latest note, and when it was.
+    """
+    model, dice, noted = CrashModel(run), random.Random(0), 0
+    seen: set[tuple[Any, ...]] = set()
+    for number, operation in enumerate(operations):
+        if operation[0] == "note":
+            noted = operation[1]
+            continue
+        for _ in model.steps(operation):
+            for survives in (lambda: True, lambda: False, *[lambda: dice.random() < 0.5] * 4):
+                state = model.crash(survives)
+                key = (noted, *sorted((name, hash(node)) for name, node in state.items()))
+                if noted and key not in seen:
+                    seen.add(key)
+                    yield noted, state, f"{number}: {operation[:2]}"
 
 
 def materialize(state: dict[str, Any], root: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from processes import tell
 from torch import distributed as dist
 
 from nemologger import rank_tree
@@ -50,11 +49,7 @@ def main(rank: int, directory: Path) -> None:
             time.sleep(4 * TIMEOUT)
         else:
             seen[f"without {silent}"] = outcome(lambda tree=tree: tree.exchange(rank, list))
-    (directory / f"rank{rank}.partial").write_text(json.dumps(seen))
-    (directory / f"rank{rank}.partial").rename(directory / f"rank{rank}.json")
-    while not all((directory / f"rank{other}.json").exists() for other in range(WORLD)):
-        time.sleep(0.05)
-    os._exit(0)
+    tell(seen, rank, WORLD, directory)
 
 
 if __name__ == "__main__":

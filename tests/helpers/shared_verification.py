@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from processes import tell
 from torch import distributed as dist
 
 from helpers.engine import save
@@ -125,11 +125,7 @@ def main(rank: int, directory: Path) -> None:
         "gloo", init_method=f"file://{directory}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=90)
     )
     seen = {**working(rank, directory), **resuming(rank, directory)}
-    (directory / f"rank{rank}.partial").write_text(json.dumps(seen))
-    (directory / f"rank{rank}.partial").rename(directory / f"rank{rank}.json")
-    while not all((directory / f"rank{other}.json").exists() for other in range(WORLD)):
-        time.sleep(0.05)
-    os._exit(0)
+    tell(seen, rank, WORLD, directory)
 
 
 if __name__ == "__main__":
