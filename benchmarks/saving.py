@@ -20,7 +20,6 @@ import contextlib
 import ctypes
 import json
 import logging
-import mmap
 import os
 import random
 import shutil
@@ -181,7 +180,7 @@ def clear(path: Path, way: Way | None = None) -> None:
 
 @contextlib.contextmanager
 def watched() -> Iterator[list[int]]:
-    """By how many bytes the memory of this process and of those it has started grows, at its peak, within."""
+    """By how many bytes the memory in use grows, at its peak, within."""
     grown, before, end = [0], memory(), threading.Event()
 
     def watch() -> None:
@@ -198,15 +197,13 @@ def watched() -> Iterator[list[int]]:
 
 
 def memory() -> int:
-    """Resident bytes of this process, and those of the processes it has started that are not shared."""
-    total = 0
-    own = str(os.getpid())
-    children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
-    for pid in (own, *children):
-        with contextlib.suppress(OSError):  # it has ended
-            _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text().split())
-            total += resident if pid == own else resident - shared
-    return total * mmap.PAGESIZE
+    """Bytes of this machine that hold what is in no file.
+
+    Not what processes have mapped of it: pages that two of them share would count twice, or, after the kernel has joined
+    them to large ones, not at all until they are used again.
+    """
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return sum(int(lines[name].split()[0]) * 1024 for name in ("AnonPages", "Shmem"))
 
 
 class Clock(pl.Callback):
