@@ -21,7 +21,7 @@ from nemologger.checkpoint.optimizers import align
 from nemologger.checkpoint.snapshot import is_stored
 from nemologger.checkpoint.weights import described
 from nemologger.errors import CheckpointError, ModelMismatchError, NotFoundError, RefusedError
-from nemologger.store_path import in_store, storage_path
+from nemologger.stores.path import in_store, storage_path
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -22,8 +22,8 @@ from nemologger.checkpoint_io import check_model
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError, NotFoundError
-from nemologger.remote_disk import disk_of
-from nemologger.store_path import storage_path
+from nemologger.stores.path import storage_path
+from nemologger.stores.remote_disk import disk_of
 
 # How the name of a file that export_weights writes may end.
 FORMATS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

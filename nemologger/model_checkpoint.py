@@ -36,8 +36,8 @@ from nemologger.errors import ConfigurationError, ContextError, RankError, SaveF
 from nemologger.kept_checkpoints import KeptCheckpoints, floats
 from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
-from nemologger.remote_disk import disk_of
-from nemologger.store_path import in_store, storage_path
+from nemologger.stores.path import in_store, storage_path
+from nemologger.stores.remote_disk import disk_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -11,8 +11,8 @@ from helpers.disks import FailingDisk, RecordingDisk, full
 
 from nemologger.checkpoint.memory_disk import MemoryDisk
 from nemologger.disk import Disk, LocalDisk, write_all
-from nemologger.remote_disk import RemoteDisk
-from nemologger.store import Store
+from nemologger.stores.remote_disk import RemoteDisk
+from nemologger.stores.store import Store
 
 DISK = LocalDisk()
 

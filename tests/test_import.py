@@ -43,8 +43,9 @@ def test_the_checkpoint_engine_knows_no_lightning():
         "pages",
         "ranks",
         "rank_tree",
-        "store",
-        "store_path",
-        "store_client",
+        "stores",
+        "stores.store",
+        "stores.path",
+        "stores.client",
     ]
     assert above <= {f"nemologger.{name}" for name in known}

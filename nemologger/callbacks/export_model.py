@@ -21,7 +21,7 @@ from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.export import FORMATS, export_weights
 from nemologger.kept_checkpoints import KeptCheckpoints
 from nemologger.ranks import SingleProcess, decide
-from nemologger.remote_disk import RemoteDisk, disk_of
+from nemologger.stores.remote_disk import RemoteDisk, disk_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

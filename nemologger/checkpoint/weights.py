@@ -47,7 +47,7 @@ from torch.futures import Future
 from nemologger import names
 from nemologger.checkpoint.shares import Piece
 from nemologger.errors import CheckpointError, DamagedCheckpointError, NemologgerError, RefusedError
-from nemologger.store_path import in_store
+from nemologger.stores.path import in_store
 
 BACKEND: bytes = json.dumps(
     {

@@ -1,7 +1,7 @@
 """Paths in object stores, with the part of ``pathlib.Path``'s methods that reading a checkpoint needs.
 
 :func:`storage_path` gives one or the other, and whoever reads does not care. Reading is all they do: what is written,
-linked or removed goes through :class:`~nemologger.remote_disk.RemoteDisk`.
+linked or removed goes through :class:`~nemologger.stores.remote_disk.RemoteDisk`.
 
 A store has no symbolic links. A ``-last`` that points to another checkpoint is a small object ``<name>-last.link`` with that
 one's name in it, which the methods here follow.
@@ -22,8 +22,8 @@ from typing import Any, cast
 
 from nemologger import names
 from nemologger.errors import ConfigurationError
-from nemologger.store import Store
-from nemologger.store_client import check_protocol
+from nemologger.stores.client import check_protocol
+from nemologger.stores.store import Store
 
 LINK = ".link"
 
@@ -268,7 +268,7 @@ def storage_path(where: str | os.PathLike[str] | StorePath, options: Mapping[str
 
     Args:
         where: A path, or a URL such as ``s3://bucket/key``.
-        options: For the store's client; see :class:`~nemologger.store.Store`.
+        options: For the store's client; see :class:`~nemologger.stores.store.Store`.
 
     Raises:
         ConfigurationError: If it is a URL that cannot work here.

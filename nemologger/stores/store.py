@@ -21,7 +21,7 @@ from itertools import chain, count
 from typing import Any
 
 from nemologger.errors import NemologgerError
-from nemologger.store_client import S3, Body, as_os_error, is_final, open_file_system, while_it_moves
+from nemologger.stores.client import S3, Body, as_os_error, is_final, open_file_system, while_it_moves
 
 log = logging.getLogger(__name__)
 

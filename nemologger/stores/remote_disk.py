@@ -11,8 +11,8 @@ from threading import Thread
 from typing import ClassVar
 
 from nemologger import names
-from nemologger.store import Store
-from nemologger.store_path import LINK, StorePath, in_store, link_to, storage_path
+from nemologger.stores.path import LINK, StorePath, in_store, link_to, storage_path
+from nemologger.stores.store import Store
 
 _AHEAD = 4  # parts: each may be a copy of a tensor's
 

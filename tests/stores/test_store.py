@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from helpers.s3 import SLOW
 
-from nemologger import ConfigurationError, store
-from nemologger.remote_disk import OverlappingDisk, RemoteDisk, disk_of
-from nemologger.store import Store
-from nemologger.store_client import Body, while_it_moves
-from nemologger.store_path import StorePath, in_store, storage_path
+from nemologger import ConfigurationError
+from nemologger.stores import store
+from nemologger.stores.client import Body, while_it_moves
+from nemologger.stores.path import StorePath, in_store, storage_path
+from nemologger.stores.remote_disk import OverlappingDisk, RemoteDisk, disk_of
+from nemologger.stores.store import Store
 
 LARGE = os.urandom(13 << 20)
 
@@ -433,8 +434,8 @@ class Slow:  # a busy machine
 
 sys.meta_path.insert(0, Slow())
 from concurrent.futures import ThreadPoolExecutor
-from nemologger.store import Store
-from nemologger.store_client import Body, while_it_moves
+from nemologger.stores.store import Store
+from nemologger.stores.client import Body, while_it_moves
 store = Store(sys.argv[1])
 with ThreadPoolExecutor(8) as pool:
     def use(name):
