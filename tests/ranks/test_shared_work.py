@@ -12,10 +12,9 @@ from helpers.shared_verification import DAMAGED, WORLD
 from processes import environment
 
 from nemologger.errors import ConfigurationError
-from nemologger.ranks import SingleProcess
-from nemologger.shared_work import decide_with_help
+from nemologger.ranks import SingleProcess, decide_with_help
 
-SCRIPT = Path(__file__).with_name("helpers") / "shared_verification.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "shared_verification.py"
 
 
 def countdown(start: int):

@@ -1,13 +1,8 @@
-"""Rank 0 decides, all agree: the outcome of a step, an error included, is the same on every rank.
-
-The functions here are collective: every rank calls them, in the same order, from its main thread.
-"""
+"""The processes of one run, seen from one of them."""
 
 from __future__ import annotations
 
 import atexit
-import pickle
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,8 +12,8 @@ from weakref import WeakKeyDictionary
 
 import torch.distributed as dist
 
-from nemologger.errors import NemologgerError, RankError
-from nemologger.rank_tree import RankTree
+from nemologger.errors import RankError
+from nemologger.ranks.tree import RankTree
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -179,155 +174,3 @@ def connect(timeout: timedelta = DEFAULT_TIMEOUT) -> Ranks:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return ProcessGroup(timeout, shared=True)
     return SingleProcess()
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An exception on its way to the other ranks."""
-
-    kind: type[NemologgerError]
-    message: str
-
-    @staticmethod
-    def of(error: BaseException, rank: int) -> Failure:
-        """``error`` as it will be seen by the others."""
-        if isinstance(error, NemologgerError):
-            return Failure(type(error), str(error))
-        return Failure(RankError, f"rank {rank}: {type(error).__name__}: {error}")
-
-    def error(self, rank: int | None = None) -> NemologgerError:
-        """The exception to raise, naming ``rank`` if one is given."""
-        named = rank is None or self.message.startswith(f"rank {rank}: ")
-        return self.kind(self.message if named else f"rank {rank}: {self.message}")
-
-
-def decide(ranks: Ranks, step: Callable[[], T]) -> T:
-    """Run ``step`` on rank 0 and return its result on every rank.
-
-    Raises:
-        Exception: What ``step`` raised, on every rank: rank 0 raises it as it is, the others an error of this package
-            with the same message.
-
-    Example:
-        >>> decide(SingleProcess(), lambda: 42)
-        42
-    """
-    outcome: T | Failure | None = None
-    cause: BaseException | None = None
-    if ranks.rank == 0:
-        try:
-            outcome = step()
-            if ranks.world_size > 1:
-                pickle.dumps(outcome)
-        except Exception as error:  # noqa: BLE001  raised again below, on every rank
-            cause, outcome = error, Failure.of(error, 0)
-    shared = ranks.broadcast(outcome)
-    if cause is not None:
-        raise cause
-    if isinstance(shared, Failure):
-        raise shared.error()
-    return shared  # type: ignore[return-value]  # None only if T is
-
-
-def together(ranks: Ranks, step: Callable[[], T]) -> list[T]:
-    """Run ``step`` on every rank and return all results, in rank order, on every rank.
-
-    Raises:
-        Exception: If ``step`` failed anywhere. The ranks where it did raise their own error, the others one that names
-            the first of those ranks.
-
-    Example:
-        >>> together(SingleProcess(), lambda: 42)
-        [42]
-    """
-    return _agree(ranks, step, lambda results: results)
-
-
-def together_at_zero(ranks: Ranks, step: Callable[[], T]) -> list[T]:
-    """As :func:`together`, but only rank 0 gets the results; the others an empty list.
-
-    Thousands of ranks need not all know what each of them did.
-
-    Example:
-        >>> together_at_zero(SingleProcess(), lambda: 42)
-        [42]
-    """
-    results: list[T] = []
-    _agree(ranks, step, results.extend)
-    return results
-
-
-def _agree(ranks: Ranks, step: Callable[[], T], keep: Callable[[list[T]], R]) -> R:
-    """What ``keep`` makes of all results on rank 0; or the first failure, raised on every rank."""
-    outcome: T | Failure
-    cause: BaseException | None = None
-    try:
-        outcome = step()
-        if ranks.world_size > 1:
-            pickle.dumps(outcome)
-    except Exception as error:  # noqa: BLE001  raised again below, on every rank
-        cause, outcome = error, Failure.of(error, ranks.rank)
-
-    def answer(outcomes: list[T | Failure]) -> R | _FailedRank:
-        for rank, other in enumerate(outcomes):
-            if isinstance(other, Failure):
-                return _FailedRank(rank, other)
-        return keep(outcomes)  # type: ignore[arg-type]  # no Failure is among them
-
-    shared = ranks.exchange(outcome, answer)
-    if cause is not None:
-        raise cause
-    if isinstance(shared, _FailedRank):
-        raise shared.failure.error(shared.rank)
-    return shared
-
-
-@dataclass(frozen=True)
-class _FailedRank:
-    rank: int
-    failure: Failure
-
-
-class Poll:
-    """Asks all ranks, again and again, whether one of them wants something; cheap enough for every training step.
-
-    All ranks call it at the same points and get the same answer. With one process the answer is its own wish. With
-    several, they exchange a few bytes in at most every call; where calls follow each other faster than ``seconds``, only in
-    some of them, which the ranks settle from the time that the slowest of them took since the last exchange.
-
-    Args:
-        ranks: The processes.
-        seconds: How long an answer may be old.
-
-    Example:
-        >>> poll = Poll(SingleProcess())
-        >>> poll(False), poll(True)
-        (False, True)
-    """
-
-    MOST = 16  # calls in a row without an exchange: when steps suddenly take longer, so many of them pass unasked
-
-    def __init__(self, ranks: Ranks, seconds: float = 0.1) -> None:
-        self._ranks = ranks
-        self._seconds = seconds
-        self._calls = 0
-        self._next = 1
-        self._asked = time.monotonic()
-
-    def __call__(self, wish: bool, *, now: bool = False) -> bool:
-        """Whether any rank wants it, as far as is known. Collective.
-
-        Args:
-            wish: Whether this one does.
-            now: Ask in this call. The same on all ranks.
-        """
-        if self._ranks.world_size == 1:
-            return wish
-        self._calls += 1
-        if self._calls < self._next and not now:
-            return False
-        elapsed = (time.monotonic() - self._asked) / self._calls
-        wanted, slowest = self._ranks.largest([float(wish), elapsed])
-        self._next = max(1, min(self.MOST, int(self._seconds / max(slowest, 1e-9))))
-        self._calls, self._asked = 0, time.monotonic()
-        return wanted > 0

@@ -8,7 +8,7 @@ import pytest
 from helpers.shared_group import WORLD
 from processes import seen_by_ranks
 
-SCRIPT = Path(__file__).with_name("helpers") / "shared_group.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "shared_group.py"
 
 pytestmark = pytest.mark.dist
 

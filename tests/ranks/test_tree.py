@@ -8,7 +8,7 @@ import pytest
 from helpers.five_ranks import LONG, WORLD
 from processes import seen_by_ranks
 
-SCRIPT = Path(__file__).with_name("helpers") / "five_ranks.py"
+SCRIPT = Path(__file__).parents[1] / "helpers" / "five_ranks.py"
 
 pytestmark = pytest.mark.dist
 

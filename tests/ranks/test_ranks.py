@@ -10,8 +10,9 @@ import torch.distributed as dist
 from helpers.two_ranks import SILENCE, results
 
 from nemologger.errors import ConfigurationError, RankError
-from nemologger.rank_tree import _GRACE as GRACE
-from nemologger.ranks import Failure, Poll, ProcessGroup, SingleProcess, _leave, connect, decide, together
+from nemologger.ranks import Failure, Poll, ProcessGroup, SingleProcess, connect, decide, together
+from nemologger.ranks.group import _leave
+from nemologger.ranks.tree import _GRACE as GRACE
 
 
 @pytest.fixture(scope="session")
