@@ -13,7 +13,7 @@ from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.snapshot import check_form
 from nemologger.errors import ConfigurationError
 from nemologger.monitor import is_of_validation, why_it_cannot_appear
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

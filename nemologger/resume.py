@@ -31,7 +31,7 @@ from nemologger.errors import (
 from nemologger.lightning_port import callbacks, ranks_before_fit
 from nemologger.lock import DirectoryLock
 from nemologger.ranks import decide_with_help
-from nemologger.run_record import run_of
+from nemologger.run.record import run_of
 from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
 from nemologger.verified_reads import Ask, VerifiedReads, faults

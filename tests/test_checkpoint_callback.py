@@ -16,7 +16,7 @@ from toy import ToyModel, loader, quiet_trainer
 import nemologger
 from nemologger.errors import CheckpointError, ConfigurationError
 from nemologger.logger import NeMoLogger
-from nemologger.run_record import run_of
+from nemologger.run.record import run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

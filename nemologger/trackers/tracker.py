@@ -15,7 +15,7 @@ from nemologger.checkpoint import manifest
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError, DamagedCheckpointError
 from nemologger.kept_checkpoints import KeptCheckpoints
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
 from nemologger.trackers.outbox import PATIENCE, Outbox
 
 if TYPE_CHECKING:

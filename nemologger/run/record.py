@@ -11,9 +11,9 @@ from lightning.pytorch.callbacks import Callback
 from nemologger.combination import sweep_job
 from nemologger.errors import ConfigurationError
 from nemologger.lightning_port import forget_decisions
-from nemologger.log_files import LogFiles
 from nemologger.ranks import leave_at_exit
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
+from nemologger.run.log_files import LogFiles
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -12,8 +12,8 @@ import warnings
 from pathlib import Path
 from typing import Any, TextIO
 
-from nemologger import run_dir
 from nemologger.errors import ConfigurationError
+from nemologger.run.directory import ERROR_LOG, LIGHTNING_LOG, rank_log
 
 # Lightning's loggers, under the names of its three packages. They keep their messages from the root logger unless that
 # one had handlers when Lightning was imported.
@@ -56,7 +56,7 @@ class LogFiles:
             if isinstance(handler, _Tap):
                 handler.detach()
         writes = not (self._global_rank_0_only and global_rank) and not (self._local_rank_0_only and local_rank)
-        name = run_dir.rank_log(global_rank, local_rank) if writes else None
+        name = rank_log(global_rank, local_rank) if writes else None
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._tap = _Tap(self._directory, who, name)
@@ -102,13 +102,13 @@ class _Tap(logging.Handler):
         self._files: list[logging.FileHandler] = []
         try:
             self._own = open_log(rank_log) if rank_log is not None else None
-            self._lightning = open_log(run_dir.LIGHTNING_LOG) if rank == 0 else self._own
+            self._lightning = open_log(LIGHTNING_LOG) if rank == 0 else self._own
             # One file for the run. What other ranks only warn of is in their own; their errors are needed here, too,
             # and few enough not to be in each other's way. Each line says its rank.
             if rank == 0:
-                self._errors = open_log(run_dir.ERROR_LOG, logging.WARNING)
+                self._errors = open_log(ERROR_LOG, logging.WARNING)
             else:
-                self._errors = open_log(run_dir.ERROR_LOG, logging.ERROR, delay=True)
+                self._errors = open_log(ERROR_LOG, logging.ERROR, delay=True)
         except OSError:
             self._close()
             raise

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemologger.errors import ConfigurationError
-from nemologger.log_files import LogFiles
+from nemologger.run.log_files import LogFiles
 
 MINE = "nemo_log_globalrank-0_localrank-0.txt"
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import fiddle as fdl
 import pytest
 
-from nemologger import run_files
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError, NotFoundError
-from nemologger.run_dir import RunDirectory
+from nemologger.run import files as run_files
+from nemologger.run.directory import RunDirectory
 
 
 def run_in(directory: Path) -> RunDirectory:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nemologger.errors import ConfigurationError
-from nemologger.run_dir import (
+from nemologger.run.directory import (
     RunDirectory,
     Version,
     check_local,

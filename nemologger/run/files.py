@@ -13,10 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nemologger import run_dir
 from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import ConfigurationError, NemologgerError, NotFoundError
-from nemologger.run_dir import RunDirectory, absolute
+from nemologger.run.directory import (
+    COMMAND,
+    GIT_INFO,
+    TASK,
+    WANDB_ID,
+    RunDirectory,
+    absolute,
+    earlier_life,
+    is_log_file,
+    next_version,
+)
 
 # A diff is there to read; a data file that somebody forgot to ignore is not.
 GIT_DIFF_LIMIT = 1 << 20
@@ -62,7 +71,7 @@ def create_numbered(parent: Path, *, disk: Disk | None = None) -> Path:
     with _writing_to(parent):
         disk.make_directory(parent)
         while True:
-            chosen = parent / run_dir.next_version(path.name for path in parent.iterdir())
+            chosen = parent / next_version(path.name for path in parent.iterdir())
             try:
                 chosen.mkdir()  # not the disk's, which takes one that is there
             except FileExistsError:
@@ -91,7 +100,7 @@ def to_copy(files: Sequence[str | Path], here: Path) -> dict[str, Path]:
         if path in chosen.values():
             continue
         name, count = path.name, 0
-        while name in chosen or run_dir.is_log_file(name) or name == run_dir.WANDB_ID:
+        while name in chosen or is_log_file(name) or name == WANDB_ID:
             count += 1
             name = f"{path.stem}_{count}{path.suffix}"
         chosen[name] = path
@@ -115,16 +124,14 @@ def put_aside(directory: Path, also: Sequence[str] = (), *, disk: Disk | None = 
     disk = disk or LocalDisk()
     gathered = directory / ".run.partial"
     earlier = [
-        file
-        for file in sorted(directory.iterdir())
-        if file.is_file() and (run_dir.is_log_file(file.name) or file.name in also)
+        file for file in sorted(directory.iterdir()) if file.is_file() and (is_log_file(file.name) or file.name in also)
     ]
     if not earlier and not gathered.exists():
         return None
     number = 0
-    while os.path.lexists(directory / run_dir.earlier_life(number)):
+    while os.path.lexists(directory / earlier_life(number)):
         number += 1
-    target = directory / run_dir.earlier_life(number)
+    target = directory / earlier_life(number)
     with _writing_to(directory):
         disk.make_directory(gathered)
         for file in earlier:
@@ -165,10 +172,10 @@ def write(
     with _writing_to(run.log_dir):
         command = shlex.join(sys.argv if arguments is None else arguments)
         text = f"{command}\n# in {here}\n# by {sys.executable}\n"
-        disk.write(run.log_dir / run_dir.COMMAND, [text.encode(errors="surrogateescape")])
+        disk.write(run.log_dir / COMMAND, [text.encode(errors="surrogateescape")])
         code = git_info(here)
         if code is not None:
-            disk.write(run.log_dir / run_dir.GIT_INFO, [code])
+            disk.write(run.log_dir / GIT_INFO, [code])
         for name, path in copies.items():
             disk.write(run.log_dir / name, _chunks(path))
         if task is not None:
@@ -176,11 +183,11 @@ def write(
                 described = _as_json(task)
             except Exception as error:  # noqa: BLE001  a description that cannot be made must not cost the run
                 notes.append(
-                    f"{run_dir.TASK} is not written: fiddle cannot serialize the task_config of type "
+                    f"{TASK} is not written: fiddle cannot serialize the task_config of type "
                     f"{type(task).__name__} ({type(error).__name__}: {error})."
                 )
             else:
-                disk.write(run.log_dir / run_dir.TASK, [described.encode()])
+                disk.write(run.log_dir / TASK, [described.encode()])
         disk.sync(run.log_dir)
     return notes
 
