@@ -8,8 +8,8 @@ import pytest
 from toy import Scored, ToyDataModule, quiet_trainer
 
 import nemologger as nl
-from nemologger import lightning_port, stop_at_boundary
-from nemologger.callbacks import ExportModel, MaxTimePerRun, PreemptionCallback, StragglerDetection
+from nemologger import lightning_port
+from nemologger.callbacks import ExportModel, MaxTimePerRun, PreemptionCallback, StragglerDetection, stop_at_boundary
 from nemologger.ranks import SingleProcess
 
 

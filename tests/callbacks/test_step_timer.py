@@ -4,8 +4,8 @@ import time
 
 import pytest
 
+from nemologger.callbacks.step_timer import StepTimer
 from nemologger.errors import ConfigurationError
-from nemologger.step_timer import StepTimer
 
 
 @pytest.mark.parametrize(
