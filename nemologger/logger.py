@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nemologger import lightning_port
-from nemologger.checkpoint_callback import check_monitor, place, settle, unsettle
 from nemologger.combination import sweep_job
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import decide, together
@@ -32,6 +31,8 @@ from nemologger.run.directory import (
 )
 from nemologger.run.log_files import LogFiles
 from nemologger.run.record import EndOfLog, RunRecord, record_of
+from nemologger.saving.checks import check_monitor
+from nemologger.saving.settle import place, settle, unsettle
 from nemologger.trackers import tensorboard, wandb
 from nemologger.trackers.continued_steps import ContinuedSteps
 from nemologger.trackers.tracker import Tracker

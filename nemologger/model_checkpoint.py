@@ -17,7 +17,6 @@ from weakref import proxy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from nemologger import checkpoint_io, lightning_port, names
-from nemologger.batches import batch_size
 from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.callbacks.preemption import AddedPreemption
 from nemologger.checkpoint.async_saver import StagingMode
@@ -27,15 +26,16 @@ from nemologger.checkpoint.retention import Kept
 from nemologger.checkpoint.shelf import Shelf, claim
 from nemologger.checkpoint.snapshot import Snapshot, take
 from nemologger.checkpoint.staging import comes_to_rest
-from nemologger.checkpoint_arguments import check_arguments
-from nemologger.checkpoint_callback import check_interval, check_monitor, check_state, check_validation
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
-from nemologger.kept_checkpoints import KeptCheckpoints, floats
 from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
+from nemologger.saving.arguments import check_arguments
+from nemologger.saving.batches import batch_size
+from nemologger.saving.checks import check_interval, check_monitor, check_state, check_validation
+from nemologger.saving.kept_checkpoints import KeptCheckpoints, floats
 from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
 

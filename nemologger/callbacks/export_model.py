@@ -19,8 +19,8 @@ from nemologger.context.mixin import IOMixin
 from nemologger.context.uncaptured import class_of
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.export import FORMATS, export_weights
-from nemologger.kept_checkpoints import KeptCheckpoints
 from nemologger.ranks import SingleProcess, decide
+from nemologger.saving.kept_checkpoints import KeptCheckpoints
 from nemologger.stores.remote_disk import RemoteDisk, disk_of
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from nemologger.callbacks import nvrx
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
-from nemologger.kept_checkpoints import ours
 from nemologger.run.directory import ERROR_LOG, rank_log
 from nemologger.run.record import run_of
+from nemologger.saving.kept_checkpoints import ours
 from nemologger.watch.board import Board, Section
 from nemologger.watch.guard import Guard
 from nemologger.watch.patience import Patience

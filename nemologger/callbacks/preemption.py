@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import lightning.pytorch as pl
 
-    from nemologger.kept_checkpoints import KeptCheckpoints
+    from nemologger.saving.kept_checkpoints import KeptCheckpoints
 
 log = logging.getLogger(__name__)
 

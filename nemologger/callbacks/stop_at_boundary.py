@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import Callback
 from nemologger import lightning_port
 from nemologger.condition import holds
 from nemologger.errors import ConfigurationError, SaveFailedError
-from nemologger.kept_checkpoints import KeptCheckpoints, ours
 from nemologger.ranks import Poll, connect
+from nemologger.saving.kept_checkpoints import KeptCheckpoints, ours
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -15,8 +15,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from nemologger import lightning_port
 from nemologger.disk import Disk, LocalDisk
-from nemologger.kept_checkpoints import KeptCheckpoints
 from nemologger.run.directory import WANDB_ID, RunDirectory
+from nemologger.saving.kept_checkpoints import KeptCheckpoints
 from nemologger.trackers import wandb_file
 from nemologger.trackers.tracker import Logged, Uploaded
 

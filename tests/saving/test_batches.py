@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from nemologger.batches import batch_size
+from nemologger.saving.batches import batch_size
 
 Pair = namedtuple("Pair", "x y")
 

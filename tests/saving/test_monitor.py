@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from nemologger.monitor import why_it_cannot_appear
+from nemologger.saving.monitor import why_it_cannot_appear
 
 LIMITS = {"max_epochs": 5, "max_steps": -1}
 
