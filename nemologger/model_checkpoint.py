@@ -16,7 +16,7 @@ from weakref import proxy
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from nemologger import checkpoint_io, lightning_port, names
+from nemologger import lightning_port, names
 from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.callbacks.preemption import AddedPreemption
 from nemologger.checkpoint.async_saver import StagingMode
@@ -30,6 +30,7 @@ from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
+from nemologger.loading import checkpoint_io
 from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 from nemologger.saving.arguments import check_arguments

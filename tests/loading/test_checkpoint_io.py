@@ -18,7 +18,7 @@ from nemologger import (
     load_weights,
 )
 from nemologger.checkpoint.load import load_model
-from nemologger.checkpoint_io import DirectoryCheckpointIO, check_model, install
+from nemologger.loading.checkpoint_io import DirectoryCheckpointIO, check_model, install
 
 
 @pytest.fixture(scope="module")
