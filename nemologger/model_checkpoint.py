@@ -29,9 +29,9 @@ from nemologger.checkpoint.staging import comes_to_rest
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk, LocalDisk
+from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
 from nemologger.loading import checkpoint_io
-from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 from nemologger.saving.arguments import check_arguments
 from nemologger.saving.batches import batch_size

@@ -19,6 +19,7 @@ from nemologger.checkpoint.find import Found
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
+from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import (
     CheckpointError,
     ConfigurationError,
@@ -29,7 +30,6 @@ from nemologger.lightning_port import callbacks, ranks_before_fit
 from nemologger.loading import checkpoint_io
 from nemologger.loading.choice import named, newest_in, start_of
 from nemologger.loading.verified_reads import Ask, VerifiedReads, faults
-from nemologger.lock import DirectoryLock
 from nemologger.ranks import decide_with_help
 from nemologger.run.record import run_of
 from nemologger.stores.path import in_store, storage_path

@@ -38,9 +38,10 @@ def test_the_checkpoint_engine_knows_no_lightning():
     known = [
         "errors",
         "names",
-        "direct_file",
         "disk",
-        "pages",
+        "disk.direct_file",
+        "disk.local",
+        "disk.pages",
         "ranks",
         "ranks.agreement",
         "ranks.group",

@@ -17,8 +17,8 @@ from nemologger.checkpoint.retention import Policy
 from nemologger.checkpoint.shelf import Shelf, look
 from nemologger.context.uncaptured import class_of
 from nemologger.disk import Disk
+from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import ConfigurationError
-from nemologger.lock import DirectoryLock
 from nemologger.ranks import Ranks
 
 if TYPE_CHECKING:

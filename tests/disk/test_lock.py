@@ -12,13 +12,13 @@ import time
 import pytest
 from processes import started, wait_for
 
+from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import DirectoryInUseError
-from nemologger.lock import DirectoryLock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from nemologger.lock import DirectoryLock
+from nemologger.disk.lock import DirectoryLock
 DirectoryLock(Path(sys.argv[1])).take()
 (Path(sys.argv[1]) / "held").touch()
 time.sleep(60)
@@ -61,7 +61,7 @@ def test_a_process_that_was_forked_does_not_keep_it(tmp_path):
     try:
         lock.release()
         take = f"DirectoryLock(Path({str(tmp_path)!r})).take()"
-        code = f"from pathlib import Path; from nemologger.lock import DirectoryLock; {take}"
+        code = f"from pathlib import Path; from nemologger.disk.lock import DirectoryLock; {take}"
         assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
     finally:
         stop.set()
@@ -72,7 +72,7 @@ def taken_elsewhere(directory) -> bool:
     """Whether another process is refused."""
     code = (
         "import sys; from pathlib import Path; from nemologger.errors import DirectoryInUseError\n"
-        "from nemologger.lock import DirectoryLock\n"
+        "from nemologger.disk.lock import DirectoryLock\n"
         "try: DirectoryLock(Path(sys.argv[1])).take()\n"
         "except DirectoryInUseError: sys.exit(7)\n"
     )
@@ -119,7 +119,7 @@ def test_a_directory_that_was_made_anew_is_locked_anew(tmp_path):
 FORK = """
 import os, sys, time
 from pathlib import Path
-from nemologger.lock import DirectoryLock
+from nemologger.disk.lock import DirectoryLock
 DirectoryLock(Path(sys.argv[1])).take()
 if os.fork() == 0:
     time.sleep(60)
@@ -146,15 +146,15 @@ def test_a_holder_elsewhere_is_waited_for_in_case_it_has_crashed(tmp_path, scrip
     with started(script, tmp_path) as process:
         wait_for((tmp_path / "held").exists)
         (tmp_path / ".lock").write_text("process 1 on another-host")
-        monkeypatch.setattr("nemologger.lock._LOOK_EVERY", 0.05)
-        monkeypatch.setattr("nemologger.lock._LEASE", 0.2)
+        monkeypatch.setattr("nemologger.disk.lock._LOOK_EVERY", 0.05)
+        monkeypatch.setattr("nemologger.disk.lock._LEASE", 0.2)
         with pytest.raises(DirectoryInUseError, match="process 1 on another-host"):
             DirectoryLock(tmp_path).take()
-        monkeypatch.setattr("nemologger.lock._LEASE", 60.0)
+        monkeypatch.setattr("nemologger.disk.lock._LEASE", 60.0)
         waiting = DirectoryLock(tmp_path)
         # It is given up, as a server does when it hears no more of a host, after the first look.
         sleep = time.sleep
-        monkeypatch.setattr("nemologger.lock.time.sleep", lambda seconds: (process.kill(), sleep(seconds)))
+        monkeypatch.setattr("nemologger.disk.lock.time.sleep", lambda seconds: (process.kill(), sleep(seconds)))
         waiting.take()
         waiting.release()
     assert "which may have ended: waiting for up to 60 s" in caplog.text

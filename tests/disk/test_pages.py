@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemologger.pages import LARGE, SharedPages, own_pages
+from nemologger.disk.pages import LARGE, SharedPages, own_pages
 
 
 def _maps() -> int:

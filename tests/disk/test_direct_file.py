@@ -10,9 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from toy import names
 
-from nemologger import direct_file
-from nemologger.direct_file import open_direct, write_direct
-from nemologger.disk import LocalDisk
+from nemologger.disk import LocalDisk, direct_file
+from nemologger.disk.direct_file import open_direct, write_direct
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import pytest
 from helpers.disks import FailingDisk, RecordingDisk, full
 
 from nemologger.checkpoint.memory_disk import MemoryDisk
-from nemologger.disk import Disk, LocalDisk, write_all
+from nemologger.disk import Disk, LocalDisk
+from nemologger.disk.local import write_all
 from nemologger.stores.remote_disk import RemoteDisk
 from nemologger.stores.store import Store
 

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from nemologger.pages import own_pages
+from nemologger.disk.pages import own_pages
 
 #: Files smaller than this are not worth the trouble.
 WORTHWHILE = 4 << 20

@@ -15,7 +15,7 @@ from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, ClassVar, Protocol
 
-from nemologger import direct_file
+from nemologger.disk import direct_file
 
 
 class Disk(Protocol):
