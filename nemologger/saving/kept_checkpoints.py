@@ -146,6 +146,14 @@ class KeptCheckpoints(LightningModelCheckpoint):
         """What another checkpoint callback of this trainer keeps."""
         return {path for other in ours(trainer) if other is not self for path in other.shelf.needed}
 
+    def _paths_of(self, checkpoint: str | Path | None) -> set[str]:
+        """The ways to write the path of a checkpoint in the directory; it may also be anywhere else."""
+        if not checkpoint or (not self._disk.can_rename and not str(checkpoint).startswith(f"{self.dirpath}/")):
+            return set()
+        path = self._disk.path(str(checkpoint)).absolute()
+        path = path.parent if path.name == names.WEIGHTS else path
+        return {str(path), str(path.resolve())}
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint says of this callback. What is kept where is read from the manifests instead."""
         return {
