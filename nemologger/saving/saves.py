@@ -85,31 +85,6 @@ class SavedCheckpoints(KeptCheckpoints):
         if self.monitor is not None and decision.score is None:
             self._miss_metric(trainer, decision.path)
 
-    def _miss_metric(self, trainer: pl.Trainer, path: str) -> None:
-        """The monitored metric was not there for a save: an error when it should have been, else a warning, once.
-
-        Raises:
-            ConfigurationError: Validation has run.
-        """
-        there = (
-            f"there are {sorted(trainer.callback_metrics)}. Call self.log({self.monitor!r}, ...) in the model, or monitor "
-            "one of these"
-        )
-        if self._validated:
-            raise ConfigurationError(
-                f"ModelCheckpoint(monitor={self.monitor!r}): validation has run, but no such metric was logged; {there}. "
-                f"What was trained so far is in {path}."
-            )
-        if not lightning_port.has_validation(trainer) and not self._has_warned and trainer.is_global_zero:
-            self._has_warned = True
-            log.warning(
-                "ModelCheckpoint(monitor=%r): no such metric has been logged yet, so %s is kept as the newest, not as one "
-                "of the best; %s",
-                self.monitor,
-                path,
-                there,
-            )
-
     def _make_room(self, trainer: pl.Trainer, *, final: bool) -> bool:
         """Finish the save that is under way beside training; False to skip the next one for it."""
         if not self._keeper.busy:
@@ -144,38 +119,6 @@ class SavedCheckpoints(KeptCheckpoints):
         except SaveFailedError as error:
             self._last_global_step_saved = 0
             self._count_failure(error, final=False)
-
-    def _published(self, trainer: pl.Trainer) -> None:
-        """A checkpoint is there: say so, to the loggers too."""
-        self._failed_saves = 0
-        if not trainer.is_global_zero:
-            return
-        newest = max(self.shelf.kept, key=lambda kept: kept.time)  # a run that went back has had later steps
-        if self.verbose:
-            shown = "" if newest.score is None else f" with {self.monitor}={newest.score:.5g}"
-            log.info("step %d: saved %s%s", newest.step, newest.path, shown)
-        for logger in trainer.loggers:
-            try:
-                logger.after_save_checkpoint(proxy(self))
-            except Exception:  # the checkpoint is there, and the other ranks go on
-                log.exception("%s failed after checkpoint %s was saved", type(logger).__name__, newest.path)
-
-    def _count_failure(self, error: SaveFailedError, *, final: bool) -> None:
-        """Report a failed save.
-
-        Raises:
-            SaveFailedError: ``error``, if it is one too many.
-        """
-        self._failed_saves += 1
-        if final or self._failed_saves >= self.max_failed_saves:
-            raise error
-        log.error(
-            "save %d of at most %d in a row that may fail: %s. Training goes on; the checkpoint before it is still the "
-            "newest.",
-            self._failed_saves,
-            self.max_failed_saves,
-            error,
-        )
 
     def _decide(self, trainer: pl.Trainer, *, again: bool, weights_only: bool, now: bool) -> Decision | None:
         """What to write now; None if nothing is to be kept. Rank 0 only: metrics may differ between ranks.
@@ -237,6 +180,63 @@ class SavedCheckpoints(KeptCheckpoints):
 
     def _is_saved(self, trainer: pl.Trainer) -> bool:
         return self._last_global_step_saved == trainer.global_step
+
+    def _published(self, trainer: pl.Trainer) -> None:
+        """A checkpoint is there: say so, to the loggers too."""
+        self._failed_saves = 0
+        if not trainer.is_global_zero:
+            return
+        newest = max(self.shelf.kept, key=lambda kept: kept.time)  # a run that went back has had later steps
+        if self.verbose:
+            shown = "" if newest.score is None else f" with {self.monitor}={newest.score:.5g}"
+            log.info("step %d: saved %s%s", newest.step, newest.path, shown)
+        for logger in trainer.loggers:
+            try:
+                logger.after_save_checkpoint(proxy(self))
+            except Exception:  # the checkpoint is there, and the other ranks go on
+                log.exception("%s failed after checkpoint %s was saved", type(logger).__name__, newest.path)
+
+    def _count_failure(self, error: SaveFailedError, *, final: bool) -> None:
+        """Report a failed save.
+
+        Raises:
+            SaveFailedError: ``error``, if it is one too many.
+        """
+        self._failed_saves += 1
+        if final or self._failed_saves >= self.max_failed_saves:
+            raise error
+        log.error(
+            "save %d of at most %d in a row that may fail: %s. Training goes on; the checkpoint before it is still the "
+            "newest.",
+            self._failed_saves,
+            self.max_failed_saves,
+            error,
+        )
+
+    def _miss_metric(self, trainer: pl.Trainer, path: str) -> None:
+        """The monitored metric was not there for a save: an error when it should have been, else a warning, once.
+
+        Raises:
+            ConfigurationError: Validation has run.
+        """
+        there = (
+            f"there are {sorted(trainer.callback_metrics)}. Call self.log({self.monitor!r}, ...) in the model, or monitor "
+            "one of these"
+        )
+        if self._validated:
+            raise ConfigurationError(
+                f"ModelCheckpoint(monitor={self.monitor!r}): validation has run, but no such metric was logged; {there}. "
+                f"What was trained so far is in {path}."
+            )
+        if not lightning_port.has_validation(trainer) and not self._has_warned and trainer.is_global_zero:
+            self._has_warned = True
+            log.warning(
+                "ModelCheckpoint(monitor=%r): no such metric has been logged yet, so %s is kept as the newest, not as one "
+                "of the best; %s",
+                self.monitor,
+                path,
+                there,
+            )
 
 
 def is_last_step(trainer: pl.Trainer) -> bool:
