@@ -42,6 +42,7 @@ def decide(ranks: Ranks, step: Callable[[], T]) -> T:
             with the same message.
 
     Example:
+        >>> from nemologger.ranks import SingleProcess
         >>> decide(SingleProcess(), lambda: 42)
         42
     """
@@ -70,6 +71,7 @@ def together(ranks: Ranks, step: Callable[[], T]) -> list[T]:
             the first of those ranks.
 
     Example:
+        >>> from nemologger.ranks import SingleProcess
         >>> together(SingleProcess(), lambda: 42)
         [42]
     """
@@ -82,6 +84,7 @@ def together_at_zero(ranks: Ranks, step: Callable[[], T]) -> list[T]:
     Thousands of ranks need not all know what each of them did.
 
     Example:
+        >>> from nemologger.ranks import SingleProcess
         >>> together_at_zero(SingleProcess(), lambda: 42)
         [42]
     """

@@ -19,6 +19,7 @@ class Poll:
         seconds: How long an answer may be old.
 
     Example:
+        >>> from nemologger.ranks import SingleProcess
         >>> poll = Poll(SingleProcess())
         >>> poll(False), poll(True)
         (False, True)
