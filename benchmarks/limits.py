@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from nemologger.direct_file import open_direct, write_pages
-from nemologger.pages import own_pages
+from nemologger.disk.direct_file import open_direct, write_pages
+from nemologger.disk.pages import own_pages
 
 _BLOCK = 16 << 20
 

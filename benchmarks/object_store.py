@@ -30,8 +30,8 @@ from nemologger.checkpoint.read import read_tensors
 from nemologger.checkpoint.saver import Saver
 from nemologger.checkpoint.snapshot import take
 from nemologger.ranks import SingleProcess
-from nemologger.remote_disk import OverlappingDisk, disk_of
-from nemologger.store_path import storage_path
+from nemologger.stores.path import storage_path
+from nemologger.stores.remote_disk import OverlappingDisk, disk_of
 
 
 @contextmanager

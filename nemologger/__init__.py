@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from nemologger.resume import AutoResume as AutoResume
     from nemologger.resume import RestoreConfig as RestoreConfig
     from nemologger.resume import Resumed as Resumed
-    from nemologger.run_dir import RunDirectory as RunDirectory
-    from nemologger.run_record import run_of as run_of
+    from nemologger.run.directory import RunDirectory as RunDirectory
+    from nemologger.run.record import run_of as run_of
     from nemologger.sweeps.runner import hydra_runner as hydra_runner
     from nemologger.tasks import finetune as finetune
     from nemologger.tasks import pretrain as pretrain
@@ -77,8 +77,8 @@ _HOMES = {
     "nemologger.logger": ("NeMoLogger",),
     "nemologger.model_checkpoint": ("ModelCheckpoint",),
     "nemologger.resume": ("AutoResume", "RestoreConfig", "Resumed"),
-    "nemologger.run_dir": ("RunDirectory",),
-    "nemologger.run_record": ("run_of",),
+    "nemologger.run.directory": ("RunDirectory",),
+    "nemologger.run.record": ("run_of",),
     "nemologger.sweeps.runner": ("hydra_runner",),
     "nemologger.tasks": ("finetune", "pretrain", "train", "validate"),
     "nemologger.trainer": ("Trainer",),

@@ -18,12 +18,12 @@ from nemologger.checkpoint import load
 from nemologger.checkpoint.in_place import places_of
 from nemologger.checkpoint.snapshot import is_stored
 from nemologger.checkpoint.stage import payload
-from nemologger.checkpoint_io import check_model
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError, NotFoundError
-from nemologger.remote_disk import disk_of
-from nemologger.store_path import storage_path
+from nemologger.loading.checkpoint_io import check_model
+from nemologger.stores.path import storage_path
+from nemologger.stores.remote_disk import disk_of
 
 # How the name of a file that export_weights writes may end.
 FORMATS = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")

@@ -14,14 +14,25 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from nemologger import lightning_port, run_dir, run_files
-from nemologger.checkpoint_callback import check_monitor, place, settle, unsettle
+from nemologger import lightning_port
 from nemologger.combination import sweep_job
 from nemologger.errors import ConfigurationError
-from nemologger.log_files import LogFiles
 from nemologger.ranks import decide, together
-from nemologger.run_dir import RunDirectory, Version
-from nemologger.run_record import EndOfLog, RunRecord, record_of
+from nemologger.run import files as run_files
+from nemologger.run.directory import (
+    VERSION_VARIABLE,
+    RunDirectory,
+    Version,
+    check_local,
+    check_name,
+    choose_version,
+    explicit_directory,
+    run_directory,
+)
+from nemologger.run.log_files import LogFiles
+from nemologger.run.record import EndOfLog, RunRecord, record_of
+from nemologger.saving.checks import check_monitor
+from nemologger.saving.settle import place, settle, unsettle
 from nemologger.trackers import tensorboard, wandb
 from nemologger.trackers.continued_steps import ContinuedSteps
 from nemologger.trackers.tracker import Tracker
@@ -182,11 +193,11 @@ class NeMoLogger:
                     f"explicit_log_dir={str(self.explicit_log_dir)!r} is the run directory itself: "
                     f"{' and '.join(given)} cannot have an effect. Give one or the other."
                 )
-        run_dir.check_name(self.name, "name")
-        run_dir.check_local(self.log_dir, "log_dir")
-        run_dir.check_local(self.explicit_log_dir, "explicit_log_dir")
+        check_name(self.name, "name")
+        check_local(self.log_dir, "log_dir")
+        check_local(self.explicit_log_dir, "explicit_log_dir")
         if self.version:
-            run_dir.check_name(self.version, "version")
+            check_name(self.version, "version")
         if self.ckpt is not None and not isinstance(self.ckpt, ModelCheckpoint):
             raise ConfigurationError(
                 f"ckpt must be a ModelCheckpoint (nemologger's or lightning.pytorch.callbacks'), found {self.ckpt!r}."
@@ -230,11 +241,11 @@ class NeMoLogger:
     ) -> tuple[RunDirectory, list[str], Version]:
         """The run directory, what to warn of, and where its version comes from."""
         if self.explicit_log_dir is not None:
-            run = run_dir.explicit_directory(self.explicit_log_dir, here=here)
+            run = explicit_directory(self.explicit_log_dir, here=here)
             surprising = run.log_dir.exists() and not resume_if_exists
             notes = [f"explicit_log_dir={str(run.log_dir)!r} already exists"] if surprising else []
             return run, notes, Version(None)
-        version = run_dir.choose_version(
+        version = choose_version(
             self.version,
             environment=os.environ,
             resume_if_exists=resume_if_exists,
@@ -246,9 +257,9 @@ class NeMoLogger:
             raise ConfigurationError(
                 f"Lightning starts this run's processes on {trainer.num_nodes} nodes, each node by itself: they cannot "
                 "agree on a version made of date and time, or on a number. Give version=..., or set the variable "
-                f"{run_dir.VERSION_VARIABLE} to the same value on every node, or start the run with torchrun."
+                f"{VERSION_VARIABLE} to the same value on every node, or start the run with torchrun."
             )
-        run = run_dir.run_directory(self.name, version.text, log_dir=self.log_dir, here=here)
+        run = run_directory(self.name, version.text, log_dir=self.log_dir, here=here)
         return run, [], version
 
     # --- trackers -------------------------------------------------------------------------------------------------

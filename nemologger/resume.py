@@ -11,37 +11,35 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Timer
 
-from nemologger import checkpoint_io, names
+from nemologger import names
 from nemologger.callbacks.restore_weights import RestoreWeights
 from nemologger.callbacks.resume_once import ResumeOnce
 from nemologger.checkpoint.commit import tidy
-from nemologger.checkpoint.find import Found, Status, inspect, newest, survey
+from nemologger.checkpoint.find import Found
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
+from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import (
     CheckpointError,
     ConfigurationError,
-    DamagedCheckpointError,
     NemologgerError,
     NotFoundError,
-    RunCompletedError,
-    UnfinishedCheckpointError,
 )
 from nemologger.lightning_port import callbacks, ranks_before_fit
-from nemologger.lock import DirectoryLock
-from nemologger.remote_disk import disk_of
-from nemologger.run_record import run_of
-from nemologger.shared_work import decide_with_help
-from nemologger.store_path import in_store, storage_path
-from nemologger.verified_reads import Ask, VerifiedReads, faults
+from nemologger.loading import checkpoint_io
+from nemologger.loading.choice import named, newest_in, start_of
+from nemologger.loading.verified_reads import Ask, VerifiedReads, faults
+from nemologger.ranks import decide_with_help
+from nemologger.run.record import run_of
+from nemologger.stores.path import in_store, storage_path
+from nemologger.stores.remote_disk import disk_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 5
 _DEFAULT_MAX_EPOCHS = 1000  # Lightning's, when a Trainer is given no limit at all
 
 
@@ -258,7 +256,7 @@ class AutoResume:
         chosen = self._choose(suitable, lambda checkpoint: read.faults(checkpoint, ask))
         if chosen is None and self.start_from is not None:
             start = self._path(self.start_from).expanduser().absolute()
-            chosen = _trusted(start, lambda checkpoint: read.faults_only(checkpoint, ask))
+            chosen = named(start, lambda checkpoint: read.faults_only(checkpoint, ask))
         if chosen is not None:
             step = chosen.manifest.step if chosen.manifest else 0
             return {
@@ -270,7 +268,7 @@ class AutoResume:
         weights = None
         if self.restore_config is not None:
             base = self._path(self.restore_config.path)
-            weights = str(_resolve(base, lambda checkpoint: read.faults_only(checkpoint, ask)))
+            weights = str(start_of(base, lambda checkpoint: read.faults_only(checkpoint, ask)))
         if weights is None and self._wants_checkpoint:
             where = self._directory or "the run directory"
             if not self.resume_ignore_no_checkpoint:
@@ -319,7 +317,7 @@ class AutoResume:
         faults: Callable[[Path], list[str]] = faults,
     ) -> Found | None:
         if self.resume_from_path is not None:
-            return _trusted(self._path(self.resume_from_path).expanduser().absolute(), faults)
+            return named(self._path(self.resume_from_path).expanduser().absolute(), faults)
         directory = self._directory
         if not self._wants_checkpoint:
             return None
@@ -328,18 +326,13 @@ class AutoResume:
                 "AutoResume(resume_if_exists=True) does not know where this run's checkpoints are: call "
                 "NeMoLogger.setup(trainer) first, give the ModelCheckpoint a dirpath, or set resume_from_directory"
             )
-        found = survey(directory)
-        if not found:
-            _refuse_model_parallel(directory)
-            if self.resume_from_directory is not None:
-                _explain_wrong_directory(directory)
-        ends = [one for one in found if one.is_end and one.status in (Status.COMPLETE, Status.FOREIGN)]
-        if ends and not self.resume_past_end:
-            raise RunCompletedError(
-                f"{ends[0].path} says that this run has completed. Pass resume_past_end=True to train on from it, or use "
-                "another run directory."
-            )
-        return _warn_if_foreign(newest(ends or found, faults, log.error, suitable))
+        return newest_in(
+            directory,
+            faults,
+            suitable,
+            past_end=self.resume_past_end,
+            is_named=self.resume_from_directory is not None,
+        )
 
 
 def _has_timer(trainer: pl.Trainer) -> bool:
@@ -355,83 +348,6 @@ def _directory_of(trainer: pl.Trainer) -> Path | None:
             return storage_path(str(directory), getattr(callback, "storage_options", None)).absolute()
     run = run_of(trainer)
     return None if run is None else run.checkpoint_dir
-
-
-def _warn_if_foreign(found: Found | None) -> Found | None:
-    if found is not None and found.status is Status.FOREIGN:
-        log.warning("%s has no manifest (NeMo or Lightning wrote it): it cannot be verified", found.path)
-    return found
-
-
-def _trusted(path: Path, faults: Callable[[Path], list[str]]) -> Found:
-    """The one checkpoint that was asked for.
-
-    Raises:
-        NotFoundError: If it is not there.
-        DamagedCheckpointError: If it is damaged.
-        UnfinishedCheckpointError: If it was never finished.
-    """
-    if path.name == names.WEIGHTS and (path.parent / names.MANIFEST).exists():
-        path = path.parent
-    if not path.exists() and not path.is_symlink():
-        raise NotFoundError(f"there is no checkpoint at {path}{_nearby(path)}")
-    found = inspect(path)
-    if found.status is Status.UNFINISHED:
-        raise UnfinishedCheckpointError(f"{path} was never finished, or was being removed: {found.why}")
-    if found.status is Status.COMPLETE and (wrong := faults(path)):
-        found = Found(path, Status.DAMAGED, "; ".join(wrong))
-    if found.status is Status.DAMAGED:
-        raise DamagedCheckpointError(f"{path} is damaged and was not loaded: {found.why}")
-    if path.is_dir() and found.status is Status.FOREIGN and not _holds_weights(path):
-        _explain_wrong_directory(path)
-        raise NotFoundError(f"{path} is not a checkpoint: it has no {names.WEIGHTS}/")
-    return _warn_if_foreign(found) or found
-
-
-def _resolve(path: Path, faults: Callable[[Path], list[str]]) -> Path:
-    """The checkpoint that ``RestoreConfig.path`` means."""
-    path = path.expanduser().absolute()
-    for directory in (path / names.CHECKPOINTS, path):
-        if not _holds_weights(directory) and survey(directory):
-            found = newest(survey(directory), faults, log.error)
-            if found is not None:
-                return found.path
-    return _trusted(path, faults).path
-
-
-def _holds_weights(path: Path) -> bool:
-    return any((weights / names.DCP_METADATA).exists() for weights in (path, path / names.WEIGHTS))
-
-
-def _refuse_model_parallel(directory: Path) -> None:
-    """A directory with the checkpoints of NeMo 1's model parallelism is not an empty one.
-
-    Raises:
-        CheckpointError: If there are such checkpoints.
-    """
-    parts = [path for pattern in ("mp_rank_*", "tp_rank_*") for path in directory.glob(f"{pattern}/*.ckpt")]
-    if parts:
-        raise CheckpointError(
-            f"{directory} holds checkpoints of a model that NeMo 1 split over ranks ({parts[0].relative_to(directory)}), "
-            "which nothing here can put together. Convert one with NeMo, and name the file with resume_from_path."
-        )
-
-
-def _explain_wrong_directory(directory: Path) -> None:
-    """Tell somebody who named a directory of runs where its checkpoints are.
-
-    Raises:
-        NotFoundError: If ``directory`` holds runs or versions rather than checkpoints.
-    """
-    below = [d for pattern in ("", "*/", "*/*/") for d in directory.glob(f"{pattern}{names.CHECKPOINTS}") if survey(d)]
-    if below:
-        listing = "\n  ".join(str(path) for path in below[:_SHOWN])
-        raise NotFoundError(f"{directory} holds runs, not checkpoints. The checkpoints are in:\n  {listing}")
-
-
-def _nearby(path: Path) -> str:
-    others = [found.path.name for found in survey(path.parent)]
-    return f". Beside it there are: {', '.join(others[:_SHOWN])}" if others else ""
 
 
 def _use_weights(trainer: pl.Trainer, model: pl.LightningModule | None, weights: Path, config: RestoreConfig) -> None:

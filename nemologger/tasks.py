@@ -15,12 +15,12 @@ from nemologger.errors import ConfigurationError
 from nemologger.lightning_port import callbacks
 from nemologger.logger import NeMoLogger
 from nemologger.resume import AutoResume, RestoreConfig
-from nemologger.run_record import close_log
+from nemologger.run.record import close_log
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
-    from nemologger.run_dir import RunDirectory
+    from nemologger.run.directory import RunDirectory
 
 
 class Connects(Protocol):

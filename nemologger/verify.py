@@ -21,7 +21,7 @@ from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import Status, inspect, survey
 from nemologger.checkpoint.verify import Problem, problems
 from nemologger.errors import DamagedCheckpointError, NotFoundError, UnfinishedCheckpointError
-from nemologger.store_path import storage_path
+from nemologger.stores.path import storage_path
 
 
 @dataclass(frozen=True)

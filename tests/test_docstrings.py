@@ -10,7 +10,7 @@ import pkgutil
 import pytest
 
 import nemologger
-from nemologger.log_files import _Tap
+from nemologger.run.log_files import _Tap
 
 MODULES = sorted(module.name for module in pkgutil.walk_packages(nemologger.__path__, "nemologger."))
 

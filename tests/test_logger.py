@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.logger import NeMoLogger
-from nemologger.run_record import RunRecord, run_of
+from nemologger.run.record import RunRecord, run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

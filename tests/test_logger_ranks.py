@@ -22,7 +22,7 @@ SCRIPT = """
     from torch.utils.data import DataLoader, TensorDataset
     from nemologger.errors import NemologgerError
     from nemologger.logger import NeMoLogger
-    from nemologger.run_record import run_of
+    from nemologger.run.record import run_of
 
     torch.set_num_threads(1)
 

@@ -23,7 +23,7 @@ from nemologger.exp_manager import exp_manager
 from nemologger.exp_manager.calls import Call, Name
 from nemologger.exp_manager.source import expression
 from nemologger.migrate import main, migrate
-from nemologger.run_dir import VERSION_VARIABLE
+from nemologger.run.directory import VERSION_VARIABLE
 
 FIXTURES = Path(__file__).parent / "fixtures" / "exp_manager"
 NEEDS = {"mlflow": "mlflow", "clearml": "clearml"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_model_checkpoint import _StopAt, _StoppedError, run
+from helpers.saved_run import StopAt, StoppedError, run
 from toy import Scored, ToyModel, loader, manifests, names, quiet_trainer
 
 from nemologger import ModelCheckpoint, load_weights
@@ -93,8 +93,8 @@ def test_failed_saves_of_the_run_before_are_not_counted(tmp_path):
         monitor=None, dirpath=tmp_path, filename="{step}", every_n_train_steps=2, max_failed_saves=2, disk=_FullDisk()
     )
     for _ in range(2):
-        trainer = quiet_trainer(max_steps=9, callbacks=[_StopAt(3), ckpt])
-        with pytest.raises(_StoppedError):
+        trainer = quiet_trainer(max_steps=9, callbacks=[StopAt(3), ckpt])
+        with pytest.raises(StoppedError):
             trainer.fit(ToyModel(), loader())
         assert trainer.global_step == 3
 

@@ -18,12 +18,12 @@ from toy import ToyModel, loader, quiet_trainer
 from toy import names as local_names
 
 import nemologger as nl
-from nemologger import store
 from nemologger.checkpoint.find import Status, survey
 from nemologger.checkpoint.load import load_checkpoint
 from nemologger.checkpoint.verify import problems
-from nemologger.remote_disk import disk_of
-from nemologger.store_path import storage_path
+from nemologger.stores import store
+from nemologger.stores.path import storage_path
+from nemologger.stores.remote_disk import disk_of
 from nemologger.verify import main as verify_main
 
 SCRIPT = Path(__file__).with_name("train_toy.py")

@@ -22,9 +22,9 @@ from nemologger.checkpoint.snapshot import take
 from nemologger.checkpoint.staging import Staging
 from nemologger.checkpoint.verify import problems
 from nemologger.ranks import SingleProcess
-from nemologger.remote_disk import disk_of
-from nemologger.store import Store
-from nemologger.store_path import storage_path
+from nemologger.stores.path import storage_path
+from nemologger.stores.remote_disk import disk_of
+from nemologger.stores.store import Store
 
 SHARDED = Path(__file__).with_name("helpers") / "sharded_store.py"
 

@@ -16,7 +16,7 @@ from toy import ToyDataModule, ToyModel, quiet_trainer
 
 import nemologger as nl
 from nemologger.combination import VARIABLE
-from nemologger.run_record import close_log
+from nemologger.run.record import close_log
 from nemologger.sweeps import devices, record
 from nemologger.sweeps.naming import job_name
 from nemologger.sweeps.program import quoted

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
+from nemologger.callbacks.step_timer import StepTimer
 from nemologger.context.mixin import IOMixin
-from nemologger.step_timer import StepTimer
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

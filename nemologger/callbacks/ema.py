@@ -21,10 +21,10 @@ from nemologger.callbacks.averages import Averages
 from nemologger.checkpoint.find import settled
 from nemologger.checkpoint.load import averages_of
 from nemologger.checkpoint.snapshot import EMA_STATE, MODEL, OtherWeights
-from nemologger.checkpoint_io import place_of
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
+from nemologger.loading.checkpoint_io import place_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -13,15 +13,15 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.load import open_checkpoint
-from nemologger.checkpoint_io import place_of
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.context.uncaptured import class_of
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.export import FORMATS, export_weights
-from nemologger.kept_checkpoints import KeptCheckpoints
+from nemologger.loading.checkpoint_io import place_of
 from nemologger.ranks import SingleProcess, decide
-from nemologger.remote_disk import RemoteDisk, disk_of
+from nemologger.saving.kept_checkpoints import KeptCheckpoints
+from nemologger.stores.remote_disk import RemoteDisk, disk_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from nemologger import lightning_port, run_dir
+from nemologger import lightning_port
 from nemologger.callbacks import nvrx
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
-from nemologger.kept_checkpoints import ours
-from nemologger.run_record import run_of
+from nemologger.run.directory import ERROR_LOG, rank_log
+from nemologger.run.record import run_of
+from nemologger.saving.kept_checkpoints import ours
 from nemologger.watch.board import Board, Section
 from nemologger.watch.guard import Guard
 from nemologger.watch.patience import Patience
@@ -342,7 +343,7 @@ def _log_files(trainer: pl.Trainer) -> list[Path]:
     run = run_of(trainer)
     if run is None:
         return []
-    names = run_dir.rank_log(trainer.global_rank, trainer.local_rank), run_dir.ERROR_LOG
+    names = rank_log(trainer.global_rank, trainer.local_rank), ERROR_LOG
     return [run.log_dir / name for name in names]
 
 

@@ -9,9 +9,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, NoReturn
 
 from nemologger import lightning_port
+from nemologger.callbacks.stop_at_boundary import StopAtBoundary
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError, SaveFailedError
-from nemologger.stop_at_boundary import StopAtBoundary
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

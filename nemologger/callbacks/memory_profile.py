@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from nemologger.callbacks.profile_window import ProfileWindow
 from nemologger.errors import ConfigurationError
-from nemologger.run_record import run_of
+from nemologger.run.record import run_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

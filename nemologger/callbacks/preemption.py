@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, NoReturn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from nemologger import lightning_port
+from nemologger.callbacks.stop_at_boundary import StopAtBoundary
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError, SaveFailedError
-from nemologger.stop_at_boundary import StopAtBoundary
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import lightning.pytorch as pl
 
-    from nemologger.kept_checkpoints import KeptCheckpoints
+    from nemologger.saving.kept_checkpoints import KeptCheckpoints
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.load import open_checkpoint
-from nemologger.checkpoint_io import align_to, check_model
 from nemologger.errors import CheckpointError, ModelMismatchError
+from nemologger.loading.checkpoint_io import align_to, check_model
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback
 
-from nemologger import checkpoint_io
+from nemologger.loading import checkpoint_io
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

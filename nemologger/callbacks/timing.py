@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port
+from nemologger.callbacks.step_timer import StepTimer
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
-from nemologger.step_timer import StepTimer
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

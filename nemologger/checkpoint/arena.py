@@ -20,8 +20,8 @@ import torch
 from nemologger.checkpoint.shards import local
 from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.weights import Place
+from nemologger.disk.pages import SharedPages
 from nemologger.errors import SaveFailedError
-from nemologger.pages import SharedPages
 
 log = logging.getLogger(__name__)
 

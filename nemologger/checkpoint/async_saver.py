@@ -36,7 +36,7 @@ from nemologger.checkpoint.writer_main import Job
 from nemologger.disk import Disk
 from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
 from nemologger.ranks import Ranks, decide, together_at_zero
-from nemologger.store_path import in_store
+from nemologger.stores.path import in_store
 
 log = logging.getLogger(__name__)
 

@@ -25,7 +25,7 @@ from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.disk import Disk
 from nemologger.errors import DamagedCheckpointError
-from nemologger.store_path import in_store
+from nemologger.stores.path import in_store
 
 log = logging.getLogger(__name__)
 

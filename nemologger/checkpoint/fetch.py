@@ -22,7 +22,7 @@ from nemologger.checkpoint.overlaps import Block, Rows, Run, to_read
 from nemologger.checkpoint.stage import memory_of
 from nemologger.checkpoint.weights import Payload
 from nemologger.errors import DamagedCheckpointError
-from nemologger.store_path import StorePath
+from nemologger.stores.path import StorePath
 
 _AT_ONCE = 8
 

@@ -16,7 +16,7 @@ from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.weights import read_common
 from nemologger.errors import CheckpointError, DamagedCheckpointError, NemologgerError, UnfinishedCheckpointError
-from nemologger.store_path import in_store
+from nemologger.stores.path import in_store
 
 _AT_ONCE = 16
 

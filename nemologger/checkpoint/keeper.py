@@ -23,7 +23,7 @@ from nemologger.checkpoint.snapshot import Snapshot
 from nemologger.disk import Disk
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import Ranks, decide
-from nemologger.remote_disk import OverlappingDisk, RemoteDisk
+from nemologger.stores.remote_disk import OverlappingDisk, RemoteDisk
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from nemologger.checkpoint.manifest import FileRecord
 from nemologger.checkpoint.read import read_parts, read_tensors
 from nemologger.checkpoint.snapshot import MODEL, OPTIMIZERS, restore
 from nemologger.checkpoint.verify import problems
-from nemologger.checkpoint.weights import described, read_common
+from nemologger.checkpoint.weights import read_common
 from nemologger.errors import DamagedCheckpointError, NotFoundError
 
 Template = Callable[[str, tuple[int, ...]], "torch.Tensor | None"]
@@ -185,11 +185,6 @@ def load_parts(checkpoint: Path, into: Mapping[str, torch.Tensor]) -> dict[str, 
     prefix = f"{MODEL}."
     parts = read_parts(weights_of(checkpoint), {f"{prefix}{name}": tensor for name, tensor in into.items()})
     return {key.removeprefix(prefix): part for key, part in parts.items()}
-
-
-def names_in(checkpoint: Path) -> set[str]:
-    """The names of the tensors of the model in ``checkpoint``."""
-    return {key.removeprefix(f"{MODEL}.") for key in described(weights_of(checkpoint)) if is_of_model(key)}
 
 
 def averages_of(checkpoint: Path) -> Path | None:

@@ -26,7 +26,7 @@ from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.stage import memory_of
 from nemologger.checkpoint.weights import Payload, described, payloads, read_ordinary
 from nemologger.errors import DamagedCheckpointError, ModelMismatchError
-from nemologger.store_path import in_store
+from nemologger.stores.path import in_store
 
 _THREADS = 4
 

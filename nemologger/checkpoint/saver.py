@@ -19,7 +19,7 @@ from nemologger.checkpoint.write import write_file, write_share
 from nemologger.disk import Disk
 from nemologger.errors import CheckpointError, NemologgerError, SaveFailedError, SilentRankError
 from nemologger.ranks import Ranks, decide, together_at_zero
-from nemologger.store_path import in_store
+from nemologger.stores.path import in_store
 
 log = logging.getLogger(__name__)
 

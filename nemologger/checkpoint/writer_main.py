@@ -24,8 +24,8 @@ from pathlib import Path
 
 from nemologger.checkpoint.manifest import FileRecord, Recorder
 from nemologger.disk import LocalDisk
-from nemologger.pages import LARGE, SharedPages
-from nemologger.store import Store
+from nemologger.disk.pages import LARGE, SharedPages
+from nemologger.stores.store import Store
 
 #: What is said before memory is filled for a job: nothing is to be done with it meanwhile.
 STAND_BY = "stand by"

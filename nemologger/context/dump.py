@@ -18,7 +18,7 @@ from nemologger.context.values import Writable
 from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import ContextError
 from nemologger.names import IO_JSON
-from nemologger.store_path import storage_path
+from nemologger.stores.path import storage_path
 
 
 def dump_context(

@@ -18,7 +18,7 @@ from nemologger.context.trainer_context import TrainerContext
 from nemologger.context.uncaptured import Uncaptured
 from nemologger.errors import ContextError, NotFoundError
 from nemologger.names import CHECKPOINTS, CONTEXT, IO_JSON, WEIGHTS
-from nemologger.store_path import storage_path
+from nemologger.stores.path import storage_path
 
 
 def load_context(path: str | Path, subpath: str | None = None, build: bool = True, trust: Trust = False) -> Any:

@@ -4,12 +4,13 @@ Nothing of the user's is asked to change. Each training loader is handed to Ligh
 is taken from it, and knows the state of every random number generator at the moment an epoch began. That is what a
 checkpoint holds; from it the loader is brought back to the same batch without loading those before it, where possible.
 
-    loader.py    what Lightning sees instead of a loader
-    feed.py      where one loader is, and how it gets there again
-    sources.py   one way for each kind of loader
-    session.py   all loaders of one fit, and the generators between them
-    owned.py     generators, counters, lists and arrays that a dataset or sampler keeps
-    contents.py  what such a list or array holds, and whether it has changed
-    port.py      what PyTorch's loaders keep to themselves
-    rng.py       the process's generators
+    loader.py     what Lightning sees instead of a loader
+    feed.py       where one loader is, and how it gets there again
+    sources.py    one way for each kind of loader
+    session.py    all loaders of one fit, and the generators between them
+    owned.py      generators, counters, lists and arrays that a dataset or sampler keeps
+    contents.py   what such a list or array holds, and whether it has changed
+    port.py       what PyTorch's loaders keep to themselves
+    rng.py        the process's generators
+    reduction.py  the order in which gradients are summed over ranks
 """

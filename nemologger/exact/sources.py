@@ -152,7 +152,6 @@ class Replayed(Source):
     def __init__(self, loader: Any) -> None:
         super().__init__(loader)
         self.workers = isinstance(loader, DataLoader) and loader.num_workers > 0
-        self.endless = False
         what = f"its {type(loader.dataset).__name__}" if isinstance(loader, DataLoader) else "it"
         self.limits.append(
             f"{what} has no state_dict() and load_state_dict(): a resumed run loads the batches of the epoch once more to "

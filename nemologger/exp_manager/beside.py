@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from nemologger.exp_manager.checkpoints import PARAMS
 from nemologger.exp_manager.notes import Note
-from nemologger.store import PART, WHOLE
+from nemologger.stores.store import PART, WHOLE
 
 S3, HYDRA, DEFAULTS = "s3_checkpointing", "hydra", "defaults"
 _ASYNC = "enable_async_checkpointing"

@@ -11,7 +11,7 @@ from nemologger import names
 from nemologger.checkpoint.commit import retract
 from nemologger.checkpoint.find import survey
 from nemologger.disk import LocalDisk
-from nemologger.lock import DirectoryLock
+from nemologger.disk.lock import DirectoryLock
 
 log = logging.getLogger("nemologger.exp_manager")
 

@@ -17,7 +17,7 @@ from nemologger.exp_manager.config import ExpManagerConfig, read
 from nemologger.exp_manager.plan import Plan, TrainerLogger, translate
 from nemologger.exp_manager.trackers import SWITCHES
 from nemologger.lightning_port import callbacks
-from nemologger.run_record import close_log
+from nemologger.run.record import close_log
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import DirectoryInUseError
-from nemologger.lock import DirectoryLock
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 

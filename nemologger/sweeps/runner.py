@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemologger.combination import SweepJob, sweep_job
+from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import ConfigurationError, DirectoryInUseError
-from nemologger.lock import DirectoryLock
 from nemologger.resolvers import register_resolvers
 from nemologger.sweeps import child, launch, record
 from nemologger.sweeps.launchers import NotStarted

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from nemologger.combination import VARIABLE, SweepJob
 from nemologger.errors import ConfigurationError, SweepError
-from nemologger.run_dir import VERSION_VARIABLE
+from nemologger.run.directory import VERSION_VARIABLE
 from nemologger.sweeps import child, devices, launchers, record
 from nemologger.sweeps.naming import NOT_IDENTITY, job_name
 from nemologger.sweeps.program import Program

@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from nemologger import lightning_port
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
 
 
 def move(logger: TensorBoardLogger, run: RunDirectory, homes: Iterable[str | Path], *, is_default: bool) -> None:
@@ -17,7 +17,7 @@ def move(logger: TensorBoardLogger, run: RunDirectory, homes: Iterable[str | Pat
     Args:
         logger: Not open yet.
         run: The run.
-        homes: As for :meth:`~nemologger.run_dir.RunDirectory.tracker_dir`.
+        homes: As for :meth:`~nemologger.run.directory.RunDirectory.tracker_dir`.
         is_default: It is the one that a Trainer makes by itself: nobody chose its name, and runs that share it would be
             drawn as one. It writes to the run directory.
     """

@@ -14,8 +14,8 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from nemologger.checkpoint import manifest
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError, DamagedCheckpointError
-from nemologger.kept_checkpoints import KeptCheckpoints
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
+from nemologger.saving.kept_checkpoints import KeptCheckpoints
 from nemologger.trackers.outbox import PATIENCE, Outbox
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 from lightning.pytorch.loggers import WandbLogger
 
-from nemologger import lightning_port, run_dir
+from nemologger import lightning_port
 from nemologger.disk import Disk, LocalDisk
-from nemologger.kept_checkpoints import KeptCheckpoints
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import WANDB_ID, RunDirectory
+from nemologger.saving.kept_checkpoints import KeptCheckpoints
 from nemologger.trackers import wandb_file
 from nemologger.trackers.tracker import Logged, Uploaded
 
@@ -38,7 +38,7 @@ def run_id(directory: Path, loggers: Sequence[WandbLogger], *, disk: Disk | None
     One that a logger or ``WANDB_RUN_ID`` gives wins over the one in the file; a run that has neither gets a new one.
     """
     disk = disk or LocalDisk()
-    file = directory / run_dir.WANDB_ID
+    file = directory / WANDB_ID
     kept = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
     given = next((i for i in map(_given_id, loggers) if i), None) or os.environ.get("WANDB_RUN_ID")
     chosen = given or kept or secrets.token_hex(4)
@@ -54,7 +54,7 @@ def move(logger: WandbLogger, run: RunDirectory, homes: Iterable[str | Path], ru
     Args:
         logger: Not open yet.
         run: The run.
-        homes: As for :meth:`~nemologger.run_dir.RunDirectory.tracker_dir`.
+        homes: As for :meth:`~nemologger.run.directory.RunDirectory.tracker_dir`.
         run_id: From :func:`run_id`.
         directory: Also let it write below ``exp_dir / save_dir``.
     """

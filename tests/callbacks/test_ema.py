@@ -239,7 +239,7 @@ def test_a_checkpoint_is_tested_with_its_own_averages(tmp_path, weights_only):
     run(tmp_path, EMA(DECAY), by_hand, save_weights_only=weights_only)
     seen, model = Seen(), Testable()
     trainer = quiet_trainer(callbacks=[EMA(DECAY), seen], enable_checkpointing=False)
-    nl.checkpoint_io.install(trainer)
+    nl.loading.checkpoint_io.install(trainer)
     trainer.test(model, loader(), ckpt_path=tmp_path / "step=4", verbose=False)
     (state,) = seen.states.values()
     assert same(state, by_hand.weights[4] | by_hand.history[4])

@@ -18,7 +18,7 @@ from nemologger.checkpoint.load import load_model
 from nemologger.checkpoint.manifest import read
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError
-from nemologger.store_path import storage_path
+from nemologger.stores.path import storage_path
 
 
 def train(tmp_path, callback, steps=3, **options):

@@ -8,8 +8,8 @@ import pytest
 from toy import Scored, ToyDataModule, quiet_trainer
 
 import nemologger as nl
-from nemologger import lightning_port, stop_at_boundary
-from nemologger.callbacks import ExportModel, MaxTimePerRun, PreemptionCallback, StragglerDetection
+from nemologger import lightning_port
+from nemologger.callbacks import ExportModel, MaxTimePerRun, PreemptionCallback, StragglerDetection, stop_at_boundary
 from nemologger.ranks import SingleProcess
 
 
@@ -28,7 +28,7 @@ def test_a_callback_waits_as_long_as_training(make, strategys, waited, tmp_path,
         given.append(timeout)
         return SingleProcess()
 
-    monkeypatch.setattr(lightning_port, "connect", connect)
+    monkeypatch.setattr(lightning_port.processes, "connect", connect)
     ckpt = nl.ModelCheckpoint(dirpath=tmp_path, save_on_sigterm=False, monitor=None)
     trainer = quiet_trainer(max_steps=1, callbacks=[make(), ckpt])
     trainer.strategy._timeout = strategys

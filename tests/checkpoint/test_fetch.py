@@ -15,8 +15,8 @@ from nemologger.checkpoint.saver import Saver
 from nemologger.checkpoint.snapshot import take
 from nemologger.errors import DamagedCheckpointError
 from nemologger.ranks import SingleProcess
-from nemologger.remote_disk import OverlappingDisk, disk_of
-from nemologger.store_path import in_store, storage_path
+from nemologger.stores.path import in_store, storage_path
+from nemologger.stores.remote_disk import OverlappingDisk, disk_of
 
 TENSORS = {
     "large": torch.arange(3_000_000, dtype=torch.float32),

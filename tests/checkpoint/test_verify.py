@@ -15,8 +15,8 @@ from nemologger.checkpoint.manifest import BLOCK
 from nemologger.checkpoint.verify import Problem, problems
 from nemologger.disk import LocalDisk
 from nemologger.errors import RankError
+from nemologger.loading.verified_reads import VerifiedReads
 from nemologger.ranks import SingleProcess
-from nemologger.verified_reads import VerifiedReads
 
 FILES = [
     "manifest.json",

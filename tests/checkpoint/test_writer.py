@@ -22,8 +22,8 @@ from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.weights import lay_out
 from nemologger.checkpoint.writer import Writer
 from nemologger.checkpoint.writer_main import Job, perform
+from nemologger.disk.pages import LARGE, SharedPages
 from nemologger.errors import SaveFailedError
-from nemologger.pages import LARGE, SharedPages
 
 PARENT = """
 import torch, time

@@ -18,7 +18,7 @@ from nemologger import callbacks as ours
 from nemologger.errors import ConfigurationError
 from nemologger.exp_manager import clean_exp_ckpt, exp_manager
 from nemologger.lightning_port import callbacks
-from nemologger.run_record import close_log
+from nemologger.run.record import close_log
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from nemologger.errors import (
 )
 from nemologger.exp_manager import exp_manager
 from nemologger.lightning_port import callbacks
-from nemologger.run_record import close_log
+from nemologger.run.record import close_log
 
 
 @pytest.fixture(autouse=True)

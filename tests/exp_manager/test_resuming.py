@@ -11,7 +11,7 @@ from toy import ToyModel
 
 from nemologger.errors import CheckpointError, NotFoundError, RefusedError, RunCompletedError
 from nemologger.exp_manager import exp_manager
-from nemologger.run_record import close_log
+from nemologger.run.record import close_log
 
 
 class WithConfig(ToyModel):

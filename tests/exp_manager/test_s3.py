@@ -15,7 +15,7 @@ import nemologger as nl
 from nemologger.checkpoint.manifest import read
 from nemologger.exp_manager import exp_manager
 from nemologger.migrate import migrate
-from nemologger.store_path import storage_path
+from nemologger.stores.path import storage_path
 
 CONFIG = Path(__file__).parents[1] / "fixtures" / "exp_manager" / "s3.yaml"
 URL = OmegaConf.load(CONFIG).exp_manager.checkpoint_callback_params.dirpath

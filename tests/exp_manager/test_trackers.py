@@ -14,7 +14,7 @@ from processes import python
 
 from nemologger.errors import ConfigurationError
 from nemologger.exp_manager import exp_manager
-from nemologger.run_record import close_log
+from nemologger.run.record import close_log
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "exp_manager"
 SCRIPT = Path(__file__).parents[1] / "helpers" / "run_section.py"

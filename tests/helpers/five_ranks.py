@@ -13,9 +13,9 @@ import torch
 from processes import tell
 from torch import distributed as dist
 
-from nemologger import rank_tree
 from nemologger.errors import SilentRankError
-from nemologger.rank_tree import RankTree
+from nemologger.ranks import tree as rank_tree
+from nemologger.ranks.tree import RankTree
 
 WORLD = 5
 TIMEOUT = 2.0

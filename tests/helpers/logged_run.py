@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from nemologger.run_record import close_log
+from nemologger.run.record import close_log
 
 
 class Tiny(pl.LightningModule):

@@ -29,7 +29,7 @@ from nemologger import ModelCheckpoint, exp_manager, sharded_state
 from nemologger.callbacks import EMA
 from nemologger.checkpoint.load import load_model
 from nemologger.checkpoint.shards import is_sharded, local
-from nemologger.checkpoint_io import install
+from nemologger.loading.checkpoint_io import install
 from nemologger.strategies import FSDP2Strategy
 
 DECAY = 0.9

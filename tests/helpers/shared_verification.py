@@ -21,8 +21,7 @@ from helpers.engine import save
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint import verify
 from nemologger.errors import ConfigurationError, NemologgerError
-from nemologger.ranks import ProcessGroup, connect
-from nemologger.shared_work import decide_with_help
+from nemologger.ranks import ProcessGroup, connect, decide_with_help
 
 WORLD = 2
 TIMEOUT = 5.0

@@ -15,7 +15,7 @@ MODEL = """
 import os, sys
 from pathlib import Path
 from types import SimpleNamespace
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
 from nemologger.trackers import ClearMLLogger
 
 directory = Path(sys.argv[1])
@@ -65,7 +65,7 @@ def test_an_offline_task(tmp_path):
 TWO_RUNS = """
 import faulthandler, json, os, signal, sys
 from pathlib import Path
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
 from nemologger.trackers import ClearMLLogger
 
 faulthandler.enable()

@@ -11,8 +11,8 @@ import yaml
 from toy import ToyDataModule, ToyModel, loader, quiet_trainer
 
 import nemologger as nl
-from nemologger.run_dir import RunDirectory
-from nemologger.run_record import close_log
+from nemologger.run.directory import RunDirectory
+from nemologger.run.record import close_log
 from nemologger.trackers import ContinuedSteps, CSVLogger, DLLogger
 
 

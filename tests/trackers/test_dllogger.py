@@ -12,7 +12,7 @@ import torch
 from helpers.sections import bare_trainer, ckpt, fit
 
 from nemologger.exp_manager import exp_manager
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
 from nemologger.trackers import DLLogger
 
 

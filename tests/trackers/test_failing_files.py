@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import Logger
 from toy import ToyDataModule, ToyModel, names, quiet_trainer
 
 import nemologger as nl
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
 from nemologger.trackers import ContinuedSteps, CSVLogger, DLLogger
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
 from nemologger.trackers import MLFlowLogger
 
 

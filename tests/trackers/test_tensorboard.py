@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader, TensorDataset
 
 from nemologger.logger import NeMoLogger
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
 from nemologger.trackers import tensorboard
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -6,7 +6,7 @@ import pytest
 from lightning.pytorch.loggers import WandbLogger
 
 from nemologger.lightning_port import wandb_run_id
-from nemologger.run_dir import RunDirectory
+from nemologger.run.directory import RunDirectory
 from nemologger.trackers import wandb
 
 

@@ -1,0 +1,68 @@
+"""``weights/`` read as torch's distributed checkpoint does, but without running code of it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint import metadata as dcp_metadata
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.futures import Future
+
+from nemologger.checkpoint.weights.metadata_file import read_metadata
+from nemologger.checkpoint.weights.reading import reading
+
+
+def read_ordinary(weights: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Fill ``tensors`` from ``weights`` as torch's distributed checkpoint does.
+
+    Raises:
+        RefusedError: If reading would run code.
+        DamagedCheckpointError: If something is missing or cannot be read.
+    """
+    with reading(weights), warnings.catch_warnings():
+        # A hint that one process reads all of it; every rank does.
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        dcp_load(tensors, storage_reader=_Reader(weights), no_dist=True)
+
+
+class _Files(FileSystem):
+    """DCP's way to files, for paths that may be of a store."""
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[Any]:
+        with path.open(mode) as stream:
+            yield stream
+
+    def concat_path(self, path: Any, suffix: str) -> Any:
+        return path / suffix
+
+
+class _Reader(FileSystemReader):
+    """DCP's reader, for files from strangers."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__(str(weights))
+        self.fs, self.path = _Files(), weights
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        try:
+            return super().read_data(plan, planner)
+        except Exception:
+            for item in plan.items:  # once more, one by one, to say which it is
+                with reading(f"{self.path}, entry {item.dest_index.fqn}"):
+                    super().read_data(replace(plan, items=[item]), planner)
+            raise
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        read = read_metadata(cast(Path, self.path))
+        read.storage_meta = dcp_metadata.StorageMeta(load_id=self.load_id)
+        return read

@@ -1,0 +1,99 @@
+"""Large files, past the page cache.
+
+What is written once and not read back soon has no business in the page cache: copying it there costs the CPU more than
+the disk takes. ``O_DIRECT`` writes from our own memory instead, in large aligned blocks, while the next block is filled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import mmap
+import os
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from nemologger.disk.pages import own_pages
+
+#: Files smaller than this are not worth the trouble.
+WORTHWHILE = 4 << 20
+
+_BLOCK = 8 << 20
+_LARGE = 32 << 20
+_BUFFERS = 3
+_REFUSED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+
+
+def open_direct(path: str | os.PathLike[str]) -> int | None:
+    """A descriptor that writes ``path`` anew past the page cache, or None where the file system cannot do that."""
+    flag = getattr(os, "O_DIRECT", None)
+    if flag is None:
+        return None
+    try:
+        return os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | flag, 0o666)
+    except OSError as error:
+        if error.errno in _REFUSED:
+            return None
+        raise
+
+
+def write_direct(descriptor: int, parts: Iterable[memoryview]) -> None:
+    """Write ``parts`` one after the other to a descriptor of :func:`open_direct`, durably.
+
+    Raises:
+        OSError: What the file system says, for example that the disk is full.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="nemologger-write") as writer:
+        buffers = [own_pages(_BLOCK) for _ in range(_BUFFERS)]
+        pending: list[Future[None]] = []
+        position = filled = 0
+        views = [memoryview(buffer) for buffer in buffers]
+        try:
+            for part in parts:
+                while part:
+                    turn = (position // _BLOCK) % _BUFFERS
+                    if filled == 0 and len(pending) == _BUFFERS:
+                        pending.pop(0).result()  # that buffer is free again
+                    taken = min(len(part), _BLOCK - filled)
+                    views[turn][filled : filled + taken] = part[:taken]
+                    filled, part = filled + taken, part[taken:]
+                    if filled == _BLOCK:
+                        pending.append(writer.submit(_write_at, descriptor, views[turn], position))
+                        position, filled = position + _BLOCK, 0
+            for write in pending:
+                write.result()
+            if filled:
+                last = views[(position // _BLOCK) % _BUFFERS]
+                padded = -(-filled // mmap.PAGESIZE) * mmap.PAGESIZE
+                _write_at(descriptor, last[:padded], position)
+            os.ftruncate(descriptor, position + filled)
+            os.fsync(descriptor)
+        finally:
+            for write in pending:
+                write.cancel()
+            writer.shutdown(wait=True)
+            for view in views:
+                view.release()
+            for buffer in buffers:
+                with contextlib.suppress(
+                    BufferError
+                ):  # an error on its way out holds part of it, and frees it in the end
+                    buffer.close()
+
+
+def write_pages(descriptor: int, padded: memoryview, size: int) -> None:
+    """Write the first ``size`` bytes of ``padded``, whole pages that begin on a page, durably.
+
+    Raises:
+        OSError: What the file system says, for example that the disk is full.
+    """
+    for start in range(0, len(padded), _LARGE):
+        _write_at(descriptor, padded[start : start + _LARGE], start)
+    os.ftruncate(descriptor, size)
+    os.fsync(descriptor)
+
+
+def _write_at(descriptor: int, block: memoryview, position: int) -> None:
+    while block:
+        written = os.pwrite(descriptor, block, position)
+        block, position = block[written:], position + written

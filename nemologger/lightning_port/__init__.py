@@ -1,0 +1,90 @@
+"""The only package that reads or changes what Lightning keeps to itself.
+
+Everything here is used by the floors above through plain values, so that a new Lightning release can break one package and
+its tests (``tests/lightning_port``) say which line.
+
+    state.py      what a checkpoint is made of, and where Lightning has it
+    restoring.py  how what a checkpoint holds gets into the trainer, and through whose hands
+    hooks.py      the trainer's callbacks, and when they and the module have their turn
+    progress.py   where the fit loop is, whether it goes on, and how it ends
+    logged.py     what reaches the loggers, and under which step
+    schedules.py  learning-rate schedules that wait for a metric
+    loaders.py    the loaders that a fit trains from, and what it has taken of them
+    processes.py  the processes of a run: before training starts, in it, and at the end
+    loggers.py    Lightning's loggers
+
+Others call ``lightning_port.is_over(trainer)``, wherever that is here.
+"""
+
+from __future__ import annotations
+
+from nemologger.lightning_port.hooks import at_end_of_backward as at_end_of_backward
+from nemologger.lightning_port.hooks import behind_module as behind_module
+from nemologger.lightning_port.hooks import callbacks as callbacks
+from nemologger.lightning_port.hooks import forget_behind_module as forget_behind_module
+from nemologger.lightning_port.hooks import has_comm_hook as has_comm_hook
+from nemologger.lightning_port.hooks import hooks_between_steps as hooks_between_steps
+from nemologger.lightning_port.hooks import move_to_end as move_to_end
+from nemologger.lightning_port.loaders import data_reader as data_reader
+from nemologger.lightning_port.loaders import drop_loader_states as drop_loader_states
+from nemologger.lightning_port.loaders import fetch_again as fetch_again
+from nemologger.lightning_port.loaders import fetched as fetched
+from nemologger.lightning_port.loaders import fetches_ahead as fetches_ahead
+from nemologger.lightning_port.loaders import last_reload_epoch as last_reload_epoch
+from nemologger.lightning_port.loaders import rescale_saved_batches as rescale_saved_batches
+from nemologger.lightning_port.loaders import saved_batches as saved_batches
+from nemologger.lightning_port.loaders import set_last_reload_epoch as set_last_reload_epoch
+from nemologger.lightning_port.loaders import training_loaders as training_loaders
+from nemologger.lightning_port.loaders import trains_from as trains_from
+from nemologger.lightning_port.loaders import watch_fetches as watch_fetches
+from nemologger.lightning_port.loaders import wrap_training_loaders as wrap_training_loaders
+from nemologger.lightning_port.logged import log_is_due as log_is_due
+from nemologger.lightning_port.logged import logged_step as logged_step
+from nemologger.lightning_port.logged import logs_this_batch as logs_this_batch
+from nemologger.lightning_port.logged import next_logged_step as next_logged_step
+from nemologger.lightning_port.logged import restore_metrics as restore_metrics
+from nemologger.lightning_port.logged import set_next_logged_step as set_next_logged_step
+from nemologger.lightning_port.logged import show_metrics as show_metrics
+from nemologger.lightning_port.loggers import flat_params as flat_params
+from nemologger.lightning_port.loggers import is_default_logger as is_default_logger
+from nemologger.lightning_port.loggers import is_open as is_open
+from nemologger.lightning_port.loggers import log_wandb_checkpoints_by as log_wandb_checkpoints_by
+from nemologger.lightning_port.loggers import log_wandb_files as log_wandb_files
+from nemologger.lightning_port.loggers import move_tensorboard as move_tensorboard
+from nemologger.lightning_port.loggers import move_wandb as move_wandb
+from nemologger.lightning_port.loggers import wandb_artifact as wandb_artifact
+from nemologger.lightning_port.loggers import wandb_metric as wandb_metric
+from nemologger.lightning_port.loggers import wandb_run_id as wandb_run_id
+from nemologger.lightning_port.processes import connect_as_patiently as connect_as_patiently
+from nemologger.lightning_port.processes import forget_decisions as forget_decisions
+from nemologger.lightning_port.processes import forks_later as forks_later
+from nemologger.lightning_port.processes import launches_on_each_node as launches_on_each_node
+from nemologger.lightning_port.processes import let_processes_end as let_processes_end
+from nemologger.lightning_port.processes import on_sigterm as on_sigterm
+from nemologger.lightning_port.processes import patience as patience
+from nemologger.lightning_port.processes import ranks_before_fit as ranks_before_fit
+from nemologger.lightning_port.progress import close_trained_epoch as close_trained_epoch
+from nemologger.lightning_port.progress import drop_interrupted_validation as drop_interrupted_validation
+from nemologger.lightning_port.progress import epoch_is_trained as epoch_is_trained
+from nemologger.lightning_port.progress import epochs_done as epochs_done
+from nemologger.lightning_port.progress import goes_on_within_epoch as goes_on_within_epoch
+from nemologger.lightning_port.progress import has_validation as has_validation
+from nemologger.lightning_port.progress import is_accumulating as is_accumulating
+from nemologger.lightning_port.progress import is_over as is_over
+from nemologger.lightning_port.progress import is_trial as is_trial
+from nemologger.lightning_port.progress import leave_fit as leave_fit
+from nemologger.lightning_port.progress import validation_follows as validation_follows
+from nemologger.lightning_port.restoring import loads_as_is as loads_as_is
+from nemologger.lightning_port.restoring import loads_model_as_is as loads_model_as_is
+from nemologger.lightning_port.restoring import use_checkpoint_io as use_checkpoint_io
+from nemologger.lightning_port.restoring import will_rewrite_state as will_rewrite_state
+from nemologger.lightning_port.schedules import PlateauSteps as PlateauSteps
+from nemologger.lightning_port.schedules import plateau_steps as plateau_steps
+from nemologger.lightning_port.schedules import step_plateau as step_plateau
+from nemologger.lightning_port.schedules import step_plateau_at_epoch_end as step_plateau_at_epoch_end
+from nemologger.lightning_port.state import KeepsWeights as KeepsWeights
+from nemologger.lightning_port.state import TrainingState as TrainingState
+from nemologger.lightning_port.state import checkpoint_directory as checkpoint_directory
+from nemologger.lightning_port.state import last_saved as last_saved
+from nemologger.lightning_port.state import optimizer_names as optimizer_names
+from nemologger.lightning_port.state import training_state as training_state

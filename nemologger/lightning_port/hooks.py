@@ -1,0 +1,107 @@
+"""The trainer's callbacks, and when they and the module have their turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+def callbacks(trainer: pl.Trainer) -> list[Callback]:
+    """The trainer's list of callbacks itself."""
+    return trainer.callbacks  # type: ignore[attr-defined, no-any-return]  # set by a connector
+
+
+def move_to_end(trainer: pl.Trainer, callback: Callback) -> None:
+    """Let ``callback`` act after all others, checkpoints included. For its ``setup``."""
+    others = [other for other in callbacks(trainer) if other is not callback]
+    trainer.callbacks = [*others, callback]  # type: ignore[attr-defined]  # another list: Lightning iterates over this one
+
+
+def behind_module(trainer: pl.Trainer, hook: str, call: Callable[[], None]) -> None:
+    """For a callback's ``on_train_batch_end`` or ``on_validation_end``: ``call()`` behind the ``hook`` of the module.
+
+    Lightning calls the module's own after those of all callbacks. Several calls are made in the order in which they came
+    in; where the module has no such hook of its own, at once.
+    """
+    if not is_overridden(hook, trainer.lightning_module):
+        call()
+        return
+    owner, name = _next_after_module(trainer)[hook]
+    behind = vars(owner).get(name)
+    if not isinstance(behind, _Behind):
+        behind = _Behind(owner, name)
+    behind.calls.append(call)
+
+
+def forget_behind_module(trainer: pl.Trainer) -> None:
+    """After an exception: make no calls that :func:`behind_module` has put off."""
+    for owner, name in _next_after_module(trainer).values():
+        behind = vars(owner).get(name)
+        if isinstance(behind, _Behind):
+            behind.undo()
+
+
+class _Behind:
+    """What is put in the place of a method that Lightning calls next, once; see :func:`behind_module`."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.calls: list[Callable[[], None]] = []
+        self._owner, self._name, self._own, self._plain = vars(owner), name, vars(owner).get(name), getattr(owner, name)
+        self._owner[name] = self
+
+    def undo(self) -> None:
+        del self._owner[self._name]
+        if self._own is not None:
+            self._owner[self._name] = self._own
+
+    def __call__(self) -> None:
+        self.undo()
+        for call in self.calls:
+            call()
+        self._plain()
+
+
+def _next_after_module(trainer: pl.Trainer) -> dict[str, tuple[Any, str]]:
+    """What Lightning calls once both the callbacks and the module have had their turn."""
+    return {
+        "on_train_batch_end": (trainer._logger_connector, "on_batch_end"),
+        "on_validation_end": (trainer.strategy, "on_validation_end"),
+    }
+
+
+def hooks_between_steps(module: pl.LightningModule) -> list[str]:
+    """The hooks of ``module`` that run after a checkpoint callback and before the optimizer's next step."""
+    between = (
+        "on_train_batch_end",
+        "on_train_batch_start",
+        "on_train_epoch_end",
+        "on_train_epoch_start",
+        "on_before_zero_grad",
+        "on_before_backward",
+        "on_after_backward",
+        "on_before_optimizer_step",
+    )
+    return [hook for hook in between if is_overridden(hook, module)]
+
+
+def at_end_of_backward(loss: torch.Tensor, call: Callable[[], None]) -> None:
+    """For ``on_before_backward``: have ``call()`` made when this rank has computed all gradients of ``loss`` itself.
+
+    That is before DistributedDataParallel waits for those of the others: it queues its wait while gradients come in, and
+    this is queued before the first of them. On a GPU the work up to there has been launched, and the wait has not.
+    """
+    engine = torch.autograd.Variable._execution_engine
+    if loss.requires_grad:
+        loss.register_hook(lambda gradient: engine.queue_callback(call))  # type: ignore[no-untyped-call]
+
+
+def has_comm_hook(trainer: pl.Trainer) -> bool:
+    """Whether gradients are summed over ranks by a hook of the user's."""
+    return getattr(trainer.strategy, "_ddp_comm_hook", None) is not None

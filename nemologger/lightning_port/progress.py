@@ -1,0 +1,91 @@
+"""Where the fit loop is, whether it goes on, and how it ends."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from lightning.pytorch.utilities.exceptions import _TunerExitException
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+def is_trial(trainer: pl.Trainer) -> bool:
+    """Whether this is a ``fast_dev_run``, which saves nothing."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]  # set by a connector
+
+
+def has_validation(trainer: pl.Trainer) -> bool:
+    """Whether the running fit has a validation step, data for it, and leave to use it."""
+    return trainer.enable_validation
+
+
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Whether validation runs right after the training batch that is ending."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
+
+
+def is_accumulating(trainer: pl.Trainer) -> bool:
+    """Whether gradients of the batch that is ending are kept for a later optimizer step."""
+    return trainer.lightning_module.automatic_optimization and trainer.fit_loop.epoch_loop._should_accumulate()
+
+
+def epochs_done(trainer: pl.Trainer) -> int:
+    """How many epochs have been trained to their last batch."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    is_last_batch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+    return int(progress.processed) + int(is_last_batch and progress.processed < progress.started)
+
+
+def is_over(trainer: pl.Trainer) -> bool:
+    """For ``on_train_batch_end`` and ``on_validation_end``: whether training ends with this batch by itself."""
+    max_epochs = trainer.fit_loop.max_epochs
+    by_epochs = max_epochs not in (None, -1) and epochs_done(trainer) >= max_epochs
+    by_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    return by_epochs or by_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+
+
+def leave_fit() -> NoReturn:
+    """For a hook: end ``fit``, which returns as usual, without the hooks that say that training has ended."""
+    raise _TunerExitException
+
+
+def goes_on_within_epoch(trainer: pl.Trainer) -> bool:
+    """For ``on_train_start``: whether the fit loop goes on where it was stopped, rather than with another epoch."""
+    return bool(trainer.fit_loop.restarting)
+
+
+def epoch_is_trained(trainer: pl.Trainer) -> bool:
+    """Whether the last batch of the epoch has been trained on."""
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+
+
+def close_trained_epoch(trainer: pl.Trainer) -> None:
+    """For ``on_train_start``: let a run that was saved at the end of an epoch begin the next at batch 0.
+
+    Lightning does so where it knows the number of batches in advance, and not if there is a limit of steps: saved in
+    ``on_train_epoch_end``, it would count the epoch once more, and train one less.
+    """
+    fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    unknown = trainer.num_training_batches == float("inf")
+    if unknown and loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch:
+        loop.batch_progress.increment_completed()
+        _begin_epoch_anew(loop)
+        loop.reset_restart_stage()
+    elif fit_loop.restarted_on_epoch_end:
+        fit_loop.epoch_progress.increment_completed()
+        _begin_epoch_anew(loop)
+        fit_loop.reset_restart_stage()
+
+
+def _begin_epoch_anew(loop: Any) -> None:
+    loop.batch_progress.reset_on_run()
+    loop.scheduler_progress.reset_on_run()
+    loop.automatic_optimization.optim_progress.reset_on_run()
+    loop.val_loop.batch_progress.total.reset()
+
+
+def drop_interrupted_validation(trainer: pl.Trainer) -> None:
+    """For ``on_train_start``: do not go on with a validation that the checkpoint was saved in the middle of."""
+    trainer.fit_loop.epoch_loop.val_loop.reset_restart_stage()

@@ -1,0 +1,85 @@
+"""How what a checkpoint holds gets into the trainer, and through whose hands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.core.hooks import CheckpointHooks
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from nemologger import sharded_state
+from nemologger.lightning_port.hooks import callbacks
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+    from lightning.fabric.plugins import CheckpointIO
+
+
+def use_checkpoint_io(
+    trainer: pl.Trainer, plugin: CheckpointIO, load: Callable[[str | Path], dict[str, Any] | None] | None = None
+) -> None:
+    """Let the trainer's strategy read and write checkpoints through ``plugin``.
+
+    Args:
+        trainer: The trainer.
+        plugin: For strategies that use one.
+        load: For those that do not, because they restore model and optimizers themselves: does so, and returns Lightning's
+            dictionary; or None to leave it to the strategy.
+    """
+    strategy = trainer.strategy
+    strategy.checkpoint_io = plugin
+    if load is None or not sharded_state.shards_state(strategy):
+        return
+    inner = strategy.load_checkpoint
+
+    def load_checkpoint(checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        loaded = load(checkpoint_path)
+        return inner(checkpoint_path, weights_only=weights_only) if loaded is None else loaded
+
+    strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
+
+
+def loads_as_is(trainer: pl.Trainer, module: pl.LightningModule | None) -> bool:
+    """Whether the model's state dictionary that a checkpoint plugin returns goes to ``module`` as it is.
+
+    That is: no code but Lightning's and ours gets to see it on its way, or later, which might change it or keep it.
+    """
+    strategy = trainer.strategy
+    if not loads_model_as_is(strategy) or (module is not None and will_rewrite_state(module)):
+        return False
+    theirs = [
+        *(callback.on_load_checkpoint for callback in callbacks(trainer)),
+        trainer.precision_plugin.on_load_checkpoint,
+        strategy.load_checkpoint,
+        strategy.load_optimizer_state_dict,
+    ]
+    return all(_is_known(method) for method in theirs)
+
+
+def loads_model_as_is(strategy: Strategy) -> bool:
+    """Whether ``strategy`` hands a state dictionary to ``load_state_dict`` of the module, and that is all it does."""
+    plain = isinstance(strategy, (SingleDeviceStrategy, DDPStrategy))
+    return plain and getattr(strategy.load_model_state_dict, "__func__", None) is Strategy.load_model_state_dict
+
+
+def will_rewrite_state(module: pl.LightningModule) -> bool:
+    """Whether loading may legitimately bring other keys than the module has."""
+    return not module.strict_loading or is_overridden("on_load_checkpoint", module)
+
+
+def _is_known(method: Any) -> bool:
+    """Whether ``method`` is Lightning's that leaves a checkpoint alone, or ours."""
+    function = getattr(method, "__func__", None)
+    module = getattr(function, "__module__", "")
+    return module.startswith("nemologger.") or module in _LEAVE_CHECKPOINTS_ALONE
+
+
+_LEAVE_CHECKPOINTS_ALONE = (
+    Callback.__module__,
+    CheckpointHooks.__module__,
+    Strategy.__module__,
+)

@@ -1,0 +1,75 @@
+"""What a checkpoint is made of, and where Lightning has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.utilities.cloud_io import get_filesystem
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+
+from nemologger import sharded_state
+from nemologger.lightning_port.hooks import callbacks
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a checkpoint is made of, taken between two steps. The tensors are the live ones.
+
+    Attributes:
+        checkpoint: Lightning's checkpoint dictionary: model, loops, callbacks, optimizers, schedulers, hyperparameters.
+        parameter_names: The keys of ``checkpoint["state_dict"]`` that are parameters. The others are buffers, which may
+            differ between the ranks of data-parallel training.
+        optimizer_names: For each optimizer, the parameter name behind each index of its state.
+    """
+
+    checkpoint: dict[str, Any]
+    parameter_names: frozenset[str]
+    optimizer_names: list[dict[int, str]]
+
+
+class KeepsWeights(Callback):
+    """A callback whose ``on_save_checkpoint`` adds weights: it is called for checkpoints of weights alone, too."""
+
+
+def training_state(trainer: pl.Trainer, *, weights_only: bool) -> TrainingState:
+    """Lightning's checkpoint of this moment. Collective: user hooks that run on every rank are called here."""
+    with sharded_state.kept_in_place(trainer.strategy):
+        checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
+        if weights_only:  # Lightning asks no callback then
+            for callback in callbacks(trainer):
+                if isinstance(callback, KeepsWeights):
+                    callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
+    return TrainingState(checkpoint, frozenset(_named_parameters(trainer)), optimizer_names(trainer))
+
+
+def optimizer_names(trainer: pl.Trainer) -> list[dict[int, str]]:
+    """For each optimizer, the parameter name behind each index of its state."""
+    by_id = {id(parameter): name for name, parameter in reversed(_named_parameters(trainer).items())}
+    names = []
+    for optimizer in trainer.optimizers:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        names.append({i: by_id[id(p)] for i, p in enumerate(parameters) if id(p) in by_id})
+    return names
+
+
+def _named_parameters(trainer: pl.Trainer) -> dict[str, torch.nn.Parameter]:
+    named = trainer.lightning_module.named_parameters(remove_duplicate=False)
+    return {sharded_state.plain_name(name): parameter for name, parameter in named}
+
+
+def checkpoint_directory(trainer: pl.Trainer, checkpoint: ModelCheckpoint) -> str:
+    """Where ``checkpoint`` will write, before a fit has settled it."""
+    return str(checkpoint._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
+
+
+def last_saved(checkpoint: ModelCheckpoint) -> str:
+    """The path of the last checkpoint that ``checkpoint`` has saved and that is there; empty if there is none."""
+    for path in (checkpoint.last_model_path, checkpoint._last_checkpoint_saved):
+        if path and get_filesystem(path).exists(path):  # it may be a URL
+            return path
+    return ""

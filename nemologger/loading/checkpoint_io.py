@@ -1,0 +1,299 @@
+"""Lightning's door to checkpoints: what ``fit(ckpt_path=...)`` loads, whoever wrote it."""
+
+from __future__ import annotations
+
+import pickle
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.plugins import CheckpointIO
+from torch.serialization import safe_globals
+
+from nemologger import lightning_port, names, sharded_state
+from nemologger.checkpoint import manifest as manifests
+from nemologger.checkpoint.find import settled
+from nemologger.checkpoint.in_place import loaded_otherwise, loads_plainly
+from nemologger.checkpoint.load import Opened, is_of_model, open_checkpoint, optimizer_names, weights_of
+from nemologger.checkpoint.optimizers import align
+from nemologger.checkpoint.snapshot import is_stored
+from nemologger.checkpoint.weights import described
+from nemologger.errors import CheckpointError, ModelMismatchError, NotFoundError, RefusedError
+from nemologger.stores.path import in_store, storage_path
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+_SHOWN = 8
+
+
+class DirectoryCheckpointIO(CheckpointIO):
+    """Reads checkpoint directories; leaves files, and all writing, to the plugin it replaces.
+
+    Args:
+        trainer: Whose checkpoints. Its model is compared with a checkpoint before anything is loaded into it.
+        inner: The plugin for everything else.
+    """
+
+    def __init__(self, trainer: pl.Trainer, inner: CheckpointIO) -> None:
+        self._trainer = trainer
+        self._inner = inner
+        self._loaded: tuple[Path, list[dict[str, Any]]] | None = None  # optimizers' states
+        self._kept: tuple[str, Opened] | None = None
+        self._options: dict[str, Mapping[str, Any]] = {}
+
+    def keep(self, path: Path, checkpoint: Opened) -> None:
+        """What :meth:`load_checkpoint` is to read for ``path``, once: part of it has been read already, to verify it."""
+        self._kept = (str(path), checkpoint)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint file, as Lightning does for ``trainer.save_checkpoint``."""
+        self._inner.save_checkpoint(checkpoint, path, storage_options)
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint file."""
+        self._inner.remove_checkpoint(path)
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """The checkpoint at ``path`` as Lightning's dictionary.
+
+        Where nobody but Lightning sees it, the model in it is the live one, which has been read there: a second copy of
+        all parameters would need memory, and copying them time. It is checked before whether all of them fit.
+
+        Args:
+            path: A checkpoint directory, or a file that Lightning wrote.
+            map_location: Only for files; tensors of a directory are on the CPU, and move to the model's device later.
+            weights_only: Only for files; reading a directory never unpickles.
+
+        Raises:
+            NotFoundError: If there is nothing at ``path``.
+            ModelMismatchError: If it belongs to a model with other parameters.
+            CheckpointError: If a fit is to go on from a checkpoint that has no optimizer state.
+        """
+        kept, self._kept = self._kept, None
+        directory = settled(self.place_of(path))
+        if not directory.is_dir():
+            if not directory.exists():
+                raise NotFoundError(f"there is no checkpoint at {path}")
+            return self._load_file(path, map_location, weights_only)
+        strategy, module = self._trainer.strategy, self._trainer.lightning_module
+        if module is not None and not lightning_port.will_rewrite_state(module):
+            check_model(directory, sharded_state.model_state(strategy), module)
+        opened = kept[1] if kept is not None and kept[0] == str(path) else open_checkpoint(directory)
+        is_fit = self._trainer.state.fn == "fit"
+        if is_fit and not opened.has_optimizer and not self._is_finished(directory):
+            raise CheckpointError(
+                f"{path} holds a model but no optimizer state, so training cannot go on from it. Resume from a "
+                "checkpoint that has one, or start a new run from its weights: "
+                f"AutoResume(restore_config=RestoreConfig(path={str(path)!r}))"
+            )
+        if strategy.checkpoint_io is self and lightning_port.loads_as_is(self._trainer, module):
+            checkpoint = opened.read(into=module, optimizer=is_fit)
+        else:
+            sharded = sharded_state.shards_state(strategy)
+            checkpoint = opened.read(*([sharded_state.templates(strategy)] if sharded else []))
+        if is_fit and not opened.has_optimizer:
+            checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
+        self._loaded = (directory, checkpoint["optimizer_states"]) if is_fit else None
+        return checkpoint
+
+    def load_sharded(self, path: str | Path) -> dict[str, Any] | None:
+        """As :meth:`load_checkpoint`, and load model and optimizers; None if ``path`` is not one of ours or NeMo's."""
+        directory = settled(self.place_of(path))
+        if not any((part / names.DCP_METADATA).exists() for part in (directory, directory / names.WEIGHTS)):
+            return None
+        if not any((part / names.COMMON).exists() for part in (directory, directory / names.WEIGHTS)):
+            return None  # Lightning's own
+        trainer = self._trainer
+        checkpoint = self.load_checkpoint(directory)
+        self.align_optimizers()
+        strategy, strict = trainer.strategy, trainer.lightning_module.strict_loading
+        sharded_state.load_model(strategy, checkpoint["state_dict"], strict=strict)
+        if trainer.state.fn == "fit":
+            by_number = lightning_port.optimizer_names(trainer)
+            sharded_state.load_optimizers(
+                strategy, checkpoint.get("optimizer_states", []), trainer.optimizers, by_number
+            )
+        return checkpoint
+
+    def remember(self, place: Path) -> None:
+        """Reach checkpoints below ``place`` with its options, if it is in a store: their paths come as texts."""
+        remote = in_store(place)
+        if remote is not None:
+            self._options[str(remote)] = remote.store.options
+
+    def place_of(self, path: str | Path) -> Path:
+        """Where ``path`` is, with the options of what was remembered."""
+        known = max((place for place in self._options if f"{path}/".startswith(f"{place}/")), key=len, default="")
+        return storage_path(path, self._options.get(known))
+
+    def align_optimizers(self) -> None:
+        """Bring the optimizer states that were loaded into the order of the trainer's optimizers."""
+        if self._loaded is None:
+            return
+        (directory, states), self._loaded = self._loaded, None
+        align_to(self._trainer, directory, states)
+
+    def _load_file(self, path: str | Path, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
+        options = {} if map_location is None else {"map_location": map_location}
+        try:
+            with safe_globals(_omegaconf_types()):
+                return self._inner.load_checkpoint(path, weights_only=weights_only, **options)
+        except pickle.UnpicklingError as error:
+            raise RefusedError(
+                f"{path} holds more than plain types, and loading it would run code: {error}\nIf you trust it, pass "
+                "trainer.fit(..., weights_only=False). NeMoLogger(ckpt=nemologger.ModelCheckpoint()) writes checkpoints "
+                "that need no trust."
+            ) from error
+
+    def _is_finished(self, checkpoint: Path) -> bool:
+        if not (checkpoint / names.MANIFEST).exists():
+            return False
+        manifest = manifests.read(checkpoint)
+        return manifest.is_finished(max_steps=self._trainer.max_steps, max_epochs=self._trainer.max_epochs)
+
+    def teardown(self) -> None:
+        """Pass it on."""
+        self._inner.teardown()
+
+
+def _omegaconf_types() -> list[Any]:
+    """What a configuration object of OmegaConf is made of: NeMo 1's models have one among their hyperparameters.
+
+    Making one from its state runs nothing: its values are plain, and an interpolation is resolved when somebody asks for it.
+    """
+    from omegaconf import DictConfig, ListConfig, nodes
+    from omegaconf.base import ContainerMetadata, Metadata
+
+    leaves = [nodes.AnyNode, nodes.BooleanNode, nodes.FloatNode, nodes.IntegerNode, nodes.StringNode]
+    plain = [Any, bool, dict, float, int, list, str, tuple, defaultdict]
+    return [DictConfig, ListConfig, ContainerMetadata, Metadata, *leaves, *plain]
+
+
+def install(trainer: pl.Trainer, place: Path | None = None) -> None:
+    """Let ``trainer`` read checkpoint directories, also those at ``place`` in a store. Calling it again changes nothing."""
+    current = trainer.strategy.checkpoint_io
+    plugin = current if isinstance(current, DirectoryCheckpointIO) else DirectoryCheckpointIO(trainer, current)
+    if plugin is not current:
+        lightning_port.use_checkpoint_io(trainer, plugin, plugin.load_sharded)
+    if place is not None:
+        plugin.remember(place)
+
+
+def place_of(trainer: pl.Trainer, path: str | Path) -> Path:
+    """Where the checkpoint ``path`` of ``trainer`` is; in a store, with the options that are known for it."""
+    plugin = trainer.strategy.checkpoint_io
+    return plugin.place_of(path) if isinstance(plugin, DirectoryCheckpointIO) else storage_path(path)
+
+
+def keeps(
+    trainer: pl.Trainer, module: pl.LightningModule | None, *, optimizer: bool
+) -> Callable[[Path], Callable[[str], bool]] | None:
+    """What to keep of a checkpoint that is read in this process, before the fit, so that the fit need not read it again.
+
+    Args:
+        trainer: Whose checkpoint it will be.
+        module: The model, if it is known.
+        optimizer: Whether optimizers' states will be needed.
+
+    Returns:
+        For a checkpoint, which flat keys. Not those of a model in files that is to be read into place. None if nothing can
+        be kept, because another process trains, or reads only parts.
+    """
+    strategy = trainer.strategy
+    if lightning_port.forks_later(trainer) or strategy.restore_checkpoint_after_setup:
+        return None
+    in_place = lightning_port.loads_as_is(trainer, module) and (module is None or loads_plainly(module))
+
+    def keep(checkpoint: Path) -> Callable[[str], bool]:
+        again = in_place and in_store(checkpoint) is None
+        return lambda key: not again if is_of_model(key) else optimizer or not in_place
+
+    return keep
+
+
+def keep(trainer: pl.Trainer, path: Path, checkpoint: Opened) -> None:
+    """As :meth:`DirectoryCheckpointIO.keep`, if ``trainer`` has one."""
+    plugin = trainer.strategy.checkpoint_io
+    if isinstance(plugin, DirectoryCheckpointIO):
+        plugin.keep(path, checkpoint)
+
+
+def align_optimizers(trainer: pl.Trainer) -> None:
+    """As :meth:`DirectoryCheckpointIO.align_optimizers`, if ``trainer`` has one."""
+    plugin = trainer.strategy.checkpoint_io
+    if isinstance(plugin, DirectoryCheckpointIO):
+        plugin.align_optimizers()
+
+
+def align_to(trainer: pl.Trainer, directory: Path, states: list[dict[str, Any]]) -> None:
+    """Bring ``states``, the optimizers' of the checkpoint ``directory``, into the order of the trainer's optimizers.
+
+    Raises:
+        ModelMismatchError: If those are other optimizers, or hold other parameters.
+    """
+    saved = optimizer_names(directory)
+    if len(saved) != len(states):
+        return  # another tool wrote it: the order is all there is
+    now = lightning_port.optimizer_names(trainer)
+    if len(states) not in (0, len(now)):
+        raise ModelMismatchError(
+            f"{directory} holds the state of {len(states)} optimizers, this run has {len(now)}: configure them as in "
+            "the run that saved it, or start a new run from its weights with RestoreConfig"
+        )
+    for i, (state, optimizer) in enumerate(zip(states, trainer.optimizers, strict=False)):
+        try:
+            groups, defaults = optimizer.state_dict()["param_groups"], optimizer.defaults
+            states[i] = align(state, saved[i], groups, now[i], defaults)
+        except ModelMismatchError as error:
+            raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
+
+
+def check_model(
+    checkpoint: Path, state: dict[str, Any], module: torch.nn.Module | None = None, *, strict: bool = True
+) -> None:
+    """Compare the model in ``checkpoint`` with a state dictionary, before anything is loaded.
+
+    Args:
+        checkpoint: Its directory, or its ``weights/``.
+        state: The state dictionary.
+        module: Whose it is: what a part of it loads in a way of its own is not compared.
+        strict: Whether the names must be the same; else, only the shapes of those that both have.
+
+    Raises:
+        ModelMismatchError: If they differ; it names the parameters.
+    """
+    prefix = "state_dict."
+    otherwise = tuple(map(sharded_state.plain_name, [] if module is None else loaded_otherwise(module)))
+    stored = {k[len(prefix) :]: v for k, v in described(weights_of(checkpoint)).items() if k.startswith(prefix)}
+    stored = {key: one for key, one in stored.items() if not key.startswith(otherwise)}
+    wanted = {
+        key: tuple(value.shape)
+        for key, value in state.items()
+        if not key.startswith(otherwise) and is_stored(value) and not torch.nn.parameter.is_lazy(value)
+    }
+    differences = []
+    if strict:
+        differences += [
+            f"missing in the checkpoint: {key} {shape}" for key, shape in wanted.items() if key not in stored
+        ]
+        missing = [(key, shape) for key, (shape, _) in stored.items() if key not in state]
+        differences += [f"missing in the model: {key} {shape}" for key, shape in missing]
+    differences += [
+        f"{key} is {stored[key][0]} in the checkpoint, {shape} in the model"
+        for key, shape in wanted.items()
+        if key in stored and stored[key][0] != shape
+    ]
+    if differences:
+        more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
+        raise ModelMismatchError(
+            f"{checkpoint} was saved from another model; nothing was loaded. What differs:\n  "
+            + "\n  ".join(differences[:_SHOWN])
+            + more
+            + "\nBuild the model with the settings of that run (they are in its context/model.yaml), or write to another "
+            "run directory; LightningModule.strict_loading = False loads what fits."
+        )

@@ -1,0 +1,138 @@
+"""Which checkpoint is meant: one that was named, the newest of a directory, or where a new run takes its weights from."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from nemologger import names
+from nemologger.checkpoint.find import Found, Status, inspect, newest, survey
+from nemologger.errors import (
+    CheckpointError,
+    DamagedCheckpointError,
+    NotFoundError,
+    RunCompletedError,
+    UnfinishedCheckpointError,
+)
+
+log = logging.getLogger("nemologger.resume")
+
+Faults = Callable[[Path], list[str]]
+
+_SHOWN = 5
+
+
+def named(path: Path, faults: Faults) -> Found:
+    """The one checkpoint that was asked for.
+
+    Raises:
+        NotFoundError: If it is not there.
+        DamagedCheckpointError: If it is damaged.
+        UnfinishedCheckpointError: If it was never finished.
+    """
+    if path.name == names.WEIGHTS and (path.parent / names.MANIFEST).exists():
+        path = path.parent
+    if not path.exists() and not path.is_symlink():
+        raise NotFoundError(f"there is no checkpoint at {path}{_nearby(path)}")
+    found = inspect(path)
+    if found.status is Status.UNFINISHED:
+        raise UnfinishedCheckpointError(f"{path} was never finished, or was being removed: {found.why}")
+    if found.status is Status.COMPLETE and (wrong := faults(path)):
+        found = Found(path, Status.DAMAGED, "; ".join(wrong))
+    if found.status is Status.DAMAGED:
+        raise DamagedCheckpointError(f"{path} is damaged and was not loaded: {found.why}")
+    if path.is_dir() and found.status is Status.FOREIGN and not _holds_weights(path):
+        _explain_wrong_directory(path)
+        raise NotFoundError(f"{path} is not a checkpoint: it has no {names.WEIGHTS}/")
+    return _warn_if_foreign(found) or found
+
+
+def newest_in(
+    directory: Path,
+    faults: Faults,
+    suitable: Callable[[Found], str | None],
+    *,
+    past_end: bool,
+    is_named: bool,
+) -> Found | None:
+    """The newest complete checkpoint in ``directory``, or None.
+
+    Args:
+        directory: Of one run's checkpoints.
+        faults: What is wrong with the files of a checkpoint.
+        suitable: Why a complete one cannot be used all the same; None if it can.
+        past_end: Take one that says that its run has completed.
+        is_named: Somebody has named this directory, who should hear if it is one of runs rather than of checkpoints.
+
+    Raises:
+        RunCompletedError: If the run has completed, and going on was not asked for.
+        NotFoundError: If ``directory`` holds runs.
+        CheckpointError: If it holds what cannot be read here.
+        DamagedCheckpointError: If there are checkpoints, but none that can be trusted.
+        UnfinishedCheckpointError: If there are only unfinished ones.
+    """
+    found = survey(directory)
+    if not found:
+        _refuse_model_parallel(directory)
+        if is_named:
+            _explain_wrong_directory(directory)
+    ends = [one for one in found if one.is_end and one.status in (Status.COMPLETE, Status.FOREIGN)]
+    if ends and not past_end:
+        raise RunCompletedError(
+            f"{ends[0].path} says that this run has completed. Pass resume_past_end=True to train on from it, or use "
+            "another run directory."
+        )
+    return _warn_if_foreign(newest(ends or found, faults, log.error, suitable))
+
+
+def start_of(path: Path, faults: Faults) -> Path:
+    """The checkpoint that ``RestoreConfig.path`` means."""
+    path = path.expanduser().absolute()
+    for directory in (path / names.CHECKPOINTS, path):
+        if not _holds_weights(directory) and survey(directory):
+            found = newest(survey(directory), faults, log.error)
+            if found is not None:
+                return found.path
+    return named(path, faults).path
+
+
+def _holds_weights(path: Path) -> bool:
+    return any((weights / names.DCP_METADATA).exists() for weights in (path, path / names.WEIGHTS))
+
+
+def _warn_if_foreign(found: Found | None) -> Found | None:
+    if found is not None and found.status is Status.FOREIGN:
+        log.warning("%s has no manifest (NeMo or Lightning wrote it): it cannot be verified", found.path)
+    return found
+
+
+def _refuse_model_parallel(directory: Path) -> None:
+    """A directory with the checkpoints of NeMo 1's model parallelism is not an empty one.
+
+    Raises:
+        CheckpointError: If there are such checkpoints.
+    """
+    parts = [path for pattern in ("mp_rank_*", "tp_rank_*") for path in directory.glob(f"{pattern}/*.ckpt")]
+    if parts:
+        raise CheckpointError(
+            f"{directory} holds checkpoints of a model that NeMo 1 split over ranks ({parts[0].relative_to(directory)}), "
+            "which nothing here can put together. Convert one with NeMo, and name the file with resume_from_path."
+        )
+
+
+def _explain_wrong_directory(directory: Path) -> None:
+    """Tell somebody who named a directory of runs where its checkpoints are.
+
+    Raises:
+        NotFoundError: If ``directory`` holds runs or versions rather than checkpoints.
+    """
+    below = [d for pattern in ("", "*/", "*/*/") for d in directory.glob(f"{pattern}{names.CHECKPOINTS}") if survey(d)]
+    if below:
+        listing = "\n  ".join(str(path) for path in below[:_SHOWN])
+        raise NotFoundError(f"{directory} holds runs, not checkpoints. The checkpoints are in:\n  {listing}")
+
+
+def _nearby(path: Path) -> str:
+    others = [found.path.name for found in survey(path.parent)]
+    return f". Beside it there are: {', '.join(others[:_SHOWN])}" if others else ""

@@ -1,0 +1,32 @@
+"""Rank 0 decides, all agree: what the processes of one run do together.
+
+Everything here is collective: every rank calls it, in the same order, from its main thread.
+
+    group.py        the processes of the run, and how they reach each other
+    tree.py         values up and down between them; who does not answer is named
+    agreement.py    a step's outcome, an error included, is the same on every rank
+    shared_work.py  as that, where all ranks work on what rank 0 asks
+    poll.py         whether any rank wants something, for every training step
+"""
+
+from __future__ import annotations
+
+from nemologger.ranks.agreement import Failure, decide, together, together_at_zero
+from nemologger.ranks.group import DEFAULT_TIMEOUT, ProcessGroup, Ranks, SingleProcess, connect, leave_at_exit
+from nemologger.ranks.poll import Poll
+from nemologger.ranks.shared_work import decide_with_help
+
+__all__ = [
+    "DEFAULT_TIMEOUT",
+    "Failure",
+    "Poll",
+    "ProcessGroup",
+    "Ranks",
+    "SingleProcess",
+    "connect",
+    "decide",
+    "decide_with_help",
+    "leave_at_exit",
+    "together",
+    "together_at_zero",
+]

@@ -1,0 +1,89 @@
+"""What can be said against saves before the first of them: a metric that never appears, tensors that cannot be written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from lightning.pytorch.callbacks import Callback, Timer
+
+from nemologger import lightning_port, sharded_state
+from nemologger.checkpoint.snapshot import check_form
+from nemologger.errors import ConfigurationError
+from nemologger.saving.monitor import is_of_validation, why_it_cannot_appear
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+def check_monitor(trainer: pl.Trainer, callbacks: Sequence[Callback], monitor: str | None) -> None:
+    """Refuse a monitor that can never be logged while ``trainer`` runs with ``callbacks``.
+
+    Raises:
+        ConfigurationError: No validation takes place before training ends.
+    """
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]  # it saves nothing
+        return
+    max_epochs = trainer.max_epochs
+    if max_epochs is None and any(isinstance(callback, Timer) for callback in callbacks):
+        max_epochs = -1
+    why = why_it_cannot_appear(
+        monitor,
+        max_epochs=max_epochs,
+        max_steps=trainer.max_steps,
+        check_val_every_n_epoch=trainer.check_val_every_n_epoch,
+        val_check_interval=trainer.val_check_interval,
+        limit_val_batches=trainer.limit_val_batches,
+        limit_train_batches=trainer.limit_train_batches,
+        accumulate_grad_batches=trainer.accumulate_grad_batches,
+    )
+    if why is not None:
+        raise ConfigurationError(
+            f"ModelCheckpoint(monitor={monitor!r}): this metric can never appear: {why}. Let validation run "
+            "sooner, train for longer, or monitor a training metric."
+        )
+
+
+def check_validation(trainer: pl.Trainer, monitor: str | None) -> None:
+    """Refuse a metric of validation in a fit that has none.
+
+    Raises:
+        ConfigurationError: There is no ``validation_step``, or no data for it.
+    """
+    if is_of_validation(monitor) and not lightning_port.has_validation(trainer):
+        raise ConfigurationError(
+            f"ModelCheckpoint(monitor={monitor!r}): this metric can never appear: there is no validation_step, or no "
+            "validation data (nemologger.train takes both loaders in a LightningDataModule). Add them, or monitor a "
+            "training metric, or set monitor=None to keep the newest."
+        )
+
+
+def check_interval(trainer: pl.Trainer, monitor: str | None) -> None:
+    """As :func:`check_monitor`, when training starts and the length of an epoch is known.
+
+    Raises:
+        ConfigurationError: Training ends before validation runs.
+    """
+    every = trainer.val_check_batch
+    if not is_of_validation(monitor) or trainer.check_val_every_n_epoch is not None or every is None:
+        return
+    batches = float("inf")
+    if trainer.max_epochs is not None and trainer.max_epochs != -1:
+        batches = trainer.num_training_batches * trainer.max_epochs
+    if trainer.max_steps != -1:
+        batches = min(batches, trainer.max_steps * trainer.accumulate_grad_batches)
+    if batches < every < float("inf"):
+        raise ConfigurationError(
+            f"ModelCheckpoint(monitor={monitor!r}): validation runs every {every} batches, but training ends after "
+            f"{batches:g}"
+        )
+
+
+def check_state(trainer: pl.Trainer) -> None:
+    """Refuse a model that no checkpoint could hold, when training starts.
+
+    Raises:
+        CheckpointError: It has tensors that cannot be saved.
+    """
+    if sharded_state.flattened(trainer.strategy) is None:  # FSDP makes tensors of its own
+        check_form(sharded_state.model_state(trainer.strategy), "state_dict.")

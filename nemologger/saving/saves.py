@@ -1,0 +1,253 @@
+"""How one save goes: room for it, what to write under which name, and what is said of it when it is there or has failed."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from weakref import proxy
+
+from nemologger import lightning_port
+from nemologger.checkpoint.decision import Decision, choose, choose_again
+from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.retention import Kept
+from nemologger.checkpoint.shelf import claim
+from nemologger.checkpoint.snapshot import Snapshot
+from nemologger.context.trainer_context import TrainerContext
+from nemologger.disk import Disk
+from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
+from nemologger.ranks import decide
+from nemologger.saving.kept_checkpoints import KeptCheckpoints, floats
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+log = logging.getLogger("nemologger.model_checkpoint")
+
+
+class SavedCheckpoints(KeptCheckpoints):
+    """The part of ModelCheckpoint that saves, now; when that is due, and what a state is made of, is its own."""
+
+    always_save_context: bool
+    async_save: bool
+    max_failed_saves: int
+    on_busy: Literal["wait", "skip"]
+    save_context_on_train_end: bool
+    save_optim_on_train_end: bool
+    _failed_saves: int
+    _has_warned: bool
+    _holds: bool
+    _life: int
+    _origin: int
+    _validated: bool
+
+    def _take(self, trainer: pl.Trainer, *, weights_only: bool) -> Snapshot:
+        """The state of this moment. Collective."""
+        raise NotImplementedError
+
+    def save_now(self, trainer: pl.Trainer) -> None:
+        """See :meth:`KeptCheckpoints.save_now`."""
+        try:
+            self._finish(trainer, final=False)
+        except SaveFailedError:
+            log.exception("the save before this one failed")
+        if not self._is_saved(trainer):
+            self._save(trainer, now=True)
+
+    def _save(self, trainer: pl.Trainer, *, final: bool = False, now: bool = False) -> None:
+        """Save the state of this moment; count it as failed, and go on, if that is not possible (contract C7)."""
+        if not self._make_room(trainer, final=final):
+            return
+        self._count_samples(trainer)
+        self._metrics = floats(trainer.callback_metrics)
+        again = final and self._is_saved(trainer)
+        drop_optimizer = final and not self.save_optim_on_train_end and not (again and self.save_last == "link")
+        weights_only = self.save_weights_only or drop_optimizer
+        decision = decide(self._ranks, lambda: self._decide(trainer, again=again, weights_only=weights_only, now=now))
+        if decision is None:
+            return
+        # The last state of a run is durable before fit returns.
+        beside = self.async_save and not (final or now or is_last_step(trainer))
+        try:
+            decision = self._claim(decision)
+            self._write(trainer, decision, weights_only=weights_only, final=final, beside=beside)
+        except SaveFailedError as error:
+            self._count_failure(error, final=final or now)
+            return
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = decision.path
+        if self._holds:
+            self._keeper.hold()
+        if not beside:
+            self._published(trainer)
+        if self.monitor is not None and decision.score is None:
+            self._miss_metric(trainer, decision.path)
+
+    def _make_room(self, trainer: pl.Trainer, *, final: bool) -> bool:
+        """Finish the save that is under way beside training; False to skip the next one for it."""
+        if not self._keeper.busy:
+            return True
+        if self.on_busy == "skip" and not final and not self._ranks.broadcast(self._keeper.done):
+            if trainer.is_global_zero:
+                log.warning("step %d is not saved: the save before it is still being written", trainer.global_step)
+            return False
+        self._finish(trainer, final=final)
+        return True
+
+    def _finish(self, trainer: pl.Trainer, *, final: bool) -> None:
+        """Wait for the save that is under way beside training. Collective."""
+        if not self._keeper.busy:
+            return
+        try:
+            fresh = self._keeper.finish()
+        except SaveFailedError as error:
+            self._last_global_step_saved = 0  # what was saved last is not there: a final save is due
+            self._count_failure(error, final=final)
+            return
+        self._reflect()
+        if fresh:
+            self._published(trainer)
+
+    def _poll(self, trainer: pl.Trainer) -> None:
+        """Look after the save that is under way beside training, without waiting."""
+        try:
+            if self._keeper.poll():
+                self._reflect()
+                self._published(trainer)
+        except SaveFailedError as error:
+            self._last_global_step_saved = 0
+            self._count_failure(error, final=False)
+
+    def _decide(self, trainer: pl.Trainer, *, again: bool, weights_only: bool, now: bool) -> Decision | None:
+        """What to write now; None if nothing is to be kept. Rank 0 only: metrics may differ between ranks.
+
+        Args:
+            trainer: At a step boundary.
+            again: This step has a checkpoint already, which the final one only complements.
+            weights_only: Whether it will lack what a resume needs.
+            now: The run stops: something is to be kept of this moment in any case.
+        """
+        metrics = floats(trainer.callback_metrics)
+        score = metrics.get(self.monitor) if self.monitor is not None else None
+        if again:
+            return choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
+        path = self._path(trainer, metrics)
+        candidate = Kept(
+            str(path), trainer.global_step, time.time(), score, ranked=True, life=self._life, origin=self._origin
+        )
+        # Of a run that has ended without optimizer state, the best of k still are to be resumable.
+        rankable = weights_only == self.save_weights_only or not self.save_last
+        decision = choose(self._policy, self.shelf.kept, candidate, save_last=self.save_last, rankable=rankable)
+        if decision is None and now:
+            return choose(self._policy, self.shelf.kept, candidate, save_last=True, rankable=rankable)
+        return decision
+
+    def _claim(self, decision: Decision) -> Decision:
+        """The decision, under a name that is free. Collective."""
+        if self._disk.can_rename:
+            return decision
+        try:
+            return decide(self._ranks, lambda: claim(self._disk, decision))
+        except (OSError, RankError) as error:
+            raise SaveFailedError(f"checkpoint {decision.path} was not saved: {error}") from error
+
+    def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool, beside: bool) -> None:
+        taken = self._take(trainer, weights_only=weights_only)
+        for where, why in taken.left_out.items():
+            log.warning("checkpoint %s: %s is not saved: %s", self._disk.path(decision.path).name, where, why)
+        manifest = Manifest(
+            step=trainer.global_step,
+            epoch=trainer.current_epoch,
+            epochs_done=lightning_port.epochs_done(trainer),
+            consumed_samples=self.consumed_samples,
+            metrics=floats(trainer.callback_metrics),
+            owner=self._owner,
+            life=self._life,
+            origin=self._origin,
+            score=decision.score,
+            ranked=decision.ranked,
+            last=decision.path == decision.last,
+        )
+        with_context = self.always_save_context or (final and self.save_context_on_train_end)
+        write = self._keeper.start if beside else self._keeper.save
+        others = self._needed_by_others(trainer)
+        try:
+            write(taken, decision, manifest, partial(_write_context, trainer) if with_context else None, others)
+        finally:
+            self._reflect()
+
+    def _is_saved(self, trainer: pl.Trainer) -> bool:
+        return self._last_global_step_saved == trainer.global_step
+
+    def _published(self, trainer: pl.Trainer) -> None:
+        """A checkpoint is there: say so, to the loggers too."""
+        self._failed_saves = 0
+        if not trainer.is_global_zero:
+            return
+        newest = max(self.shelf.kept, key=lambda kept: kept.time)  # a run that went back has had later steps
+        if self.verbose:
+            shown = "" if newest.score is None else f" with {self.monitor}={newest.score:.5g}"
+            log.info("step %d: saved %s%s", newest.step, newest.path, shown)
+        for logger in trainer.loggers:
+            try:
+                logger.after_save_checkpoint(proxy(self))
+            except Exception:  # the checkpoint is there, and the other ranks go on
+                log.exception("%s failed after checkpoint %s was saved", type(logger).__name__, newest.path)
+
+    def _count_failure(self, error: SaveFailedError, *, final: bool) -> None:
+        """Report a failed save.
+
+        Raises:
+            SaveFailedError: ``error``, if it is one too many.
+        """
+        self._failed_saves += 1
+        if final or self._failed_saves >= self.max_failed_saves:
+            raise error
+        log.error(
+            "save %d of at most %d in a row that may fail: %s. Training goes on; the checkpoint before it is still the "
+            "newest.",
+            self._failed_saves,
+            self.max_failed_saves,
+            error,
+        )
+
+    def _miss_metric(self, trainer: pl.Trainer, path: str) -> None:
+        """The monitored metric was not there for a save: an error when it should have been, else a warning, once.
+
+        Raises:
+            ConfigurationError: Validation has run.
+        """
+        there = (
+            f"there are {sorted(trainer.callback_metrics)}. Call self.log({self.monitor!r}, ...) in the model, or monitor "
+            "one of these"
+        )
+        if self._validated:
+            raise ConfigurationError(
+                f"ModelCheckpoint(monitor={self.monitor!r}): validation has run, but no such metric was logged; {there}. "
+                f"What was trained so far is in {path}."
+            )
+        if not lightning_port.has_validation(trainer) and not self._has_warned and trainer.is_global_zero:
+            self._has_warned = True
+            log.warning(
+                "ModelCheckpoint(monitor=%r): no such metric has been logged yet, so %s is kept as the newest, not as one "
+                "of the best; %s",
+                self.monitor,
+                path,
+                there,
+            )
+
+
+def is_last_step(trainer: pl.Trainer) -> bool:
+    """Whether ``max_steps`` is reached: the save of this step is the last one."""
+    # Once Lightning leaves its loop it counts the epoch as over: a run that is given more steps later would skip the rest.
+    return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+
+
+def _write_context(trainer: pl.Trainer, output: Path, disk: Disk) -> None:
+    """Write ``context/``; what it cannot hold is no reason to lose the weights."""
+    try:
+        TrainerContext.from_trainer(trainer).io_dump(output, ["model"], disk=disk, strict=False)
+    except ContextError as error:
+        log.warning("%s was not written: %s", output, error)

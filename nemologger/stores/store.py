@@ -1,0 +1,396 @@
+"""An object store, behind fsspec: calls that are tried again, and whose errors are all OSErrors.
+
+fsspec names the protocols (``s3://``, ``gs://``, ``memory://``, …) and brings the clients, which are imported when a
+store is first used. What is kept in one place here: how long to try, no listing from a cache, objects written in parts
+that travel side by side, and objects that are created only if they are not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, count
+from typing import Any
+
+from nemologger.errors import NemologgerError
+from nemologger.stores.client import S3, Body, as_os_error, is_final, open_file_system, while_it_moves
+
+log = logging.getLogger(__name__)
+
+#: A call that fails is tried again for so many seconds, if it may be the network's or the server's fault.
+PATIENCE = 30.0
+#: One request takes at most so many seconds, and as long as its bytes take at :data:`SLOWEST`. One that sends bytes to S3
+#: may take any time while they move: it is given up when for so many seconds none was taken, and nothing answered.
+LIMIT = 120.0
+SLOWEST = 64 << 10  # bytes per second: many requests, of several processes, share a line
+_FIRST_PAUSE = 0.2
+_LONGEST_PAUSE = 5.0
+# After a call has failed for all that time, the next ones within so many seconds are not tried again.
+_KNOWN_DOWN = 10.0
+
+#: An object of up to so many bytes is one request, a larger one is written in parts of :data:`PART`.
+WHOLE = 64 << 20
+PART = 16 << 20
+_GROW_AFTER = 1000  # parts: S3 takes 10,000, so every so many they double
+_AT_ONCE = 8  # requests of one object
+_SMALLEST_RANGE = 4 << 20
+# Stores that have no directories: a key is written without making anything first.
+_FLAT = (*S3, "gs", "gcs", "az", "abfs", "abfss", "oss", "r2", "memory")
+
+
+class Store:
+    """One bucket, or the like. Two of the same root and options are equal, and one travels between processes.
+
+    Args:
+        root: Protocol and bucket (or host), such as ``s3://bucket``.
+        options: For the fsspec file system, as ``fsspec.filesystem(protocol, **options)`` takes them. Credentials and
+            endpoint come from the client's usual environment where they are not given.
+    """
+
+    def __init__(self, root: str, options: Mapping[str, Any] | None = None) -> None:
+        self.root = root
+        self.options = dict(options or {})
+        self._lock = threading.Lock()
+        self._opened: tuple[int, Any] | None = None
+        self._failed_at = -_KNOWN_DOWN
+
+    def __reduce__(self) -> Any:
+        return Store, (self.root, self.options)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Store) and (self.root, self.options) == (other.root, other.options)
+
+    def __hash__(self) -> int:
+        return hash(self.root)
+
+    @property
+    def protocol(self) -> str:
+        """Such as ``s3``."""
+        return self.root.partition("://")[0]
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def info(self, url: str) -> dict[str, Any]:
+        """What is known of an object, or of the directory that objects below ``url`` make of it.
+
+        Raises:
+            FileNotFoundError: If there is neither.
+        """
+        found: dict[str, Any] = self._call(url, "info", url)
+        return found
+
+    def names(self, url: str) -> list[str]:
+        """What lies directly below ``url``, sorted; empty if nothing does."""
+        return sorted({name for key in self._list(url, "ls") if (name := key.rstrip("/").rpartition("/")[2])})
+
+    def below(self, url: str) -> dict[str, int]:
+        """Every object below ``url``, by its path seen from there, and its size."""
+        prefix = self.key(url) + "/"
+        if self.protocol in S3:
+            return dict(self._pages(url, prefix))
+        found = self._list(url, "find")
+        return {
+            key[len(prefix) :]: int(entry.get("size") or 0)
+            for key, entry in found.items()
+            if key.startswith(prefix) and key != prefix
+        }
+
+    def read(self, url: str, start: int = 0, end: int | None = None) -> bytes:
+        """The bytes of an object, or those from ``start`` to before ``end``, as far as it goes, by one request."""
+        options: dict[str, Any] = {} if start == 0 and end is None else {"start": start, "end": end}
+        if self.protocol in S3:
+            options["max_concurrency"] = 1  # else it asks for the size first
+        data: bytes = self._call(url, "cat_file", url, carries=max((end or 0) - start, 0), **options)
+        return data
+
+    def read_at_once(self, url: str, start: int, end: int) -> bytes:
+        """As :meth:`read`, a long range by several requests at once."""
+        if end - start < 2 * _SMALLEST_RANGE:
+            return self.read(url, start, end)
+        step = max(_SMALLEST_RANGE, -(-(end - start) // _AT_ONCE))
+        starts = range(start, end, step)
+        with ThreadPoolExecutor(len(starts), thread_name_prefix="nemologger-get") as pool:
+            return b"".join(pool.map(lambda at: self.read(url, at, min(at + step, end)), starts))
+
+    def _pages(self, url: str, prefix: str) -> Iterator[tuple[str, int]]:
+        bucket, key = self._split(url)
+        more: dict[str, Any] = {}
+        while True:
+            try:
+                found = self._call(
+                    url, "call_s3", "list_objects_v2", Bucket=bucket, Prefix=f"{key}/".lstrip("/"), **more
+                )
+            except FileNotFoundError:
+                return
+            for entry in found.get("Contents") or ():
+                below = f"{bucket}/{entry['Key']}"[len(prefix) :]
+                if below:
+                    yield below, int(entry["Size"])
+            if not found.get("IsTruncated"):
+                return
+            more = {"ContinuationToken": found["NextContinuationToken"]}
+
+    def _list(self, url: str, method: str) -> dict[str, dict[str, Any]]:
+        own = self.key(url)
+        self._fs.invalidate_cache()
+        try:
+            found = self._call(url, method, url, detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        entries = found if isinstance(found, dict) else {entry["name"]: entry for entry in found}
+        return {key: entry for key, entry in entries.items() if key.rstrip("/") != own}
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    def check(self, url: str) -> None:
+        """Ask whether the store answers, and knows the bucket.
+
+        Raises:
+            OSError: If not.
+        """
+        if self.protocol in S3:
+            bucket, prefix = self._split(url)
+            self._call(url, "call_s3", "list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"), MaxKeys=1)
+        else:
+            self.names(url)
+
+    def write(self, url: str, parts: Iterable[bytes | memoryview], *, create: bool = False) -> None:
+        """Write an object: it is there when all of it is. At most a few parts of it are in memory at a time.
+
+        Args:
+            url: Which.
+            parts: Its bytes, one part after the other.
+            create: It must not be there already.
+        """
+        rest = (memoryview(part).cast("B") for part in parts)
+        first: list[memoryview] = []
+        while sum(map(len, first)) <= WHOLE and (part := next(rest, None)) is not None:
+            first.append(part)
+        if sum(map(len, first)) <= WHOLE:
+            content = b"".join(first)
+            if create:
+                self.create(url, content)
+            else:
+                self._prepare(url)
+                self._send(url, content)
+        elif self.protocol in S3:
+            self._write_parts(url, _cut(chain(first, rest)), {"IfNoneMatch": "*"} if create else {})
+        else:
+            self._prepare(url)
+            self._write_stream(url, _cut(chain(first, rest)))
+
+    def create(self, url: str, content: bytes) -> None:
+        """Write an object that must not be there.
+
+        Raises:
+            FileExistsError: If it is, with another content. (The same is this very write, whose answer was lost.)
+        """
+        self._prepare(url)
+        try:
+            self._create(url, content)
+        except FileExistsError:
+            if self.read(url) != content:
+                raise
+
+    def _create(self, url: str, content: bytes) -> None:
+        try:
+            self._send(url, content, mode="create")
+        except OSError as error:
+            if error.errno != errno.ENOSYS:
+                raise
+            log.debug("%s cannot create objects only if they are not there: %s", self.root, error)
+            if self._call(url, "exists", url):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url) from error
+            self._send(url, content)
+
+    def _send(self, url: str, content: bytes, **options: str) -> None:
+        body = Body(content) if self.protocol in S3 and content else content
+        self._call(url, "pipe_file", url, body, carries=len(content), **options)
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy an object; its bytes stay in the store."""
+        self._prepare(target)
+        self._call(target, "cp_file", source, target)
+
+    def remove(self, url: str) -> None:
+        """Remove an object, all below ``url``, and what was begun there and never finished; nothing is fine too."""
+        going = [f"{url}/{name}" for name in self.below(url)]
+        if not going:
+            self.remove_object(url)
+        else:
+            with ThreadPoolExecutor(min(_AT_ONCE, len(going)), thread_name_prefix="nemologger-remove") as pool:
+                for _ in pool.map(self.remove_object, going):
+                    pass
+        if self.protocol not in _FLAT:
+            with contextlib.suppress(OSError):
+                self._call(url, "rm", url, recursive=True)
+        self._abort_uploads(url)
+
+    def remove_object(self, url: str) -> None:
+        """Remove one object; nothing to do if it is not there."""
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+            self._call(url, "rm_file", url)
+
+    def _abort_uploads(self, url: str) -> None:
+        if self.protocol not in S3:
+            return
+        bucket, key = self._split(url)
+        try:
+            while True:
+                found = self._call(url, "call_s3", "list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
+                for upload in found.get("Uploads") or ():
+                    with contextlib.suppress(FileNotFoundError):
+                        self._abort(url, bucket, upload["Key"], upload["UploadId"])
+                if not found.get("IsTruncated"):
+                    return
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
+                raise
+            log.debug("%s does not say which uploads are pending: %s", self.root, error)
+
+    def _abort(self, url: str, bucket: str, key: str, upload: str) -> None:
+        self._call(url, "call_s3", "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
+
+    def _write_parts(self, url: str, chunks: Iterator[bytes], condition: dict[str, Any]) -> None:
+        bucket, key = self._split(url)
+        target: dict[str, Any] = {"Bucket": bucket, "Key": key}
+        begun = self._call(url, "call_s3", "create_multipart_upload", **target)
+        target["UploadId"] = begun["UploadId"]
+        done: list[dict[str, Any]] = []
+        size = 0
+
+        def put(number: int, chunk: bytes) -> dict[str, Any]:
+            answer = self._call(url, "call_s3", "upload_part", **target, PartNumber=number, Body=Body(chunk))
+            sums = {name: value for name, value in answer.items() if name.startswith("Checksum") and value}
+            sums.pop("ChecksumType", None)
+            return {"PartNumber": number, "ETag": answer["ETag"], **sums}
+
+        pending: deque[Future[dict[str, Any]]] = deque()
+        pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="nemologger-put")
+        try:
+            for number, chunk in enumerate(chunks, 1):
+                if len(pending) == _AT_ONCE:
+                    done.append(pending.popleft().result())
+                size += len(chunk)
+                pending.append(pool.submit(put, number, chunk))
+            done += [part.result() for part in pending]
+            try:
+                complete: dict[str, Any] = {**target, **condition, "MultipartUpload": {"Parts": done}}
+                self._call(url, "call_s3", "complete_multipart_upload", **complete)
+            except FileNotFoundError:  # there is no such upload: it was completed, and the answer lost
+                if int(self.info(url).get("size") or 0) != size:
+                    raise
+        except BaseException:
+            for part in pending:
+                part.cancel()
+            pool.shutdown(wait=True)
+            with contextlib.suppress(OSError):
+                self._abort(url, bucket, key, target["UploadId"])
+            raise
+        finally:
+            pool.shutdown(wait=True)
+
+    def _write_stream(self, url: str, chunks: Iterator[bytes]) -> None:
+        """For stores that take an object as one stream: what fails in the middle cannot be tried again."""
+        try:
+            file = self._fs.open(url, "wb")
+            try:
+                for chunk in chunks:
+                    file.write(chunk)
+            except BaseException:
+                # Closing it would publish the half that there is.
+                with contextlib.suppress(Exception):
+                    file.discard()
+                    file.closed = True
+                self.remove_object(url)
+                raise
+            file.close()
+        except Exception as error:
+            raise as_os_error(error, url) from error
+
+    def _prepare(self, url: str) -> None:
+        if self.protocol not in _FLAT:
+            self._call(url, "makedirs", url.rpartition("/")[0], exist_ok=True)
+
+    # --- calling --------------------------------------------------------------------------------------------------
+
+    def key(self, url: str) -> str:
+        """What the store itself calls ``url``."""
+        return str(self._fs._strip_protocol(url)).rstrip("/")  # noqa: SLF001  every fsspec file system has it; listings use it
+
+    def _split(self, url: str) -> tuple[str, str]:
+        bucket, _, key = self.key(url).partition("/")
+        return bucket, key
+
+    @property
+    def _fs(self) -> Any:
+        """The client, opened where and when it is needed."""
+        with self._lock:
+            if self._opened is None or self._opened[0] != os.getpid():
+                self._opened = (os.getpid(), open_file_system(self.root, self.options))
+            return self._opened[1]
+
+    def _call(self, url: str, method: str, *arguments: Any, carries: int = 0, **named: Any) -> Any:  # noqa: RET503  it returns or raises
+        """Call a method of the client, which ``carries`` so many bytes, again and again while that may help.
+
+        Raises:
+            OSError: What went wrong, with ``url``.
+        """
+        began = time.monotonic()
+        is_down = began - self._failed_at < _KNOWN_DOWN
+        pause = _FIRST_PAUSE
+        for number in count(1):
+            try:
+                return self._call_once(method, *arguments, limit=LIMIT + carries / SLOWEST, **named)
+            except NemologgerError:
+                raise
+            except Exception as error:
+                if is_final(error):
+                    raise as_os_error(error, url) from error
+                waited = time.monotonic() - began
+                # One that took all the time there is, because nobody answered, is tried once more all the same.
+                if is_down or (number > 1 and waited + pause > PATIENCE):
+                    self._failed_at = time.monotonic()
+                    raise as_os_error(error, url, f" (tried for {waited:.0f} s)") from error
+                log.debug("%s: %s: %s; once more in %.1f s", url, type(error).__name__, error, pause)
+            time.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _call_once(self, method: str, *arguments: Any, limit: float, **named: Any) -> Any:
+        client = self._fs  # first: threads that import parts of fsspec at the same time find them half done
+        from fsspec.asyn import sync
+
+        coroutine = getattr(client, f"_{method}", None) if getattr(client, "async_impl", False) else None
+        if coroutine is None:
+            return getattr(client, method)(*arguments, **named)
+        # The clients' own timeouts leave gaps: a server that never says "100 Continue" is waited for without end.
+        body = next((one for one in (*arguments, *named.values()) if isinstance(one, Body)), None)
+        if body is None:
+            return sync(client.loop, coroutine, *arguments, timeout=limit, **named)
+        body.rewind()
+        return sync(client.loop, lambda: while_it_moves(coroutine(*arguments, **named), body, LIMIT))
+
+
+def _cut(parts: Iterator[memoryview]) -> Iterator[bytes]:
+    """``parts``, joined and cut into what one request carries."""
+    pending: list[memoryview] = []
+    size = number = 0
+    for part in parts:
+        while part:
+            room = (PART << (number // _GROW_AFTER)) - size
+            taken, part = part[:room], part[room:]
+            pending.append(taken)
+            size += len(taken)
+            if len(taken) == room:
+                yield b"".join(pending)
+                pending, size, number = [], 0, number + 1
+    if pending:
+        yield b"".join(pending)

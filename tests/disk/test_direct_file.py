@@ -1,0 +1,75 @@
+"""Large files past the page cache hold what they were given."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from toy import names
+
+from nemologger.disk import LocalDisk, direct_file
+from nemologger.disk.direct_file import open_direct, write_direct
+
+
+@pytest.fixture
+def direct(tmp_path):
+    """Whether the file system of the tests has O_DIRECT at all."""
+    descriptor = open_direct(tmp_path / "probe")
+    if descriptor is None:
+        pytest.skip("this file system has no O_DIRECT")  # LocalDisk then writes as usual: see the last test
+    os.close(descriptor)
+    return tmp_path
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sizes=st.lists(st.sampled_from([0, 1, 511, 4096, 70_000, 8 << 20, (8 << 20) + 1, 20 << 20]), max_size=5))
+def test_any_parts(direct, sizes):
+    parts = [os.urandom(1) * size for size in sizes]
+    path = direct / "file"
+    descriptor = open_direct(path)
+    write_direct(descriptor, map(memoryview, parts))
+    os.close(descriptor)
+    assert path.read_bytes() == b"".join(parts)
+
+
+def test_a_failing_source_leaves_no_thread_and_no_file(tmp_path):
+    def parts():
+        yield bytes(6 << 20)
+        raise KeyError("the tensor is gone")
+
+    with pytest.raises(KeyError):
+        LocalDisk().write(tmp_path / "x", parts())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_as_such(direct, monkeypatch):
+    """Not as the buffers that cannot be given back while the error holds on to them."""
+
+    def full(descriptor, data, position):
+        if len(data) < 5 << 20:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return 4 << 20  # there was room for a part
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        LocalDisk().write(direct / "x", [bytes(40 << 20)])
+    assert names(direct) == ["probe"]
+
+
+def test_large_files_take_this_way_and_small_ones_do_not(direct, monkeypatch):
+    used = []
+    monkeypatch.setattr(direct_file, "write_direct", lambda fd, parts: used.append(fd) or write_direct(fd, parts))
+    LocalDisk().write(direct / "small", [b"x" * 1000])
+    assert used == []
+    LocalDisk().write(direct / "large", [b"x" * 1000, b"y" * direct_file.WORTHWHILE])
+    assert len(used) == 1
+    assert (direct / "large").read_bytes() == b"x" * 1000 + b"y" * direct_file.WORTHWHILE
+
+
+def test_without_it_files_are_written_as_usual(tmp_path, monkeypatch):
+    monkeypatch.setattr(direct_file, "open_direct", lambda path: None)
+    LocalDisk().write(tmp_path / "large", [b"y" * (direct_file.WORTHWHILE + 3)])
+    assert (tmp_path / "large").stat().st_size == direct_file.WORTHWHILE + 3

@@ -1,0 +1,160 @@
+"""One live run for a directory."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from processes import started, wait_for
+
+from nemologger.disk.lock import DirectoryLock
+from nemologger.errors import DirectoryInUseError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from nemologger.disk.lock import DirectoryLock
+DirectoryLock(Path(sys.argv[1])).take()
+(Path(sys.argv[1]) / "held").touch()
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def script(tmp_path_factory):
+    path = tmp_path_factory.mktemp("script") / "hold.py"
+    path.write_text(HOLD)
+    return path
+
+
+def test_a_second_process_is_told_who_holds_it_and_it_dies_with_its_owner(tmp_path, script):
+    with started(script, tmp_path) as process:
+        wait_for((tmp_path / "held").exists)
+        with pytest.raises(DirectoryInUseError, match=rf"process {process.pid} on .*another name or version"):
+            DirectoryLock(tmp_path).take()
+    lock = DirectoryLock(tmp_path)  # the process was killed
+    lock.take()
+    lock.release()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["held"]
+
+
+def test_taking_and_releasing_twice_is_fine(tmp_path):
+    lock = DirectoryLock(tmp_path)
+    lock.take()
+    lock.take()
+    lock.release()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_was_forked_does_not_keep_it(tmp_path):
+    lock = DirectoryLock(tmp_path)
+    lock.take()
+    stop = multiprocessing.get_context("fork").Event()
+    child = multiprocessing.get_context("fork").Process(target=stop.wait, args=(30,))
+    child.start()
+    try:
+        lock.release()
+        take = f"DirectoryLock(Path({str(tmp_path)!r})).take()"
+        code = f"from pathlib import Path; from nemologger.disk.lock import DirectoryLock; {take}"
+        assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
+    finally:
+        stop.set()
+        child.join()
+
+
+def taken_elsewhere(directory) -> bool:
+    """Whether another process is refused."""
+    code = (
+        "import sys; from pathlib import Path; from nemologger.errors import DirectoryInUseError\n"
+        "from nemologger.disk.lock import DirectoryLock\n"
+        "try: DirectoryLock(Path(sys.argv[1])).take()\n"
+        "except DirectoryInUseError: sys.exit(7)\n"
+    )
+    code = subprocess.run([sys.executable, "-c", code, str(directory)], env=os.environ, timeout=120).returncode
+    assert code in (0, 7)
+    return code == 7
+
+
+def test_two_in_one_process_hold_it_until_the_last_has_released_it(tmp_path):
+    first, second = DirectoryLock(tmp_path), DirectoryLock(tmp_path / ".." / tmp_path.name)
+    first.take()
+    second.take()
+    first.release()
+    assert (tmp_path / ".lock").exists()
+    assert taken_elsewhere(tmp_path)
+    second.release()
+    assert not (tmp_path / ".lock").exists()
+    assert not taken_elsewhere(tmp_path)
+
+
+def test_a_copy_of_the_directory_does_not_release_it(tmp_path):
+    lock = DirectoryLock(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    lock.take()
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert taken_elsewhere(tmp_path / "run")
+    lock.release()
+
+
+def test_a_directory_that_was_made_anew_is_locked_anew(tmp_path):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    old, new = DirectoryLock(directory), DirectoryLock(directory)
+    old.take()
+    shutil.rmtree(directory)
+    directory.mkdir()
+    new.take()
+    old.release()
+    assert taken_elsewhere(directory)
+    new.release()
+    assert list(directory.iterdir()) == []
+
+
+FORK = """
+import os, sys, time
+from pathlib import Path
+from nemologger.disk.lock import DirectoryLock
+DirectoryLock(Path(sys.argv[1])).take()
+if os.fork() == 0:
+    time.sleep(60)
+    os._exit(0)
+(Path(sys.argv[1]) / "held").touch()
+time.sleep(60)
+"""
+
+
+def test_it_dies_with_its_owner_though_a_child_lives_on(tmp_path, tmp_path_factory):
+    script = tmp_path_factory.mktemp("script") / "fork.py"
+    script.write_text(FORK)
+    with started(script, tmp_path) as process:
+        wait_for((tmp_path / "held").exists)
+        process.kill()
+        process.wait(timeout=60)
+        os.killpg(process.pid, 0)  # its child is there
+        lock = DirectoryLock(tmp_path)
+        lock.take()
+        lock.release()
+
+
+def test_a_holder_elsewhere_is_waited_for_in_case_it_has_crashed(tmp_path, script, monkeypatch, caplog):
+    with started(script, tmp_path) as process:
+        wait_for((tmp_path / "held").exists)
+        (tmp_path / ".lock").write_text("process 1 on another-host")
+        monkeypatch.setattr("nemologger.disk.lock._LOOK_EVERY", 0.05)
+        monkeypatch.setattr("nemologger.disk.lock._LEASE", 0.2)
+        with pytest.raises(DirectoryInUseError, match="process 1 on another-host"):
+            DirectoryLock(tmp_path).take()
+        monkeypatch.setattr("nemologger.disk.lock._LEASE", 60.0)
+        waiting = DirectoryLock(tmp_path)
+        # It is given up, as a server does when it hears no more of a host, after the first look.
+        sleep = time.sleep
+        monkeypatch.setattr("nemologger.disk.lock.time.sleep", lambda seconds: (process.kill(), sleep(seconds)))
+        waiting.take()
+        waiting.release()
+    assert "which may have ended: waiting for up to 60 s" in caplog.text

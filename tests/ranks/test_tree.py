@@ -1,0 +1,42 @@
+"""Values go up and down a tree of several floors, and a silent rank is known to all by its number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers.five_ranks import LONG, WORLD
+from processes import seen_by_ranks
+
+SCRIPT = Path(__file__).parents[1] / "helpers" / "five_ranks.py"
+
+pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory) -> list[dict]:
+    """What each of five ranks saw."""
+    return seen_by_ranks(SCRIPT, WORLD, tmp_path_factory.mktemp("five"))
+
+
+def test_rank_zeros_answer_to_all_values_is_everybodys(seen):
+    assert [rank["exchange"] for rank in seen] == [[0, 10, 20, 30, 40]] * WORLD
+
+
+def test_rank_zeros_value_is_everybodys(seen):
+    assert [rank["broadcast"] for rank in seen] == ["zero's"] * WORLD
+
+
+def test_values_may_be_long(seen):
+    assert [rank["long"] for rank in seen] == [WORLD * len(LONG)] * WORLD
+
+
+@pytest.mark.parametrize("silent", [3, 1])
+def test_every_other_rank_names_the_silent_one(seen, silent):
+    told = [seen[rank][f"without {silent}"] for rank in range(WORLD) if rank != silent]
+    assert [message.split(" did not answer")[0] for message in told] == [f"rank {silent} of {WORLD}"] * (WORLD - 1)
+
+
+def test_ranks_can_be_waited_for_where_some_may_never_come(seen):
+    assert [rank["late"] for rank in seen] == [[0, 0]] * WORLD
+    assert [rank["missing"] for number, rank in enumerate(seen) if number != 3] == [1] * (WORLD - 1)

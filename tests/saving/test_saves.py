@@ -1,0 +1,107 @@
+"""Saves that fail, metrics that are missing, and saves that somebody asks for now."""
+
+from __future__ import annotations
+
+import logging
+
+import lightning.pytorch as pl
+import pytest
+from helpers.saved_run import run
+from toy import Scored, ToyModel, loader, names, quiet_trainer
+
+from nemologger import ConfigurationError, ModelCheckpoint, SaveFailedError, lightning_port
+from nemologger.disk import LocalDisk
+
+
+class _FullDisk(LocalDisk):
+    """Has no space while ``full``."""
+
+    full = False
+
+    def write(self, path, parts):
+        if self.full and path.suffix == ".distcp":
+            raise OSError(28, "No space left on device", str(path))
+        super().write(path, parts)
+
+
+class _FillUp(pl.Callback):
+    def __init__(self, disk: _FullDisk, steps: range) -> None:
+        self.disk, self.steps = disk, steps
+
+    def on_train_batch_start(self, trainer, *args):
+        self.disk.full = trainer.global_step in self.steps
+
+
+def test_a_failed_save_is_loud_and_training_goes_on(tmp_path, caplog):
+    disk = _FullDisk()
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, disk=disk, save_top_k=-1)
+    trainer = quiet_trainer(max_steps=6, val_check_interval=1, callbacks=[_FillUp(disk, range(2, 4)), checkpoint])
+    with caplog.at_level(logging.ERROR):
+        trainer.fit(ToyModel(), loader(), loader())
+    failed = [r.getMessage() for r in caplog.records if r.levelno == logging.ERROR]
+    assert len(failed) == 2
+    assert "No space left on device" in failed[0]
+    assert names(tmp_path) == ["step=1", "step=2", "step=5", "step=6", "step=6-last"]
+
+
+def test_too_many_failed_saves_in_a_row_raise(tmp_path):
+    disk = _FullDisk()
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, disk=disk)
+    trainer = quiet_trainer(max_steps=9, val_check_interval=1, callbacks=[_FillUp(disk, range(2, 9)), checkpoint])
+    with pytest.raises(SaveFailedError, match="No space left"):
+        trainer.fit(ToyModel(), loader(), loader())
+    assert trainer.global_step == 5  # 3, 4 and 5 failed
+    assert "step=2-last" in names(tmp_path)
+
+
+def test_a_failed_final_save_raises(tmp_path):
+    disk = _FullDisk()
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2, disk=disk)
+    trainer = quiet_trainer(max_steps=5, val_check_interval=1, callbacks=[_FillUp(disk, range(4, 9)), checkpoint])
+    with pytest.raises(SaveFailedError):
+        trainer.fit(ToyModel(), loader(), loader())
+    assert "step=4-last" in names(tmp_path)
+
+
+def test_a_metric_that_nobody_logs_is_an_error_after_the_first_validation_and_costs_nothing(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"no such metric was logged.*train_loss") as error:
+        run(tmp_path, 10, monitor="val_acc")
+    assert "step=5-last" in str(error.value)
+    assert names(tmp_path) == ["step=5-last"]
+
+
+def test_without_validation_a_metric_that_nobody_logs_is_told_once(tmp_path, caplog):
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, monitor="trainloss", filename="{step}", every_n_train_steps=2)
+    trainer = quiet_trainer(max_steps=6, callbacks=[checkpoint])
+    trainer.fit(ToyModel(), loader())
+    told = [record.getMessage() for record in caplog.records if "'trainloss'" in record.getMessage()]
+    assert len(told) == 1
+    assert "step=2-last is kept as the newest, not as one of the best" in told[0]
+    assert "'train_loss'" in told[0]
+    assert names(tmp_path) == ["step=6-last"]
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_save_now_keeps_what_nobody_asked_for_until_the_next_save(tmp_path, beside):
+    """Of a moment that is neither among the best nor to be the last one."""
+    seen = {}
+
+    class Now(pl.Callback):
+        def setup(self, trainer, pl_module, stage):
+            lightning_port.move_to_end(trainer, self)
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if trainer.global_step == 7:
+                trainer.checkpoint_callback.save_now(trainer)
+                trainer.checkpoint_callback.save_now(trainer)
+            if trainer.global_step >= 6:
+                seen[trainer.global_step] = [name for name in names(tmp_path) if not name.startswith(".")]
+
+    scores = [9.0, 9.0, 1.0, 9.0, 9.0, 2.0, 9.0, 9.0, 0.5]
+    ckpt = ModelCheckpoint(
+        dirpath=tmp_path, filename="{step}", save_top_k=1, save_last=False, every_n_train_steps=3, async_save=beside
+    )
+    trainer = quiet_trainer(max_steps=9, val_check_interval=3, callbacks=[ckpt, Now()])
+    trainer.fit(Scored(scores=scores), loader(), loader())
+    assert seen[7] == ["step=3", "step=7-last"]
+    assert [name for name in names(tmp_path) if not name.startswith(".")] == ["step=9"]

@@ -1,0 +1,191 @@
+"""A store: objects, and calls that are tried again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from helpers.s3 import SLOW
+
+from nemologger.stores import store
+from nemologger.stores.path import in_store, storage_path
+from nemologger.stores.remote_disk import disk_of
+
+LARGE = os.urandom(13 << 20)
+
+
+def test_what_is_written_is_read(root, small_parts):
+    disk = disk_of(root)
+    disk.write(root / "a" / "large", [memoryview(LARGE)[:1000], memoryview(LARGE)[1000:]])
+    disk.write(root / "a" / "small", [b"one", memoryview(b" two"), b""])
+    disk.write(root / "a" / "empty", [])
+    assert (root / "a" / "large").read_bytes() == LARGE
+    assert (root / "a" / "small").read_text() == "one two"
+    assert (root / "a" / "empty").read_bytes() == b""
+    assert (root / "a" / "large").stat().st_size == len(LARGE)
+    assert (root / "a").sizes() == {"large": len(LARGE), "small": 7, "empty": 0}
+    with (root / "a" / "large").open("rb", buffering=0) as file:
+        file.seek(3)
+        assert file.read(12 << 20) == LARGE[3 : 3 + (12 << 20)]
+        assert file.read(12 << 20) == LARGE[3 + (12 << 20) :]
+        assert file.read(1) == b""
+
+
+def test_a_stream_that_fails_leaves_no_half(small_parts):
+    root = storage_path("memory://bucket/runs")
+
+    def parts():
+        yield LARGE
+        raise OSError(errno.EIO, "the source is gone")
+
+    with pytest.raises(OSError, match="the source is gone"):
+        disk_of(root).write(root / "a", parts())
+    assert not (root / "a").exists()
+
+
+def test_a_server_that_does_not_say_which_condition_did_not_hold(s3):
+    root = storage_path(s3.url)
+    disk = disk_of(root)
+    answers = iter(["lose"])
+    s3.gate.rule = lambda request: next(answers, "bare")
+    disk.commit(root / "manifest.json", b"one")  # and its answer is lost: the second try finds it there
+    assert len([request for request in s3.gate.requests if request.startswith("PUT")]) == 2
+    with pytest.raises(FileExistsError) as error:
+        disk.commit(root / "manifest.json", b"two")
+    assert error.value.filename == f"{root}/manifest.json"
+    assert (root / "manifest.json").read_bytes() == b"one"
+
+
+def test_a_large_object_that_is_there_is_not_overwritten(s3, small_parts):
+    root = storage_path(s3.url)
+    where = in_store(root).store
+    where.write(f"{root}/a", [b"first"])
+    with pytest.raises(FileExistsError, match="pre-condition"):
+        where.write(f"{root}/a", [LARGE], create=True)
+    assert (root / "a").read_bytes() == b"first"
+    assert s3.pending() == []
+
+
+def test_a_server_that_refuses_for_a_moment(s3):
+    answers = iter(["refuse"] * 3)
+    s3.gate.rule = lambda request: next(answers, "pass")
+    root = storage_path(s3.url)
+    disk_of(root).write(root / "a", [b"x"])
+    assert s3.objects() == ["a"]
+    assert len(s3.gate.requests) == 4
+
+
+def test_a_server_that_does_not_answer_in_time(s3, monkeypatch):
+    monkeypatch.setattr(store, "LIMIT", 4.0)
+    monkeypatch.setattr(store, "PATIENCE", 0.0)  # once more all the same
+    answers = iter(["hold"])
+    s3.gate.rule = lambda request: next(answers, "pass")
+    root = storage_path(s3.url)
+    disk_of(root).write(root / "a", [b"x"])
+    assert s3.objects() == ["a"]
+    assert len(s3.gate.requests) == 2
+    answers = iter(["hold"])
+    assert (root / "a").read_bytes() == b"x"
+
+
+def test_a_slow_line_may_take_longer_than_a_request_that_moves_nothing(s3, monkeypatch):
+    monkeypatch.setattr(store, "LIMIT", 0.8 * len(LARGE) / SLOW)
+    where = in_store(storage_path(s3.url)).store
+    s3.client.put_object(Bucket=s3.name, Key="runs/theirs", Body=LARGE)
+    s3.gate.rule = lambda request: "slow"
+    with ThreadPoolExecutor(1) as pool:
+        received = pool.submit(where.read, f"{s3.url}/theirs", 0, len(LARGE))
+        where.write(f"{s3.url}/ours", [LARGE])
+    assert received.result() == LARGE
+    assert s3.client.get_object(Bucket=s3.name, Key="runs/ours")["Body"].read() == LARGE
+
+
+def test_a_server_that_is_gone_is_given_up(s3, impatient):
+    root = storage_path(s3.url)
+    s3.gate.rule = lambda request: "refuse"
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"tried for \d") as error:
+        disk_of(root).write(root / "a", [b"x"])
+    assert error.value.filename == f"{s3.url}/a"
+    assert time.monotonic() - start < 10
+    tries = len(s3.gate.requests)
+    assert tries > 2
+    with pytest.raises(OSError, match="tried for 0"):  # it is known to be gone: nobody waits for it again
+        in_store(root).store.read(f"{root}/a")
+    for call in (root.exists, root.is_dir, lambda: list(root.iterdir())):  # not known is not the same as not there
+        with pytest.raises(OSError, match="tried for 0"):
+            call()
+    s3.gate.rule = lambda request: "pass"
+    assert not root.exists()
+
+
+def test_what_cannot_change_is_not_tried_again(s3):
+    root = storage_path(s3.url)
+    s3.gate.rule = lambda request: "deny"
+    with pytest.raises(PermissionError, match="not for you") as error:
+        disk_of(root).write(root / "a", [b"x"])
+    assert error.value.filename == f"{root}/a"
+    assert len(s3.gate.requests) == 1
+
+
+def test_the_answer_to_a_write_is_lost(s3, small_parts):
+    """It was done, and is not done twice, and is not taken for somebody else's."""
+    root = storage_path(s3.url)
+    disk = disk_of(root)
+    lost = iter(["lose"])
+    s3.gate.rule = lambda request: next(lost, "pass") if request.startswith("PUT") else "pass"
+    disk.commit(root / "manifest.json", b"m")
+    assert len([request for request in s3.gate.requests if request.startswith("PUT")]) == 2
+    lost = iter(["lose"])
+    s3.gate.rule = lambda request: (
+        next(lost, "pass") if request.startswith("POST") and "uploadId" in request else "pass"
+    )
+    disk.write(root / "large", [LARGE])
+    assert (root / "large").read_bytes() == LARGE
+    assert s3.pending() == []
+
+
+def test_options_come_before_the_environment(s3):
+    root = storage_path(s3.url, {"endpoint_url": "http://127.0.0.1:9", "key": "k", "secret": "s"})
+    assert in_store(root / "a").store.options["endpoint_url"] == "http://127.0.0.1:9"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "PATIENCE", 0.0)
+        with pytest.raises(OSError, match=r"127\.0\.0\.1:9"):
+            root.exists()
+    assert s3.gate.requests == []
+
+
+FIRST_USE = """
+import sys, time
+
+class Slow:  # a busy machine
+    def find_spec(self, name, *rest):
+        if name.startswith("fsspec."):
+            time.sleep(0.1)
+
+sys.meta_path.insert(0, Slow())
+from concurrent.futures import ThreadPoolExecutor
+from nemologger.stores.store import Store
+from nemologger.stores.client import Body, while_it_moves
+store = Store(sys.argv[1])
+with ThreadPoolExecutor(8) as pool:
+    def use(name):
+        if name in "aceg":  # one way in, and the other
+            store.check(f"{sys.argv[1]}/{name}")
+        store.write(f"{sys.argv[1]}/{name}", [b"x"])
+    print(list(pool.map(use, "abcdefgh")))
+"""
+
+
+def test_its_first_use_may_be_in_many_threads(s3):
+    """As in the writer process, where nobody has imported the client before."""
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_USE, f"s3://{s3.name}"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(s3.objects()) == 8
