@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -296,3 +297,30 @@ def test_what_is_written_is_published_during_a_validation(tmp_path):
     trainer.fit(ToyModel(), loader(), DataLoader(ToyData(), batch_size=BATCH, sampler=[0] * 4000))
     assert looks.published is not None
     assert looks.published < 990
+
+
+class _SlowToSync(LocalDisk):
+    """As a shared file system at a bad moment; remembers who waited for it."""
+
+    def __init__(self) -> None:
+        self.waited: list[threading.Thread] = []
+
+    def sync(self, directory: Path) -> None:
+        self.waited.append(threading.current_thread())
+        time.sleep(0.02)
+        super().sync(directory)
+
+
+def test_training_does_not_wait_while_a_checkpoint_is_published(tmp_path):
+    disk = _SlowToSync()
+    ckpt = ModelCheckpoint(dirpath=tmp_path, monitor=None, every_n_train_steps=2, async_save=True, disk=disk)
+    waited: dict[int, int] = {}
+
+    class Counts(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            waited[trainer.global_step] = sum(one is threading.main_thread() for one in disk.waited)
+            time.sleep(0.1)
+
+    quiet_trainer(max_steps=12, callbacks=[Counts(), ckpt], logger=False).fit(ToyModel(), loader())
+    assert waited[12] - waited[4] <= 4, waited  # of each of these saves for the marker alone
+    assert len(disk.waited) > 40

@@ -157,8 +157,8 @@ class Keeper:
         self._remover.wait()  # its name may be wanted again
         self._beside.start(snapshot, self._disk.path(decision.path), manifest, write_context)
         self._pending = pending = _Pending(decision, frozenset(protected))
-        # A store takes its time to answer, and so do the reports and links of many ranks: training does not wait for them.
-        if not self._disk.can_rename or (self._ranks.rank == 0 and self._ranks.world_size > 1):
+        # To publish takes a dozen answers of the disk, or of a store, and more with many ranks: training waits for none.
+        if self._ranks.rank == 0 or not self._disk.can_rename:
             self._errand = Errand(partial(self._look, self._beside, pending))
 
     def hold(self) -> None:
