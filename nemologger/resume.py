@@ -15,7 +15,7 @@ from nemologger import checkpoint_io, names
 from nemologger.callbacks.restore_weights import RestoreWeights
 from nemologger.callbacks.resume_once import ResumeOnce
 from nemologger.checkpoint.commit import tidy
-from nemologger.checkpoint.find import Found, Status, inspect, newest, survey
+from nemologger.checkpoint.find import Found, Status, inspect, newest, survey, survey_below
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
@@ -333,6 +333,7 @@ class AutoResume:
             _refuse_model_parallel(directory)
             if self.resume_from_directory is not None:
                 _explain_wrong_directory(directory)
+            found = survey_below(directory)
         ends = [one for one in found if one.is_end and one.status in (Status.COMPLETE, Status.FOREIGN)]
         if ends and not self.resume_past_end:
             raise RunCompletedError(
