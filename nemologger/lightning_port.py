@@ -680,6 +680,11 @@ def is_default_logger(trainer: pl.Trainer, logger: Logger) -> bool:
     )
 
 
+def set_default_directory(trainer: pl.Trainer, directory: Path) -> None:
+    """Have Lightning, and callbacks that ask it, write to ``directory`` what nobody has said another place for."""
+    trainer._default_root_dir = str(directory)  # type: ignore[attr-defined]  # set by a connector
+
+
 def flat_params(params: dict[str, Any]) -> dict[str, Any]:
     """Hyperparameters without nesting: ``{"a": {"b": 1}}`` is ``{"a/b": 1}``, and callables are their names."""
     flat = _flatten_dict(params)
