@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import re
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -17,12 +18,13 @@ from typing import Any
 
 import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError, NemologgerError, NotFoundError
 from nemologger.exp_manager import beside
+from nemologger.exp_manager.calls import Call, Name
 from nemologger.exp_manager.checkpoints import PARAMS
 from nemologger.exp_manager.config import ExpManagerConfig, read
 from nemologger.exp_manager.notes import Note
@@ -139,17 +141,27 @@ def _load(path: Path) -> _Document:
     if not isinstance(section, DictConfig):
         raise ConfigurationError(f"{path}: {_SECTION} is {section!r}, expected its keys below it")
     trainer = content.get("trainer") if section is not content else None
-    settings: dict[str, Any] = {}
-    if isinstance(trainer, DictConfig):
-        settings = {str(key): value for key, value in dict(OmegaConf.to_object(trainer)).items()}  # type: ignore[arg-type]
+    settings, notes = _values(trainer) if isinstance(trainer, DictConfig) else ({}, [])
     resolved = dict(_interpolations(section))
-    notes: list[Note] = []
     if section is not content:
         dirpath = OmegaConf.select(section, f"{PARAMS}.dirpath")
-        notes = beside.notes(content, dirpath, resolved)
+        notes += beside.notes(content, dirpath, resolved)
         if beside.saves_beside_training(content, dirpath):
             OmegaConf.update(section, f"{PARAMS}.async_save", True)
     return _Document(path.name, section, resolved, settings, others, notes)
+
+
+def _values(trainer: DictConfig) -> tuple[dict[str, Any], list[Note]]:
+    """The trainer's settings; what the file leaves to the command line is not among them."""
+    settings, notes = {}, []
+    for key in map(str, trainer):
+        try:
+            value = trainer[key]
+            settings[key] = OmegaConf.to_object(value) if OmegaConf.is_config(value) else value
+        except (MissingMandatoryValue, InterpolationToMissingValueError):
+            why = f"has no value in the file (???): give it as run(model, data, {key}=...)"
+            notes.append(Note(f"trainer.{key}", why, "warned"))
+    return settings, notes
 
 
 def _interpolations(section: DictConfig, above: str = "") -> list[tuple[str, str]]:
@@ -189,8 +201,28 @@ def _trainer_settings(trainer: Mapping[str, Any]) -> tuple[dict[str, Any], list[
                 Note(f"trainer.{key}", f"(it was {value!r}) is no argument of this Lightning's Trainer", "warned")
             )
         elif key != "callbacks":
-            settings[str(key)] = value
+            try:
+                settings[str(key)] = _made(value)
+            except (ImportError, AttributeError, ValueError) as error:
+                notes.append(Note(f"trainer.{key}", f"(it was {value!r}) is not translated: {error}", "warned"))
     return settings, notes
+
+
+def _made(value: Any) -> Any:
+    """``value`` with a call in the place of each ``_target_`` that Hydra would make something of."""
+    if isinstance(value, list):
+        return [_made(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    arguments = {str(key): _made(one) for key, one in value.items() if key != "_target_"}
+    if "_target_" not in value:
+        return arguments
+    # A strategy of the package pytorch_lightning is none for a trainer of lightning.pytorch.
+    path = re.sub(r"^pytorch_lightning\b", "lightning.pytorch", str(value["_target_"]))
+    module, _, name = path.rpartition(".")
+    call = Call(Name(module, name), arguments)
+    call.target.get()
+    return call
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers.run_section import by_call, by_recipe
+from helpers.run_section import by_call, by_recipe, module_of
 from helpers.sections import bare_trainer
+from lightning.pytorch.strategies import DDPStrategy
 from omegaconf import OmegaConf
 from processes import environment, python
 from toy import names
@@ -183,6 +184,24 @@ def test_interpolations_and_other_sections_are_mentioned(tmp_path, monkeypatch):
         assert line in text
     assert '"max_epochs": 3' in text
     assert '"gpus"' not in text
+
+
+def test_what_hydra_would_make_for_the_trainer_is_made(tmp_path):
+    file, recipe = tmp_path / "c.yaml", tmp_path / "recipe.py"
+    file.write_text(
+        "steps: ???\ntrainer:\n  accelerator: cpu\n  devices: 1\n  max_epochs: ???\n  max_steps: ${steps}\n"
+        "  strategy: {_target_: pytorch_lightning.strategies.DDPStrategy, gradient_as_bucket_view: true}\n"
+        "  plugins: [{_target_: gone.Plugin}]\nexp_manager: {name: n}\n"
+    )
+    recipe.write_text(migrate(file))
+    flat = " ".join(recipe.read_text().replace("#", "").split())
+    assert "trainer.max_epochs has no value in the file (???): give it as run(model, data, max_epochs=...)." in flat
+    assert "trainer.max_steps has no value" in flat
+    assert "trainer.plugins (it was [{'_target_': 'gone.Plugin'}]) is not translated: No module named 'gone'." in flat
+    trainer = module_of(recipe).make_trainer(max_epochs=2)
+    assert type(trainer.strategy) is DDPStrategy
+    assert trainer.strategy._ddp_kwargs["gradient_as_bucket_view"] is True
+    assert trainer.max_epochs == 2
 
 
 def test_the_plugin_for_s3_is_accounted_for(tmp_path):

@@ -75,6 +75,17 @@ def survey(directory: Path) -> list[Found]:
         return [found for found in looked if found is not None]
 
 
+def survey_below(directory: Path) -> list[Found]:
+    """What NeMo 1 would go on from in ``directory``, where :func:`survey` finds nothing.
+
+    Files in directories below: Lightning takes a slash in a name, of the metric ``val/loss`` or of the experiment, for a
+    directory. And directories that hold distributed weights themselves, rather than in ``weights/``.
+    """
+    files = [path for pattern in ("*/*.ckpt", "*/*/*.ckpt") for path in directory.glob(pattern)]
+    flat = [path.parent for path in directory.glob(f"*/{names.COMMON}")]
+    return [inspect(path) for path in sorted([*filter(_looks_like_one, files), *flat])]
+
+
 def inspect(path: Path) -> Found:
     """What the checkpoint at ``path`` is, by its manifest; its files are not read."""
     if (path / names.MANIFEST).exists():

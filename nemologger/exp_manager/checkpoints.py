@@ -39,7 +39,7 @@ def checkpoint_call(section: Section, notes: Notes) -> Call | None:
     params = _params(section)
     given = {key.removeprefix(f"{PARAMS}.") for key in section.given if key.startswith(f"{PARAMS}.")}
     if not section.config.create_checkpoint_callback:
-        if given:
+        if section.asks_for(PARAMS):
             notes.warn(PARAMS, "has no effect: create_checkpoint_callback is off")
         return None
     arguments = {name: getattr(params, name) for name in _SAME}

@@ -238,6 +238,11 @@ class Section:
     given: frozenset[str]
     as_null: Mapping[str, str] = field(default_factory=dict)
 
+    def asks_for(self, name: str) -> list[str]:
+        """What it has below ``name``, or for it, that is not as good as nothing: NeMo 1's default, or null or false."""
+        keys = [key for key in self.given if key == name or key.startswith(f"{name}.")]
+        return sorted(key for key in keys if _says_something(_at(self.config, key), default_of(key)))
+
 
 def read(cfg: Mapping[Any, Any] | DictConfig) -> Section:
     """Resolve and check a section.
@@ -289,10 +294,19 @@ def all_keys() -> list[str]:
 
 def default_of(key: str) -> Any:
     """What NeMo 1 has for the field ``key`` when nobody sets it."""
-    value: Any = ExpManagerConfig()
+    value = _at(ExpManagerConfig(), key)
+    return None if is_dataclass(value) else value
+
+
+def _at(config: ExpManagerConfig, key: str) -> Any:
+    value: Any = config
     for name in key.split("."):
         value = getattr(value, name)
-    return None if is_dataclass(value) else value
+    return value
+
+
+def _says_something(value: Any, default: Any) -> bool:
+    return any(map(bool, value.values())) if isinstance(value, Mapping) else value != default
 
 
 def _rename_aliases(plain: dict[Any, Any]) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from nemologger import names
 from nemologger.exp_manager import trackers
 from nemologger.exp_manager.calls import Call, Name
 from nemologger.exp_manager.checkpoints import checkpoint_call, export_call
@@ -61,7 +63,9 @@ def translate(section: Section, logger: TrainerLogger | None = None) -> Plan:
         >>> translate(read({"resume_if_exists": True})).resume.arguments["resume_if_exists"]
         True
     """
-    config, notes = section.config, Notes()
+    notes = Notes()
+    section = _without_directories(section, notes)
+    config = section.config
     for key, written in section.as_null.items():
         notes.tell(key, f"is the text {written!r}, which YAML does not read as null; it is taken for it. Write null")
     loggers = trackers.calls(section, notes)
@@ -82,6 +86,24 @@ def translate(section: Section, logger: TrainerLogger | None = None) -> Plan:
         ),
         resume=Call(Name("nemologger", "AutoResume"), _resume(section, notes)),
         notes=notes,
+    )
+
+
+def _without_directories(section: Section, notes: Notes) -> Section:
+    """``section`` with a name that is one: in NeMo 1 it may also say in which directory below the base one the run is."""
+    config = section.config
+    above, name = os.path.split((config.name or "").rstrip("/"))
+    if not above:
+        return section
+    notes.tell(
+        "name", f"has a directory in it, where the run is as in NeMo 1; its checkpoints begin with {name!r} alone"
+    )
+    mlflow = config.mlflow_logger_kwargs
+    if mlflow is not None:
+        mlflow = replace(mlflow, experiment_name=mlflow.experiment_name or config.name)
+    base = None if config.explicit_log_dir else os.path.join(config.exp_dir or names.EXPERIMENTS, above)
+    return replace(
+        section, config=replace(config, name=name, exp_dir=base or config.exp_dir, mlflow_logger_kwargs=mlflow)
     )
 
 
@@ -181,8 +203,7 @@ def _callbacks(section: Section, notes: Notes) -> list[Call]:
         add("FLOPsMeasurement")
     for switch, parameters in _SWITCHED.items():
         is_on = ema_is_on(config) if switch == "ema.enable" else getattr(config, switch)
-        unused = sorted(key for key in section.given if key.startswith(f"{parameters}.") and key != switch)
-        if unused and not is_on:
+        if not is_on and section.asks_for(parameters):
             notes.warn(parameters, f"has no effect: {switch} is off")
     return calls
 

@@ -16,7 +16,7 @@ from nemologger.errors import CheckpointMisconfigurationError, ConfigurationErro
 from nemologger.exp_manager.config import ExpManagerConfig, read
 from nemologger.exp_manager.plan import Plan, TrainerLogger, translate
 from nemologger.exp_manager.trackers import SWITCHES
-from nemologger.lightning_port import callbacks
+from nemologger.lightning_port import callbacks, set_default_directory
 from nemologger.run.record import close_log
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ def _carry_out(plan: Plan, trainer: pl.Trainer) -> Path:
             log.info("%s", note)
     resume.setup(trainer)
     directory: Path = run.log_dir
+    set_default_directory(trainer, directory)
     return directory
 
 

@@ -28,8 +28,7 @@ def calls(section: Section, notes: Notes) -> dict[str, Any]:
     """The arguments ``tensorboard``, ``wandb`` and ``extra_loggers`` of NeMoLogger, as far as they are needed."""
     config = section.config
     for switch, parameters in SWITCHES.items():
-        given = any(key == parameters or key.startswith(f"{parameters}.") for key in section.given)
-        if given and getattr(config, parameters) and not getattr(config, switch):
+        if section.asks_for(parameters) and not getattr(config, switch):
             notes.warn(parameters, f"has no effect: {switch} is off")
     arguments: dict[str, Any] = {}
     if config.create_tensorboard_logger:

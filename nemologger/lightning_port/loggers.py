@@ -24,6 +24,11 @@ def is_default_logger(trainer: pl.Trainer, logger: Logger) -> bool:
     )
 
 
+def set_default_directory(trainer: pl.Trainer, directory: Path) -> None:
+    """Have Lightning, and callbacks that ask it, write to ``directory`` what nobody has said another place for."""
+    trainer._default_root_dir = str(directory)  # type: ignore[attr-defined]  # set by a connector
+
+
 def is_open(logger: Logger) -> bool:
     """Whether ``logger`` has already started to write."""
     return getattr(logger, "_experiment", None) is not None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nemologger import names
-from nemologger.checkpoint.find import Found, Status, inspect, newest, survey
+from nemologger.checkpoint.find import Found, Status, inspect, newest, survey, survey_below
 from nemologger.errors import (
     CheckpointError,
     DamagedCheckpointError,
@@ -77,6 +77,7 @@ def newest_in(
         _refuse_model_parallel(directory)
         if is_named:
             _explain_wrong_directory(directory)
+        found = survey_below(directory)
     ends = [one for one in found if one.is_end and one.status in (Status.COMPLETE, Status.FOREIGN)]
     if ends and not past_end:
         raise RunCompletedError(

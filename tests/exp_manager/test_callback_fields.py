@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import signal
+import time
 from datetime import timedelta
 from pathlib import Path
 
@@ -79,7 +81,11 @@ def test_delta_step_timing_takes_the_place_of_step_timing_and_comes_first(tmp_pa
     section = {**NO_CKPT, "exp_dir": tmp_path, "log_step_timing": True, "step_timing_kwargs": kwargs}
     trainer = trainer_of(section, callbacks=[Mine()])
     assert [type(c).__name__ for c in callbacks(trainer)][:2] == ["TimingCallback", "Mine"]
-    assert one_of(trainer, "TimingCallback")._train.buffer_size == 7
+    timer = one_of(trainer, "TimingCallback")._train
+    timer.add(3.0)
+    timer.add(1.0)
+    assert (timer.buffer_size, timer.value) == (7, 3.0)
+    assert timer._now is not time.perf_counter  # it waits for the GPU
     with pytest.raises(ConfigurationError, match="reduction"):
         trainer_of({**section, "step_timing_kwargs": {"reduction": "median"}})
     trainer = trainer_of({**section, "log_delta_step_timing": True})
@@ -108,6 +114,18 @@ def test_early_stopping_stops(tmp_path):
     assert (callback.patience, callback.check_finite) == (2, False)
     fit(trainer, Scored(scores=[3.0, 1.0, 2.0, 2.0, 2.0]))
     assert trainer.global_step == 4  # the best at step 2, and two without progress
+
+
+def test_all_that_early_stopping_takes(tmp_path):
+    params = {
+        "monitor": "train_loss", "mode": "max", "min_delta": 0.25, "patience": 7, "verbose": False, "strict": False,
+        "check_finite": False, "stopping_threshold": 9.0, "divergence_threshold": -9.0,
+        "check_on_train_epoch_end": True, "log_rank_zero_only": True,
+    }  # fmt: skip
+    section = {"create_early_stopping_callback": True, "early_stopping_callback_params": params}
+    callback = one_of(trainer_of({**ckpt(), "exp_dir": tmp_path, **section}), EarlyStopping)
+    own_names = {"check_on_train_epoch_end": "_check_on_train_epoch_end"}
+    assert {name: getattr(callback, own_names.get(name, name)) for name in params} == params
 
 
 def test_max_time_per_run(tmp_path, caplog):
@@ -169,14 +187,19 @@ def test_straggler_detection(tmp_path):
     assert {name: getattr(callback, name) for name in params} == params
 
 
-def test_fault_tolerance(tmp_path):
+def test_fault_tolerance(tmp_path, caplog):
     params = {
         "initial_rank_heartbeat_timeout": 600.0, "rank_heartbeat_timeout": 300.0, "calculate_timeouts": False,
         "safety_factor": 2.0, "rank_termination_signal": "SIGTERM", "workload_check_interval": 1.0,
+        "max_subsequent_job_failures": 2, "simulated_fault": {"fault_type": "rank_killed"},
     }  # fmt: skip
-    section = {"create_fault_tolerance_callback": True, "fault_tolerance": params}
+    others = {"log_level": "DEBUG", "max_rank_restarts": 3, "additional_ft_launcher_args": "--x"}
+    section = {"create_fault_tolerance_callback": True, "fault_tolerance": {**params, **others}}
     callback = one_of(trainer_of({**OFF, "exp_dir": tmp_path, **section}), ours.FaultTolerance)
     assert {name: getattr(callback, name) for name in params} == {**params, "rank_termination_signal": signal.SIGTERM}
+    assert callback.log_level == logging.DEBUG
+    for name in ("max_rank_restarts", "additional_ft_launcher_args"):  # they are the launcher's
+        assert name in caplog.text
 
 
 # --- clean_exp_ckpt ---------------------------------------------------------------------------------------------------

@@ -91,6 +91,25 @@ def test_the_name_of_an_explicit_run_is_in_its_checkpoints(tmp_path):
     assert [path.name for path in (run / "checkpoints").glob("quartz--val_loss=*-epoch=0-step=5")]
 
 
+def test_a_name_with_a_slash_says_where_the_run_is(tmp_path):
+    section = {"exp_dir": tmp_path, "name": "asr/quartz", "resume_if_exists": True, "resume_ignore_no_checkpoint": True}
+    params = {"every_n_train_steps": 5, "save_nemo_on_train_end": True, "postfix": ".pt"}
+    for steps in (5, 10):
+        trainer = bare_trainer(max_steps=steps)
+        run = exp_manager(trainer, {**ckpt(**params), "create_tensorboard_logger": True, **section})
+        fit(trainer)
+    assert run == tmp_path / "asr" / "quartz"
+    assert list(run.glob("events.out.tfevents.*"))
+    assert (run / "checkpoints" / "quartz.pt").is_file()
+    assert {path.name.partition("--")[0] for path in (run / "checkpoints").iterdir() if path.is_dir()} == {"quartz"}
+
+
+def test_what_has_no_other_place_goes_to_the_run_directory(tmp_path):
+    trainer = bare_trainer()
+    run = set_up({**NO_CKPT, "exp_dir": tmp_path}, trainer)
+    assert trainer.default_root_dir == trainer.log_dir == str(run)
+
+
 def test_files_are_copied(tmp_path):
     (tmp_path / "conf.yaml").write_text("a: 1\n")
     run = set_up({**NO_CKPT, "exp_dir": tmp_path, "files_to_copy": [str(tmp_path / "conf.yaml")]})

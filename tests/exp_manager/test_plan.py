@@ -101,6 +101,28 @@ def test_a_moving_average_that_is_off_is_reported():
     assert "exp_manager.ema has" not in as_text({"ema": {"enable": False}})
 
 
+def test_what_asks_for_nothing_is_not_reported():
+    """NeMo 1's examples have these lines, for somebody to fill in."""
+    section = {
+        "wandb_logger_kwargs": {"name": None, "project": None, "offline": False, "tags": None},
+        "neptune_logger_kwargs": {"project": None, "log_model_checkpoints": False},
+        "early_stopping_callback_params": {"monitor": "val_loss", "mode": "min", "patience": 10},
+        "ema": {"enable": False, "decay": 0.999},
+        "mlflow_logger_kwargs": {"experiment_name": None, "save_dir": "./mlruns"},
+    }
+    assert translate(read(section)).notes.of("warned") == []
+
+
+def test_a_name_with_a_slash_says_where_the_run_is():
+    plan = translate(read({"name": "asr/quartz", "exp_dir": "runs", "create_mlflow_logger": True}))
+    log = plan.log.arguments
+    assert (log["log_dir"], log["name"]) == ("runs/asr", "quartz")
+    assert log["extra_loggers"][0].arguments["experiment_name"] == "asr/quartz"
+    assert translate(read({"name": "asr/quartz/"})).log.arguments["log_dir"] == "nemo_experiments/asr"
+    plan = translate(read({"name": "asr/quartz", "explicit_log_dir": "here"}))
+    assert (plan.log.arguments["name"], plan.notes.of("warned")) == ("quartz", [])
+
+
 def test_the_plan_of_a_trainer_that_has_a_logger():
     plan = translate(read({"create_tensorboard_logger": False}), TrainerLogger("/logs", "n", "version_3"))
     assert expression(plan.log).startswith(

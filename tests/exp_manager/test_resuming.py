@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.distributed.checkpoint
 from helpers.sections import bare_trainer, checkpoints, ckpt, fit
 from omegaconf import OmegaConf
 from toy import ToyModel
@@ -102,6 +104,32 @@ def test_checkpoints_of_nemo_1_are_resumed_from(tmp_path, name):
     _, started_at, model = run(tmp_path, 15, model=WithConfig(), **RESUME)
     assert Path(started_at).name.endswith("-step=10-last")
     assert min(model.losses) == 10
+
+
+def test_checkpoints_of_nemo_1_whose_names_have_a_slash(tmp_path):
+    """Lightning makes a directory ``n--val`` for the metric ``val/loss``; NeMo 1 finds them there."""
+    directory = tmp_path / "default" / "checkpoints" / "n--val"
+    nemo_1_checkpoint(directory / "loss=0.5000-epoch=0.ckpt", steps=2)
+    last = nemo_1_checkpoint(directory / "loss=1.0000-epoch=0-last.ckpt")
+    _, started_at, model = run(tmp_path, 10, model=WithConfig(), **RESUME)
+    assert started_at == str(last)
+    assert min(model.losses) == 5
+    _, started_at, model = run(tmp_path, 15, model=WithConfig(), **RESUME)
+    assert Path(started_at).parent == tmp_path / "default" / "checkpoints"
+    assert min(model.losses) == 10
+
+
+def test_distributed_checkpoints_of_nemo_1_are_no_empty_directory(tmp_path):
+    """A directory of weights, without NeMo 2's ``weights/`` in it."""
+    content = torch.load(nemo_1_checkpoint(tmp_path / "a.ckpt", model=ToyModel()), weights_only=False)
+    last = tmp_path / "default" / "checkpoints" / "gpt--val_loss=1.00-step=5-last"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is one process
+        torch.distributed.checkpoint.save({"state_dict": content.pop("state_dict")}, checkpoint_id=last)
+    torch.save(content, last / "common.pt")
+    _, started_at, model = run(tmp_path, 10, **RESUME)
+    assert started_at == str(last)
+    assert min(model.losses) == 5
 
 
 def test_an_end_checkpoint_says_that_the_run_has_completed(tmp_path):

@@ -113,12 +113,20 @@ def test_mlflow_is_called_as_the_run_if_nobody_says_otherwise(tmp_path):
     mlflow = pytest.importorskip("mlflow")
     uri = f"sqlite:///{tmp_path}/flow.db"
     section = {"exp_dir": tmp_path, "name": "quartz", "version": "v7", "create_mlflow_logger": True}
-    (logger,) = loggers_of({**section, "mlflow_logger_kwargs": {"tracking_uri": uri}})
+    kwargs = {"tracking_uri": uri, "prefix": "p", "artifact_location": str(tmp_path / "artifacts")}
+    (logger,) = loggers_of({**section, "mlflow_logger_kwargs": kwargs})
     run_id = logger.run_id
+    logger.log_metrics({"loss": 1.0}, 0)
     logger.finalize("success")
     logged = mlflow.MlflowClient(uri).get_run(run_id)
     assert logged.info.run_name == "v7"
-    assert mlflow.MlflowClient(uri).get_experiment(logged.info.experiment_id).name == "quartz"
+    assert list(logged.data.metrics) == ["p-loss"]
+    experiment = mlflow.MlflowClient(uri).get_experiment(logged.info.experiment_id)
+    assert (experiment.name, experiment.artifact_location) == ("quartz", str(tmp_path / "artifacts"))
+    kwargs = {"tracking_uri": uri, "run_id": run_id}
+    (logger,) = loggers_of({**section, "version": "v8", "mlflow_logger_kwargs": kwargs})
+    assert logger.run_id == run_id
+    logger.finalize("success")
 
 
 def test_dllogger_trains(tmp_path, monkeypatch, capsys):
@@ -141,6 +149,19 @@ def test_clearml_trains(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     python(SCRIPT, FIXTURES / "clearml.yaml")
     assert list((tmp_path / "nemo_experiments" / "digits").rglob("clearml*"))
+
+
+def test_all_that_clearml_takes(tmp_path):
+    pytest.importorskip("clearml")
+    kwargs = {
+        "project": "p", "task": "t", "connect_pytorch": True, "model_name": "m", "tags": ["a"], "log_model": True,
+        "log_cfg": True, "log_metrics": True,
+    }  # fmt: skip
+    (logger,) = loggers_of({"exp_dir": tmp_path, "create_clearml_logger": True, "clearml_logger_kwargs": kwargs})
+    taken = (logger._project, logger._title, logger._connect_pytorch, logger._model_title, logger._tags)
+    assert taken == ("p", "t", True, "m", ["a"])
+    assert (logger._wants_model, logger._keeps_params, logger._keeps_metrics) == (True, True, True)
+    assert not logger.is_open
 
 
 def test_several_at_once(tmp_path):

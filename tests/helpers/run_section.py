@@ -24,12 +24,17 @@ def by_call(config: Path, **settings):
     return trainer, log_dir
 
 
-def by_recipe(recipe: Path, **settings) -> None:
-    """As people do who have migrated."""
+def module_of(recipe: Path):
+    """A file that a section was migrated to, imported."""
     spec = importlib.util.spec_from_file_location(f"migrated_{recipe.stem}", recipe)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.run(ToyModel(), ToyDataModule(), **QUIET, **settings)
+    return module
+
+
+def by_recipe(recipe: Path, **settings) -> None:
+    """As people do who have migrated."""
+    module_of(recipe).run(ToyModel(), ToyDataModule(), **QUIET, **settings)
 
 
 if __name__ == "__main__":
