@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.fabric.utilities.logger import _flatten_dict
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.core.hooks import CheckpointHooks
@@ -105,14 +104,6 @@ def restore_metrics(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
 def checkpoint_directory(trainer: pl.Trainer, checkpoint: ModelCheckpoint) -> str:
     """Where ``checkpoint`` will write, before a fit has settled it."""
     return str(checkpoint._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
-
-
-def last_saved(checkpoint: ModelCheckpoint) -> str:
-    """The path of the last checkpoint that ``checkpoint`` has saved and that is there; empty if there is none."""
-    for path in (checkpoint.last_model_path, checkpoint._last_checkpoint_saved):
-        if path and get_filesystem(path).exists(path):  # it may be a URL
-            return path
-    return ""
 
 
 def use_checkpoint_io(

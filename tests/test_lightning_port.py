@@ -14,7 +14,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
-from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.precision import Precision
@@ -446,25 +445,6 @@ def test_fit_can_be_left_without_an_end():
     trainer.fit(ToyModel(), loader())
     assert trainer.global_step == 2
     assert leaves.seen == ("teardown",)
-
-
-def test_the_last_checkpoint_that_is_there(tmp_path):
-    checkpoint = ModelCheckpoint(tmp_path)
-    assert lightning_port.last_saved(checkpoint) == ""
-    (tmp_path / "a.ckpt").touch()
-    checkpoint._last_checkpoint_saved = str(tmp_path / "a.ckpt")
-    checkpoint.last_model_path = str(tmp_path / "gone.ckpt")
-    assert lightning_port.last_saved(checkpoint) == str(tmp_path / "a.ckpt")
-    (tmp_path / "gone.ckpt").touch()
-    assert lightning_port.last_saved(checkpoint) == str(tmp_path / "gone.ckpt")
-    checkpoint.last_model_path = "memory://last-saved/b.ckpt"
-    assert lightning_port.last_saved(checkpoint) == str(tmp_path / "a.ckpt")
-    store = get_filesystem("memory://last-saved")
-    store.touch("/last-saved/b.ckpt")
-    try:
-        assert lightning_port.last_saved(checkpoint) == "memory://last-saved/b.ckpt"
-    finally:
-        store.rm("/last-saved", recursive=True)
 
 
 class _Hooked(ToyModel):
