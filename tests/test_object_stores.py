@@ -314,6 +314,18 @@ def test_a_place_that_cannot_be_written_to_is_found_before_training(s3, where, w
     assert model.losses == {}
 
 
+@pytest.mark.parametrize(("method", "what"), [("PUT", "written"), ("GET", "read"), ("DELETE", "removed")])
+def test_what_every_save_needs_is_tried_before_training(s3, method, what):
+    s3.gate.rule = lambda request: "deny" if request.startswith(method) and "list-type" not in request else "pass"
+    model = ToyModel()
+    with pytest.raises(nl.ConfigurationError, match=f"an object could not be {what} there"):
+        life(s3.url, 5, model=model, resume=False)
+    assert model.losses == {}
+    s3.gate.rule = lambda request: "pass"
+    life(s3.url, 5)
+    assert all("unfinished" not in key for key in s3.objects())
+
+
 def test_lightnings_own_search_for_the_last_one_is_refused(s3):
     life(s3.url, 5)
     trainer = quiet_trainer(max_steps=10, callbacks=[nl.ModelCheckpoint(dirpath=s3.url, every_n_train_steps=5)])

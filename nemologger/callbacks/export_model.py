@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.load import open_checkpoint
@@ -20,7 +20,7 @@ from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.export import FORMATS, export_weights
 from nemologger.loading.checkpoint_io import place_of
 from nemologger.ranks import SingleProcess, decide
-from nemologger.saving.kept_checkpoints import KeptCheckpoints
+from nemologger.saving.kept_checkpoints import ours
 from nemologger.stores.remote_disk import RemoteDisk, disk_of
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _CHUNK = 16 << 20
 class ExportModel(IOMixin, Callback):
     """Writes the model beside its checkpoints as ``<prefix><postfix>``, when training has ended.
 
-    The weights are those of a checkpoint, so there must be a checkpoint callback. A ``postfix`` that
+    The weights are those of a checkpoint, so there must be a ``nemologger.ModelCheckpoint``. A ``postfix`` that
     :func:`~nemologger.export_weights` knows (``.safetensors``, ``.pt``, …) works for any model. For any other, the model is
     asked to write the file itself, with its method ``save_to(save_path=...)``, as NeMo's models do for ``.nemo``; if the
     checkpoints are in an object store, to a temporary file that rank 0 then puts there.
@@ -50,7 +50,8 @@ class ExportModel(IOMixin, Callback):
         at_end: Export when training has ended.
 
     Raises:
-        ConfigurationError: Neither ``always`` nor ``at_end``, or there is nothing to call the file.
+        ConfigurationError: Neither ``always`` nor ``at_end``, or there is nothing to call the file; before training, if
+            there is no ``nemologger.ModelCheckpoint``.
 
     Example:
         >>> ExportModel("digits", ".safetensors", best=True).postfix
@@ -93,6 +94,10 @@ class ExportModel(IOMixin, Callback):
         """Say now what will not happen later."""
         if stage != "fit" or lightning_port.is_trial(trainer):
             return
+        if not ours(trainer):
+            raise ConfigurationError(
+                "ExportModel exports what a nemologger.ModelCheckpoint has saved, and the trainer has none"
+            )
         self._ranks = lightning_port.connect_as_patiently(trainer)  # they wait while rank 0 writes the file
         if not self._is_weights_file and not callable(getattr(pl_module, "save_to", None)) and trainer.is_global_zero:
             log.warning(
@@ -138,15 +143,12 @@ class ExportModel(IOMixin, Callback):
             log.info("%s: the model of %s", target, source)
 
     def _source(self, trainer: pl.Trainer) -> str:
-        for callback in trainer.checkpoint_callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                ours = callback if isinstance(callback, KeptCheckpoints) else None
-                last = lightning_port.last_saved(callback) if ours is None else ours.newest
-                source = (callback.best_model_path or last) if self.best else last or callback.best_model_path
-                if source != self._exported and ours is not None:
-                    ours.finish_removals()
-                return source
-        raise ConfigurationError("ExportModel exports what a ModelCheckpoint has saved, and the trainer has none")
+        callback = ours(trainer)[0]
+        last = callback.newest
+        source = (callback.best_model_path or last) if self.best else last or callback.best_model_path
+        if source != self._exported:
+            callback.finish_removals()
+        return source
 
     def _let_model_save(self, trainer: pl.Trainer, module: pl.LightningModule, source: Path, target: Path) -> None:
         """All ranks: the model knows which of them write."""

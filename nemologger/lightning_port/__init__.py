@@ -86,6 +86,5 @@ from nemologger.lightning_port.schedules import step_plateau_at_epoch_end as ste
 from nemologger.lightning_port.state import KeepsWeights as KeepsWeights
 from nemologger.lightning_port.state import TrainingState as TrainingState
 from nemologger.lightning_port.state import checkpoint_directory as checkpoint_directory
-from nemologger.lightning_port.state import last_saved as last_saved
 from nemologger.lightning_port.state import optimizer_names as optimizer_names
 from nemologger.lightning_port.state import training_state as training_state

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
 from nemologger import sharded_state
@@ -65,11 +64,3 @@ def _named_parameters(trainer: pl.Trainer) -> dict[str, torch.nn.Parameter]:
 def checkpoint_directory(trainer: pl.Trainer, checkpoint: ModelCheckpoint) -> str:
     """Where ``checkpoint`` will write, before a fit has settled it."""
     return str(checkpoint._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
-
-
-def last_saved(checkpoint: ModelCheckpoint) -> str:
-    """The path of the last checkpoint that ``checkpoint`` has saved and that is there; empty if there is none."""
-    for path in (checkpoint.last_model_path, checkpoint._last_checkpoint_saved):
-        if path and get_filesystem(path).exists(path):  # it may be a URL
-            return path
-    return ""

@@ -20,6 +20,7 @@ from nemologger.disk import Disk
 from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import Ranks
+from nemologger.stores.remote_disk import RemoteDisk
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -101,6 +102,8 @@ class KeptCheckpoints(LightningModelCheckpoint):
         directory = self._disk.path(str(self.dirpath))
         try:
             self._disk.make_directory(directory)
+            if isinstance(self._disk, RemoteDisk):
+                self._disk.try_out(directory)  # an hour of training would be lost at the first save
         except OSError as error:
             raise ConfigurationError(f"dirpath={str(directory)!r} cannot be used: {error.strerror}") from error
         if self._disk.can_rename:  # a store has no locks

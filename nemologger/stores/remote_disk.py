@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from queue import Queue
@@ -38,6 +39,24 @@ class RemoteDisk:
     def make_directory(self, path: Path) -> None:
         """See :class:`~nemologger.disk.Disk`. Directories need not be made: ask whether they could be written to."""
         self.store.check(str(path))
+
+    def try_out(self, directory: Path) -> None:
+        """Write, read and remove an object in ``directory``, as every save is going to: whether that is allowed.
+
+        Raises:
+            OSError: If not; it says what.
+        """
+        # Named as what a killed process may leave behind, so that the next run removes it.
+        url = f"{directory}/{secrets.token_hex(8)}{names.UNFINISHED}"
+        for what, call in (
+            ("written", lambda: self.store.create(url, b"?")),
+            ("read", lambda: self.store.read(url)),
+            ("removed", lambda: self.store.remove_object(url)),
+        ):
+            try:
+                call()
+            except OSError as error:
+                raise OSError(error.errno, f"an object could not be {what} there: {error.strerror}", url) from error
 
     def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
         """See :class:`~nemologger.disk.Disk`."""

@@ -99,10 +99,16 @@ def test_the_best_is_exported_though_it_gives_up_its_optimizer_state_at_that_mom
     assert all(torch.equal(value, exported[key]) for key, value in best.items())
 
 
-def test_a_trainer_without_checkpoints_has_nothing_to_export():
-    trainer = quiet_trainer(max_steps=1, enable_checkpointing=False, callbacks=[ExportModel()])
+@pytest.mark.parametrize("checkpoints", [False, True], ids=["none", "Lightning's"])
+def test_without_checkpoints_of_ours_there_is_nothing_to_export(tmp_path, checkpoints):
+    """Said before training, not behind it."""
+    trainer = quiet_trainer(
+        max_steps=1, enable_checkpointing=checkpoints, callbacks=[ExportModel()], default_root_dir=tmp_path
+    )
+    model = Scored(scores=[1.0])
     with pytest.raises(ConfigurationError, match="the trainer has none"):
-        trainer.fit(Scored(scores=[1.0]), datamodule=ToyDataModule())
+        trainer.fit(model, datamodule=ToyDataModule())
+    assert model.losses == {}
 
 
 @pytest.mark.parametrize(

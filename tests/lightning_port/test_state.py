@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 import pytest
-from lightning.fabric.utilities.cloud_io import get_filesystem
-from lightning.pytorch.callbacks import ModelCheckpoint
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import lightning_port
@@ -74,22 +72,3 @@ def test_a_callback_with_weights_is_asked_once_whatever_is_saved(weights_only):
     takes = Takes()
     quiet_trainer(max_steps=1, callbacks=[_Keeps(), takes], limit_val_batches=0).fit(ToyModel(), loader())
     assert takes.checkpoint["kept"] == 1
-
-
-def test_the_last_checkpoint_that_is_there(tmp_path):
-    checkpoint = ModelCheckpoint(tmp_path)
-    assert lightning_port.last_saved(checkpoint) == ""
-    (tmp_path / "a.ckpt").touch()
-    checkpoint._last_checkpoint_saved = str(tmp_path / "a.ckpt")
-    checkpoint.last_model_path = str(tmp_path / "gone.ckpt")
-    assert lightning_port.last_saved(checkpoint) == str(tmp_path / "a.ckpt")
-    (tmp_path / "gone.ckpt").touch()
-    assert lightning_port.last_saved(checkpoint) == str(tmp_path / "gone.ckpt")
-    checkpoint.last_model_path = "memory://last-saved/b.ckpt"
-    assert lightning_port.last_saved(checkpoint) == str(tmp_path / "a.ckpt")
-    store = get_filesystem("memory://last-saved")
-    store.touch("/last-saved/b.ckpt")
-    try:
-        assert lightning_port.last_saved(checkpoint) == "memory://last-saved/b.ckpt"
-    finally:
-        store.rm("/last-saved", recursive=True)
