@@ -46,6 +46,7 @@ from torch.futures import Future
 
 from nemologger import names
 from nemologger.checkpoint.shares import Piece
+from nemologger.checkpoint.untouched import untouched
 from nemologger.errors import CheckpointError, DamagedCheckpointError, NemologgerError, RefusedError
 from nemologger.store_path import in_store
 
@@ -189,7 +190,7 @@ def read_metadata(weights: Path) -> Metadata:
         DamagedCheckpointError: If it cannot be read.
     """
     path = weights / names.DCP_METADATA
-    with _reading(path), path.open("rb") as file:
+    with _reading(path), path.open("rb") as file, untouched(_CLASSES, path):
         read = _MetadataUnpickler(file, path).load()
     if not isinstance(read, Metadata):
         raise DamagedCheckpointError(f"{path} holds a {type(read).__name__}, not DCP's Metadata")
@@ -328,6 +329,7 @@ _UNREADABLE = (
     AttributeError,
     IndexError,
     AssertionError,
+    MemoryError,
 )
 
 
@@ -360,6 +362,8 @@ class _Files(FileSystem):
             yield stream
 
     def concat_path(self, path: Any, suffix: str) -> Any:
+        if not _is_local(suffix):
+            raise RefusedError(f"{path / names.DCP_METADATA} names a file outside of {path}, {suffix}: it was not read")
         return path / suffix
 
 
@@ -408,7 +412,7 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 # A pickle can set attributes of what it names. So where it may name something that all the program uses, it gets a
-# function of ours instead.
+# function of ours instead, or a class that is put right afterwards.
 
 
 def _path(*parts: str) -> Path:
@@ -456,6 +460,8 @@ _ADMITTED: dict[tuple[str, str], Any] = {
         for name in ("PosixPath", "WindowsPath", "PurePosixPath")
     },
 }
+
+_CLASSES = [kind for kind in _ADMITTED.values() if isinstance(kind, type)]
 
 
 @lru_cache(maxsize=4096)
