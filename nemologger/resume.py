@@ -187,8 +187,7 @@ class AutoResume:
         checkpoint_io.install(trainer, path)
         if path is not None:
             trainer.ckpt_path = str(path)
-            if path in read.checkpoints:
-                checkpoint_io.keep(trainer, path, read.checkpoints[path])
+            checkpoint_io.keep(trainer, path, read.checkpoints.get(path))
             others = [callback for callback in callbacks(trainer) if not isinstance(callback, ResumeOnce)]
             callbacks(trainer)[:] = [*others, ResumeOnce(str(path))]
             log.info("resuming from %s (step %d)", path, found["step"])
