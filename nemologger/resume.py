@@ -253,7 +253,8 @@ class AutoResume:
                 "save_optim_on_train_end=False or save_last_n_optim_states)"
             )
 
-        self._clean_up()
+        if stage == "fit":
+            self._clean_up()
         chosen = self._choose(suitable, lambda checkpoint: read.faults(checkpoint, ask))
         if chosen is None and self.start_from is not None:
             start = self._path(self.start_from).expanduser().absolute()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,8 +13,8 @@ import time
 import pytest
 from processes import started, wait_for
 
-from nemologger.errors import DirectoryInUseError
-from nemologger.lock import DirectoryLock
+from nemologger.errors import ConfigurationError, DirectoryInUseError
+from nemologger.lock import FILE, DirectoryLock
 
 HOLD = """
 import sys, time
@@ -158,3 +159,9 @@ def test_a_holder_elsewhere_is_waited_for_in_case_it_has_crashed(tmp_path, scrip
         waiting.take()
         waiting.release()
     assert "which may have ended: waiting for up to 60 s" in caplog.text
+
+
+def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / FILE).mkdir()  # what root, who may write everywhere, cannot either
+    with pytest.raises(ConfigurationError, match=re.escape(f"{tmp_path} cannot be written to: Is a directory")):
+        DirectoryLock(tmp_path).take()
