@@ -53,8 +53,8 @@ def load_weights(
     Raises:
         NotFoundError: If there is no checkpoint, or no averages in it.
         ModelMismatchError: If it belongs to a model with other parameters; nothing was loaded then.
-        DamagedCheckpointError: If it cannot be read. Nothing was loaded if a file is missing or too short; else ``module``
-            may hold parts of the checkpoint.
+        DamagedCheckpointError: If it cannot be read, or is not as it was written. Nothing was loaded if a file is missing or
+            too short; else ``module`` may hold parts of the checkpoint.
 
     Example:
         >>> load_weights("runs/demo/checkpoints/gone", nn.Linear(2, 2))
@@ -62,6 +62,7 @@ def load_weights(
         nemologger.errors.NotFoundError: there is no checkpoint at runs/demo/checkpoints/gone
     """
     path = _existing(checkpoint, storage_options, ema=ema)
+    load.recorded(load.weights_of(path))  # damage must not look like another model
     state = module.state_dict()
     check_model(path, state, module, strict=strict)
     wanted = (lambda name: True) if strict else state.__contains__
@@ -92,6 +93,7 @@ def load_model(
         ContextError: If it has no context, or the context does not hold the model.
         RefusedError: If building the model would run code that nobody allowed.
         ModelMismatchError: If the weights do not fit the model.
+        DamagedCheckpointError: If they are not as they were written.
 
     Example:
         >>> load_model("runs/demo/checkpoints/gone")
@@ -126,6 +128,7 @@ def export_weights(
     Raises:
         ConfigurationError: If the ending says nothing, the package is missing, or safetensors does not know such tensors.
         NotFoundError: If there is no checkpoint, or no averages in it.
+        DamagedCheckpointError: If the weights are not as they were written; ``output`` stays as it was.
 
     Example:
         >>> export_weights("runs/demo/checkpoints/gone", "model.txt")

@@ -185,8 +185,7 @@ class AutoResume:
         checkpoint_io.install(trainer, path)
         if path is not None:
             trainer.ckpt_path = str(path)
-            if path in read.checkpoints:
-                checkpoint_io.keep(trainer, path, read.checkpoints[path])
+            checkpoint_io.keep(trainer, path, read.checkpoints.get(path))
             others = [callback for callback in callbacks(trainer) if not isinstance(callback, ResumeOnce)]
             callbacks(trainer)[:] = [*others, ResumeOnce(str(path))]
             log.info("resuming from %s (step %d)", path, found["step"])
@@ -252,7 +251,8 @@ class AutoResume:
                 "save_optim_on_train_end=False or save_last_n_optim_states)"
             )
 
-        self._clean_up()
+        if stage == "fit":
+            self._clean_up()
         chosen = self._choose(suitable, lambda checkpoint: read.faults(checkpoint, ask))
         if chosen is None and self.start_from is not None:
             start = self._path(self.start_from).expanduser().absolute()

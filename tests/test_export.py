@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import resource
+import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,7 @@ from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import (
     ConfigurationError,
+    DamagedCheckpointError,
     ModelCheckpoint,
     ModelMismatchError,
     NotFoundError,
@@ -76,6 +79,34 @@ def test_into_a_file_of_torch(trained, tmp_path, name):
 def test_into_safetensors(trained, tmp_path):
     checkpoint, state = trained
     assert _same(load_file(export_weights(checkpoint, tmp_path / "model.safetensors")), state)
+
+
+def _into(checkpoint, output, **options):
+    load_weights(checkpoint, ToyModel(), **options)
+
+
+@pytest.mark.parametrize("read", [_into, export_weights])
+@pytest.mark.parametrize("harm", ["flipped", "cut", "emptied", "removed"])
+def test_damage_is_found_not_loaded(trained, tmp_path, read, harm):
+    """In each file in turn."""
+    checkpoint, _ = trained
+    output = tmp_path / "model.pt"
+    read(checkpoint, output)
+    output.unlink(missing_ok=True)
+    for path in [checkpoint / "manifest.json", *sorted((checkpoint / "weights").iterdir())]:
+        hurt = shutil.copytree(checkpoint, tmp_path / path.name) / path.relative_to(checkpoint)
+        content = bytearray(hurt.read_bytes())
+        hurt.unlink()
+        if harm == "flipped":
+            for at in range(100, len(content), 64):  # no payload is smaller
+                content[at] ^= 16
+        if harm != "removed":
+            hurt.write_bytes({"flipped": content, "cut": content[:-1], "emptied": b""}[harm])
+        elif path.name == "manifest.json":
+            continue  # whoever takes out the weights leaves it behind
+        with pytest.raises((DamagedCheckpointError, NotFoundError), match=re.escape(path.name)):
+            read(tmp_path / path.name, output)
+        assert not output.exists()
 
 
 @contextmanager

@@ -386,6 +386,18 @@ def test_validation_needs_no_optimizer_state(tmp_path):
     assert torch.equal(model.net[0].weight, load_model(directory / "step=7-last")["net.0.weight"])
 
 
+def test_validating_changes_nothing_in_the_directory(checkpoints):
+    """Another process may be training there."""
+    (checkpoints / "step=99" / "weights").mkdir(parents=True)
+    (checkpoints / "step=99-unfinished").touch()
+    before = names(checkpoints)
+    trainer = quiet_trainer(callbacks=[ModelCheckpoint(dirpath=checkpoints)])
+    found = AutoResume(resume_if_exists=True).setup(trainer, stage="validate")
+    assert found.path == checkpoints / "step=10-last"
+    trainer.validate(ToyModel(), loader(), verbose=False)
+    assert names(checkpoints) == before
+
+
 def test_home_directories_are_understood(checkpoints, monkeypatch):
     monkeypatch.setenv("HOME", str(checkpoints.parent))
     assert _found(Path("~/checkpoints")) == checkpoints / "step=10-last"

@@ -95,7 +95,7 @@ class RestoreWeights(Callback):
         strategy = trainer.strategy
         sharded = sharded_state.shards_state(strategy)
         if self.checkpoint.is_dir():
-            opened = open_checkpoint(self.checkpoint)
+            opened = open_checkpoint(self.checkpoint, verified=True)  # by AutoResume
             if sharded:
                 return opened.read(sharded_state.templates(strategy), model=model, optimizer=optimizer)
             into = trainer.lightning_module if lightning_port.loads_model_as_is(strategy) else None

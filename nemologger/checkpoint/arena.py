@@ -69,8 +69,12 @@ class Arena:
             raise SaveFailedError("saving beside training needs Linux: memory that two processes share by descriptor")
         self.size = max(end, mmap.PAGESIZE)
         self.descriptor = os.memfd_create("nemologger-arena", os.MFD_CLOEXEC)
-        os.ftruncate(self.descriptor, self.size)
-        pages = SharedPages(self.descriptor, self.size)
+        try:
+            os.ftruncate(self.descriptor, self.size)
+            pages = SharedPages(self.descriptor, self.size)
+        except OSError:
+            os.close(self.descriptor)
+            raise
         self._memory = pages.view
         memory = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._pinned: int | None = None

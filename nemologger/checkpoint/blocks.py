@@ -67,10 +67,6 @@ class CheckedFile:
                 f"{self.path}: its bytes {start} to {end - 1} have changed since they were written"
             )
 
-    def wanted(self) -> list[int]:
-        """The numbers of the blocks that hold something of the parts."""
-        return sorted({n for part in self.parts for n in range(part.start // BLOCK, -(-part.end // BLOCK))})
-
     def _pieces(self, start: int, end: int) -> Iterator[memoryview | int]:
         """Where the bytes from ``start`` to ``end`` go, one after the other; a number for so many that go nowhere."""
         index = max(0, bisect_right(self.parts, start, key=lambda part: part.start) - 1)

@@ -16,7 +16,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,13 +39,18 @@ def begin(disk: Disk, checkpoint: Path, directories: Sequence[str] = (names.WEIG
         disk: Where.
         checkpoint: The directory.
         directories: Those in it that files will be written to.
+
+    Raises:
+        OSError: If that failed; a FileExistsError if what is there must not be replaced.
     """
     if disk.can_rename:
         _make_durable(disk, checkpoint.parent)
         aside = _set_aside(checkpoint)
         published = is_published(checkpoint)
-        strange = checkpoint.exists() and not names.marker(checkpoint).exists() and not os.path.lexists(aside)
-        if published or strange:
+        strange = checkpoint.exists() and not names.marker(checkpoint).exists()
+        if strange and not published:
+            _refuse_what_is_no_checkpoint(checkpoint)
+        if published or (strange and not os.path.lexists(aside)):
             retract(disk, aside)
             disk.rename(checkpoint, aside)
     elif holds_a_checkpoint(checkpoint):
@@ -97,7 +102,7 @@ def abandon(disk: Disk, checkpoint: Path) -> None:
 
 
 def retract(disk: Disk, checkpoint: Path) -> None:
-    """Remove ``checkpoint``: a directory of ours, or a link. Nothing to do if it is not there."""
+    """Remove ``checkpoint``: a directory of ours, a link, or a file. Nothing to do if it is not there."""
     if unpublish(disk, checkpoint):
         clear(disk, checkpoint)
 
@@ -108,11 +113,11 @@ def unpublish(disk: Disk, checkpoint: Path) -> bool:
     Returns:
         Whether there is something left for :func:`clear`.
     """
-    if checkpoint.is_symlink():
+    if not checkpoint.exists() and not checkpoint.is_symlink():
+        return False
+    if checkpoint.is_symlink() or not checkpoint.is_dir():
         disk.remove(checkpoint)
         disk.sync(checkpoint.parent)
-        return False
-    if not checkpoint.exists():
         return False
     _mark(disk, checkpoint)
     disk.remove(checkpoint / names.MANIFEST)
@@ -170,8 +175,13 @@ def supersede(disk: Disk, checkpoint: Path, fresh: Path, manifest: Manifest) -> 
 
 
 def point(disk: Disk, checkpoint: Path, link: Path) -> None:
-    """Make ``link`` a relative symbolic link to ``checkpoint`` beside it."""
-    if not link.is_symlink() and link.is_dir():
+    """Make ``link`` a relative symbolic link to ``checkpoint`` beside it.
+
+    Raises:
+        OSError: If that failed; a FileExistsError if what is there must not be replaced.
+    """
+    if not link.is_symlink() and link.exists():
+        _refuse_what_is_no_checkpoint(link)
         retract(disk, link)
     disk.symlink(link, checkpoint.name)
     disk.sync(link.parent)
@@ -189,13 +199,12 @@ def tidy(disk: Disk, directory: Path) -> list[str]:
     if not directory.is_dir():
         return done
     for mark in sorted(directory.glob(f"*{names.UNFINISHED}")):
-        if mark.is_file():
-            done.append(_settle_marked(disk, mark))
+        if mark.is_file() and not mark.stat().st_size:  # else somebody's text
+            done += _settle(disk, mark, _settle_marked)
     for aside in sorted(directory.glob(f"*{names.REPLACED}")):
-        done += _settle_aside(disk, aside)
+        done += _settle(disk, aside, _settle_aside)
     for partial in sorted(directory.glob(".*.partial")):
-        disk.remove(partial)
-        done.append(f"{partial.name} was never finished: removed")
+        done += _settle(disk, partial, _settle_partial)
     if done:
         disk.sync(directory)
     return done
@@ -222,17 +231,32 @@ def holds_a_checkpoint(checkpoint: Path) -> bool:
     return is_published(checkpoint) and not checkpoint.is_symlink()
 
 
-def _settle_marked(disk: Disk, mark: Path) -> str:
+def _settle(disk: Disk, path: Path, how: Callable[[Disk, Path], list[str]]) -> list[str]:
+    """One of them. What cannot be removed (another user's, say) does not count, and keeps no run from starting."""
+    try:
+        return how(disk, path)
+    except OSError as error:
+        if not disk.can_rename:  # a store that does not answer: nothing is known
+            raise
+        return [f"{path.name} is left over and could not be dealt with: {error}"]
+
+
+def _settle_marked(disk: Disk, mark: Path) -> list[str]:
     checkpoint = mark.with_name(mark.name[: -len(names.UNFINISHED)])
     file = checkpoint.with_name(checkpoint.name + ".ckpt")  # NeMo marks X.ckpt and X alike
     if is_published(checkpoint):
         disk.remove(mark)
-        return f"{checkpoint.name} is complete: its marker was left over"
+        return [f"{checkpoint.name} is complete: its marker was left over"]
     disk.remove(checkpoint)
     disk.remove(file)
     disk.sync(mark.parent)
     disk.remove(mark)
-    return f"{checkpoint.name} was never finished, or was being removed: removed"
+    return [f"{checkpoint.name} was never finished, or was being removed: removed"]
+
+
+def _settle_partial(disk: Disk, partial: Path) -> list[str]:
+    disk.remove(partial)
+    return [f"{partial.name} was never finished: removed"]
 
 
 def _settle_aside(disk: Disk, aside: Path) -> list[str]:
@@ -260,6 +284,20 @@ def _put_back(disk: Disk, checkpoint: Path) -> bool:
 def _mark(disk: Disk, checkpoint: Path) -> None:
     disk.write(names.marker(checkpoint), [])
     disk.sync(checkpoint.parent)
+
+
+def _refuse_what_is_no_checkpoint(path: Path) -> None:
+    """What somebody else keeps under the name of a checkpoint is theirs. What Lightning and NeMo wrote is replaced.
+
+    Raises:
+        FileExistsError: If there is such a thing.
+    """
+    parts = (names.WEIGHTS, names.EMA_WEIGHTS, names.CONTEXT, names.MANIFEST, names.DCP_METADATA)
+    is_one = path.is_symlink() or path.suffix == ".ckpt" or any((path / part).exists() for part in parts)
+    if not is_one and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(
+            errno.EEXIST, "this is no checkpoint, and is not replaced by one: move it, or change filename", str(path)
+        )
 
 
 def _set_aside(checkpoint: Path) -> Path:

@@ -69,10 +69,18 @@ def survey(directory: Path) -> list[Found]:
         return []
     paths = sorted(directory.iterdir())
     if in_store(directory) is None:
-        return [inspect(path) for path in paths if _looks_like_one(path)]
+        return [found for path in paths if (found := _look_at(path)) is not None]
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="nemologger-find") as pool:  # it is all waiting for answers
-        looked = pool.map(lambda path: inspect(path) if _looks_like_one(path) else None, paths)
-        return [found for found in looked if found is not None]
+        return [found for found in pool.map(_look_at, paths) if found is not None]
+
+
+def _look_at(path: Path) -> Found | None:
+    try:
+        return inspect(path) if _looks_like_one(path) else None
+    except PermissionError as error:
+        if path.name == "lost+found":  # every disk has one
+            return None
+        return Found(path, Status.DAMAGED, f"it cannot be read: {error.strerror}")
 
 
 def survey_below(directory: Path) -> list[Found]:

@@ -17,7 +17,7 @@ from nemologger.checkpoint.in_place import Places, places_of
 from nemologger.checkpoint.manifest import FileRecord
 from nemologger.checkpoint.read import read_parts, read_tensors
 from nemologger.checkpoint.snapshot import MODEL, OPTIMIZERS, restore
-from nemologger.checkpoint.verify import problems
+from nemologger.checkpoint.verify import first_problem, problems
 from nemologger.checkpoint.weights import read_common
 from nemologger.errors import DamagedCheckpointError, NotFoundError
 
@@ -32,7 +32,7 @@ class Opened:
         weights: Its directory of weights.
         common: What is not a tensor, as plain types.
         tensors: Those that have been read, by flat key.
-        records: The files of ``weights`` that have been compared with the manifest.
+        records: What the manifest says of the files of ``weights``: what is read of them is compared with that.
     """
 
     weights: Path
@@ -63,8 +63,8 @@ class Opened:
             optimizer: With the states of optimizers.
 
         Raises:
-            DamagedCheckpointError: If something cannot be read. Nothing is in the module then if a file is missing or too
-                short; else, it may hold parts of the model.
+            DamagedCheckpointError: If something cannot be read, or is not as it was written. Nothing is in the module then
+                if a file is missing or too short; else, it may hold parts of the model.
         """
 
         def wanted(key: str) -> bool:
@@ -76,21 +76,43 @@ class Opened:
         return restore(common, {**self.tensors, **tensors})
 
 
-def open_checkpoint(checkpoint: Path) -> Opened:
+def open_checkpoint(checkpoint: Path, *, verified: bool = False) -> Opened:
     """A checkpoint, to be read. Runs no code of the files.
 
     Args:
         checkpoint: The checkpoint's directory, or its ``weights/``.
+        verified: All of it has just been compared with its manifest. Else what is read is, if there is one.
 
     Raises:
         NotFoundError: If there are no weights.
-        DamagedCheckpointError: If they cannot be read.
+        DamagedCheckpointError: If they cannot be read, or are not as they were written.
         RefusedError: If reading them would run code.
     """
     weights = weights_of(checkpoint)
+    records = {} if verified else recorded(weights)
     common = read_common(weights)
     common.pop(OURS, None)
-    return Opened(weights, common)
+    return Opened(weights, common, records=records)
+
+
+def recorded(weights: Path) -> dict[str, FileRecord]:
+    """What the manifest says of the files of tensors in ``weights``; the small files beside them are compared at once.
+
+    Nothing without a manifest: another tool wrote them, or somebody has taken them out of their checkpoint.
+
+    Raises:
+        DamagedCheckpointError: If the manifest or a small file is not as it was written.
+    """
+    checkpoint, home = weights.parent, weights.name
+    if home not in (names.WEIGHTS, names.EMA_WEIGHTS) or not (checkpoint / names.MANIFEST).exists():
+        return {}
+    manifest = manifests.read(checkpoint)
+    inside = [file for file in manifest.files if Path(file).parent == Path(home)]
+    shards = {file for file in inside if file.endswith(names.SHARD_SUFFIX)}
+    wrong = first_problem(checkpoint, manifest, (file for file in inside if file not in shards))
+    if wrong is not None:
+        raise DamagedCheckpointError(f"{checkpoint}: {wrong}")
+    return {Path(file).name: manifest.files[file] for file in shards}
 
 
 def open_verified(checkpoint: Path, keep: Callable[[str], bool] = lambda key: True) -> Opened:
@@ -113,7 +135,7 @@ def open_verified(checkpoint: Path, keep: Callable[[str], bool] = lambda key: Tr
     in_weights = {f"{names.WEIGHTS}/{name}" for name in records}
     if wrong := problems(checkpoint, shallow=in_weights.__contains__):
         raise DamagedCheckpointError(f"{checkpoint}: {wrong[0]}")
-    opened = open_checkpoint(checkpoint / names.WEIGHTS)
+    opened = open_checkpoint(checkpoint / names.WEIGHTS, verified=True)
     return replace(opened, tensors=read_tensors(opened.weights, keep, records=records), records=records)
 
 
@@ -158,13 +180,19 @@ def load_model(
         template: Tensors to shard like; see :func:`~nemologger.checkpoint.read.read_tensors`.
         into: Live tensors to read into; see :func:`~nemologger.checkpoint.read.read_tensors`.
         wanted: Which of the names.
+
+    Raises:
+        DamagedCheckpointError: If what is read is not as it was written.
     """
     weights = weights_of(checkpoint)
+    records = recorded(weights)
     tensors = read_tensors(
         weights,
         lambda key: is_of_model(key) and wanted(key.removeprefix(f"{MODEL}.")),
         template,
+        records=records,
         into=None if into is None else _flat(into),
+        verify=False,
     )
     extra = {name: value for name, value in read_common(weights).get(MODEL, {}).items() if wanted(name)}
     state: dict[str, Any] = restore({MODEL: extra}, tensors)[MODEL]
@@ -181,9 +209,11 @@ def load_parts(checkpoint: Path, into: Mapping[str, torch.Tensor]) -> dict[str, 
 
     Raises:
         ModelMismatchError: If one has other sizes.
+        DamagedCheckpointError: If what is read is not as it was written.
     """
-    prefix = f"{MODEL}."
-    parts = read_parts(weights_of(checkpoint), {f"{prefix}{name}": tensor for name, tensor in into.items()})
+    prefix, weights = f"{MODEL}.", weights_of(checkpoint)
+    stored = {f"{prefix}{name}": tensor for name, tensor in into.items()}
+    parts = read_parts(weights, stored, recorded(weights))
     return {key.removeprefix(prefix): part for key, part in parts.items()}
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import xxhash
@@ -135,22 +135,29 @@ class Manifest:
         try:
             body = json.loads(content)
             checksum = body.pop("checksum")
-        except (ValueError, AttributeError, KeyError, TypeError) as error:
-            raise DamagedCheckpointError(f"{where} is not a manifest: {error}") from error
-        if checksum != _checksum(body):
-            raise DamagedCheckpointError(f"{where} has changed since it was written: its own checksum does not match")
-        if body["format"] > FORMAT:
-            raise DamagedCheckpointError(
-                f"{where} has format {body['format']}, this version reads up to {FORMAT}: update nemologger"
-            )
-        known = {f.name for f in fields(Manifest)}
-        values = {key: value for key, value in body.items() if key in known}
-        values["files"] = {
-            path: FileRecord(record["size"], tuple(record["blocks"])) for path, record in body["files"].items()
-        }
-        values["metrics"] = {key: float(value) for key, value in body["metrics"].items()}
-        values["score"] = None if body["score"] is None else float(body["score"])
-        return Manifest(**values)
+            if checksum != _checksum(body):
+                raise DamagedCheckpointError(
+                    f"{where} has changed since it was written: its own checksum does not match"
+                )
+            if body["format"] > FORMAT:
+                raise DamagedCheckpointError(
+                    f"{where} has format {body['format']}, this version reads up to {FORMAT}: update nemologger"
+                )
+            known = {f.name for f in fields(Manifest)}
+            values = {key: value for key, value in body.items() if key in known}
+            values["files"] = {
+                _inside(path): _record(record["size"], record["blocks"]) for path, record in body["files"].items()
+            }
+            values["metrics"] = {key: float(value) for key, value in body["metrics"].items()}
+            values["score"] = None if body["score"] is None else float(body["score"])
+            manifest = Manifest(**values)
+            _check_kinds(manifest)
+        except DamagedCheckpointError:
+            raise
+        except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as error:
+            # Its checksum may be right: whoever edits one by hand, or means harm, can compute it.
+            raise DamagedCheckpointError(f"{where} is not a manifest: {type(error).__name__}: {error}") from error
+        return manifest
 
 
 def read(checkpoint: Path) -> Manifest:
@@ -180,6 +187,30 @@ def versions() -> dict[str, str]:
 def now() -> float:
     """The time to put into a manifest."""
     return time.time()
+
+
+def _record(size: int, blocks: list[str]) -> FileRecord:
+    if type(size) is not int or size < 0 or len(blocks) != max(-(-size // BLOCK), 1):
+        raise ValueError(f"{len(blocks)} checksums do not go with a size of {size!r}")
+    return FileRecord(size, tuple(map(str, blocks)))
+
+
+def _inside(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or path.startswith("/") or ".." in parts:
+        raise ValueError(f"{path!r} is no path inside a checkpoint")
+    return path
+
+
+def _check_kinds(manifest: Manifest) -> None:
+    for one in fields(Manifest):
+        kind = _KINDS.get(str(one.type))
+        value = getattr(manifest, one.name)
+        if kind is not None and (not isinstance(value, kind) or isinstance(value, bool) is not (kind is bool)):
+            raise TypeError(f"{one.name} is {value!r}")
+
+
+_KINDS: dict[str, Any] = {"int": int, "float": (int, float), "str": str, "bool": bool, "dict[str, str | None]": dict}
 
 
 def _checksum(body: dict[str, Any]) -> str:

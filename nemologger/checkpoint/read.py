@@ -76,13 +76,16 @@ def read_tensors(
     return {key: sharded_like(one, templates[key]) if key in templates else one for key, one in read.items()}
 
 
-def read_parts(weights: Path, into: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def read_parts(
+    weights: Path, into: Mapping[str, torch.Tensor], records: Mapping[str, FileRecord] | None = None
+) -> dict[str, torch.Tensor]:
     """This rank's parts of tensors of ``weights``, on the CPU; of no other is anything read.
 
     Args:
         weights: The directory.
         into: By flat key, live tensors of the same sizes, plain or sharded. What is here of them is read into where that
             is possible, and returned then. What ``weights`` does not have is left out.
+        records: Files of ``weights``; their blocks that hold something of that are compared with their checksums.
 
     Raises:
         ModelMismatchError: If one has other sizes.
@@ -106,7 +109,7 @@ def read_parts(weights: Path, into: Mapping[str, torch.Tensor]) -> dict[str, tor
         else _block(tuple(into[key].shape), dtypes[key], into[key], key)
         for key in stored
     }
-    read_blocks(weights, blocks, live=bool(places))
+    read_blocks(weights, blocks, records, verify=False, live=bool(places))
     return {key: block.memory for key, block in blocks.items()}
 
 
@@ -201,22 +204,26 @@ def _jobs(
     files: _Files, wanted: Sequence[Run | Rows], records: Mapping[str, FileRecord], *, verify: bool
 ) -> Iterator[Callable[[], None]]:
     """What there is to do, in the order of the files: whole blocks of those that have a record, else only what is wanted."""
-    wanted = sorted(wanted, key=lambda one: (one.file, one.start))
-    for name, record in sorted(records.items()):
+    by_file: dict[str, list[Run | Rows]] = {}
+    for one in sorted(wanted, key=lambda one: one.start):
+        by_file.setdefault(one.file, []).append(one)
+    for name in sorted({*by_file, *(records if verify else ())}):
+        record = records.get(name)
+        if record is None:
+            yield from map(files.job, by_file[name])
+            continue
         parts: list[Part] = []
-        for one in wanted:
-            if one.file != name:
-                continue
+        numbers = set(range(len(record.blocks)) if verify else ())
+        for one in by_file.get(name, ()):
+            numbers.update(range(one.start // BLOCK, min(-(-(one.start + one.size) // BLOCK), len(record.blocks))))
             part = Part(one.start, one.target) if isinstance(one, Run) else None
             if part is not None and part.end <= record.size and (not parts or parts[-1].end <= part.start):
                 parts.append(part)
             else:
                 yield files.job(one)  # not in one run, or nothing of ours: read by itself
-        if parts or verify:
+        if numbers:
             file = CheckedFile(files.descriptor(name), files.path(name), parts, record)
-            numbers = range(len(record.blocks)) if verify else file.wanted()
-            yield from (partial(file.read, number) for number in numbers)
-    yield from (files.job(one) for one in wanted if one.file not in records)
+            yield from (partial(file.read, number) for number in sorted(numbers))
 
 
 class _Files:

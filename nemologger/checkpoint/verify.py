@@ -114,6 +114,12 @@ def verifying(
         pool.shutdown(cancel_futures=True)
 
 
+def first_problem(checkpoint: Path, manifest: Manifest, files: Iterable[str]) -> Problem | None:
+    """What is wrong with some of the files that ``manifest`` lists, read one after the other; None if nothing."""
+    units = (unit for file in files for unit in _units(manifest, file, deep=True))
+    return next((problem for unit in units if (problem := _look(checkpoint, unit)) is not None), None)
+
+
 def merged(found: Iterable[Iterable[Problem]]) -> list[Problem]:
     """What all ranks have found, in their order: of each file, what comes first."""
     first: dict[str, Problem] = {}

@@ -36,18 +36,22 @@ class Writer:
     def __init__(self, arena: Arena, always: Mapping[str, bytes]) -> None:
         ours, theirs = Pipe()
         arguments = (theirs.fileno(), arena.descriptor, arena.size, os.getpid(), arena.may_move)
-        command = [sys.executable, "-c", f"from nemologger.checkpoint.writer_main import main; main{arguments}"]
+        # Modules are looked for where this process looks, and nowhere else: not in the current directory, for example, where
+        # a file may be called like one of Python's own.
+        places = [place for place in sys.path if isinstance(place, str)]
+        start = (
+            f"import sys; sys.path[:] = {places}\nfrom nemologger.checkpoint.writer_main import main; main{arguments}"
+        )
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, "-c", start],
             pass_fds=(theirs.fileno(), arena.descriptor),
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         theirs.close()
         self._connection = ours
         self._busy = False
-        self._end = weakref.finalize(self, _end, self._process, ours)
+        self._end = weakref.finalize(self, _end, self._process, ours, os.getpid())
         if not ours.poll(_START_TIMEOUT):
             self._end()
             raise SaveFailedError(f"the writer process did not start within {_START_TIMEOUT:g} s")
@@ -119,7 +123,9 @@ class Writer:
         return SaveFailedError(f"the writer process {self.pid} has died (exit code {code})")
 
 
-def _end(process: subprocess.Popen[bytes], connection: Connection) -> None:
+def _end(process: subprocess.Popen[bytes], connection: Connection, owner: int) -> None:
+    if os.getpid() != owner:  # a process that was forked comes to its end
+        return
     # To close it is not enough: processes that were forked since, data loader workers for example, have it open too.
     with contextlib.suppress(OSError):
         connection.send(None)

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemologger.errors import DirectoryInUseError
+from nemologger.errors import ConfigurationError, DirectoryInUseError
 
 try:
     import fcntl
@@ -66,6 +66,7 @@ class DirectoryLock:
 
         Raises:
             DirectoryInUseError: If another process holds it.
+            ConfigurationError: If nothing can be written there.
         """
         if fcntl is None or self._held is not None:
             return
@@ -77,7 +78,7 @@ class DirectoryLock:
             return
         end, told = time.monotonic() + _LEASE, False
         while self._held is None:
-            descriptor = os.open(self._path, os.O_CREAT | os.O_RDWR, 0o666)
+            descriptor = _open(self._path)
             try:
                 _lock(descriptor)
             except OSError as error:
@@ -120,6 +121,13 @@ class DirectoryLock:
             if _is_at(held.path, held.descriptor):
                 held.path.unlink(missing_ok=True)
             os.close(held.descriptor)
+
+
+def _open(path: Path) -> int:
+    try:
+        return os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+        raise ConfigurationError(f"{path.parent} cannot be written to: {error.strerror} ({path.name})") from error
 
 
 def _lock(descriptor: int) -> None:

@@ -41,11 +41,14 @@ class DirectoryCheckpointIO(CheckpointIO):
         self._trainer = trainer
         self._inner = inner
         self._loaded: tuple[Path, list[dict[str, Any]]] | None = None  # optimizers' states
-        self._kept: tuple[str, Opened] | None = None
+        self._kept: tuple[str, Opened | None] | None = None
         self._options: dict[str, Mapping[str, Any]] = {}
 
-    def keep(self, path: Path, checkpoint: Opened) -> None:
-        """What :meth:`load_checkpoint` is to read for ``path``, once: part of it has been read already, to verify it."""
+    def keep(self, path: Path, checkpoint: Opened | None) -> None:
+        """What :meth:`load_checkpoint` is to read for ``path``, once: part of it has been read already, to verify it.
+
+        None if nothing of it was kept: it has been verified all the same.
+        """
         self._kept = (str(path), checkpoint)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
@@ -71,6 +74,7 @@ class DirectoryCheckpointIO(CheckpointIO):
 
         Raises:
             NotFoundError: If there is nothing at ``path``.
+            DamagedCheckpointError: If it is not as it was written.
             ModelMismatchError: If it belongs to a model with other parameters.
             CheckpointError: If a fit is to go on from a checkpoint that has no optimizer state.
         """
@@ -81,9 +85,12 @@ class DirectoryCheckpointIO(CheckpointIO):
                 raise NotFoundError(f"there is no checkpoint at {path}")
             return self._load_file(path, map_location, weights_only)
         strategy, module = self._trainer.strategy, self._trainer.lightning_module
+        is_verified = kept is not None and kept[0] == str(path)
+        opened = (kept[1] if kept is not None and is_verified else None) or open_checkpoint(
+            directory, verified=is_verified
+        )
         if module is not None and not lightning_port.will_rewrite_state(module):
             check_model(directory, sharded_state.model_state(strategy), module)
-        opened = kept[1] if kept is not None and kept[0] == str(path) else open_checkpoint(directory)
         is_fit = self._trainer.state.fn == "fit"
         if is_fit and not opened.has_optimizer and not self._is_finished(directory):
             raise CheckpointError(
@@ -216,7 +223,7 @@ def keeps(
     return keep
 
 
-def keep(trainer: pl.Trainer, path: Path, checkpoint: Opened) -> None:
+def keep(trainer: pl.Trainer, path: Path, checkpoint: Opened | None) -> None:
     """As :meth:`DirectoryCheckpointIO.keep`, if ``trainer`` has one."""
     plugin = trainer.strategy.checkpoint_io
     if isinstance(plugin, DirectoryCheckpointIO):

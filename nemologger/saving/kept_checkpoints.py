@@ -81,7 +81,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
     @property
     def newest(self) -> str:
         """The path of the newest checkpoint that is kept, ``-last`` if there is one; empty without any. On rank 0."""
-        newest = max(self.shelf.kept, key=lambda kept: kept.time, default=None)
+        newest = max(self.shelf.kept, key=lambda kept: kept.order, default=None)
         return self.shelf.last or (newest.path if newest is not None else "")
 
     @property

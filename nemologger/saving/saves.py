@@ -186,7 +186,7 @@ class SavedCheckpoints(KeptCheckpoints):
         self._failed_saves = 0
         if not trainer.is_global_zero:
             return
-        newest = max(self.shelf.kept, key=lambda kept: kept.time)  # a run that went back has had later steps
+        newest = max(self.shelf.kept, key=lambda kept: kept.order)  # not by time: clocks are set back
         if self.verbose:
             shown = "" if newest.score is None else f" with {self.monitor}={newest.score:.5g}"
             log.info("step %d: saved %s%s", newest.step, newest.path, shown)

@@ -14,6 +14,7 @@ from toy import Scored, ToyDataModule, quiet_trainer
 
 import nemologger as nl
 from nemologger.callbacks import ExportModel
+from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.load import load_model
 from nemologger.checkpoint.manifest import read
 from nemologger.disk import LocalDisk
@@ -50,7 +51,9 @@ def test_it_is_not_taken_for_a_checkpoint(tmp_path):
         ExportModel("m", ".ckpt")
 
 
-def test_without_a_last_checkpoint_the_newest_one_is_exported(tmp_path):
+@pytest.mark.parametrize("clock", [range(9), range(9, 0, -1)], ids=["", "that is set back"])
+def test_without_a_last_checkpoint_the_newest_one_is_exported(tmp_path, monkeypatch, clock):
+    monkeypatch.setattr(manifests, "now", iter(map(float, clock)).__next__)
     ckpt = nl.ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=1, save_top_k=-1, save_last=False)
     model = train(tmp_path, ExportModel("m", ".pt"), ckpt=ckpt)
     exported = torch.load(tmp_path / "m.pt", weights_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -347,3 +348,61 @@ def test_a_foreign_link_is_neither_followed_nor_removed(tmp_path):
     assert step_in(tmp_path / "run" / "b") == 1
     save(tmp_path / "run" / "b", 2)
     assert step_in(tmp_path / "elsewhere" / "a") == 1
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "set aside"])
+def test_what_is_no_checkpoint_is_not_replaced_by_one(tmp_path, kind):
+    """Somebody's sources, in a directory that is called like a checkpoint."""
+    if kind == "file":
+        (tmp_path / "a").write_text("theirs")
+    else:
+        (tmp_path / "a").mkdir()
+        (tmp_path / "a" / "net.py").write_text("theirs")
+    if kind == "set aside":
+        (tmp_path / "a-replaced").mkdir()
+    before = {path.relative_to(tmp_path) for path in tmp_path.rglob("*")}
+    with pytest.raises(SaveFailedError, match=r"is no checkpoint.*change filename.*/a'"):
+        save(tmp_path / "a", 1)
+    with pytest.raises(OSError, match="is no checkpoint"):
+        commit.point(DISK, tmp_path / "b", tmp_path / "a")
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} == before
+    save(tmp_path / "b", 2)
+    with pytest.raises(OSError, match="is no checkpoint"):
+        commit.duplicate(DISK, tmp_path / "b", tmp_path / "a", read(tmp_path / "b"))
+    assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*")} >= before
+
+
+def test_a_file_that_lightning_wrote_is_replaced(tmp_path):
+    (tmp_path / "a.ckpt").write_bytes(b"Lightning's")
+    save(tmp_path / "a.ckpt", 1)
+    assert names_in(tmp_path) == {"a.ckpt"}
+    assert step_in(tmp_path / "a.ckpt") == 1
+
+
+def test_a_text_that_is_called_like_a_marker_is_somebodys(tmp_path):
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "page").write_text("theirs")
+    (tmp_path / "notes-unfinished").write_text("a list of what is missing")
+    assert commit.tidy(DISK, tmp_path) == []
+    assert names_in(tmp_path) == {"notes", "notes-unfinished"}
+    assert (tmp_path / "notes" / "page").exists()
+
+
+def test_what_cannot_be_removed_keeps_no_run_from_starting(tmp_path):
+    """Another user's, or a file that a network file system still has open."""
+
+    class Stubborn(LocalDisk):
+        def remove(self, path: Path) -> None:
+            if path.name == "a":
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+            super().remove(path)
+
+    for name in ("a", "b"):
+        save(tmp_path / name, 1)
+        (tmp_path / name / "manifest.json").unlink()
+        (tmp_path / f"{name}-unfinished").touch()
+    save(tmp_path / "c", 3)
+    said = commit.tidy(Stubborn(), tmp_path)
+    assert any("a-unfinished is left over and could not be dealt with: " in line for line in said)
+    assert names_in(tmp_path) == {"a", "a-unfinished", "c"}
+    assert newest_step(tmp_path) == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -227,3 +228,22 @@ def test_a_replaced_one_is_found_until_its_successor_is_published(tmp_path):
     commit.tidy(LocalDisk(), tmp_path)  # the run that was going to load it starts
     assert settled(chosen) == tmp_path / "a"
     assert settled(tmp_path / "gone") == tmp_path / "gone"
+
+
+def test_what_may_not_be_read_hides_nothing_else():
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as place:  # pytest's own are closed to others
+        directory = Path(place)
+        directory.chmod(0o755)
+        for step, name in enumerate(("a", "b", "lost+found"), start=1):
+            save(directory / name, step)
+        (directory / "b").chmod(0)
+        (directory / "lost+found").chmod(0)
+        try:
+            if user == 0:  # who may read everything
+                os.seteuid(65534)
+            found = survey(directory)
+        finally:
+            os.seteuid(user)
+        assert [(one.path.name, one.status) for one in found] == [("a", Status.COMPLETE), ("b", Status.DAMAGED)]
+        assert found[1].why == "it cannot be read: Permission denied"

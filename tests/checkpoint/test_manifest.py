@@ -32,8 +32,8 @@ built = st.builds(
     ranked=st.booleans(),
     last=st.booleans(),
     files=st.dictionaries(
-        st.text(max_size=20),
-        st.builds(FileRecord, st.integers(0, 2**60), st.lists(st.just("00ff")).map(tuple)),
+        st.text(max_size=20).map(lambda text: f"a{text}".replace("..", "")),
+        st.integers(0, 5 * BLOCK).map(lambda size: FileRecord(size, ("00ff",) * max(-(-size // BLOCK), 1))),
         max_size=3,
     ),
 )
@@ -73,7 +73,20 @@ def test_any_changed_byte_is_noticed(data):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"[]", b"null", b'"text"', b"3", b"\xff\xfe", b'{"checksum": 3}', b"{" * 50, b"[1, 2]"]
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b'"text"',
+        b"3",
+        b"\xff\xfe",
+        b'{"checksum": 3}',
+        b"{" * 50,
+        b"[1, 2]",
+        b"[" * 200_000,
+    ],
 )
 def test_what_is_no_manifest_is_damaged(content):
     with pytest.raises(DamagedCheckpointError, match="manifest"):
@@ -146,3 +159,26 @@ def test_newest_is_by_step_then_time():
         Manifest(step=2, epoch=0, time=2.0),
     ]
     assert sorted(ordered, key=lambda m: m.order) == ordered
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": None},
+        {"format": "1"},
+        {"step": "ten"},
+        {"life": None},
+        {"ranked": 1},
+        {"owner": []},
+        {"files": ["a"]},
+        {"files": {"a": {"size": "1", "blocks": ["00"]}}},
+        {"files": {"a": {"size": 1, "blocks": []}}},
+        {"files": {"../../other": {"size": 1, "blocks": ["00"]}}},
+        {"files": {"/etc/passwd": {"size": 1, "blocks": ["00"]}}},
+        {"metrics": {"a": "much"}},
+    ],
+)
+def test_one_with_the_right_checksum_and_something_else_in_it_is_damaged(change):
+    body = {**json.loads(Manifest(step=3, epoch=1).dumps()), **change}
+    with pytest.raises(DamagedCheckpointError, match="is not a manifest"):
+        Manifest.loads(_signed({key: value for key, value in body.items() if key != "format" or value}), WHERE)

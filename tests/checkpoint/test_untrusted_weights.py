@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import re
+import sys
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 
@@ -55,7 +57,8 @@ def test_the_bomb_works(tmp_path):
 
 
 def _rewrite(path: Path, content: bytes) -> None:
-    """Put other bytes into a checkpoint."""
+    """Put other bytes into a checkpoint, which has no manifest then: a stranger's needs none."""
+    (path.parent.parent / "manifest.json").unlink()
     path.write_bytes(content)
 
 
@@ -115,6 +118,40 @@ def test_a_metadata_cannot_change_what_the_program_uses(tmp_path, name):
         read_metadata(tmp_path)
     for used in (Path, type(tmp_path), torch.serialization._get_layout, torch.Size):
         assert not hasattr(used, "evil")
+
+
+def _attribute(module: str, name: str, attribute: str, value: str = "N") -> bytes:
+    """A pickle that sets an attribute of what it names."""
+    return f"c{module}\n{name}\n(N(dV{attribute}\n{value}stb.".encode()
+
+
+@pytest.mark.parametrize("name", ["Metadata __init__", "MetadataIndex __hash__", "_MEM_FORMAT_ENCODING new"])
+def test_a_metadata_cannot_change_the_classes_it_is_made_of(tmp_path, name):
+    kind, attribute = name.split()
+    module = Metadata.__module__
+    before = dict(vars(vars(sys.modules[module])[kind]))
+    (tmp_path / ".metadata").write_bytes(_attribute(module, kind, attribute))
+    with pytest.raises(RefusedError, match=rf"\.metadata changes {kind}, which no checkpoint needs"):
+        read_metadata(tmp_path)
+    assert dict(vars(vars(sys.modules[module])[kind])) == before
+    write(tmp_path / "weights", {"a": torch.ones(3)})
+    assert torch.equal(read_tensors(tmp_path / "weights")["state_dict.a"], torch.ones(3))
+
+
+def test_a_metadata_cannot_change_the_members_of_an_enum(tmp_path):
+    member = torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
+    enum = f"c{Metadata.__module__}\n_MEM_FORMAT_ENCODING\n"
+    (tmp_path / ".metadata").write_bytes(f"{enum}(I{member.value}\ntR(dV_value_\nI0\nsb.".encode())
+    before = member.value
+    with pytest.raises(RefusedError, match="TORCH_CHANNELS_LAST"):
+        read_metadata(tmp_path)
+    assert member.value == before
+
+
+def test_a_metadata_that_asks_for_all_memory_is_damaged(tmp_path):
+    (tmp_path / ".metadata").write_bytes(b"\x8e" + (1 << 50).to_bytes(8, "little") + b"x.")
+    with pytest.raises(DamagedCheckpointError, match="MemoryError"):
+        read_metadata(tmp_path)
 
 
 def test_a_common_pt_with_code_is_refused(tmp_path, canary):
@@ -190,3 +227,16 @@ def test_a_metadata_of_another_kind_is_damaged(tmp_path):
     (tmp_path / ".metadata").write_bytes(pickle.dumps({"state_dict_metadata": {}}))
     with pytest.raises(DamagedCheckpointError, match="holds a dict"):
         read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("elsewhere", ["../__9_0.distcp", "{}/__9_0.distcp"])
+def test_a_file_outside_of_the_weights_is_not_read(tmp_path, elsewhere):
+    weights = _with_entry(tmp_path / "weights", _torch_saved(torch.ones(3)), as_bytes=False)
+    (weights / "__9_0.distcp").rename(tmp_path / "__9_0.distcp")
+    read = read_metadata(weights)
+    for index, info in read.storage_data.items():
+        if info.relative_path == "__9_0.distcp":
+            read.storage_data[index] = replace(info, relative_path=elsewhere.format(tmp_path))
+    (weights / ".metadata").write_bytes(pickle.dumps(read))
+    with pytest.raises(RefusedError, match="names a file outside of"):
+        read_tensors(weights)

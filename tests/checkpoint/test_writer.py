@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from processes import python
 
 from nemologger.checkpoint.arena import Arena
 from nemologger.checkpoint.manifest import FileRecord
@@ -33,6 +34,21 @@ arena = Arena({}, {})
 writer = Writer(arena, {})
 print(writer.pid, flush=True)
 time.sleep(60)
+"""
+
+FORKS = """
+import os, sys
+from nemologger.checkpoint.arena import Arena
+from nemologger.checkpoint.writer import Writer
+from nemologger.checkpoint.writer_main import Job
+arena = Arena({}, {})
+writer = Writer(arena, {})
+child = os.fork()
+if child == 0:
+    sys.exit()
+os.waitpid(child, 0)
+writer.submit(Job(sys.argv[1], (), {"small": b"small"}))
+assert writer.outcome(None).error == ""
 """
 
 
@@ -180,3 +196,17 @@ def test_it_leaves_processor_and_disk_to_the_process_that_trains(arena):
         assert tuple(process.ionice()) == (psutil.IOPRIO_CLASS_BE, 7)
     finally:
         writer.close()
+
+
+def test_a_file_beside_it_that_is_called_like_a_module_of_python_is_not_run(arena, tmp_path, monkeypatch):
+    for name in ("platform", "json", "xxhash", "nemologger"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    Writer(arena, {}).close()
+
+
+def test_a_forked_process_that_ends_does_not_end_it(tmp_path):
+    (tmp_path / "forks.py").write_text(FORKS)
+    python(tmp_path / "forks.py", tmp_path)
+    assert (tmp_path / "small").read_bytes() == b"small"

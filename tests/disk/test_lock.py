@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,13 +13,13 @@ import time
 import pytest
 from processes import started, wait_for
 
-from nemologger.disk.lock import DirectoryLock
-from nemologger.errors import DirectoryInUseError
+from nemologger.disk.lock import FILE, DirectoryLock
+from nemologger.errors import ConfigurationError, DirectoryInUseError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from nemologger.disk.lock import DirectoryLock
+from nemologger.disk.lock import FILE, DirectoryLock
 DirectoryLock(Path(sys.argv[1])).take()
 (Path(sys.argv[1]) / "held").touch()
 time.sleep(60)
@@ -61,7 +62,7 @@ def test_a_process_that_was_forked_does_not_keep_it(tmp_path):
     try:
         lock.release()
         take = f"DirectoryLock(Path({str(tmp_path)!r})).take()"
-        code = f"from pathlib import Path; from nemologger.disk.lock import DirectoryLock; {take}"
+        code = f"from pathlib import Path; from nemologger.disk.lock import FILE, DirectoryLock; {take}"
         assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == 0
     finally:
         stop.set()
@@ -72,7 +73,7 @@ def taken_elsewhere(directory) -> bool:
     """Whether another process is refused."""
     code = (
         "import sys; from pathlib import Path; from nemologger.errors import DirectoryInUseError\n"
-        "from nemologger.disk.lock import DirectoryLock\n"
+        "from nemologger.disk.lock import FILE, DirectoryLock\n"
         "try: DirectoryLock(Path(sys.argv[1])).take()\n"
         "except DirectoryInUseError: sys.exit(7)\n"
     )
@@ -119,7 +120,7 @@ def test_a_directory_that_was_made_anew_is_locked_anew(tmp_path):
 FORK = """
 import os, sys, time
 from pathlib import Path
-from nemologger.disk.lock import DirectoryLock
+from nemologger.disk.lock import FILE, DirectoryLock
 DirectoryLock(Path(sys.argv[1])).take()
 if os.fork() == 0:
     time.sleep(60)
@@ -158,3 +159,9 @@ def test_a_holder_elsewhere_is_waited_for_in_case_it_has_crashed(tmp_path, scrip
         waiting.take()
         waiting.release()
     assert "which may have ended: waiting for up to 60 s" in caplog.text
+
+
+def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):
+    (tmp_path / FILE).mkdir()  # what root, who may write everywhere, cannot either
+    with pytest.raises(ConfigurationError, match=re.escape(f"{tmp_path} cannot be written to: Is a directory")):
+        DirectoryLock(tmp_path).take()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -11,6 +14,7 @@ from toy import ToyModel, loader, quiet_trainer
 from nemologger import (
     AutoResume,
     CheckpointError,
+    DamagedCheckpointError,
     ModelCheckpoint,
     ModelMismatchError,
     NotFoundError,
@@ -61,6 +65,18 @@ def test_files_of_lightning_are_read_and_written_as_before(tmp_path):
     install(trainer)
     trainer.fit(other, loader(), loader(), ckpt_path=str(tmp_path / "x.ckpt"))
     assert sorted(other.losses) == [7, 8]
+
+
+@pytest.mark.parametrize("file", ["__0_0.distcp", "__0_1.distcp", "common.pt", ".metadata"])
+@pytest.mark.parametrize("task", ["fit", "validate"])
+def test_damage_is_found_without_being_looked_for(checkpoint, tmp_path, task, file):
+    path = shutil.copytree(checkpoint, tmp_path / "x") / "weights" / file
+    content = bytearray(path.read_bytes())
+    for at in range(100, len(content), 64):
+        content[at] ^= 16
+    path.write_bytes(content)
+    with pytest.raises(DamagedCheckpointError, match=re.escape(file)):
+        getattr(_trainer(), task)(ToyModel(), loader(), ckpt_path=str(tmp_path / "x"))
 
 
 def test_nothing_there_is_an_error():

@@ -26,7 +26,8 @@ from torch.distributed.checkpoint.metadata import (
 from nemologger import names
 from nemologger.checkpoint.weights.layout import Entry
 from nemologger.checkpoint.weights.reading import reading
-from nemologger.checkpoint.weights.unpickler import MetadataUnpickler
+from nemologger.checkpoint.weights.unpickler import CLASSES, MetadataUnpickler
+from nemologger.checkpoint.weights.untouched import untouched
 from nemologger.errors import CheckpointError, DamagedCheckpointError
 
 _VERSION = "1.0.0"
@@ -92,7 +93,7 @@ def read_metadata(weights: Path) -> Metadata:
         DamagedCheckpointError: If it cannot be read.
     """
     path = weights / names.DCP_METADATA
-    with reading(path), path.open("rb") as file:
+    with reading(path), path.open("rb") as file, untouched(CLASSES, path):
         read = MetadataUnpickler(file, path).load()
     if not isinstance(read, Metadata):
         raise DamagedCheckpointError(f"{path} holds a {type(read).__name__}, not DCP's Metadata")

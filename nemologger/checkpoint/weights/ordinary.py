@@ -17,8 +17,10 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.futures import Future
 
+from nemologger import names
 from nemologger.checkpoint.weights.metadata_file import read_metadata
-from nemologger.checkpoint.weights.reading import reading
+from nemologger.checkpoint.weights.reading import is_local, reading
+from nemologger.errors import RefusedError
 
 
 def read_ordinary(weights: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -43,6 +45,8 @@ class _Files(FileSystem):
             yield stream
 
     def concat_path(self, path: Any, suffix: str) -> Any:
+        if not is_local(suffix):
+            raise RefusedError(f"{path / names.DCP_METADATA} names a file outside of {path}, {suffix}: it was not read")
         return path / suffix
 
 

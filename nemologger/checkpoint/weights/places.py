@@ -15,7 +15,7 @@ from nemologger import names
 from nemologger.checkpoint.shares import Piece
 from nemologger.checkpoint.weights.layout import PAGE, archive
 from nemologger.checkpoint.weights.metadata_file import read_metadata, shapes_in, without_collector
-from nemologger.checkpoint.weights.reading import reading
+from nemologger.checkpoint.weights.reading import is_local, reading
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ def payloads(weights: Path, keys: Collection[str]) -> dict[str, list[Payload]]:
                 continue
             offsets = tuple(index.offset) if index.offset is not None else (0,) * len(described.size)
             sizes, dtype = sizes_of.get((index.fqn, offsets)), described.properties.dtype
-            if sizes is None or not _is_local(info.relative_path) or getattr(info, "transform_descriptors", None):
+            if sizes is None or not is_local(info.relative_path) or getattr(info, "transform_descriptors", None):
                 continue
             piece = Piece(index.fqn, offsets, sizes, math.prod(sizes) * dtype.itemsize)
             header, trailer = archive(dtype, sizes)
@@ -58,11 +58,6 @@ def payloads(weights: Path, keys: Collection[str]) -> dict[str, list[Payload]]:
                 )
     whole = {key: math.prod(sizes) * dtype.itemsize for key, (sizes, dtype) in shapes_in(read).items()}
     return {key: group for key, group in found.items() if sum(p.piece.nbytes for p in group) == whole[key]}
-
-
-def _is_local(file: str) -> bool:
-    """Whether ``file`` names a file of the directory itself."""
-    return isinstance(file, str) and file not in ("", ".", "..") and "/" not in file
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ _UNREADABLE = (
     AttributeError,
     IndexError,
     AssertionError,
+    MemoryError,
 )
 
 
@@ -43,3 +44,8 @@ def reading(path: Path | str) -> Iterator[None]:
         raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
     except _UNREADABLE as error:
         raise DamagedCheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def is_local(file: object) -> bool:
+    """Whether ``file`` names a file of the directory itself."""
+    return isinstance(file, str) and file not in ("", ".", "..") and "/" not in file

@@ -47,7 +47,7 @@ class _MegatronPlan(SavePlan):
 
 
 # A pickle can set attributes of what it names. So where it may name something that all the program uses, it gets a
-# function of ours instead.
+# function of ours instead, or a class that is put right afterwards.
 
 
 def _path(*parts: str) -> Path:
@@ -95,3 +95,6 @@ _ADMITTED: dict[tuple[str, str], Any] = {
         for name in ("PosixPath", "WindowsPath", "PurePosixPath")
     },
 }
+
+#: The classes that it may name.
+CLASSES = [kind for kind in _ADMITTED.values() if isinstance(kind, type)]
