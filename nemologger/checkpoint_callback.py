@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, Timer
+from torch.distributed.fsdp import FlatParameter
 
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.snapshot import check_form
@@ -17,6 +19,24 @@ from nemologger.run_dir import RunDirectory
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+
+    from nemologger.ranks import Ranks
+
+log = logging.getLogger("nemologger.model_checkpoint")
+
+#: What says when all ranks come together.
+_OF_CHECKPOINT = (
+    "_every_n_train_steps",
+    "_every_n_epochs",
+    "_train_time_interval",
+    "_save_on_train_epoch_end",
+    "async_save",
+    "on_busy",
+    "save_last",
+    "save_on_exception",
+    "save_weights_only",
+)
+_OF_TRAINER = ("max_steps", "max_epochs", "accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")
 
 
 def place(trainer: pl.Trainer, ckpt: ModelCheckpoint | None) -> tuple[list[Callback], list[str]]:
@@ -83,6 +103,22 @@ def check_validation(trainer: pl.Trainer, monitor: str | None) -> None:
         )
 
 
+def check_tried_validation(trainer: pl.Trainer, monitor: str | None) -> None:
+    """Warn of a metric of validation that the few batches before training have not logged: it may be a typo.
+
+    No error: who logs it may leave these batches out.
+    """
+    metrics = trainer.callback_metrics
+    if not is_of_validation(monitor) or monitor in metrics or not trainer.is_global_zero:
+        return
+    log.warning(
+        "ModelCheckpoint(monitor=%r): validation was tried before training, and logged %s, but no such metric. Where it is "
+        "not logged later either, the run ends with an error at the first save after a validation.",
+        monitor,
+        sorted(metrics),
+    )
+
+
 def check_interval(trainer: pl.Trainer, monitor: str | None) -> None:
     """As :func:`check_monitor`, when training starts and the length of an epoch is known.
 
@@ -109,9 +145,43 @@ def check_state(trainer: pl.Trainer) -> None:
 
     Raises:
         CheckpointError: It has tensors that cannot be saved.
+        ConfigurationError: Its parameters have no names.
     """
     if sharded_state.flattened(trainer.strategy) is None:  # FSDP makes tensors of its own
         check_form(sharded_state.model_state(trainer.strategy), "state_dict.")
+    elif any(isinstance(parameter, FlatParameter) for parameter in trainer.lightning_module.parameters()):
+        raise ConfigurationError(
+            "FSDPStrategy(use_orig_params=False) leaves parameters no names of their own, so no run could go on from its "
+            "checkpoints. Leave use_orig_params at True, which is Lightning's default, or use nemologger's FSDP2Strategy."
+        )
+
+
+def check_ranks(ranks: Ranks, trainer: pl.Trainer, checkpoint: ModelCheckpoint) -> None:
+    """Refuse ranks that would save, validate or stop at different steps: they would wait for each other there. Collective.
+
+    Raises:
+        ConfigurationError: On every rank; it names what differs.
+    """
+    of_checkpoint = {name: getattr(checkpoint, name) for name in _OF_CHECKPOINT}
+    of_trainer = {name: getattr(trainer, name) for name in _OF_TRAINER}
+    mine = {
+        **{f"ModelCheckpoint({name.lstrip('_')}=...)": repr(value) for name, value in of_checkpoint.items()},
+        **{f"Trainer({name}=...)": repr(value) for name, value in of_trainer.items()},
+    }
+
+    def differing(settings: list[dict[str, str]]) -> list[str]:
+        first, found = settings[0], []
+        for name in first:
+            rank = next((rank for rank, other in enumerate(settings) if other[name] != first[name]), None)
+            if rank is not None:
+                found.append(f"{name} is {first[name]} on rank 0 and {settings[rank][name]} on rank {rank}")
+        return found
+
+    found = ranks.exchange(mine, differing)
+    if found:
+        raise ConfigurationError(
+            f"all ranks need the same settings, and wait for each other otherwise: {'; '.join(found)}"
+        )
 
 
 def settle(callbacks: Sequence[Callback], run: RunDirectory) -> dict[int, dict[str, Any]]:
