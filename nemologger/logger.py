@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nemologger import lightning_port
 from nemologger.combination import sweep_job
+from nemologger.condition import kind_of
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import decide, together
 from nemologger.run import files as run_files
@@ -112,7 +113,8 @@ class NeMoLogger:
 
         Args:
             trainer: Gets the loggers and callbacks.
-            resume_if_exists: The run may continue an earlier one: without a given version it gets none.
+            resume_if_exists: The run may continue an earlier one: without a given version it gets none. The same as for
+                the AutoResume.
             task_config: The fiddle configuration that the run was built from, kept as ``task.json``.
 
         Returns:
@@ -126,8 +128,8 @@ class NeMoLogger:
         self._check()
         if not isinstance(trainer, pl.Trainer):
             raise ConfigurationError(
-                f"NeMoLogger.setup needs a lightning.pytorch.Trainer, found {type(trainer).__module__}."
-                f"{type(trainer).__qualname__}. Fabric has no training loop that it could work with."
+                f"NeMoLogger.setup needs a lightning.pytorch.Trainer, found {kind_of(trainer)}. Fabric has no training loop "
+                "that it could work with."
             )
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
         settings = {k: list(v) if isinstance(v, list) else v for k, v in settings.items()}
@@ -167,7 +169,7 @@ class NeMoLogger:
                 log.warning("%s", note)
         settled = settle(callbacks, run)
         self._settled = settled.get(id(self.ckpt), {})
-        record = RunRecord(run, settings, log_files)
+        record = RunRecord(run, settings, log_files, is_for_one_start=plan["is_for_one_start"])
         trainer.loggers = loggers
         _install(trainer, callbacks, record, EndOfLog(log_files))
         if lightning_port.forks_later(trainer):
@@ -200,7 +202,8 @@ class NeMoLogger:
             check_name(self.version, "version")
         if self.ckpt is not None and not isinstance(self.ckpt, ModelCheckpoint):
             raise ConfigurationError(
-                f"ckpt must be a ModelCheckpoint (nemologger's or lightning.pytorch.callbacks'), found {self.ckpt!r}."
+                "ckpt must be a ModelCheckpoint (nemologger's or lightning.pytorch.callbacks'), found "
+                f"{kind_of(self.ckpt)}: {self.ckpt!r}"
             )
         if not isinstance(self.extra_loggers, (list, tuple)):
             raise ConfigurationError(
@@ -217,7 +220,7 @@ class NeMoLogger:
         run, notes, version = self._choose(trainer, here, resume_if_exists)
         # Lightning's launcher on several nodes has each node's first process come here; one of them writes.
         if trainer.global_rank != 0:
-            return _plan(run, notes, None)
+            return _plan(run, notes, None, version)
         copies = run_files.to_copy(self.files_to_copy or [], here)
         if version.numbered:
             log_dir = run_files.create_numbered(run.log_dir)
@@ -234,7 +237,7 @@ class NeMoLogger:
         wandb_id = None
         if wandb_loggers:
             wandb_id = wandb.run_id(run.log_dir, wandb_loggers)
-        return _plan(run, notes, wandb_id)
+        return _plan(run, notes, wandb_id, version)
 
     def _choose(
         self, trainer: pl.Trainer, here: Path, resume_if_exists: bool
@@ -274,12 +277,18 @@ class NeMoLogger:
             if self.tensorboard is None or not lightning_port.is_default_logger(trainer, logger)
         ]
         loggers: list[Logger] = []
-        for given in [*own, self.tensorboard, self.wandb, *self.extra_loggers]:
+        named: list[tuple[str, Any]] = [("logger", logger) for logger in own]
+        named += [("tensorboard", self.tensorboard), ("wandb", self.wandb)]
+        named += [("extra_loggers", logger) for logger in self.extra_loggers]
+        for argument, given in named:
             if given is None:
                 continue
             logger = given if isinstance(given, Logger) or not callable(given) else given()
             if not isinstance(logger, Logger):
-                raise ConfigurationError(f"expected one of Lightning's loggers, or a function making one: {logger!r}")
+                raise ConfigurationError(
+                    f"NeMoLogger({argument}=...): expected one of Lightning's loggers, or a function that makes one, found "
+                    f"{kind_of(logger)}: {logger!r}"
+                )
             if not any(logger is other for other in loggers):
                 loggers.append(logger)
         return loggers
@@ -309,7 +318,7 @@ class NeMoLogger:
                 wandb.move(logger, run, homes, wandb_id, directory=self.update_logger_directory)
 
 
-def _plan(run: RunDirectory, notes: list[str], wandb_id: str | None) -> dict[str, Any]:
+def _plan(run: RunDirectory, notes: list[str], wandb_id: str | None, version: Version) -> dict[str, Any]:
     return {
         "exp_dir": str(run.exp_dir),
         "log_dir": str(run.log_dir),
@@ -317,6 +326,7 @@ def _plan(run: RunDirectory, notes: list[str], wandb_id: str | None) -> dict[str
         "version": run.version,
         "notes": notes,
         "wandb_id": wandb_id,
+        "is_for_one_start": version.dated or version.numbered,
     }
 
 

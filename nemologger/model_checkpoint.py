@@ -30,7 +30,14 @@ from nemologger.loading import checkpoint_io
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 from nemologger.saving.arguments import check_arguments
 from nemologger.saving.batches import batch_size
-from nemologger.saving.checks import check_interval, check_monitor, check_state, check_validation
+from nemologger.saving.checks import (
+    check_interval,
+    check_monitor,
+    check_ranks,
+    check_state,
+    check_tried_validation,
+    check_validation,
+)
 from nemologger.saving.saves import SavedCheckpoints, is_last_step
 from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
@@ -174,6 +181,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
             save_last=save_last,
             save_last_n_optim_states=save_last_n_optim_states,
             save_weights_only=save_weights_only,
+            intervals={"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps},
             train_time_interval=train_time_interval,
             filename=filename,
             auto_insert_metric_name=auto_insert_metric_name,
@@ -256,6 +264,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         # The ranks ask each other in every step: not with less patience than training has.
         AddedPreemption.attach(trainer, pl_module, max(self.rank_timeout, lightning_port.patience(trainer)))
         self._ranks = connect(self.rank_timeout)
+        check_ranks(self._ranks, trainer, self)
         # Such hooks may change parameters, and often only log: whoever asks for overlapping gets it all the same.
         self._holds = self.staging == "auto" and bool(lightning_port.hooks_between_steps(pl_module))
         shelf = decide(self._ranks, lambda: self._look(trainer))
@@ -269,6 +278,10 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Optimizers are there now: their state is about to be restored, by name."""
         checkpoint_io.align_optimizers(trainer)
+
+    def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say before training what would end it at its first save."""
+        check_tried_validation(trainer, self.monitor)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, check once more now that the length of an epoch is known, and remove what is surplus."""

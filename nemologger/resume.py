@@ -31,7 +31,7 @@ from nemologger.loading import checkpoint_io
 from nemologger.loading.choice import named, newest_in, start_of
 from nemologger.loading.verified_reads import Ask, VerifiedReads, faults
 from nemologger.ranks import decide_with_help
-from nemologger.run.record import run_of
+from nemologger.run.record import record_of, run_of
 from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
 
@@ -158,7 +158,7 @@ class AutoResume:
         """Arrange that ``trainer.fit`` goes on from the right checkpoint. Collective: call it on every rank.
 
         Args:
-            trainer: Its ``ckpt_path`` is set. Call ``NeMoLogger.setup(trainer)`` first, for the run directory.
+            trainer: Its ``ckpt_path`` is set. Call ``NeMoLogger.setup`` first, for the run directory.
             model: Gets the tokenizer of ``restore_config``, if there is one.
             stage: What the trainer will do; validation also takes a checkpoint that has no optimizer state.
 
@@ -174,6 +174,7 @@ class AutoResume:
         if isinstance(trainer, Fabric):
             raise ConfigurationError("AutoResume.setup needs a Lightning Trainer, not Fabric")
         self._own_directory = _directory_of(trainer)
+        self._check_own_directory(trainer)
         keep = checkpoint_io.keeps(trainer, model, optimizer=stage == "fit")
         ranks = ranks_before_fit(trainer)
         read = VerifiedReads(ranks, keep)
@@ -289,6 +290,19 @@ class AutoResume:
             return self._path(self.resume_from_directory).expanduser().absolute()
         return self._own_directory
 
+    def _check_own_directory(self, trainer: pl.Trainer) -> None:
+        """Warn of looking for earlier checkpoints where there can be none: every start trains from scratch."""
+        record = record_of(trainer)
+        if record is None or not self.resume_if_exists or self.resume_from_directory or self.resume_from_path:
+            return
+        if record.is_for_one_start and self._own_directory == record.run.checkpoint_dir:
+            log.warning(
+                "AutoResume(resume_if_exists=True): the run directory %s is for this start alone, so no start will find a "
+                "checkpoint of another. Call NeMoLogger.setup(trainer, resume_if_exists=True), or give the NeMoLogger a "
+                "version.",
+                record.run.log_dir,
+            )
+
     def _path(self, where: str | Path) -> Path:
         """The path that ``where`` names; in the run's own directory, with the options of its ModelCheckpoint."""
         own = None if self._own_directory is None else in_store(self._own_directory)
@@ -324,7 +338,8 @@ class AutoResume:
         if directory is None:
             raise ConfigurationError(
                 "AutoResume(resume_if_exists=True) does not know where this run's checkpoints are: call "
-                "NeMoLogger.setup(trainer) first, give the ModelCheckpoint a dirpath, or set resume_from_directory"
+                "NeMoLogger.setup(trainer, resume_if_exists=True) first, give the ModelCheckpoint a dirpath, or set "
+                "resume_from_directory"
             )
         return newest_in(
             directory,

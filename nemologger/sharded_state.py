@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -84,15 +85,31 @@ def model_state(strategy: Strategy) -> dict[str, torch.Tensor]:
 
 
 @contextmanager
-def kept_in_place(strategy: Strategy) -> Iterator[None]:
-    """While it lasts, ``strategy`` hands over the live tensors of model and optimizers when a checkpoint is made."""
+def kept_in_place(strategy: Strategy, *, optimizers: bool = True) -> Iterator[None]:
+    """While it lasts, ``strategy`` hands over the live tensors of model and optimizers when a checkpoint is made.
+
+    What is collective of that is done at once, before any hook of the user is called: one that raises on some ranks would
+    leave the others waiting.
+
+    Args:
+        strategy: Of the trainer.
+        optimizers: Whether their states will be asked for.
+    """
     if not shards_state(strategy):
         yield
         return
+    state_of = partial(_optimizer_state, strategy)
     mine: dict[str, Any] = {
         "lightning_module_state_dict": lambda: model_state(strategy),
-        "optimizer_state": lambda optimizer: _optimizer_state(strategy, optimizer),
+        "optimizer_state": lambda optimizer: state_of(_unwrapped(optimizer)),
     }
+    if flattened(strategy) is not None:
+        model = model_state(strategy)
+        states = {id(optimizer): state_of(optimizer) for optimizer in strategy.optimizers if optimizers}
+        mine = {
+            "lightning_module_state_dict": lambda: model,
+            "optimizer_state": lambda optimizer: states[id(_unwrapped(optimizer))],
+        }
     vars(strategy).update(mine)
     try:
         yield
@@ -195,9 +212,12 @@ def scatter(strategy: Strategy, checkpoint: Mapping[str, Any], names: Sequence[M
     return scattered
 
 
-def _optimizer_state(strategy: Strategy, optimizer: Any) -> dict[str, Any]:
-    if isinstance(optimizer, LightningOptimizer):
-        optimizer = optimizer.optimizer
+def _unwrapped(optimizer: Any) -> torch.optim.Optimizer:
+    inner: torch.optim.Optimizer = optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer
+    return inner
+
+
+def _optimizer_state(strategy: Strategy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     wrapped = flattened(strategy)
     if wrapped is None:
         state: dict[str, Any] = optimizer.state_dict()

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from nemologger.callbacks.model_transform import ModelTransform
+from nemologger.condition import kind_of
 from nemologger.context.io_json import load_context
 from nemologger.errors import ConfigurationError
 from nemologger.lightning_port import callbacks
@@ -162,8 +163,8 @@ def validate(
 def _check_trainer(trainer: Any) -> None:
     if not isinstance(trainer, Trainer):
         raise ConfigurationError(
-            f"trainer is a {type(trainer).__module__}.{type(trainer).__qualname__}: a Lightning Trainer is needed "
-            "(Fabric has no training loop), for example nemologger.Trainer(...)"
+            f"trainer is {kind_of(trainer)}: a Lightning Trainer is needed (Fabric has no training loop), for example "
+            "nemologger.Trainer(...)"
         )
 
 
@@ -180,7 +181,7 @@ def _set_up(
 ) -> tuple[pl.LightningModule, RunDirectory]:
     logger = NeMoLogger() if logger is None else logger
     resume = AutoResume() if resume is None else resume
-    _check_types(model, logger, resume)
+    _check_types(model, data, logger, resume)
     if isinstance(model, str | Path):
         resume = _with_weights_of(model, resume)
         module: pl.LightningModule = load_context(model, subpath="model")
@@ -194,7 +195,7 @@ def _set_up(
     return module, run
 
 
-def _check_types(model: Any, logger: Any, resume: Any) -> None:
+def _check_types(model: Any, data: Any, logger: Any, resume: Any) -> None:
     for name, value, wanted in (
         ("model", model, (LightningModule, str, Path)),
         ("log", logger, NeMoLogger),
@@ -202,9 +203,9 @@ def _check_types(model: Any, logger: Any, resume: Any) -> None:
     ):
         if not isinstance(value, wanted):
             expected = {"model": "a LightningModule or the path of a checkpoint", "log": "a NeMoLogger"}
-            raise ConfigurationError(
-                f"{name} is a {type(value).__qualname__}: expected {expected.get(name, 'an AutoResume')}"
-            )
+            raise ConfigurationError(f"{name} is {kind_of(value)}: expected {expected.get(name, 'an AutoResume')}")
+    if hasattr(data, "prepare_data") and not _is_datamodule(data):  # else Lightning would take it for a dataloader
+        raise ConfigurationError(f"data is {kind_of(data)}: expected a LightningDataModule or training dataloaders")
 
 
 def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: Any) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from nemologger import names
@@ -116,8 +115,10 @@ def _report(console: Console, checkpoint: Path, *, deep: bool) -> int:
     manifest = manifests.read(result.path)
     wrong = {problem.file: problem.what for problem in result.problems}
     without = "" if manifest.has_optimizer else ", no optimizer state"
-    title = escape(f"{checkpoint} (step {manifest.step}{without})")
-    table = Table("file", "bytes", "", title=title, title_justify="left")
+    # A title of the table would be broken to its width, in the middle of the path.
+    title = f"{checkpoint} (step {manifest.step}{without})"
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    table = Table("file", "bytes", "")
     for file, size in result.files.items():
         state = (
             f"[red]{wrong[file]}[/red]" if file in wrong else "[green]ok[/green]" if deep else "[green]size ok[/green]"

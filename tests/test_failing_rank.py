@@ -134,7 +134,7 @@ def test_an_exception_of_one_rank_is_not_saved_and_is_what_is_raised(tmp_path):
     assert (newest.manifest.step, faults(newest.path)) == (2, [])
 
 
-@pytest.mark.parametrize("how", ["hook beside", "callback's hook"])
+@pytest.mark.parametrize("how", ["hook beside", "callback's hook", "callback's hook, FSDP"])
 def test_a_hook_that_raises_on_one_rank_while_the_state_is_taken_ends_both_at_once(tmp_path, how):
     """Before the ranks' places in their data would be put together, and after that."""
     codes, (zero, one) = run(tmp_path / "run", how)
@@ -144,6 +144,15 @@ def test_a_hook_that_raises_on_one_rank_while_the_state_is_taken_ends_both_at_on
     assert zero["step"] == one["step"] == 4
     newest = newest_in(tmp_path / "run" / "checkpoints")
     assert (newest.manifest.step, faults(newest.path)) == (2, [])
+
+
+def test_ranks_with_other_settings_do_not_start(tmp_path):
+    """One would save while the other trains, and both would wait."""
+    codes, ends = run(tmp_path / "run", "settings")
+    assert codes == [1, 1]
+    for end in ends:
+        assert (end["error"], end["step"]) == ("ConfigurationError", 0)
+        assert "ModelCheckpoint(every_n_train_steps=...) is 2 on rank 0 and 3 on rank 1" in end["message"]
 
 
 @pytest.mark.parametrize("how", ["stops", "both stop"])

@@ -28,6 +28,7 @@ from nemologger import (
 from nemologger.checkpoint.load import load_model
 from nemologger.checkpoint.read import read_tensors
 from nemologger.checkpoint.weights import described, payloads
+from nemologger.run.record import close_log
 
 
 @pytest.fixture(scope="module")
@@ -292,6 +293,27 @@ def test_paths_of_a_checkpoint(checkpoints):
     assert resume.get_trainer_ckpt_path() == checkpoints / "step=10-last"
     assert resume.get_context_path() == checkpoints / "step=10-last" / "context"
     assert resume.get_weights_path("x") == Path("x/weights")
+
+
+def test_a_run_directory_that_is_new_at_every_start_is_warned_of(tmp_path, caplog):
+    """Each start trains from scratch, which is as a first one looks."""
+    resume = AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True)
+
+    def start(**settings):
+        trainer = quiet_trainer(max_steps=5)
+        try:
+            NeMoLogger(name="toy", ckpt=ModelCheckpoint(), **settings).setup(trainer)
+            return resume.setup(trainer)
+        finally:
+            close_log(trainer)
+
+    assert start(log_dir=tmp_path, version="v").path is None
+    assert start(log_dir=tmp_path, use_datetime_version=False).path is None
+    assert start(explicit_log_dir=tmp_path / "mine").path is None
+    assert "for this start alone" not in caplog.text
+    assert start(log_dir=tmp_path).path is None
+    assert "is for this start alone" in caplog.text
+    assert "setup(trainer, resume_if_exists=True)" in caplog.text
 
 
 def test_lightnings_own_files_are_found_too(tmp_path):

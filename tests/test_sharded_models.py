@@ -85,6 +85,13 @@ def test_the_step_of_a_scalar_parameter_stays_a_plain_number(seen):
     assert [rank["scalar"] for rank in seen] == [["DTensor", "DTensor", "Tensor"]] * 2
 
 
+def test_parameters_without_names_are_refused_before_training(seen, directory):
+    """They could be saved, and nobody could go on from that."""
+    for rank in seen:
+        assert rank["flat"].startswith("ConfigurationError: FSDPStrategy(use_orig_params=False)")
+    assert not list(directory.glob("flat/*"))
+
+
 def test_gradients_are_clipped_by_their_norm_over_split_and_whole_layers(seen):
     assert max(rank["clipped"] for rank in seen) < 1e-6
 

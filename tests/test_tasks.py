@@ -6,11 +6,13 @@ import functools
 import json
 import logging
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import fiddle as fdl
 import lightning.pytorch as pl
 import pytest
+import pytorch_lightning
 import torch
 from lightning.fabric import Fabric
 from toy import ToyDataModule, ToyModel, names, quiet_trainer
@@ -227,6 +229,12 @@ def test_adapters_are_added_to_the_weights_of_another_run_and_resumed_with_them(
         ({"log": "runs"}, "log is a str: expected a NeMoLogger"),
         ({"trainer": pl.Trainer}, "a Lightning Trainer is needed"),
         ({"model": 3}, "model is a int: expected a LightningModule"),
+        ({"model": ToyModel}, "model is the class ToyModel itself, not an object of it: expected a LightningModule"),
+        (
+            {"model": pytorch_lightning.LightningModule()},
+            "of the package pytorch_lightning .use `import lightning.pytorch",
+        ),
+        ({"data": pytorch_lightning.LightningDataModule()}, "data is a .* of the package pytorch_lightning"),
     ],
 )
 def test_arguments_of_the_wrong_kind_are_named(arguments, named):
@@ -241,3 +249,16 @@ def test_a_finished_run_leaves_its_weights_in_the_model(tmp_path):
         nl.train(model, ToyDataModule(), quiet_trainer(max_steps=5), _log(tmp_path), _resume())
     expected = load_model(tmp_path / "toy" / "checkpoints" / "step=5-last")
     assert all(torch.equal(expected[key], value) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(("monitor", "is_told"), [("val_los", True), ("val_loss", False), ("train_loss", False)])
+def test_a_metric_that_validation_does_not_log_is_told_before_training(tmp_path, caplog, monitor, is_told):
+    model, ckpt = ToyModel(), nl.ModelCheckpoint(monitor=monitor, every_n_train_steps=2)
+    told = []
+    model.on_train_start = lambda: told.append(
+        "validation was tried before training, and logged ['val_loss']" in caplog.text
+    )
+    trainer = quiet_trainer(max_steps=2, val_check_interval=2, num_sanity_val_steps=2)
+    with nullcontext() if not is_told else pytest.raises(nl.ConfigurationError, match="no such metric was logged"):
+        nl.train(model, ToyDataModule(), trainer, nl.NeMoLogger(name="toy", log_dir=tmp_path, ckpt=ckpt))
+    assert told == [is_told]

@@ -36,7 +36,9 @@ def test_a_whole_one(checkpoint, capsys):
     assert verify_checkpoint(checkpoint).ok
     assert verify_checkpoint(checkpoint / "weights", deep=False).ok
     assert main([str(checkpoint)]) == 0
-    assert "weights/__0_0.distcp" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{checkpoint} (step ")  # in one piece
+    assert "weights/__0_0.distcp" in shown
 
 
 def test_a_flipped_byte_is_named(checkpoint, capsys):

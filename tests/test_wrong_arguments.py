@@ -58,6 +58,8 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (strategies.FSDP2Strategy, {"data_parallel_size": 1.5}, "data_parallel_size=1.5): expected a number of ranks"),
     (strategies.FSDP2Strategy, {"tensor_parallel_size": "x"}, "tensor_parallel_size='x'): expected a number of ranks"),
     (strategies.FSDP2Strategy, {"tp_shard_plan": ["up"]}, "tp_shard_plan=['up']): expected how to split"),
+    (nl.ModelCheckpoint, {"every_n_train_steps": "5"}, "every_n_train_steps='5': a whole number"),
+    (nl.ModelCheckpoint, {"every_n_epochs": 2.5}, "every_n_epochs=2.5: a whole number"),
     (nl.hydra_runner, {"config_path": 5}, "hydra_runner(config_path=5): expected text"),
 ]
 
@@ -66,6 +68,13 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
 def test_it_is_named(made, arguments, said):
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         made(**arguments)
+
+
+def test_a_tracker_that_is_none_is_named(tmp_path):
+    with pytest.raises(
+        ConfigurationError, match=r"NeMoLogger\(wandb=...\): expected one of Lightning's loggers.*a bool"
+    ):
+        nl.NeMoLogger(log_dir=tmp_path, wandb=True).setup(quiet_trainer())
 
 
 def test_hydra_runner_without_its_call():
@@ -80,5 +89,5 @@ def test_exp_manager_says_it_of_the_key(tmp_path):
     trainer = quiet_trainer(enable_checkpointing=False)
     with pytest.raises(ConfigurationError, match="name='a/b' cannot be the name of a directory"):
         exp_manager(trainer, {"exp_dir": str(tmp_path), "name": "a/b"})
-    with pytest.raises(ConfigurationError, match=r"the trainer is 'x', expected a lightning.pytorch.Trainer"):
+    with pytest.raises(ConfigurationError, match=r"the trainer is a str, expected a lightning.pytorch.Trainer"):
         exp_manager("x", {})

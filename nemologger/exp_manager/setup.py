@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
+from nemologger.condition import kind_of
 from nemologger.errors import CheckpointMisconfigurationError, ConfigurationError, LoggerMisconfigurationError
 from nemologger.exp_manager.config import ExpManagerConfig, read
 from nemologger.exp_manager.plan import Plan, TrainerLogger, translate
@@ -56,7 +57,7 @@ def exp_manager(trainer: pl.Trainer, cfg: Mapping[str, Any] | DictConfig | None 
     """
     if not isinstance(trainer, pl.Trainer):
         raise ConfigurationError(
-            f"exp_manager(trainer, cfg): the trainer is {trainer!r}, expected a lightning.pytorch.Trainer"
+            f"exp_manager(trainer, cfg): the trainer is {kind_of(trainer)}, expected a lightning.pytorch.Trainer"
         )
     if cfg is None:
         log.warning("exp_manager was given no cfg: it does nothing")

@@ -37,7 +37,7 @@ class KeepsWeights(Callback):
 
 def training_state(trainer: pl.Trainer, *, weights_only: bool) -> TrainingState:
     """Lightning's checkpoint of this moment. Collective: user hooks that run on every rank are called here."""
-    with sharded_state.kept_in_place(trainer.strategy):
+    with sharded_state.kept_in_place(trainer.strategy, optimizers=not weights_only):
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
         if weights_only:  # Lightning asks no callback then
             for callback in callbacks(trainer):

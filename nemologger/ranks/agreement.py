@@ -55,7 +55,10 @@ def decide(ranks: Ranks, step: Callable[[], T]) -> T:
                 pickle.dumps(outcome)
         except Exception as error:  # noqa: BLE001  raised again below, on every rank
             cause, outcome = error, Failure.of(error, 0)
-    shared = ranks.broadcast(outcome)
+    try:
+        shared = ranks.broadcast(outcome)
+    except NemologgerError as silent:
+        raise silent from cause  # it may be why the others are silent
     if cause is not None:
         raise cause
     if isinstance(shared, Failure):
@@ -110,7 +113,10 @@ def _agree(ranks: Ranks, step: Callable[[], T], keep: Callable[[list[T]], R]) ->
                 return _FailedRank(rank, other)
         return keep(outcomes)  # type: ignore[arg-type]  # no Failure is among them
 
-    shared = ranks.exchange(outcome, answer)
+    try:
+        shared = ranks.exchange(outcome, answer)
+    except NemologgerError as silent:
+        raise silent from cause  # it may be why the others are silent
     if cause is not None:
         raise cause
     if isinstance(shared, _FailedRank):

@@ -26,10 +26,14 @@ class RunRecord(Callback):
         run: The run directory.
         settings: What the run was set up with, by name.
         log_files: Attached while the trainer runs.
+        is_for_one_start: The directory was named after the time, or numbered: no other start gets the same.
     """
 
-    def __init__(self, run: RunDirectory, settings: Mapping[str, Any], log_files: LogFiles) -> None:
+    def __init__(
+        self, run: RunDirectory, settings: Mapping[str, Any], log_files: LogFiles, *, is_for_one_start: bool = False
+    ) -> None:
         self.run = run
+        self.is_for_one_start = is_for_one_start
         self._settings: Mapping[str, Any] | None = dict(settings)
         self._log_files = log_files
         self._is_training = False

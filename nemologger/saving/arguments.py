@@ -6,9 +6,11 @@ import difflib
 import logging
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from operator import index
 from typing import Any
 
 from nemologger.checkpoint.naming import format_name
+from nemologger.condition import holds
 from nemologger.errors import ConfigurationError
 
 log = logging.getLogger("nemologger.model_checkpoint")
@@ -29,6 +31,7 @@ def check_arguments(
     save_last: Any,
     save_last_n_optim_states: Any,
     save_weights_only: bool,
+    intervals: Mapping[str, Any],
     train_time_interval: Any,
     filename: str | None,
     auto_insert_metric_name: bool,
@@ -61,6 +64,9 @@ def check_arguments(
     if filename is not None:
         format_name(filename, _SAMPLE, insert_names=auto_insert_metric_name)
     _check_types(save_top_k, save_last, train_time_interval)
+    for name, interval in intervals.items():
+        if interval is not None and not holds(lambda n: index(n) >= 0, interval):
+            raise ConfigurationError(f"{name}={interval!r}: a whole number, 0 for never")
     _check_number("save_last_n_optim_states", save_last_n_optim_states)
     if save_weights_only and save_last_n_optim_states != -1:
         log.warning(

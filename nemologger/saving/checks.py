@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback, Timer
+from torch.distributed.fsdp import FlatParameter
 
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.snapshot import check_form
@@ -14,6 +16,25 @@ from nemologger.saving.monitor import is_of_validation, why_it_cannot_appear
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    from nemologger.ranks import Ranks
+
+log = logging.getLogger("nemologger.model_checkpoint")
+
+#: What says when all ranks come together.
+_OF_CHECKPOINT = (
+    "_every_n_train_steps",
+    "_every_n_epochs",
+    "_train_time_interval",
+    "_save_on_train_epoch_end",
+    "async_save",
+    "on_busy",
+    "save_last",
+    "save_on_exception",
+    "save_weights_only",
+)
+_OF_TRAINER = ("max_steps", "max_epochs", "accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")
 
 
 def check_monitor(trainer: pl.Trainer, callbacks: Sequence[Callback], monitor: str | None) -> None:
@@ -58,6 +79,22 @@ def check_validation(trainer: pl.Trainer, monitor: str | None) -> None:
         )
 
 
+def check_tried_validation(trainer: pl.Trainer, monitor: str | None) -> None:
+    """Warn of a metric of validation that the few batches before training have not logged: it may be a typo.
+
+    No error: who logs it may leave these batches out.
+    """
+    metrics = trainer.callback_metrics
+    if not is_of_validation(monitor) or monitor in metrics or not trainer.is_global_zero:
+        return
+    log.warning(
+        "ModelCheckpoint(monitor=%r): validation was tried before training, and logged %s, but no such metric. Where it is "
+        "not logged later either, the run ends with an error at the first save after a validation.",
+        monitor,
+        sorted(metrics),
+    )
+
+
 def check_interval(trainer: pl.Trainer, monitor: str | None) -> None:
     """As :func:`check_monitor`, when training starts and the length of an epoch is known.
 
@@ -84,6 +121,40 @@ def check_state(trainer: pl.Trainer) -> None:
 
     Raises:
         CheckpointError: It has tensors that cannot be saved.
+        ConfigurationError: Its parameters have no names.
     """
     if sharded_state.flattened(trainer.strategy) is None:  # FSDP makes tensors of its own
         check_form(sharded_state.model_state(trainer.strategy), "state_dict.")
+    elif any(isinstance(parameter, FlatParameter) for parameter in trainer.lightning_module.parameters()):
+        raise ConfigurationError(
+            "FSDPStrategy(use_orig_params=False) leaves parameters no names of their own, so no run could go on from its "
+            "checkpoints. Leave use_orig_params at True, which is Lightning's default, or use nemologger's FSDP2Strategy."
+        )
+
+
+def check_ranks(ranks: Ranks, trainer: pl.Trainer, checkpoint: ModelCheckpoint) -> None:
+    """Refuse ranks that would save, validate or stop at different steps: they would wait for each other there. Collective.
+
+    Raises:
+        ConfigurationError: On every rank; it names what differs.
+    """
+    of_checkpoint = {name: getattr(checkpoint, name) for name in _OF_CHECKPOINT}
+    of_trainer = {name: getattr(trainer, name) for name in _OF_TRAINER}
+    mine = {
+        **{f"ModelCheckpoint({name.lstrip('_')}=...)": repr(value) for name, value in of_checkpoint.items()},
+        **{f"Trainer({name}=...)": repr(value) for name, value in of_trainer.items()},
+    }
+
+    def differing(settings: list[dict[str, str]]) -> list[str]:
+        first, found = settings[0], []
+        for name in first:
+            rank = next((rank for rank, other in enumerate(settings) if other[name] != first[name]), None)
+            if rank is not None:
+                found.append(f"{name} is {first[name]} on rank 0 and {settings[rank][name]} on rank {rank}")
+        return found
+
+    found = ranks.exchange(mine, differing)
+    if found:
+        raise ConfigurationError(
+            f"all ranks need the same settings, and wait for each other otherwise: {'; '.join(found)}"
+        )

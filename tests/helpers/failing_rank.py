@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch import Callback
 from toy import ToyModel, loader, quiet_trainer
 
+from helpers.sharded import FSDPOnCPU
 from nemologger import ModelCheckpoint
 from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.disk import LocalDisk
@@ -109,7 +110,7 @@ def main(directory: Path, how: str) -> None:
         monitor=None,
         dirpath=directory / "checkpoints",
         filename="{step}",
-        every_n_train_steps=2,
+        every_n_train_steps=3 if how == "settings" and rank == 1 else 2,
         save_last=False,
         async_save=how in SIGNALS or how == "hook beside",
         save_on_exception=how == "raises",
@@ -120,7 +121,7 @@ def main(directory: Path, how: str) -> None:
     trainer = quiet_trainer(
         max_steps=STEPS if how not in SIGNALS else 100,
         devices=2,
-        strategy="ddp",
+        strategy=FSDPOnCPU() if "FSDP" in how else "ddp",
         callbacks=[FailingHook("callback" in how and rank == 1), ExactResume(), ckpt, Raises(how if rank == 1 else "")],
         limit_val_batches=0,
     )

@@ -22,7 +22,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.strategies import Strategy
 from torch import nn
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.utils.data import DataLoader
@@ -307,6 +307,13 @@ def clipped() -> float:
     return max(float((value - seen.end[name]).detach().abs().max()) for name, value in model.state_dict().items())
 
 
+class Flat(FSDPOnCPU):
+    """Its parameters have no names of their own."""
+
+    def _setup_model(self, model: nn.Module) -> nn.Module:
+        return FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=False)
+
+
 def main(directory: Path) -> None:
     torch.set_num_threads(1)
     seen: dict[str, Any] = {}
@@ -337,6 +344,7 @@ def main(directory: Path) -> None:
             )
         },
         "scalar": lambda: scalar(directory / "scalar"),
+        "flat": lambda: trainer_of(Flat(), directory / "flat", 2).fit(Model(), loader()),
     }
     for name, run in scenarios.items():
         try:

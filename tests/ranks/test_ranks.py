@@ -9,7 +9,7 @@ import pytest
 import torch.distributed as dist
 from helpers.two_ranks import SILENCE, results
 
-from nemologger.errors import ConfigurationError, RankError
+from nemologger.errors import ConfigurationError, RankError, SilentRankError
 from nemologger.ranks import Failure, Poll, ProcessGroup, SingleProcess, connect, decide, together
 from nemologger.ranks.group import _leave
 from nemologger.ranks.tree import _GRACE as GRACE
@@ -52,6 +52,23 @@ def test_a_network_interface_that_is_not_there_is_named(tmp_path, monkeypatch, b
     finally:
         _leave()
     assert not dist.is_initialized()
+
+
+class Silent(SingleProcess):
+    """The other one does not answer any more."""
+
+    def broadcast(self, value):
+        raise SilentRankError("rank 1 of 2 did not answer")
+
+    def exchange(self, value, answer):
+        raise SilentRankError("rank 1 of 2 did not answer")
+
+
+@pytest.mark.parametrize("agree", [decide, together])
+def test_what_was_raised_here_is_shown_where_the_others_do_not_answer_any_more(agree):
+    with pytest.raises(SilentRankError) as raised:
+        agree(Silent(world_size=2), lambda: fail(KeyError("mine")))
+    assert repr(raised.value.__cause__) == "KeyError('mine')"
 
 
 def test_an_interrupt_is_not_kept_back():
