@@ -172,10 +172,11 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.E
 
 def _write_durably(path: Path, parts: Iterator[memoryview]) -> None:
     first: list[memoryview] = []
-    while sum(map(len, first)) < direct_file.WORTHWHILE and (part := next(parts, None)) is not None:
+    size = 0  # added up once: there may be thousands of small parts
+    while size < direct_file.WORTHWHILE and (part := next(parts, None)) is not None:
         first.append(part)
-    large = sum(map(len, first)) >= direct_file.WORTHWHILE
-    descriptor = direct_file.open_direct(path) if large else None
+        size += len(part)
+    descriptor = direct_file.open_direct(path) if size >= direct_file.WORTHWHILE else None
     direct = descriptor is not None
     if descriptor is None:
         descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666)
