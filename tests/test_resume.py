@@ -369,7 +369,7 @@ def test_a_directory_that_the_checkpoint_callback_was_given_is_looked_in(tmp_pat
 
 
 def test_not_knowing_where_to_look_is_an_error_not_a_new_run():
-    with pytest.raises(ConfigurationError, match=r"NeMoLogger\.setup\(trainer\) first"):
+    with pytest.raises(ConfigurationError, match=r"NeMoLogger\.setup\(trainer, resume_if_exists=True\) first"):
         AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(quiet_trainer(max_steps=5))
 
 
