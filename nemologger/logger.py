@@ -145,7 +145,10 @@ class NeMoLogger:
                 check_monitor(trainer, callbacks, callback.monitor)
         loggers = self._loggers(trainer)
         ranks = lightning_port.ranks_before_fit(trainer)
-        plan = decide(ranks, lambda: self._prepare(trainer, loggers, resume_if_exists, task_config))
+        saving = [f"{type(c).__module__}.{type(c).__qualname__}" for c in callbacks if isinstance(c, Checkpoint)]
+        plan = decide(
+            ranks, lambda: self._prepare(trainer, loggers, resume_if_exists, task_config) | {"saving": saving}
+        )
         run = RunDirectory(Path(plan["exp_dir"]), Path(plan["log_dir"]), plan["name"], plan["version"])
         if self.ckpt is not None:
             unsettle(self.ckpt, self._settled, run)
@@ -154,8 +157,13 @@ class NeMoLogger:
             local_rank_0_only=self.log_local_rank_0_only,
             global_rank_0_only=self.log_global_rank_0_only,
         )
+
+        def attach() -> None:
+            _check_saving(plan["saving"], saving)
+            log_files.attach(trainer.global_rank, trainer.local_rank)
+
         try:
-            together(ranks, lambda: log_files.attach(trainer.global_rank, trainer.local_rank))
+            together(ranks, attach)
             together(ranks, lambda: self._move(trainer, loggers, run, plan["wandb_id"]))
         except BaseException:
             log_files.release()
@@ -316,6 +324,15 @@ class NeMoLogger:
                     tensorboard.move(logger, run, homes, is_default=is_default)
             elif wandb_id is not None:
                 wandb.move(logger, run, homes, wandb_id, directory=self.update_logger_directory)
+
+
+def _check_saving(on_rank_0: list[str], here: list[str]) -> None:
+    """Refuse another checkpoint callback than rank 0's: each rank writes its part, and would wait for the others."""
+    if here != on_rank_0:
+        raise ConfigurationError(
+            f"the checkpoint callbacks here are {here}, and {on_rank_0} on rank 0. Each rank writes its part of a "
+            "checkpoint: give NeMoLogger(ckpt=...) on every rank, not on rank 0 alone."
+        )
 
 
 def _plan(run: RunDirectory, notes: list[str], wandb_id: str | None, version: Version) -> dict[str, Any]:

@@ -41,14 +41,16 @@ SCRIPT = """
         sys.stdout.flush()
 
     base, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+    alone = settings.pop("only rank 0 saves", False)
     runs = []
     for name in ("a", "b"):
         trainer = pl.Trainer(
             accelerator="cpu", devices=2, strategy=settings.pop("strategy", "ddp"), max_steps=1, logger=False,
-            enable_progress_bar=False, enable_model_summary=False,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=not alone,
         )
+        ckpt = None if alone and trainer.global_rank else ModelCheckpoint()
         try:
-            run = NeMoLogger(name=name, log_dir=base, ckpt=ModelCheckpoint(), **settings).setup(trainer)
+            run = NeMoLogger(name=name, log_dir=base, ckpt=ckpt, **settings).setup(trainer)
         except NemologgerError as error:
             say(f"REFUSED {trainer.global_rank} {type(error).__name__}")
             sys.exit(3)
@@ -117,3 +119,12 @@ def test_what_stops_rank_0_stops_every_rank(tmp_path):
     assert "REFUSED 0 NotFoundError" in output
     assert "REFUSED 1 NotFoundError" in output
     assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.dist
+def test_a_checkpoint_callback_on_rank_0_alone_is_refused_by_all(tmp_path):
+    """It would wait for the others to save with it, and they for it in their next step."""
+    code, output = launch(tmp_path, torchrun=True, settings='{"only rank 0 saves": true}')
+    assert code != 0
+    assert "REFUSED 0 ConfigurationError" in output
+    assert "REFUSED 1 ConfigurationError" in output
