@@ -74,16 +74,18 @@ class _Deaf:
         self.inner = inner
         self.sig = sig
         self.listens = listens
+        self.parent = 0
 
     def __call__(self, worker: int) -> None:
         """Prepare worker number ``worker``: torch has had the signal end it. What it starts itself is not deaf."""
         if get_worker_info() is not None:
+            self.parent = os.getppid()
             signal.signal(self.sig, self._receive)
         if self.inner is not None:
             self.inner(worker)
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
-        if not self.listens.item():
+        if not self.listens.item() or os.getppid() != self.parent:
             os._exit(0)  # as torch's handler does
 
 
