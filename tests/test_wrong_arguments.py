@@ -87,7 +87,7 @@ def test_hydra_runner_without_its_call():
 
 def test_exp_manager_says_it_of_the_key(tmp_path):
     trainer = quiet_trainer(enable_checkpointing=False)
-    with pytest.raises(ConfigurationError, match="name='..' cannot be the name of a directory"):
+    with pytest.raises(ConfigurationError, match=r"name='\.\.' cannot be the name of a directory"):
         exp_manager(trainer, {"exp_dir": str(tmp_path), "name": ".."})
     with pytest.raises(ConfigurationError, match=r"the trainer is a str, expected a lightning.pytorch.Trainer"):
         exp_manager("x", {})

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1000, help="steps between saves")
     parser.add_argument("--validate", type=int, default=5, help="batches between validations")
     parser.add_argument("--devices", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=0, help="of the loader that is trained from")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--val-pause", type=float, default=0.0)
     parser.add_argument("--accumulate", type=int, default=1)
@@ -93,7 +94,7 @@ def main() -> None:
     try:
         nl.train(
             Forgetful(),
-            Shuffled(),
+            Shuffled(options.workers),
             trainer,
             nl.NeMoLogger(name="toy", log_dir=options.directory, ckpt=ckpt),
             nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True),

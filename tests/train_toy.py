@@ -30,8 +30,12 @@ class Forgetful(ToyModel):
 class Shuffled(ToyDataModule):
     """Another order in each epoch."""
 
+    def __init__(self, workers: int = 0) -> None:
+        super().__init__()
+        self.workers = workers
+
     def train_dataloader(self) -> DataLoader[torch.Tensor]:
-        return DataLoader(ToyData(), batch_size=BATCH, shuffle=True)
+        return DataLoader(ToyData(), batch_size=BATCH, shuffle=True, num_workers=self.workers)
 
 
 class Noisy(ToyData):

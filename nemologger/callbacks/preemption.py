@@ -6,12 +6,14 @@ import logging
 import signal
 import threading
 from datetime import timedelta
+from functools import partial
 from operator import index
 from typing import TYPE_CHECKING, NoReturn
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from nemologger import lightning_port
+from nemologger.callbacks.deaf_workers import DeafWorkers
 from nemologger.callbacks.stop_at_boundary import StopAtBoundary
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
@@ -35,7 +37,7 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
     under way (or of the validation, if one is under way or due then) all ranks save through the trainer's
     ``nemologger.ModelCheckpoint``, wait until the checkpoint is published, with ``async_save`` too, and exit. A process that
     is killed before that loses what came after the last published checkpoint, and nothing else. A run whose last step is
-    done ends as usual.
+    done ends as usual. Workers of data loaders do not end by the signal either: schedulers send it to all processes.
 
     ``nemologger.ModelCheckpoint`` adds one for SIGTERM to its trainer, unless there is one: it is for another signal or exit
     code, or for other checkpoints than ours, that it is made by hand.
@@ -79,7 +81,7 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
             raise ConfigurationError(f"PreemptionCallback(exit_code={exit_code!r}): expected 0 to 255")
         self.exit_code = 128 + self.sig if exit_code is None else exit_code
         self._received = False
-        self._undo: Callable[[], None] | None = None
+        self._undo: list[Callable[[], None]] = []
 
     @property
     def _reason(self) -> str | None:
@@ -91,8 +93,10 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
         if stage != "fit":
             return
         self._received = False
+        workers = DeafWorkers(self.sig)
+        self._undo = [lightning_port.see_loaders(trainer, workers.add), partial(_give_back, trainer, workers)]
         if self.sig == signal.SIGTERM:
-            self._undo = lightning_port.on_sigterm(trainer, self._receive)
+            self._undo.append(lightning_port.on_sigterm(trainer, self._receive))
 
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen."""
@@ -115,9 +119,8 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
 
     def _release(self) -> None:
         self._received = False
-        if self._undo is not None:
-            self._undo()
-            self._undo = None
+        while self._undo:
+            self._undo.pop()()
 
     def _listen(self) -> None:
         if signal.getsignal(self.sig) == self._receive:
@@ -135,6 +138,12 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
             log.error("the run could not be saved before it stops; the checkpoint before is the newest: %s", failed)
         lightning_port.let_processes_end()
         raise SIGTERMException(self.exit_code) from failed
+
+
+def _give_back(trainer: pl.Trainer, workers: DeafWorkers) -> None:
+    workers.end()
+    for loader in lightning_port.seen_loaders(trainer):
+        workers.give_back(loader)
 
 
 class AddedPreemption(PreemptionCallback):

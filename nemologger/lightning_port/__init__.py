@@ -33,6 +33,8 @@ from nemologger.lightning_port.loaders import fetches_ahead as fetches_ahead
 from nemologger.lightning_port.loaders import last_reload_epoch as last_reload_epoch
 from nemologger.lightning_port.loaders import rescale_saved_batches as rescale_saved_batches
 from nemologger.lightning_port.loaders import saved_batches as saved_batches
+from nemologger.lightning_port.loaders import see_loaders as see_loaders
+from nemologger.lightning_port.loaders import seen_loaders as seen_loaders
 from nemologger.lightning_port.loaders import set_last_reload_epoch as set_last_reload_epoch
 from nemologger.lightning_port.loaders import training_loaders as training_loaders
 from nemologger.lightning_port.loaders import trains_from as trains_from

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from lightning.fabric.utilities.data import _auto_add_worker_init_fn
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -26,6 +27,27 @@ def wrap_training_loaders(trainer: pl.Trainer, wrap: Callable[[object], object])
 
     strategy.process_dataloader = process  # type: ignore[method-assign,assignment]
     return lambda: strategy.__dict__.pop("process_dataloader", None)
+
+
+def see_loaders(trainer: pl.Trainer, see: Callable[[Any], None]) -> Callable[[], None]:
+    """Have ``see(loader)`` called for each loader before it is iterated over, and return what undoes that."""
+    strategy = trainer.strategy
+    inner = strategy.process_dataloader
+
+    def process(loader: object) -> object:
+        loader = inner(loader)
+        _auto_add_worker_init_fn(loader, trainer.global_rank)  # Lightning does so next, where there is none
+        see(loader)
+        return loader
+
+    strategy.process_dataloader = process  # type: ignore[method-assign,assignment]
+    return lambda: strategy.__dict__.pop("process_dataloader", None)
+
+
+def seen_loaders(trainer: pl.Trainer) -> list[Any]:
+    """The loaders of the fit loop and of its validation; empty before they are made."""
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    return [*training_loaders(trainer), *([] if combined is None else combined.flattened)]
 
 
 def training_loaders(trainer: pl.Trainer) -> list[Any]:

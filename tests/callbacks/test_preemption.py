@@ -12,7 +12,8 @@ from helpers.disks import FailingDisk
 from helpers.stopped import Run, Watch
 from lightning.pytorch.callbacks import Callback
 from processes import free_port, python, started, wait_for
-from toy import ToyDataModule, ToyModel, loader, manifests, names, quiet_trainer
+from torch.utils.data import DataLoader
+from toy import BATCH, ToyData, ToyDataModule, ToyModel, loader, manifests, names, quiet_trainer
 
 import nemologger as nl
 from nemologger.callbacks import PreemptionCallback
@@ -318,6 +319,27 @@ def test_killed_after_the_grace_period_nothing_published_is_lost(tmp_path):
         step, loss = line.split()
         assert losses.setdefault(step, loss) == loss
     assert len(losses) == 20
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("devices", [1, 2])
+def test_all_processes_of_the_job_get_the_signal(tmp_path, devices):
+    """Workers of data loaders too: training goes on to the end of the step."""
+    options = ("--devices", devices, "--workers", 2, "--pause", 0.1)
+    with started(SCRIPT, tmp_path, 30, *options) as process:
+        wait_for(lambda: len(lines(tmp_path, devices - 1)) >= 6)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+    taken = len(lines(tmp_path))
+    assert 6 <= taken < 30
+    assert f"step={taken}-last" in names(tmp_path / "toy" / "checkpoints")
+
+
+def test_loaders_are_given_back(tmp_path):
+    data = DataLoader(ToyData(), batch_size=BATCH, num_workers=1)
+    checkpoint = nl.ModelCheckpoint(dirpath=tmp_path, monitor=None)
+    quiet_trainer(max_steps=3, callbacks=[PreemptionCallback(), checkpoint]).fit(ToyModel(), data, data)
+    assert data.worker_init_fn is None
 
 
 @pytest.mark.dist

@@ -1,0 +1,57 @@
+"""Workers of a DataLoader and a signal that is not meant for them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+
+from processes import python
+from torch.utils.data import DataLoader
+from toy import BATCH, ToyData
+
+from nemologger.callbacks.deaf_workers import DeafWorkers
+
+HANGS = """
+import sys
+import time
+from torch.utils.data import DataLoader
+from nemologger.callbacks import deaf_workers
+
+class Data:
+    def __len__(self): return 9
+    def __getitem__(self, index): return index if index < 2 else time.sleep(3600)
+
+deaf_workers._LEAVING = 0.5
+loader = DataLoader(Data(), num_workers=2, prefetch_factor=2)
+deaf_workers.DeafWorkers(15).add(loader)
+batches = iter(loader)
+next(batches)
+sys.exit(3)
+"""
+
+
+def test_they_hear_it_when_nobody_else_does():
+    loader = DataLoader(ToyData(), batch_size=BATCH, num_workers=1, persistent_workers=True)
+    deaf = DeafWorkers(signal.SIGTERM)
+    deaf.add(loader)
+    deaf.add(loader)
+    other = DeafWorkers(signal.SIGUSR1)
+    other.add(loader)
+    batches = iter(loader)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    worker.terminate()
+    assert len(list(batches)) == 9
+    deaf.give_back(loader)
+    other.give_back(loader)
+    assert loader.worker_init_fn is None
+    deaf.end()
+    worker.terminate()
+    worker.join(timeout=10)
+    assert worker.exitcode == 0
+
+
+def test_one_that_hangs_does_not_keep_the_process_from_ending(tmp_path):
+    script = tmp_path / "hangs.py"
+    script.write_text(HANGS)
+    assert python(script, check=False).returncode == 3
