@@ -222,6 +222,7 @@ class _Behind:
 
     def __init__(self, owner: Any, name: str) -> None:
         self.calls: list[Callable[[], None]] = []
+        self.is_calling = False
         self._owner, self._name, self._own, self._plain = vars(owner), name, vars(owner).get(name), getattr(owner, name)
         self._owner[name] = self
 
@@ -231,9 +232,12 @@ class _Behind:
             self._owner[self._name] = self._own
 
     def __call__(self) -> None:
-        self.undo()
-        for call in self.calls:
-            call()
+        self.is_calling = True
+        try:
+            for call in self.calls:
+                call()
+        finally:
+            self.undo()
         self._plain()
 
 
@@ -241,9 +245,10 @@ def behind_module(trainer: pl.Trainer, hook: str, call: Callable[[], None]) -> N
     """For a callback's ``on_train_batch_end`` or ``on_validation_end``: ``call()`` behind the ``hook`` of the module.
 
     Lightning calls the module's own after those of all callbacks. Several calls are made in the order in which they came
-    in; where the module has no such hook of its own, at once.
+    in; where the module has no such hook of its own, at once. Behind ``on_train_epoch_end`` is when the epoch has been
+    ended by everybody: callbacks, schedules, loggers.
     """
-    if not is_overridden(hook, trainer.lightning_module):
+    if hook != _EPOCH_END and not is_overridden(hook, trainer.lightning_module):
         call()
         return
     owner, name = _next_after_module(trainer)[hook]
@@ -261,9 +266,13 @@ def forget_behind_module(trainer: pl.Trainer) -> None:
             behind.undo()
 
 
+_EPOCH_END = "on_train_epoch_end"
+
+
 def _next_after_module(trainer: pl.Trainer) -> dict[str, tuple[Any, str]]:
     """What Lightning calls once both the callbacks and the module have had their turn."""
     return {
+        _EPOCH_END: (trainer.fit_loop.epoch_progress, "increment_completed"),
         "on_train_batch_end": (trainer._logger_connector, "on_batch_end"),
         "on_validation_end": (trainer.strategy, "on_validation_end"),
     }
@@ -539,7 +548,8 @@ def plateau_steps(trainer: pl.Trainer) -> PlateauSteps:
         "step": batches.completed < batches.processed and not loop._should_accumulate(),
         # Saved after the last validation of an epoch, it will be ended by the resumed run.
         "epoch": loop._num_ready_batches_reached()
-        and (batches.completed < batches.processed or epochs.completed < epochs.processed),
+        and (batches.completed < batches.processed or epochs.completed < epochs.processed)
+        and not _is_behind_epoch(trainer),
     }
     number = {"step": loop.batch_idx + 1, "epoch": trainer.current_epoch + 1}
     metrics, due = {}, []
@@ -550,6 +560,13 @@ def plateau_steps(trainer: pl.Trainer) -> PlateauSteps:
             if ends[config.interval] and number[config.interval] % config.frequency == 0:
                 due.append(i)
     return PlateauSteps(metrics, due)
+
+
+def _is_behind_epoch(trainer: pl.Trainer) -> bool:
+    """Whether this is a call that :func:`behind_module` has put off to the end of the epoch."""
+    owner, name = _next_after_module(trainer)[_EPOCH_END]
+    behind = vars(owner).get(name)
+    return isinstance(behind, _Behind) and behind.is_calling
 
 
 def step_plateau(trainer: pl.Trainer, steps: PlateauSteps) -> None:

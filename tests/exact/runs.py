@@ -74,6 +74,7 @@ class Saved(Checkpoint):
         self.ckpt = ckpt
         self.stop_at = stop_at
         self.batches: dict[int, int] = {}
+        self.before = 0  # a module that goes on has the losses of the run that it continues
 
     def _look(self, pl_module: Net) -> None:
         step = self.ckpt._last_global_step_saved
@@ -81,6 +82,9 @@ class Saved(Checkpoint):
             self.batches[step] = len(pl_module.losses)
             if step == self.stop_at:
                 raise Stopped
+
+    def on_train_start(self, trainer, pl_module):
+        self.before = len(pl_module.losses)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self._look(pl_module)  # a save behind the module's own on_train_batch_end is behind ours, too
@@ -92,6 +96,9 @@ class Saved(Checkpoint):
         self._look(pl_module)
 
     def on_train_epoch_end(self, trainer, pl_module):
+        self._look(pl_module)
+
+    def on_train_end(self, trainer, pl_module):
         self._look(pl_module)
 
 
@@ -145,7 +152,7 @@ def train(case: Case, directory: Path, seed: int, resume: Path | None = None, st
         arguments["val_dataloaders"] = DataLoader(Augmented(), batch_size=BATCH)
     with suppress(Stopped):
         trainer.fit(model, ckpt_path=resume, **arguments)
-    return model.losses, saved.batches, trainer
+    return model.losses[saved.before :], saved.batches, trainer
 
 
 def check(case: Case, directory: Path) -> None:
