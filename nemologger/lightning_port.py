@@ -20,7 +20,8 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.fabric.utilities.logger import _flatten_dict
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.core.hooks import CheckpointHooks
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
@@ -288,6 +289,36 @@ def callbacks(trainer: pl.Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined, no-any-return]  # set by a connector
 
 
+def callbacks_of_the_program(trainer: pl.Trainer) -> dict[str, object]:
+    """The callbacks that are neither Lightning's nor ours, by name."""
+    ours = ("lightning.", "nemologger.")
+    return {
+        f"callback {i} {type(callback).__name__}": callback
+        for i, callback in enumerate(c for c in callbacks(trainer) if not type(c).__module__.startswith(ours))
+    }
+
+
+def data_module(trainer: pl.Trainer) -> pl.LightningDataModule | None:
+    """What the running fit gets its loaders from, if it is one."""
+    return trainer.datamodule  # type: ignore[attr-defined, no-any-return]  # set by a connector
+
+
+def saves_itself(data: pl.LightningDataModule) -> bool:
+    """Whether ``data`` has state of its own for checkpoints."""
+    return is_overridden("state_dict", data)
+
+
+def saves_more(module: pl.LightningModule) -> bool:
+    """Whether ``module`` puts something of its own into checkpoints."""
+    return is_overridden("on_save_checkpoint", module)
+
+
+def names_of_lightning() -> frozenset[str]:
+    """The attributes of modules and data modules that are not the program's."""
+    hyperparameters = {"_hparams", "_hparams_initial", "_hparams_name", "_log_hyperparams"}
+    return frozenset({*vars(LightningModule()), *vars(LightningDataModule()), *hyperparameters})
+
+
 def move_to_end(trainer: pl.Trainer, callback: Callback) -> None:
     """Let ``callback`` act after all others, checkpoints included. For its ``setup``."""
     others = [other for other in callbacks(trainer) if other is not callback]
@@ -444,6 +475,12 @@ def training_loaders(trainer: pl.Trainer) -> list[Any]:
     return [] if combined is None else combined.flattened
 
 
+def validation_loaders(trainer: pl.Trainer) -> list[Any]:
+    """The fit's loaders of validation, in a flat list; empty before they are made."""
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    return [] if combined is None else combined.flattened
+
+
 def trains_from(trainer: pl.Trainer, batches: object) -> bool:
     """Whether ``batches`` is an iterator that the fit loop takes its batches from, rather than somebody else."""
     combined = trainer.fit_loop._combined_loader
@@ -583,6 +620,34 @@ def step_plateau_at_epoch_end(trainer: pl.Trainer) -> None:
     loop = trainer.fit_loop.epoch_loop
     if trainer.fit_loop.restarting and loop._num_ready_batches_reached():
         loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+
+
+def modes_of_training(trainer: pl.Trainer) -> dict[str, bool]:
+    """During a validation: which parts of the module were in training mode before it, by name."""
+    return dict(trainer.fit_loop.epoch_loop.val_loop._module_mode.mode) if trainer.validating else {}
+
+
+def go_on_accumulating(trainer: pl.Trainer, batches: int) -> None:
+    """For ``on_train_start``: accumulate so many batches, once callbacks have checked the Trainer's own number."""
+    owner, name = trainer.strategy, "on_train_start"
+    behind = _Behind(owner, name)
+    behind.calls.append(lambda: setattr(trainer, "accumulate_grad_batches", batches))
+
+
+def go_on_averaging(trainer: pl.Trainer) -> None:
+    """For ``on_train_start``: let Lightning's StochasticWeightAveraging have its schedule in the middle of an epoch, too.
+
+    It makes it when an epoch starts. The rates that are there stay: they are those of the schedule already.
+    """
+    for callback in callbacks(trainer):
+        if not isinstance(callback, StochasticWeightAveraging) or callback._scheduler_state is None:
+            continue
+        if not callback._initialized and callback.swa_start <= trainer.current_epoch <= callback.swa_end:
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            rates = [group["lr"] for group in groups]
+            callback.on_train_epoch_start(trainer, trainer.lightning_module)
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate
 
 
 def saved_batches(checkpoint: dict[str, Any]) -> int:

@@ -256,6 +256,7 @@ def test_first_weights_of_a_new_run(finished, tmp_path, where, optimizer):
 
     class Spy(ToyModel):
         def on_train_start(self):
+            super().on_train_start()
             seen["weight"] = self.net[0].weight.detach().clone()
             state = self.optimizers().state
             seen["steps"] = {int(s["step"]) for s in state.values()} or {0}
@@ -332,7 +333,7 @@ def test_a_checkpoint_is_for_one_fit(checkpoints):
     assert all(torch.equal(trained[key], value) for key, value in model.state_dict().items())
     trainer.fit_loop.epoch_loop.max_steps = 17
     trainer.fit(model, loader(), loader())
-    assert sorted(model.losses) == [*range(10, 17)]
+    assert sorted(model.losses) == [15, 16]
 
 
 def test_a_directory_that_the_checkpoint_callback_was_given_is_looked_in(tmp_path):

@@ -40,6 +40,9 @@ class ToyModel(pl.LightningModule):
         self.metric = metric
         self.losses: dict[int, float] = {}
 
+    def on_train_start(self) -> None:
+        self.losses.clear()  # a resumed run has those from before the checkpoint
+
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         loss = (self.net(batch) - 1).pow(2).mean()
         self.losses[self.global_step] = loss.item()
