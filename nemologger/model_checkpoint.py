@@ -234,6 +234,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self._metrics: dict[str, float] = {}
         self._restored_metrics: dict[str, float] = {}
         self._life = self._origin = self._step_before = 0
+        self._has_stepped = True
         self._failed_saves = 0
         self._due_after_validation = False
         self._postponed = False
@@ -286,7 +287,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, check once more now that the length of an epoch is known, and remove what is surplus."""
         self._last_time_checked = time.monotonic()
-        self._step_before = trainer.global_step
+        self._step_before, self._has_stepped = trainer.global_step, True
         self._validated = False
         if lightning_port.is_trial(trainer):
             return
@@ -321,7 +322,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         ):
             self._prepare(trainer)
         # In the middle of gradient accumulation the gradients so far would be lost.
-        if self._should_skip_saving_checkpoint(trainer) or lightning_port.is_accumulating(trainer):
+        if self._should_skip_saving_checkpoint(trainer) or self._is_accumulating(trainer):
             return
         postponed, self._postponed = self._postponed, False
         if not (postponed or step_is_due or is_last_step(trainer) or self._time_is_due()):
@@ -329,7 +330,10 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
             self._due_after_validation = True
         else:
-            lightning_port.behind_module(trainer, "on_train_batch_end", partial(self._save, trainer))
+            # Whoever resumes after the last batch of an epoch begins the next: the hooks that end it belong to this one.
+            is_last = lightning_port.epoch_is_trained(trainer)
+            hook = "on_train_epoch_end" if is_last else "on_train_batch_end"
+            lightning_port.behind_module(trainer, hook, partial(self._save_once, trainer))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let nobody swap parameters for validation while they are being copied."""
@@ -354,7 +358,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         if self._should_skip_saving_checkpoint(trainer):
             return
         if due or (not self._save_on_train_epoch_end and self._epoch_is_due(trainer)):
-            if lightning_port.is_accumulating(trainer):
+            if self._is_accumulating(trainer):
                 self._postponed = True  # to the optimizer's step
                 return
             lightning_port.behind_module(trainer, "on_validation_end", partial(self._save, trainer))
@@ -365,8 +369,12 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         """Save what ``every_n_epochs`` says, with ``save_on_train_epoch_end`` or where no validation runs."""
         self._keeper.hold()
         here = self._save_on_train_epoch_end or not lightning_port.has_validation(trainer)
-        if here and self._epoch_is_due(trainer) and not self._should_skip_saving_checkpoint(trainer):
-            self._save(trainer)
+        if not (here and self._epoch_is_due(trainer)) or self._should_skip_saving_checkpoint(trainer):
+            return
+        if self._is_accumulating(trainer):
+            self._postponed = True
+        else:
+            lightning_port.behind_module(trainer, "on_train_epoch_end", partial(self._save_once, trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the final state, if that has not happened yet."""
@@ -428,8 +436,17 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         With several optimizers a batch takes several steps, and another number of them if one is left out.
         """
         before, self._step_before = self._step_before, trainer.global_step
+        self._has_stepped = before != trainer.global_step
         every = self._every_n_train_steps
         return every >= 1 and trainer.global_step // every > before // every
+
+    def _is_accumulating(self, trainer: pl.Trainer) -> bool:
+        """Whether gradients are there that a later step is to take, and that a checkpoint would lose.
+
+        With manual optimization that may be so after every batch without a step.
+        """
+        by_hand = not trainer.lightning_module.automatic_optimization
+        return lightning_port.is_accumulating(trainer) or (by_hand and not self._has_stepped)
 
     def _time_is_due(self) -> bool:
         if self._train_time_interval is None or self._last_time_checked is None:

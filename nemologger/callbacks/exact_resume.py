@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
+from nemologger.callbacks.program_state import ProgramState
 from nemologger.exact import reduction
 from nemologger.exact.rng import RngState
 from nemologger.exact.session import Place, Session
@@ -38,10 +40,13 @@ class ExactResume(Callback):
 
     Covered are DataLoaders over datasets with and without length, with any sampler, with and without workers, several of
     them at once, and other iterables. Generators, numbers, lists, dictionaries, arrays and tensors among the attributes of
-    samplers, and of datasets without workers, go on as they were. Neither validation nor a second look at the training
-    loader shifts training. What cannot be promised for the loaders at hand is logged when training starts, with what would
-    help, or at the first save after it shows. On another number of ranks a run goes on after as many
-    samples, with new random states.
+    samplers, and of datasets without workers, go on as they were, and so do those of the module, of objects of the program
+    that it holds, and of a data module without ``state_dict()``; of callbacks, generators. Lists and dictionaries of the
+    module, which are most often records of one life, are named at the first save after they change, and not kept. What
+    is logged for an epoch, and what metrics of torchmetrics have counted, is kept. Neither validation nor a second
+    look at the training loader shifts training. What cannot be promised for the loaders at hand is logged when
+    training starts, with what would help, or at the first save after it shows. On another number of ranks a run goes
+    on after as many samples, with new random states.
 
     What a GPU computes must repeat as well. Some kernels, and NCCL on some machines, add in an order that differs from run
     to run: ``Trainer(deterministic=True)`` keeps torch to those that do not, and ``Trainer(benchmark=False)``, the default,
@@ -68,6 +73,8 @@ class ExactResume(Callback):
         self._data: list[dict[str, Any]] | None = None
         self._places: list[dict[str, Any]] | None = None
         self._plateau: lightning_port.PlateauSteps | None = None
+        self._program: ProgramState | None = None
+        self._program_then: dict[str, Any] | None = None
         self._gradient_order: list[str] = []
         self._said: set[tuple[str, str]] = set()
         self._watched: reduction.GradientOrder | None = None
@@ -114,6 +121,7 @@ class ExactResume(Callback):
         if self._watched is not None:
             self._watched.settle()
         self._fit = self._session = self._unwrap = self._aside = self._reload_epoch = self._data = self._plateau = None
+        self._program = self._program_then = None
         self._gradient_order, self._watched, self._said = [], None, set()
 
     # --- training -------------------------------------------------------------------------------------------------
@@ -135,9 +143,15 @@ class ExactResume(Callback):
         if self._plateau is not None:
             lightning_port.step_plateau(trainer, self._plateau)
             self._plateau = None
+        self._program = ProgramState(trainer, pl_module)
+        if self._program_then is not None:
+            self._program.restore(self._program_then)
+            self._program_then = None
+        if lightning_port.goes_on_within_epoch(trainer):
+            lightning_port.go_on_averaging(trainer)
         self._settle_gradient_order(trainer)
-        self._compare_data(session)
-        if trainer.is_global_zero:
+        if trainer.is_global_zero:  # the checkpoint has what rank 0 saw; others may have data of their own
+            self._compare_data(session)
             self._say_limits(session)
             device = trainer.strategy.root_device
             if advice := _advice(device):
@@ -158,7 +172,9 @@ class ExactResume(Callback):
         """A run that was saved after the last validation of an epoch starts here."""
         if self._session is not None:
             self._session.settle()
-            lightning_port.step_plateau_at_epoch_end(trainer)
+            lightning_port.behind_module(
+                trainer, "on_train_epoch_end", partial(lightning_port.step_plateau_at_epoch_end, trainer)
+            )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -240,7 +256,15 @@ class ExactResume(Callback):
         if session is None or fit is None:
             return None
         over = lightning_port.epoch_is_trained(fit.trainer)
-        return together_at_zero(self._ranks, lambda: session.place(epoch_over=over, aside=self._aside).to_plain())
+
+        def here() -> dict[str, Any]:
+            place = session.place(epoch_over=over, aside=self._aside).to_plain()
+            program, limits = (None, {}) if self._program is None else self._program.to_plain()
+            for what, limit in limits.items():
+                self._say_once(what, limit)
+            return {**place, "program": program}
+
+        return together_at_zero(self._ranks, here)
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -273,14 +297,17 @@ class ExactResume(Callback):
             return
         lightning_port.drop_loader_states(checkpoint)
         places, rank, ranks = state["ranks"], self._ranks.rank, self._ranks.world_size
-        place = Place.from_plain(places[rank % len(places)])
+        mine = places[rank % len(places)]
+        place, self._program_then = Place.from_plain(mine), mine.get("program")
         before, readers = state.get("readers", len(places)), lightning_port.data_reader(trainer)[1]
         if (len(places), before) != (ranks, readers):
             place = place.on_other_ranks(rank, before, readers, self._fit.device)
+            if self._program_then is not None:
+                self._program_then["logged"] = None
             lightning_port.rescale_saved_batches(checkpoint, before, readers)
             log.warning(
                 "the checkpoint is of %d ranks, of which %d read data; there are %d now, of which %d do: training goes on "
-                "after as many samples, with new random numbers",
+                "after as many samples, with new random numbers, and means of this epoch are of what follows",
                 len(places),
                 before,
                 ranks,
@@ -295,9 +322,12 @@ class ExactResume(Callback):
     def _say_limits(self, session: Session) -> None:
         """Say once what cannot be promised; some of it shows only while training goes on."""
         for loader, limit in session.limits:
-            if (loader, limit) not in self._said:
-                self._said.add((loader, limit))
-                log.warning("exact resume, training loader %s: %s", loader, limit)
+            self._say_once(f"training loader {loader}:", limit)
+
+    def _say_once(self, what: str, limit: str) -> None:
+        if (what, limit) not in self._said:
+            self._said.add((what, limit))
+            log.warning("exact resume, %s %s", what, limit)
 
     def _settle_gradient_order(self, trainer: pl.Trainer) -> None:
         model = trainer.strategy.model
@@ -316,7 +346,8 @@ class ExactResume(Callback):
         if before is not None and before != now:
             log.warning(
                 "the training data is not what it was when the checkpoint was saved (%s then, %s now): the run cannot go on "
-                "exactly. A random_split needs a generator with a fixed seed",
+                "exactly. What is drawn when data are made needs a fixed seed: a random_split a generator, the rest of a "
+                "setup() a call of lightning.seed_everything",
                 before,
                 now,
             )

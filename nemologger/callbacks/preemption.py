@@ -142,7 +142,7 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
 
 def _give_back(trainer: pl.Trainer, workers: DeafWorkers) -> None:
     workers.end()
-    for loader in lightning_port.seen_loaders(trainer):
+    for loader in (*lightning_port.training_loaders(trainer), *lightning_port.validation_loaders(trainer)):
         workers.give_back(loader)
 
 

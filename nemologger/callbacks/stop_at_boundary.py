@@ -88,7 +88,9 @@ class StopAtBoundary(Callback):
             self._after_validation = True  # a run that is resumed in front of it would leave it out
             self._say(trainer, ", after the validation that is due now")
         else:
-            lightning_port.behind_module(trainer, "on_train_batch_end", partial(self._stop, trainer))
+            is_last = lightning_port.epoch_is_trained(trainer)  # the hooks that end an epoch belong to it
+            hook = "on_train_epoch_end" if is_last else "on_train_batch_end"
+            lightning_port.behind_module(trainer, hook, partial(self._stop, trainer))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop, if that was due before validation or came up during it."""

@@ -39,6 +39,13 @@ def is_small(value: Any) -> bool:
     return _nbytes(value) <= _SMALL if isinstance(value, np.ndarray | np.generic | torch.Tensor) else len(value) <= 1024
 
 
+def is_in_memory(value: Any) -> bool:
+    """Whether ``value`` is an array or tensor that has the same fingerprint in every process, if it holds the same."""
+    if isinstance(value, torch.Tensor):
+        return _is_plain(value) and value.device.type == "cpu"
+    return type(value) is np.ndarray and not value.dtype.hasobject
+
+
 def fingerprint(value: Any, share: int = 1) -> int:
     """A number that is another one when ``value``, one of :data:`KINDS`, holds something else.
 
@@ -240,7 +247,11 @@ def put_back(present: Any, plain: Any, *, same: bool) -> Any:
         plain: What is to be there.
         same: Fill ``present`` itself, where possible: others may hold it too. Otherwise make another one like it.
     """
-    value = unkept(plain)
+    return fill(present, unkept(plain), same=same)
+
+
+def fill(present: Any, value: Any, *, same: bool) -> Any:
+    """What is to be in the place of ``present``, to hold what ``value`` does; see :func:`put_back`."""
     if isinstance(present, np.ndarray | torch.Tensor):
         fits = type(value) is type(present) and value.shape == present.shape and value.dtype == present.dtype
         if not (same and fits and (isinstance(present, torch.Tensor) or present.flags.writeable)):

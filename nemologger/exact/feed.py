@@ -13,6 +13,7 @@ import torch
 import xxhash
 from torch.utils.data import Subset
 
+from nemologger.exact import contents
 from nemologger.exact.owned import NOTHING, Owned, Values
 from nemologger.exact.rng import RngState
 from nemologger.exact.sources import HasState, Source, source_of
@@ -37,6 +38,8 @@ class Mark(NamedTuple):
 
 
 FRESH = Mark(None, 0, 0, False)
+
+_FEW = 32
 
 
 @dataclass(frozen=True)
@@ -359,7 +362,7 @@ def rescaled(position: Position, numerator: int, denominator: int) -> Position:
 
 
 def described(dataset: Any) -> dict[str, Any]:
-    """The number of samples, and for a part of another dataset a checksum of which ones."""
+    """The number of samples, for a part of another dataset a checksum of which ones, and one of what is in memory."""
     try:
         samples = len(dataset)
     except (TypeError, NotImplementedError):
@@ -367,7 +370,18 @@ def described(dataset: Any) -> dict[str, Any]:
     chosen = None
     if isinstance(dataset, Subset):
         chosen = xxhash.xxh3_64_hexdigest(_numbers(dataset.indices))
-    return {"samples": samples, "chosen": chosen}
+    return {"samples": samples, "chosen": chosen, "content": _content(dataset)}
+
+
+def _content(dataset: Any) -> str:
+    """A checksum of the tensors and arrays that ``dataset``, or the one it is a part of, keeps."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    found = []
+    for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
+        parts = value if isinstance(value, list | tuple) and len(value) <= _FEW else [value]
+        found += [(name, contents.fingerprint(part)) for part in parts if contents.is_in_memory(part)]
+    return xxhash.xxh3_64_hexdigest(repr(found).encode()) if found else ""
 
 
 def _numbers(indices: Any) -> Any:

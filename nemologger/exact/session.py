@@ -16,6 +16,11 @@ from nemologger.exact.rng import RngState
 _MOST_OF_ALL, _LEAST = 2**28, 2**16
 
 
+def most_of_each(ranks: int) -> int:
+    """Bytes that a rank keeps of lists and arrays: rank 0 writes those of all ``ranks``."""
+    return min(MOST_BYTES, max(_MOST_OF_ALL // ranks, _LEAST))
+
+
 class Fit(Protocol):
     """What a session needs to know about the fit that it belongs to."""
 
@@ -128,8 +133,7 @@ class Session:
         if is_resumable(loader):
             return loader  # type: ignore[no-any-return]
         self._round, self._ahead, self._settled, self._changed = None, None, [], True
-        # Rank 0 writes those of all ranks.
-        most = min(MOST_BYTES, max(_MOST_OF_ALL // self._fit.ranks, _LEAST))
+        most = most_of_each(self._fit.ranks)
         return ResumableLoader(
             Feed(loader, self._before_batch, self._after_batch, self._salt, self._fit.trains_from, most)
         )

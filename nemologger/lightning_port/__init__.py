@@ -9,6 +9,7 @@ its tests (``tests/lightning_port``) say which line.
     progress.py   where the fit loop is, whether it goes on, and how it ends
     logged.py     what reaches the loggers, and under which step
     schedules.py  learning-rate schedules that wait for a metric
+    epoch_results.py  what has been logged for the epoch so far, and what torchmetrics have counted
     loaders.py    the loaders that a fit trains from, and what it has taken of them
     processes.py  the processes of a run: before training starts, in it, and at the end
     loggers.py    Lightning's loggers
@@ -21,10 +22,14 @@ from __future__ import annotations
 from nemologger.lightning_port.hooks import at_end_of_backward as at_end_of_backward
 from nemologger.lightning_port.hooks import behind_module as behind_module
 from nemologger.lightning_port.hooks import callbacks as callbacks
+from nemologger.lightning_port.hooks import callbacks_of_the_program as callbacks_of_the_program
 from nemologger.lightning_port.hooks import forget_behind_module as forget_behind_module
+from nemologger.lightning_port.hooks import go_on_accumulating as go_on_accumulating
 from nemologger.lightning_port.hooks import has_comm_hook as has_comm_hook
 from nemologger.lightning_port.hooks import hooks_between_steps as hooks_between_steps
+from nemologger.lightning_port.hooks import is_behind_epoch as is_behind_epoch
 from nemologger.lightning_port.hooks import move_to_end as move_to_end
+from nemologger.lightning_port.loaders import data_module as data_module
 from nemologger.lightning_port.loaders import data_reader as data_reader
 from nemologger.lightning_port.loaders import drop_loader_states as drop_loader_states
 from nemologger.lightning_port.loaders import fetch_again as fetch_again
@@ -34,10 +39,10 @@ from nemologger.lightning_port.loaders import last_reload_epoch as last_reload_e
 from nemologger.lightning_port.loaders import rescale_saved_batches as rescale_saved_batches
 from nemologger.lightning_port.loaders import saved_batches as saved_batches
 from nemologger.lightning_port.loaders import see_loaders as see_loaders
-from nemologger.lightning_port.loaders import seen_loaders as seen_loaders
 from nemologger.lightning_port.loaders import set_last_reload_epoch as set_last_reload_epoch
 from nemologger.lightning_port.loaders import training_loaders as training_loaders
 from nemologger.lightning_port.loaders import trains_from as trains_from
+from nemologger.lightning_port.loaders import validation_loaders as validation_loaders
 from nemologger.lightning_port.loaders import watch_fetches as watch_fetches
 from nemologger.lightning_port.loaders import wrap_training_loaders as wrap_training_loaders
 from nemologger.lightning_port.logged import log_is_due as log_is_due
@@ -76,17 +81,22 @@ from nemologger.lightning_port.progress import is_accumulating as is_accumulatin
 from nemologger.lightning_port.progress import is_over as is_over
 from nemologger.lightning_port.progress import is_trial as is_trial
 from nemologger.lightning_port.progress import leave_fit as leave_fit
+from nemologger.lightning_port.progress import modes_of_training as modes_of_training
 from nemologger.lightning_port.progress import validation_follows as validation_follows
 from nemologger.lightning_port.restoring import loads_as_is as loads_as_is
 from nemologger.lightning_port.restoring import loads_model_as_is as loads_model_as_is
 from nemologger.lightning_port.restoring import use_checkpoint_io as use_checkpoint_io
 from nemologger.lightning_port.restoring import will_rewrite_state as will_rewrite_state
 from nemologger.lightning_port.schedules import PlateauSteps as PlateauSteps
+from nemologger.lightning_port.schedules import go_on_averaging as go_on_averaging
 from nemologger.lightning_port.schedules import plateau_steps as plateau_steps
 from nemologger.lightning_port.schedules import step_plateau as step_plateau
 from nemologger.lightning_port.schedules import step_plateau_at_epoch_end as step_plateau_at_epoch_end
 from nemologger.lightning_port.state import KeepsWeights as KeepsWeights
 from nemologger.lightning_port.state import TrainingState as TrainingState
 from nemologger.lightning_port.state import checkpoint_directory as checkpoint_directory
+from nemologger.lightning_port.state import names_of_lightning as names_of_lightning
 from nemologger.lightning_port.state import optimizer_names as optimizer_names
+from nemologger.lightning_port.state import saves_itself as saves_itself
+from nemologger.lightning_port.state import saves_more as saves_more
 from nemologger.lightning_port.state import training_state as training_state

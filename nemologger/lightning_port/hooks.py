@@ -13,9 +13,21 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 
+_EPOCH_END = "on_train_epoch_end"
+
+
 def callbacks(trainer: pl.Trainer) -> list[Callback]:
     """The trainer's list of callbacks itself."""
     return trainer.callbacks  # type: ignore[attr-defined, no-any-return]  # set by a connector
+
+
+def callbacks_of_the_program(trainer: pl.Trainer) -> dict[str, object]:
+    """The callbacks that are neither Lightning's nor ours, by name."""
+    ours = ("lightning.", "nemologger.")
+    return {
+        f"callback {i} {type(callback).__name__}": callback
+        for i, callback in enumerate(c for c in callbacks(trainer) if not type(c).__module__.startswith(ours))
+    }
 
 
 def move_to_end(trainer: pl.Trainer, callback: Callback) -> None:
@@ -28,9 +40,10 @@ def behind_module(trainer: pl.Trainer, hook: str, call: Callable[[], None]) -> N
     """For a callback's ``on_train_batch_end`` or ``on_validation_end``: ``call()`` behind the ``hook`` of the module.
 
     Lightning calls the module's own after those of all callbacks. Several calls are made in the order in which they came
-    in; where the module has no such hook of its own, at once.
+    in; where the module has no such hook of its own, at once. Behind ``on_train_epoch_end`` is when the epoch has been
+    ended by everybody: callbacks, schedules, loggers.
     """
-    if not is_overridden(hook, trainer.lightning_module):
+    if hook != _EPOCH_END and not is_overridden(hook, trainer.lightning_module):
         call()
         return
     owner, name = _next_after_module(trainer)[hook]
@@ -53,6 +66,7 @@ class _Behind:
 
     def __init__(self, owner: Any, name: str) -> None:
         self.calls: list[Callable[[], None]] = []
+        self.is_calling = False
         self._owner, self._name, self._own, self._plain = vars(owner), name, vars(owner).get(name), getattr(owner, name)
         self._owner[name] = self
 
@@ -62,15 +76,32 @@ class _Behind:
             self._owner[self._name] = self._own
 
     def __call__(self) -> None:
-        self.undo()
-        for call in self.calls:
-            call()
+        self.is_calling = True
+        try:
+            for call in self.calls:
+                call()
+        finally:
+            self.undo()
         self._plain()
+
+
+def is_behind_epoch(trainer: pl.Trainer) -> bool:
+    """Whether this is a call that :func:`behind_module` has put off to the end of the epoch."""
+    owner, name = _next_after_module(trainer)[_EPOCH_END]
+    behind = vars(owner).get(name)
+    return isinstance(behind, _Behind) and behind.is_calling
+
+
+def go_on_accumulating(trainer: pl.Trainer, batches: int) -> None:
+    """For ``on_train_start``: accumulate so many batches, once callbacks have checked the Trainer's own number."""
+    behind = _Behind(trainer.strategy, "on_train_start")
+    behind.calls.append(lambda: setattr(trainer, "accumulate_grad_batches", batches))
 
 
 def _next_after_module(trainer: pl.Trainer) -> dict[str, tuple[Any, str]]:
     """What Lightning calls once both the callbacks and the module have had their turn."""
     return {
+        _EPOCH_END: (trainer.fit_loop.epoch_progress, "increment_completed"),
         "on_train_batch_end": (trainer._logger_connector, "on_batch_end"),
         "on_validation_end": (trainer.strategy, "on_validation_end"),
     }

@@ -44,10 +44,10 @@ def see_loaders(trainer: pl.Trainer, see: Callable[[Any], None]) -> Callable[[],
     return lambda: strategy.__dict__.pop("process_dataloader", None)
 
 
-def seen_loaders(trainer: pl.Trainer) -> list[Any]:
-    """The loaders of the fit loop and of its validation; empty before they are made."""
+def validation_loaders(trainer: pl.Trainer) -> list[Any]:
+    """The fit's loaders of validation, in a flat list; empty before they are made."""
     combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
-    return [*training_loaders(trainer), *([] if combined is None else combined.flattened)]
+    return [] if combined is None else combined.flattened
 
 
 def training_loaders(trainer: pl.Trainer) -> list[Any]:
@@ -136,3 +136,8 @@ def last_reload_epoch(trainer: pl.Trainer) -> float:
 def set_last_reload_epoch(trainer: pl.Trainer, epoch: float) -> None:
     """Let the loaders be made again when they would be if this fit had made them in ``epoch``."""
     trainer.fit_loop._last_train_dl_reload_epoch = epoch
+
+
+def data_module(trainer: pl.Trainer) -> pl.LightningDataModule | None:
+    """What the running fit gets its loaders from, if it is one."""
+    return trainer.datamodule  # type: ignore[attr-defined, no-any-return]  # set by a connector

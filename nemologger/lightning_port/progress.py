@@ -89,3 +89,8 @@ def _begin_epoch_anew(loop: Any) -> None:
 def drop_interrupted_validation(trainer: pl.Trainer) -> None:
     """For ``on_train_start``: do not go on with a validation that the checkpoint was saved in the middle of."""
     trainer.fit_loop.epoch_loop.val_loop.reset_restart_stage()
+
+
+def modes_of_training(trainer: pl.Trainer) -> dict[str, bool]:
+    """During a validation: which parts of the module were in training mode before it, by name."""
+    return dict(trainer.fit_loop.epoch_loop.val_loop._module_mode.mode) if trainer.validating else {}

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+
+from nemologger.lightning_port.hooks import callbacks, is_behind_epoch
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -34,7 +37,8 @@ def plateau_steps(trainer: pl.Trainer) -> PlateauSteps:
         "step": batches.completed < batches.processed and not loop._should_accumulate(),
         # Saved after the last validation of an epoch, it will be ended by the resumed run.
         "epoch": loop._num_ready_batches_reached()
-        and (batches.completed < batches.processed or epochs.completed < epochs.processed),
+        and (batches.completed < batches.processed or epochs.completed < epochs.processed)
+        and not is_behind_epoch(trainer),
     }
     number = {"step": loop.batch_idx + 1, "epoch": trainer.current_epoch + 1}
     metrics, due = {}, []
@@ -61,3 +65,19 @@ def step_plateau_at_epoch_end(trainer: pl.Trainer) -> None:
     loop = trainer.fit_loop.epoch_loop
     if trainer.fit_loop.restarting and loop._num_ready_batches_reached():
         loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
+
+
+def go_on_averaging(trainer: pl.Trainer) -> None:
+    """For ``on_train_start``: let Lightning's StochasticWeightAveraging have its schedule in the middle of an epoch, too.
+
+    It makes it when an epoch starts. The rates that are there stay: they are those of the schedule already.
+    """
+    for callback in callbacks(trainer):
+        if not isinstance(callback, StochasticWeightAveraging) or callback._scheduler_state is None:
+            continue
+        if not callback._initialized and callback.swa_start <= trainer.current_epoch <= callback.swa_end:
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            rates = [group["lr"] for group in groups]
+            callback.on_train_epoch_start(trainer, trainer.lightning_module)
+            for group, rate in zip(groups, rates, strict=True):
+                group["lr"] = rate

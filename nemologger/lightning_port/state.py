@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from nemologger import sharded_state
 from nemologger.lightning_port.hooks import callbacks
@@ -64,3 +66,19 @@ def _named_parameters(trainer: pl.Trainer) -> dict[str, torch.nn.Parameter]:
 def checkpoint_directory(trainer: pl.Trainer, checkpoint: ModelCheckpoint) -> str:
     """Where ``checkpoint`` will write, before a fit has settled it."""
     return str(checkpoint._ModelCheckpoint__resolve_ckpt_dir(trainer))  # type: ignore[attr-defined]
+
+
+def saves_itself(data: pl.LightningDataModule) -> bool:
+    """Whether ``data`` has state of its own for checkpoints."""
+    return is_overridden("state_dict", data)
+
+
+def saves_more(module: pl.LightningModule) -> bool:
+    """Whether ``module`` puts something of its own into checkpoints."""
+    return is_overridden("on_save_checkpoint", module)
+
+
+def names_of_lightning() -> frozenset[str]:
+    """The attributes of modules and data modules that are not the program's."""
+    hyperparameters = {"_hparams", "_hparams_initial", "_hparams_name", "_log_hyperparams"}
+    return frozenset({*vars(LightningModule()), *vars(LightningDataModule()), *hyperparameters})

@@ -56,6 +56,11 @@ class SavedCheckpoints(KeptCheckpoints):
         if not self._is_saved(trainer):
             self._save(trainer, now=True)
 
+    def _save_once(self, trainer: pl.Trainer) -> None:
+        """Save, unless another interval has come to the same step."""
+        if not self._is_saved(trainer):
+            self._save(trainer)
+
     def _save(self, trainer: pl.Trainer, *, final: bool = False, now: bool = False) -> None:
         """Save the state of this moment; count it as failed, and go on, if that is not possible (contract C7)."""
         if not self._make_room(trainer, final=final):

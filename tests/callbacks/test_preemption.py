@@ -89,6 +89,20 @@ def test_at_the_ends_of_epochs(tmp_path, where):
     run.goes_on()
 
 
+def test_an_epoch_that_is_trained_is_ended_first(tmp_path):
+    ended = []
+
+    class Ends(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            ended.append(trainer.current_epoch)
+
+    run = Run(tmp_path, trainer={**EPOCHS, "limit_val_batches": 0}, ckpt={"monitor": None}, callbacks=lambda: [Ends()])
+    assert run.train(PreemptionCallback(), watch=Watch("batch", 9)) == 143
+    assert ended == [0]
+    run.goes_on()
+    assert ended == [0, *range(3), 1, 2]  # the run in one piece comes in between
+
+
 def test_a_signal_during_the_sanity_check_stops_after_the_first_step(tmp_path):
     run = Run(tmp_path, trainer={"num_sanity_val_steps": 1})
     assert run.train(PreemptionCallback(), watch=Watch("sanity check", 0)) == 143

@@ -94,6 +94,9 @@ class Saved(Checkpoint):
     def on_train_epoch_end(self, trainer, pl_module):
         self._look(pl_module)
 
+    def on_train_end(self, trainer, pl_module):
+        self._look(pl_module)
+
 
 class Stopped(Exception):
     """A run was stopped on purpose."""

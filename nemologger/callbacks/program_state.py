@@ -1,0 +1,71 @@
+"""What a program changes beside weights, as ExactResume saves it of every rank."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from nemologger import lightning_port
+from nemologger.exact.attributes import Attributes
+from nemologger.exact.session import most_of_each
+from nemologger.exact.settings import Settings
+from nemologger.lightning_port import epoch_results
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+_NOT_SAVED = (
+    "has changed since training began, and is not saved: it {}. A resumed run begins with it as the program makes it. If it "
+    "decides about training, register it as a buffer, or save it in on_save_checkpoint()"
+)
+
+
+class ProgramState:
+    """Attributes and settings of the module, and what has been logged, from ``on_train_start`` on.
+
+    Args:
+        trainer: The trainer, about to train.
+        module: What it trains, as the program made it.
+    """
+
+    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._trainer = trainer
+        self._most = most_of_each(int(trainer.world_size))
+        self._accumulate = trainer.accumulate_grad_batches
+        self._settings = Settings(module)
+        roots: dict[str, object] = {"module": module}
+        loaders = lightning_port.validation_loaders(trainer)
+        drawing = lightning_port.callbacks_of_the_program(trainer)
+        drawing |= {f"validation loader {i}": loader for i, loader in enumerate(loaders)}
+        data = lightning_port.data_module(trainer)
+        if data is not None:
+            (drawing if lightning_port.saves_itself(data) else roots)["data module"] = data
+        self._attributes = Attributes(roots, drawing, {"module"}, lightning_port.names_of_lightning(), self._most)
+
+    def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """What has changed, as plain types, and of what has not been kept, why."""
+        trainer = self._trainer
+        logged, too_large = epoch_results.take(trainer, self._most)
+        limits = {
+            f"metric {name}": "is too large to be saved: after a resume it counts from there" for name in too_large
+        }
+        attributes, lost = self._attributes.to_plain()
+        if not lightning_port.saves_more(trainer.lightning_module):  # else it may be saved there
+            limits |= {f"attribute {path}": _NOT_SAVED.format(why) for path, why in lost.items()}
+        changed = trainer.accumulate_grad_batches != self._accumulate
+        plain = {
+            "logged": logged,
+            "attributes": attributes,
+            "settings": self._settings.to_plain(lightning_port.modes_of_training(trainer)),
+            "accumulate": trainer.accumulate_grad_batches if changed else None,
+        }
+        return plain, limits
+
+    def restore(self, plain: dict[str, Any]) -> None:
+        """Go on from what :meth:`to_plain` returned; without what was logged if that is None."""
+        trainer = self._trainer
+        if plain["logged"] is not None:
+            epoch_results.restore(trainer, plain["logged"])
+        self._attributes.restore(plain["attributes"], trainer.strategy.root_device)
+        self._settings.restore(plain["settings"])
+        if plain["accumulate"] is not None:
+            lightning_port.go_on_accumulating(trainer, plain["accumulate"])

@@ -1,0 +1,197 @@
+"""What a module and a data module keep among their own attributes: counters, arrays, tensors, generators.
+
+Parameters and buffers are in the checkpoint anyway. What a program changes beside them (``self.count += 1``, a queue, an
+annealed weight, a generator of its own) decides about losses as well.
+
+A list or dictionary of a module is most often a record of what it did in this life (``self.losses.append(...)``), and a
+program that finds what an earlier one recorded there would be surprised. It is named, and not kept.
+"""
+
+from __future__ import annotations
+
+import sys
+import sysconfig
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain, islice
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nemologger.exact import contents
+from nemologger.exact.owned import Owned, Values
+
+_SCALARS = (int, float, bool, str, type(None))
+_INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
+_RECORDS = (list, dict, set, deque)
+_ABSENT = object()
+_LOOKED_AT = 64
+
+
+class Attributes:
+    """The attributes of some objects, as they are now and as they were when this was made.
+
+    Only what has changed in between is kept: what the program gives today stays. Counters and contents are those of classes
+    of the program itself. What a library changes in its objects is its business, and so are buffers that a module does not
+    want to be saved, with all that the module keeps beside them; their generators go on where they were all the same.
+
+    Args:
+        roots: The objects by name.
+        generators_only: More of them, of which nothing but generators is looked at.
+        no_records: The names of those roots whose lists and dictionaries are named, and not kept.
+        not_theirs: For each root, the names of attributes that belong to the framework.
+        most: Bytes that are kept at most.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, object],
+        generators_only: Mapping[str, object],
+        no_records: Collection[str],
+        not_theirs: frozenset[str],
+        most: int,
+    ) -> None:
+        self._roots = roots
+        self._generators_only = generators_only
+        self._no_records = tuple(f"{name}." for name in no_records)
+        self._not_theirs = not_theirs
+        self._records: dict[str, str] = {}  # that have changed
+        self._most = most
+        modules = [root for root in roots.values() if isinstance(root, nn.Module)]
+        # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
+        self._of_model = {_memory_of(t) for module in modules for t in chain(module.parameters(), module.buffers())}
+        values = {path: value for path, _, _, value in self._walk()}
+        # Who keeps hundreds of long lists does not wait longer for them.
+        self._share = 1 + sum(isinstance(v, contents.KINDS) and not contents.is_small(v) for v in values.values()) // 4
+        self._first = {path: self._sign(value) for path, value in values.items()}
+
+    def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """What has changed, as plain types, and why the rest of it is not kept."""
+        left = [self._most]
+        kept: dict[str, Any] = {}
+        on_device: list[str] = []
+        lost = self._records
+        for path, _, _, value in self._walk():
+            if path in lost or self._first.get(path, _ABSENT) == self._sign(value):
+                continue
+            if isinstance(value, _RECORDS) and path.startswith(self._no_records):
+                lost[path] = f"is a {type(value).__name__}, as records of what was done are"
+                continue
+            try:
+                kept[path] = contents.keep(value, left)
+            except contents.CannotBeKeptError as error:
+                lost[path] = str(error)
+            if any(tensor.device.type != "cpu" for tensor in _tensors_in(value)):
+                on_device.append(path)
+        generators: dict[str, Any] = {}
+        for owned in self._generators():
+            generators |= owned.values(counters=False).generators
+        return {"attributes": kept, "on_device": on_device, "generators": generators}, lost
+
+    def restore(self, plain: Mapping[str, Any], device: torch.device) -> None:
+        """Set what has changed to what :meth:`to_plain` returned; what was on a GPU goes to ``device``."""
+        holders = dict(self._holders())
+        for path, saved in plain["attributes"].items():
+            where, _, name = path.rpartition(".")
+            if where not in holders or not _is_plain(holders[where], name):
+                continue
+            present = vars(holders[where]).get(name)
+            value = contents.unkept(saved)
+            back = contents.fill(present, _moved(value, device) if path in plain["on_device"] else value, same=True)
+            if back is not present:
+                setattr(holders[where], name, back)
+        for owned in self._generators():
+            owned.restore(Values(plain["generators"]))
+
+    def _sign(self, value: Any) -> Any:
+        return (type(value), value) if type(value) in _SCALARS else contents.fingerprint(value, self._share)
+
+    def _walk(self) -> Iterator[tuple[str, Any, str, Any]]:
+        for path, holder in self._holders():
+            for name, value in vars(holder).items():
+                if name in self._not_theirs:
+                    continue
+                plain = type(value) in _SCALARS or isinstance(value, contents.KINDS)
+                if plain and not any(_memory_of(tensor) in self._of_model for tensor in _tensors_in(value)):
+                    yield f"{path}.{name}", holder, name, value
+
+    def _holders(self) -> Iterator[tuple[str, Any]]:
+        """The objects of the program, by path."""
+        seen: set[int] = set()
+        waiting = list(self._roots.items())
+        while waiting:
+            path, holder = waiting.pop(0)
+            if id(holder) in seen:
+                continue
+            seen.add(id(holder))
+            yield path, holder
+            inner = {**vars(holder), **(vars(holder).get("_modules") or {})}
+            waiting += [
+                (f"{path}.{name}", value)
+                for name, value in inner.items()
+                if name not in self._not_theirs and _is_of_the_program(value)
+            ]
+
+    def _generators(self) -> list[Owned]:
+        found = dict(self._holders())
+        for root in self._roots.values():
+            if isinstance(root, nn.Module):
+                found |= {
+                    f"module.{name}": module
+                    for name, module in root.named_modules()
+                    if name and not type(module).__module__.startswith("torch.nn.")
+                }
+        owned = []
+        for path, holder in {**found, **self._generators_only}.items():
+            theirs = {
+                k: v for k, v in vars(holder).items() if k not in self._not_theirs and not isinstance(v, _SCALARS)
+            }
+            if theirs:
+                owned.append(Owned({path: SimpleNamespace(**theirs)}, counters=False))
+        return owned
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple | set | deque):
+        for item in islice(value.values() if isinstance(value, dict) else value, _LOOKED_AT):
+            yield from _tensors_in(item)
+
+
+def _memory_of(tensor: torch.Tensor) -> int:
+    plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
+    return (tensor.untyped_storage().data_ptr() if plain else 0) or id(tensor)
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return type(value)(_moved(item, device) for item in value) if isinstance(value, list | tuple | deque) else value
+
+
+def _is_plain(holder: Any, name: str) -> bool:
+    """Whether the attribute is one to set: there as plain data, or not at all, and no part of a module."""
+    if any(name in (vars(holder).get(parts) or {}) for parts in ("_parameters", "_buffers", "_modules")):
+        return False
+    present = vars(holder).get(name, getattr(type(holder), name, None))
+    return type(present) in _SCALARS or isinstance(present, contents.KINDS)
+
+
+def _is_of_the_program(value: Any) -> bool:
+    """Whether to look into ``value``: an object of a class that is no library's."""
+    if isinstance(value, type | Dataset | Sampler | DataLoader | torch.Tensor) or not hasattr(value, "__dict__"):
+        return False
+    if isinstance(value, nn.Module) and value._non_persistent_buffers_set:  # noqa: SLF001  no public name
+        return False
+    kinds = [kind for kind in type(value).__mro__ if kind is not object]
+    if any(kind.__module__.startswith("lightning.pytorch.") for kind in kinds):
+        return False
+    module = sys.modules.get(kinds[0].__module__)
+    file = getattr(module, "__file__", None)
+    return kinds[0].__module__ == "__main__" or (file is not None and not file.startswith(_INSTALLED))

@@ -1,0 +1,124 @@
+"""What has been logged for the epoch so far, and what the metrics of torchmetrics have counted: Lightning saves neither.
+
+It has torchmetrics' own names, too: its metrics keep what they have counted in attributes without public ones.
+"""
+
+from __future__ import annotations
+
+import builtins
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from torchmetrics import Metric
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+_OPTIONS = (
+    "fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx", "dataloader_idx",
+    "metric_attribute",
+)  # fmt: skip
+
+
+class _Restored(_Metadata):
+    """Options of ``self.log()`` from a checkpoint. Those that the program gives today take their place."""
+
+    @override
+    def __eq__(self, given: object) -> bool:
+        if isinstance(given, _Metadata):
+            vars(self).update(vars(given))
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def take(trainer: pl.Trainer, most: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """This rank's, as plain types, for :func:`restore`.
+
+    Args:
+        trainer: Between two batches of a fit.
+        most: Bytes that they may take.
+
+    Returns:
+        The values, and by name why a metric is not among them.
+    """
+    results = trainer.fit_loop.epoch_loop._results
+    values = {key: _of_result(result) for key, result in results.items() if not result.has_reset}
+    # After this validation Lightning resets them.
+    reset_soon = {id(result.value) for result in trainer.fit_loop.epoch_loop.val_loop._results.values()}
+    metrics: dict[str, Any] = {}
+    lost: dict[str, str] = {}
+    for name, metric in trainer.lightning_module.named_modules():
+        if not isinstance(metric, Metric) or not metric._update_count or id(metric) in reset_soon:
+            continue
+        parts = [part for state in metric.metric_state.values() for part in _parts(state)]
+        if not all(isinstance(part, torch.Tensor) for part in parts):
+            lost[name] = "has a state that is no tensor"
+            continue
+        most -= sum(part.nbytes for part in parts)
+        if most < 0:
+            lost[name] = "is too large"
+            continue
+        metrics[name] = {
+            "updates": metric._update_count,
+            "state": {field: _kept(state) for field, state in metric.metric_state.items()},
+        }
+    return {"values": values, "metrics": metrics}, lost
+
+
+def _of_result(result: _ResultMetric) -> dict[str, Any]:
+    meta = result.meta
+    return {
+        "options": {name: getattr(meta, name) for name in _OPTIONS},
+        "reduce": (meta.reduce_fx.__name__, hasattr(builtins, meta.reduce_fx.__name__) and _is_builtin(meta)),
+        "sync": (meta.sync.should, meta.sync.rank_zero_only),
+        "state": {name: _kept(getattr(result, name)) for name in result._defaults} if result.is_tensor else None,
+        "forward": _kept(result._forward_cache) if isinstance(result._forward_cache, torch.Tensor) else None,
+    }
+
+
+def _is_builtin(meta: _Metadata) -> bool:
+    return meta.reduce_fx is getattr(builtins, meta.reduce_fx.__name__)
+
+
+def _parts(state: Any) -> list[torch.Tensor]:
+    return state if isinstance(state, list) else [state]
+
+
+def _kept(state: Any) -> Any:
+    kept = [part.detach().to("cpu", copy=True) for part in _parts(state)]
+    return kept if isinstance(state, list) else kept[0]
+
+
+def restore(trainer: pl.Trainer, plain: dict[str, Any]) -> None:
+    """For ``on_train_start``: go on from what :func:`take` returned."""
+    device = trainer.strategy.root_device
+    module = trainer.lightning_module
+    metrics = {name: metric for name, metric in module.named_modules() if isinstance(metric, Metric)}
+    for name, metric in metrics.items():
+        saved = plain["metrics"].get(name)
+        if saved is None or set(saved["state"]) != set(metric._defaults):
+            continue
+        for field, state in saved["state"].items():
+            parts = [part.to(metric.device) for part in _parts(state)]
+            setattr(metric, field, parts if isinstance(state, list) else parts[0])
+        metric._update_count, metric._computed = saved["updates"], None
+    results = trainer.fit_loop.epoch_loop._results
+    for key, saved in plain["values"].items():
+        value = metrics.get(saved["options"]["metric_attribute"])
+        if saved["state"] is None and value is None:
+            continue
+        reduce, is_builtin = saved["reduce"]
+        meta = _Restored(**saved["options"], reduce_fx=getattr(builtins if is_builtin else torch, reduce))
+        should, rank_zero_only = saved["sync"]
+        meta.sync = _Sync(fn=trainer.strategy.reduce, _should=should, rank_zero_only=rank_zero_only)
+        result = _ResultMetric(meta, is_tensor=saved["state"] is not None)
+        for field, state in ({"value": value} if saved["state"] is None else saved["state"]).items():
+            setattr(result, field, state)
+        result._forward_cache, result._update_count = saved["forward"], 1
+        results[key] = result.to(device)
+    if plain["values"]:
+        # With the first batch of an epoch Lightning begins to count anew: the next one is not the first.
+        trainer._logger_connector._first_loop_iter = True

@@ -1,0 +1,159 @@
+"""What modules, data modules and callbacks keep beside parameters and buffers."""
+
+from __future__ import annotations
+
+import random
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from exact.runs import BATCH, Augmented, Case, Net, check, check_chain, shuffled, train
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+class Annealed:
+    """An object of the program."""
+
+    def __init__(self):
+        self.value, self.rng = 1.0, random.Random(3)
+
+    def next(self):
+        self.value *= 0.9
+        return self.value + self.rng.random()
+
+
+class Noise(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.generator, self.calls = torch.Generator().manual_seed(5), 0
+
+    def forward(self, batch):
+        self.calls += 1
+        return batch + self.calls / 100 + torch.rand(batch.shape, generator=self.generator)
+
+
+class Keeps(Net):
+    """Generators, counters and a tensor of its own; one that comes with the epoch; and a list of parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.rng, self.annealed, self.noise = np.random.default_rng(1), Annealed(), Noise()
+        self.queue = None
+        self.weights = list(self.net.parameters())
+
+    def on_train_epoch_start(self):
+        self.scale = 1 + self.current_epoch / 10
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(self.noise(batch)) * (self.rng.random() + self.annealed.next()) * self.scale
+        if self.queue is None:
+            self.queue = torch.zeros(3)
+        self.queue = self.queue.roll(1) + loss.item()
+        decay = sum(weight.pow(2).sum() for weight in self.weights)
+        return self.note(loss + self.queue.mean() / 100 + decay)
+
+
+class Data(pl.LightningDataModule):
+    """Draws from a generator of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.rng, self.batches = np.random.default_rng(2), 0
+
+    def train_dataloader(self):
+        return shuffled()
+
+    def val_dataloader(self):
+        return DataLoader(Augmented(), batch_size=BATCH)
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        self.batches += self.trainer.training
+        return batch * (1 + self.rng.random() + self.batches / 100)
+
+
+class DataWithState(Data):
+    def state_dict(self):
+        return {"seen": self.batches}
+
+    def load_state_dict(self, state):
+        self.batches = state["seen"]
+
+
+class Mixing(pl.Callback):
+    """A generator, and a count of this life."""
+
+    def __init__(self):
+        self.rng, self.batches = np.random.default_rng(4), 0
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.batches += 1
+        batch.mul_(1 + self.rng.random())
+
+
+CASES = {
+    "module": Case(shuffled, Keeps),
+    "data module": Case(Data),
+    "data module with state": Case(DataWithState),
+    "callback": Case(shuffled, callbacks=lambda: [Mixing()]),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_every_step(case, tmp_path):
+    check(case, tmp_path)
+
+
+def test_chain(tmp_path):
+    check_chain(CASES["module"], tmp_path)
+
+
+def test_what_the_program_gives_today_stays(tmp_path):
+    def made(**attributes):
+        model = Keeps()
+        vars(model).update(attributes)
+        return model
+
+    case = Case(shuffled, made, callbacks=lambda: [Mixing()])
+    train(case, tmp_path, 1)
+    last = []
+    case.model = lambda: last.append(made(patience=7, out="elsewhere")) or last[0]
+    _, _, trainer = train(case, tmp_path / "again", 2, tmp_path / "step=5")
+    assert (last[0].patience, last[0].out) == (7, "elsewhere")
+    assert all(a is b for a, b in zip(last[0].weights, last[0].net.parameters(), strict=True))
+    assert next(c for c in trainer.callbacks if type(c) is Mixing).batches == len(last[0].losses) - 5
+
+
+def test_what_is_not_kept_is_said_once_by_name(tmp_path, caplog):
+    class Objects(Net):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.seen = (object(),)
+
+    case = Case(shuffled, Objects, steps=5)
+    train(case, tmp_path, 1)
+    told = [record.getMessage() for record in caplog.records if "attribute" in record.getMessage()]
+    assert len(told) == 2
+    assert "module.losses has changed since training began, and is not saved: it is a list" in told[0]
+    assert "module.seen has changed since training began, and is not saved: it holds object objects" in told[1]
+    again, _, trainer = train(case, tmp_path / "again", 1, tmp_path / "step=3")
+    assert len(again) == len(trainer.lightning_module.losses) == 2  # a record of this life
+
+
+def test_data_made_of_other_random_numbers_are_said(tmp_path, caplog):
+    class Random(Data):
+        def setup(self, stage):
+            self.dataset = TensorDataset(torch.rand(22, 4))
+
+        def train_dataloader(self):
+            return DataLoader(self.dataset, batch_size=BATCH)
+
+        def on_before_batch_transfer(self, batch, dataloader_idx):
+            return batch[0] if isinstance(batch, list) else batch
+
+    case = Case(Random, steps=5)
+    train(case, tmp_path, 1)
+    train(case, tmp_path / "same", 1, tmp_path / "step=3")
+    assert "the training data is not what it was" not in caplog.text
+    train(case, tmp_path / "other", 2, tmp_path / "step=3")
+    assert "the training data is not what it was" in caplog.text
