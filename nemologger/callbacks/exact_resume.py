@@ -262,6 +262,8 @@ class ExactResume(Callback):
             program, limits = (None, {}) if self._program is None else self._program.to_plain()
             for what, limit in limits.items():
                 self._say_once(what, limit)
+            for what, limit in ({} if self._program is None else self._program.records).items():
+                self._say_once(what, limit, logging.INFO)
             return {**place, "program": program}
 
         return together_at_zero(self._ranks, here)
@@ -324,10 +326,10 @@ class ExactResume(Callback):
         for loader, limit in session.limits:
             self._say_once(f"training loader {loader}:", limit)
 
-    def _say_once(self, what: str, limit: str) -> None:
+    def _say_once(self, what: str, limit: str, level: int = logging.WARNING) -> None:
         if (what, limit) not in self._said:
             self._said.add((what, limit))
-            log.warning("exact resume, %s %s", what, limit)
+            log.log(level, "exact resume, %s %s", what, limit)
 
     def _settle_gradient_order(self, trainer: pl.Trainer) -> None:
         model = trainer.strategy.model

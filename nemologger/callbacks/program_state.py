@@ -18,6 +18,11 @@ _NOT_SAVED = (
     "decides about training, register it as a buffer, or save it in on_save_checkpoint()"
 )
 
+_RECORD = (
+    "is a {} that has changed since training began, and is not saved: most are records. If it decides about training, "
+    "register it as a buffer, or save it in on_save_checkpoint()"
+)
+
 
 class ProgramState:
     """Attributes and settings of the module, and what has been logged, from ``on_train_start`` on.
@@ -40,6 +45,11 @@ class ProgramState:
         if data is not None:
             (drawing if lightning_port.saves_itself(data) else roots)["data module"] = data
         self._attributes = Attributes(roots, drawing, {"module"}, lightning_port.names_of_lightning(), self._most)
+
+    @property
+    def records(self) -> dict[str, str]:
+        """Lists and dictionaries of the module that had changed when it was last saved and are not kept."""
+        return {f"attribute {path}": _RECORD.format(kind) for path, kind in self._attributes.records.items()}
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""

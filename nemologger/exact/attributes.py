@@ -58,7 +58,8 @@ class Attributes:
         self._generators_only = generators_only
         self._no_records = tuple(f"{name}." for name in no_records)
         self._not_theirs = not_theirs
-        self._records: dict[str, str] = {}  # that have changed
+        #: Lists and dictionaries that have changed and are not kept: what kind each is.
+        self.records: dict[str, str] = {}
         self._most = most
         modules = [root for root in roots.values() if isinstance(root, nn.Module)]
         # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
@@ -73,12 +74,12 @@ class Attributes:
         left = [self._most]
         kept: dict[str, Any] = {}
         on_device: list[str] = []
-        lost = self._records
+        lost: dict[str, str] = {}
         for path, _, _, value in self._walk():
-            if path in lost or self._first.get(path, _ABSENT) == self._sign(value):
+            if path in self.records or self._first.get(path, _ABSENT) == self._sign(value):
                 continue
             if isinstance(value, _RECORDS) and path.startswith(self._no_records):
-                lost[path] = f"is a {type(value).__name__}, as records of what was done are"
+                self.records[path] = type(value).__name__
                 continue
             try:
                 kept[path] = contents.keep(value, left)
