@@ -226,8 +226,8 @@ class FaultTolerance(IOMixin, Callback):
     def _give_sign(self, trainer: pl.Trainer, section: Section, *, before_saving: bool = False) -> None:
         """This rank has come so far, and begins with ``section``.
 
-        ``before_saving``: checkpoint callbacks are called next, and if a save is under way beside training, they may publish
-        it, or wait for it. A disk that is stuck then is no step that hangs.
+        ``before_saving``: checkpoint callbacks are called next, and if a save is under way beside training, they may wait
+        for it. A disk that is stuck then is no step that hangs.
         """
         if self._board is None or self._patience is None:
             return

@@ -49,7 +49,7 @@ class RemoteDisk:
         # Named as what a killed process may leave behind, so that the next run removes it.
         url = f"{directory}/{secrets.token_hex(8)}{names.UNFINISHED}"
         for what, call in (
-            ("written", lambda: self.store.create(url, b"?")),
+            ("written", lambda: self.store.create(url, b"")),
             ("read", lambda: self.store.read(url)),
             ("removed", lambda: self.store.remove_object(url)),
         ):
