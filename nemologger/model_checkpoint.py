@@ -34,6 +34,7 @@ from nemologger.saving.checks import (
     check_interval,
     check_monitor,
     check_ranks,
+    check_shared,
     check_state,
     check_tried_validation,
     check_validation,
@@ -269,6 +270,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         # Such hooks may change parameters, and often only log: whoever asks for overlapping gets it all the same.
         self._holds = self.staging == "auto" and bool(lightning_port.hooks_between_steps(pl_module))
         shelf = decide(self._ranks, lambda: self._look(trainer))
+        check_shared(self._ranks, self._disk, directory)
         self._keeper = self._keep(shelf, beside=self.async_save, staging=self.staging)
         self._is_prepared = self._has_warned = self._due_after_validation = self._postponed = False
         self._failed_saves = 0

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import secrets
+import socket
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lightning.pytorch.callbacks import Callback, Timer
@@ -12,15 +16,20 @@ from torch.distributed.fsdp import FlatParameter
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.snapshot import check_form
 from nemologger.errors import ConfigurationError
+from nemologger.ranks import decide
 from nemologger.saving.monitor import is_of_validation, why_it_cannot_appear
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import ModelCheckpoint
 
+    from nemologger.disk import Disk
     from nemologger.ranks import Ranks
 
 log = logging.getLogger("nemologger.model_checkpoint")
+
+#: How long, in seconds, a network file system may take to show all nodes what one has written.
+_UNTIL_SEEN = 15.0
 
 #: What says when all ranks come together.
 _OF_CHECKPOINT = (
@@ -157,4 +166,43 @@ def check_ranks(ranks: Ranks, trainer: pl.Trainer, checkpoint: ModelCheckpoint) 
     if found:
         raise ConfigurationError(
             f"all ranks need the same settings, and wait for each other otherwise: {'; '.join(found)}"
+        )
+
+
+def check_shared(ranks: Ranks, disk: Disk, directory: Path) -> None:
+    """Refuse a directory that some rank does not see: each of them writes its part of every checkpoint there. Collective.
+
+    Args:
+        ranks: The processes.
+        disk: Where ``directory`` is.
+        directory: It is there on rank 0.
+
+    Raises:
+        ConfigurationError: On every rank; it names one that does not see it.
+    """
+    if ranks.world_size == 1 or not disk.can_rename:
+        return
+
+    def make() -> str:
+        probe = directory / f".{secrets.token_hex(8)}.partial"
+        disk.write(probe, [b""])
+        return probe.name
+
+    probe = directory / decide(ranks, make)
+    end = time.monotonic() + _UNTIL_SEEN
+    while not (seen := probe.exists()) and time.monotonic() < end:
+        time.sleep(0.1)
+
+    def blind(all_seen: list[tuple[str, bool]]) -> str:
+        rank = next((rank for rank, (_, seen) in enumerate(all_seen) if not seen), None)
+        return (
+            "" if rank is None else f"rank {rank} on {all_seen[rank][0]} does not see what rank 0 on {all_seen[0][0]}"
+        )
+
+    found = ranks.exchange((socket.gethostname(), seen), blind)
+    decide(ranks, lambda: disk.remove(probe))
+    if found:
+        raise ConfigurationError(
+            f"{found} writes to {directory}. All ranks write to each checkpoint: dirpath must be on a file system that "
+            "they share"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,14 @@ def test_ranks_that_hold_other_tensors_cannot_save(seen, what):
     for rank in seen:
         assert rank[what]["error"] == "SaveFailedError"
         assert "ranks [1] hold other tensors than rank 0" in rank[what]["message"]
+
+
+def test_a_directory_that_only_rank_0_sees_is_refused_before_training(seen, directory):
+    """A directory of each node has the same path, and is another one."""
+    assert [rank["a shared directory"].get("error") for rank in seen] == [None, None]
+    assert list((directory / "shared").iterdir()) == []
+    for rank in seen:
+        told = rank["a directory each"]
+        assert told["error"] == "ConfigurationError"
+        assert f"rank 1 on {socket.gethostname()} does not see what rank 0" in told["message"]
+        assert "must be on a file system that they share" in told["message"]

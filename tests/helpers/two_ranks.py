@@ -31,6 +31,8 @@ from nemologger.checkpoint.snapshot import take
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import Poll, ProcessGroup, connect, decide, together
+from nemologger.saving import checks
+from nemologger.saving.checks import check_shared
 
 WORLD = 2
 SILENCE = 1.5  # seconds that a rank waits for another
@@ -121,6 +123,12 @@ def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
             saver.save(mine, directory / "buffers" / str(size), Manifest(step=3, epoch=0))
         return "saved"
 
+    def sees(own: str) -> None:
+        checks._UNTIL_SEEN = 0.5
+        place = directory / own
+        place.mkdir(exist_ok=True)
+        check_shared(ranks, disk, place)
+
     every = Poll(ranks, seconds=0)
     full = FailingDisk(0, only=("write",), forever=True) if rank == 1 else disk
     return {
@@ -136,6 +144,8 @@ def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
         "still together": lambda: together(ranks, lambda: "here"),
         "largest": lambda: ranks.largest([rank, 10.5 - rank]),
         "polls": lambda: [every(rank == 1 and call == 2) for call in range(4)],
+        "a shared directory": lambda: sees("shared"),
+        "a directory each": lambda: sees(f"of rank {rank}"),
         "first": first,
         "full disk": lambda: written("full", model_snapshot(rank), full),
         "full disk on rank 0": lambda: written(
