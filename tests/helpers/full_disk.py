@@ -20,7 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import lightning.pytorch as pl
 import torch
-from toy import ToyModel, loader, names, quiet_trainer
+from torch.utils.data import DataLoader
+from toy import SAMPLES, ToyData, ToyModel, names, quiet_trainer
 
 from helpers.engine import faults, newest_in
 from nemologger import ModelCheckpoint
@@ -103,7 +104,8 @@ def main() -> None:
     fill_up = FillUp(options.directory)
     trainer = quiet_trainer(max_steps=STEPS, limit_val_batches=0, callbacks=[checkpoint])
     trainer.callbacks.append(fill_up)  # behind ModelCheckpoint, where Lightning would not let it be
-    trainer.fit(ToyModel(width=WIDTH), loader())
+    # No epoch ends: what is saved then comes behind all callbacks, and FillUp looks before that.
+    trainer.fit(ToyModel(width=WIDTH), DataLoader(ToyData(), batch_size=SAMPLES // (STEPS + 2)))
     newest = newest_in(fill_up.checkpoints)
     end = {"step": trainer.global_step, "newest": newest.manifest.step, "faults": faults(newest.path)}
     print(json.dumps({"seen": fill_up.seen, "end": end, "there": names(fill_up.checkpoints)}))
