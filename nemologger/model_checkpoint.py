@@ -94,7 +94,8 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
             step waits for them. A hook that changes parameters in between, other than through an optimizer, makes that save
             fail; a step that a CUDA graph replays is not seen at all, and needs ``"at_once"``. ``"auto"``: overlapped for
             tensors on CUDA devices, where the device waits before the next forward if the model overrides a hook that runs
-            in between; on the CPU at once, which loses less there.
+            in between; on the CPU at once: whoever writes to parameters in a way that torch does not count, as through
+            ``.data``, cannot do so in the middle of the copy. Where nobody does, ``"overlapped"`` loses less there, too.
         dirpath: Where the checkpoints go; default ``<run directory>/checkpoints``. Also a URL that fsspec knows, such as
             ``s3://bucket/key``. On such a store nothing is overwritten or renamed: where a complete checkpoint has the name
             already, the new one is called ``<filename>-v1`` and the other is removed once it is published; ``-last`` is a
