@@ -18,7 +18,7 @@ from nemologger.ranks import tree as rank_tree
 from nemologger.ranks.tree import RankTree
 
 WORLD = 5
-TIMEOUT = 2.0
+TIMEOUT = 3.0
 LONG = "x" * 10_000
 
 
