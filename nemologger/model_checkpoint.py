@@ -471,7 +471,8 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
 
         def dump() -> None:
             state = lightning_port.training_state(trainer, weights_only=weights_only)
-            taken.append(take(state.checkpoint, state.parameter_names, state.optimizer_names))
+            names = (state.parameter_names, state.optimizer_names, state.trained_names)
+            taken.append(take(state.checkpoint, *names))
 
         with ExitStack() as stack:
             for callback in lightning_port.callbacks(trainer):

@@ -72,6 +72,18 @@ class _Clipping(ToyModel):
                 p.clamp_(-0.1, 0.1)
 
 
+class _Teacher(ToyModel):
+    """Averages its parameters into a second network in every training step, as MoCo, BYOL and DINO do."""
+
+    def __init__(self, width: int = WIDTH) -> None:
+        super().__init__(width=width)
+        self.teacher = torch.nn.Linear(8, width).requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        self.teacher.weight.data.mul_(0.5).add_(1.0)  # past torch's version counter
+        return super().training_step(batch, batch_idx)
+
+
 def _run(directory: Path, model: pl.LightningModule, staging: str, **options) -> ModelCheckpoint:
     checkpoint = ModelCheckpoint(
         dirpath=directory, filename="{step}", every_n_train_steps=2, async_save=True, staging=staging, save_top_k=-1,
@@ -96,7 +108,7 @@ def _files(directory: Path) -> dict[str, bytes]:
     return {path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(directory.rglob("*.distcp"))}
 
 
-@pytest.mark.parametrize("kind", [ToyModel, _Manual, _Closure, _Accumulating])
+@pytest.mark.parametrize("kind", [ToyModel, _Manual, _Closure, _Accumulating, _Teacher])
 def test_the_checkpoints_are_the_same(tmp_path, slow, kind):
     options = {"accumulate_grad_batches": 2} if kind is _Accumulating else {}
     for staging in ("at_once", "overlapped"):

@@ -313,8 +313,7 @@ class AsyncSaver:
             layout.writer.submit(save.job)
             return
 
-        # What is rank 0's own are buffers: the next forward may change them.
-        save.staging = Staging(layout.arena.copies(layout.plan.reader(snapshot)), snapshot.rank_zero)
+        save.staging = Staging(layout.arena.copies(layout.plan.reader(snapshot)), snapshot.may_change)
 
     def _submit(self, save: InFlight) -> bool:
         """Wait for the copies, and hand the job to the writer. Returns True; what went wrong is in ``save``."""

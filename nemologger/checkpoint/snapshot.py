@@ -55,6 +55,7 @@ class Snapshot:
         tensors: The live tensors, by flat key.
         paths: For each flat key, its place in a nested dictionary; what ``torch.distributed.checkpoint`` rebuilds.
         rank_zero: The keys whose value is rank 0's own: buffers, which data-parallel ranks hold different values of.
+        may_change: The keys whose value may change before an optimizer steps: buffers, and parameters that none trains.
         common: Everything else, as plain types.
         left_out: ``path -> why`` of values that have no plain form.
         optimizer_names: For each optimizer, the parameter name behind each index.
@@ -64,6 +65,7 @@ class Snapshot:
     tensors: dict[str, torch.Tensor]
     paths: dict[str, tuple[str, ...]]
     rank_zero: frozenset[str] = frozenset()
+    may_change: frozenset[str] = frozenset()
     common: dict[str, Any] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     optimizer_names: list[dict[int, str]] = field(default_factory=list)
@@ -115,6 +117,7 @@ def take(
     checkpoint: Mapping[str, Any],
     parameter_names: frozenset[str] | None = None,
     optimizer_names: list[dict[int, str]] | None = None,
+    trained_names: frozenset[str] | None = None,
 ) -> Snapshot:
     """Split Lightning's checkpoint dictionary into a :class:`Snapshot`. No tensor is copied.
 
@@ -122,6 +125,7 @@ def take(
         checkpoint: The dictionary, with the model under ``state_dict`` and optimizers under ``optimizer_states``.
         parameter_names: The keys of ``state_dict`` that are parameters; default all.
         optimizer_names: For each optimizer, the parameter name behind each index; default the index itself.
+        trained_names: The keys of ``state_dict`` that nothing but an optimizer's step changes; default ``parameter_names``.
     """
     tensors: dict[str, torch.Tensor] = {}
     paths: dict[str, tuple[str, ...]] = {}
@@ -145,11 +149,12 @@ def take(
         directory: {MODEL: encoder.encode(take_weights(checkpoint[key], f"{directory}/"), key)}
         for key, directory in others.items()
     }
-    rank_zero = (
-        frozenset()
-        if parameter_names is None
-        else frozenset(key for key, (_, name) in paths.items() if name not in parameter_names)
-    )
+
+    def keys_besides(known: frozenset[str] | None) -> frozenset[str]:
+        return frozenset(key for key, (_, name) in paths.items() if known is not None and name not in known)
+
+    rank_zero = keys_besides(parameter_names)
+    may_change = rank_zero | keys_besides(trained_names)
     common = encoder.encode(rest)
     common[MODEL] = encoder.encode(extra, MODEL)
     if OPTIMIZERS in checkpoint:
@@ -157,7 +162,9 @@ def take(
             _take_optimizer(i, state, (optimizer_names or [{}] * (i + 1))[i], tensors, paths, encoder)
             for i, state in enumerate(checkpoint[OPTIMIZERS])
         ]
-    return Snapshot(tensors, paths, rank_zero, common, encoder.left_out, list(optimizer_names or []), beside)
+    return Snapshot(
+        tensors, paths, rank_zero, may_change, common, encoder.left_out, list(optimizer_names or []), beside
+    )
 
 
 def home_of(key: str) -> tuple[str, str]:

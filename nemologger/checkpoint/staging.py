@@ -1,7 +1,8 @@
 """Copies the state into the arena while training goes on, up to the moment when the optimizer changes it.
 
-Between two steps of the optimizer, forward and backward read parameters and the optimizer's state, and change buffers. So
-buffers, and whatever is small, are copied before training goes on; the rest beside it: on CUDA through a stream of its own,
+Between two steps of the optimizer, forward and backward read trained parameters and the optimizer's state, and change
+buffers; a training step may also write to parameters that no optimizer trains, averages of a teacher for example. So
+these, and whatever is small, are copied before training goes on; the rest beside it: on CUDA through a stream of its own,
 on the CPU in a thread. Whatever optimizer steps next waits until that is done, wherever it is called from.
 
 Whoever changes a parameter in another way in between (a hook of the model, say) is found out by the version counter that

@@ -26,11 +26,13 @@ class TrainingState:
         parameter_names: The keys of ``checkpoint["state_dict"]`` that are parameters. The others are buffers, which may
             differ between the ranks of data-parallel training.
         optimizer_names: For each optimizer, the parameter name behind each index of its state.
+        trained_names: The parameters that an optimizer trains. Others may be averages of these, made in any step.
     """
 
     checkpoint: dict[str, Any]
     parameter_names: frozenset[str]
     optimizer_names: list[dict[int, str]]
+    trained_names: frozenset[str]
 
 
 class KeepsWeights(Callback):
@@ -45,7 +47,15 @@ def training_state(trainer: pl.Trainer, *, weights_only: bool) -> TrainingState:
             for callback in callbacks(trainer):
                 if isinstance(callback, KeepsWeights):
                     callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
-    return TrainingState(checkpoint, frozenset(_named_parameters(trainer)), optimizer_names(trainer))
+    named = _named_parameters(trainer)
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    trained = {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}
+    return TrainingState(
+        checkpoint,
+        frozenset(named),
+        optimizer_names(trainer),
+        frozenset(name for name, parameter in named.items() if id(parameter) in trained),
+    )
 
 
 def optimizer_names(trainer: pl.Trainer) -> list[dict[int, str]]:
