@@ -27,10 +27,10 @@ import torch
 
 from nemologger import ModelCheckpoint, NeMoLogger
 from nemologger.callbacks import DeltaTimingCallback, PreemptionCallback, TimingCallback
-from nemologger.checkpoint import snapshot
-from nemologger.checkpoint.load import load_checkpoint, open_verified
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.saver import Saver
+from nemologger.checkpoint.reading.load import load_checkpoint, open_verified
+from nemologger.checkpoint.state import snapshot
+from nemologger.checkpoint.writing.saver import Saver
 from nemologger.disk import LocalDisk
 from nemologger.ranks import SingleProcess
 

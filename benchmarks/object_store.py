@@ -26,9 +26,9 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader, FsspecWriter
 
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.read import read_tensors
-from nemologger.checkpoint.saver import Saver
-from nemologger.checkpoint.snapshot import take
+from nemologger.checkpoint.reading.read import read_tensors
+from nemologger.checkpoint.state.snapshot import take
+from nemologger.checkpoint.writing.saver import Saver
 from nemologger.ranks import SingleProcess
 from nemologger.stores.path import storage_path
 from nemologger.stores.remote_disk import OverlappingDisk, disk_of

@@ -20,10 +20,10 @@ import torch
 from nemologger import names
 from nemologger.checkpoint import commit, manifest
 from nemologger.checkpoint.manifest import FileRecord, Manifest
-from nemologger.checkpoint.plan import entries_of, files_of
-from nemologger.checkpoint.shares import Part, Shape
-from nemologger.checkpoint.snapshot import Snapshot
+from nemologger.checkpoint.state.shares import Part, Shape
+from nemologger.checkpoint.state.snapshot import Snapshot
 from nemologger.checkpoint.weights import metadata
+from nemologger.checkpoint.writing.plan import entries_of, files_of
 from nemologger.disk import LocalDisk
 
 ROWS = 16384

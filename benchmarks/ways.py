@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncSaveResponse
 
 from nemologger import ModelCheckpoint
-from nemologger.checkpoint.load import is_of_model, open_verified
+from nemologger.checkpoint.reading.load import is_of_model, open_verified
 
 Load = Callable[[Path, torch.nn.Module, torch.optim.Optimizer], object]
 

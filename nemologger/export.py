@@ -14,10 +14,10 @@ from lightning.pytorch import LightningModule
 from torch import nn
 
 from nemologger import names
-from nemologger.checkpoint import load
-from nemologger.checkpoint.in_place import places_of
-from nemologger.checkpoint.snapshot import is_stored
-from nemologger.checkpoint.stage import payload
+from nemologger.checkpoint.reading import load
+from nemologger.checkpoint.reading.in_place import places_of
+from nemologger.checkpoint.state.snapshot import is_stored
+from nemologger.checkpoint.state.stage import payload
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError, NotFoundError

@@ -18,10 +18,10 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemologger import lightning_port
 from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.callbacks.preemption import AddedPreemption
-from nemologger.checkpoint.async_saver import StagingMode
-from nemologger.checkpoint.shelf import Shelf
-from nemologger.checkpoint.snapshot import Snapshot, take
-from nemologger.checkpoint.staging import comes_to_rest
+from nemologger.checkpoint.keeping.shelf import Shelf
+from nemologger.checkpoint.state.snapshot import Snapshot, take
+from nemologger.checkpoint.writing.async_saver import StagingMode
+from nemologger.checkpoint.writing.staging import comes_to_rest
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.disk import Disk, LocalDisk
 from nemologger.disk.lock import DirectoryLock

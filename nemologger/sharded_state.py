@@ -23,7 +23,7 @@ from torch.distributed.fsdp import (
     StateDictType,
 )
 
-from nemologger.checkpoint.shards import is_sharded, part_here, sharded_like
+from nemologger.checkpoint.state.shards import is_sharded, part_here, sharded_like
 
 if TYPE_CHECKING:
     from lightning.pytorch.strategies import Strategy

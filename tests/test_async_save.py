@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from toy import BATCH, ToyData, ToyModel, loader, manifests, names, quiet_trainer
 
 from nemologger import ConfigurationError, ModelCheckpoint, SaveFailedError
-from nemologger.checkpoint.load import load_checkpoint
+from nemologger.checkpoint.reading.load import load_checkpoint
 from nemologger.checkpoint.verify import problems
 from nemologger.disk import LocalDisk
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import ModelCheckpoint
-from nemologger.checkpoint import async_saver, writer_main
+from nemologger.checkpoint.writing import async_saver, writer_main
 
 
 class Publishes(CSVLogger):

@@ -17,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from toy import ToyDataModule, ToyModel, quiet_trainer
 
 from nemologger import callbacks
-from nemologger.checkpoint.arena import Arena
-from nemologger.checkpoint.async_saver import AsyncSaver
-from nemologger.checkpoint.load import load_checkpoint
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.snapshot import take
+from nemologger.checkpoint.reading.load import load_checkpoint
+from nemologger.checkpoint.state.snapshot import take
+from nemologger.checkpoint.writing.arena import Arena
+from nemologger.checkpoint.writing.async_saver import AsyncSaver
 from nemologger.disk import LocalDisk
 from nemologger.exact import reduction
 from nemologger.exact.rng import RngState

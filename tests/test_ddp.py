@@ -10,7 +10,7 @@ import torch.distributed.checkpoint as dcp
 from processes import python, torchrun
 from toy import BATCH, ToyModel, manifests, names
 
-from nemologger.checkpoint.load import load_checkpoint
+from nemologger.checkpoint.reading.load import load_checkpoint
 from nemologger.checkpoint.verify import problems
 
 SCRIPT = Path(__file__).with_name("train_toy.py")

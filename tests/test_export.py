@@ -28,9 +28,9 @@ from nemologger import (
     load_weights,
 )
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.saver import Saver
-from nemologger.checkpoint.snapshot import take
-from nemologger.checkpoint.stage import payload
+from nemologger.checkpoint.state.snapshot import take
+from nemologger.checkpoint.state.stage import payload
+from nemologger.checkpoint.writing.saver import Saver
 from nemologger.disk import LocalDisk
 from nemologger.ranks import SingleProcess
 

@@ -19,8 +19,8 @@ from toy import Scored, ToyModel, loader, manifests, names, quiet_trainer
 import nemologger as nl
 from nemologger import ConfigurationError, ModelCheckpoint
 from nemologger.callbacks import EMA
-from nemologger.checkpoint.load import load_checkpoint
 from nemologger.checkpoint.manifest import read
+from nemologger.checkpoint.reading.load import load_checkpoint
 from nemologger.checkpoint.verify import problems
 from nemologger.disk import LocalDisk
 from nemologger.verify import main as verify_main

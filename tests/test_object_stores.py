@@ -19,7 +19,7 @@ from toy import names as local_names
 
 import nemologger as nl
 from nemologger.checkpoint.find import Status, survey
-from nemologger.checkpoint.load import load_checkpoint
+from nemologger.checkpoint.reading.load import load_checkpoint
 from nemologger.checkpoint.verify import problems
 from nemologger.stores import store
 from nemologger.stores.path import storage_path

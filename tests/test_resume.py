@@ -25,8 +25,8 @@ from nemologger import (
     RunCompletedError,
     UnfinishedCheckpointError,
 )
-from nemologger.checkpoint.load import load_model
-from nemologger.checkpoint.read import read_tensors
+from nemologger.checkpoint.reading.load import load_model
+from nemologger.checkpoint.reading.read import read_tensors
 from nemologger.checkpoint.weights import described, payloads
 from nemologger.run.record import close_log
 

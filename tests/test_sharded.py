@@ -17,8 +17,8 @@ from processes import environment, free_port
 from toy import BATCH, SAMPLES
 
 from nemologger import load_weights
+from nemologger.checkpoint.keeping.thinning import thin
 from nemologger.checkpoint.manifest import read
-from nemologger.checkpoint.thinning import thin
 from nemologger.checkpoint.verify import problems
 from nemologger.checkpoint.weights import described
 from nemologger.disk import LocalDisk

@@ -12,8 +12,8 @@ from processes import torchrun
 from toy import ToyModel, loader, manifests, quiet_trainer
 
 from nemologger import ConfigurationError, ModelCheckpoint
-from nemologger.checkpoint.load import load_checkpoint
-from nemologger.checkpoint.staging import Staging
+from nemologger.checkpoint.reading.load import load_checkpoint
+from nemologger.checkpoint.writing.staging import Staging
 from nemologger.lightning_port import hooks_between_steps
 
 WIDTH = 4000  # parameters large enough to be copied beside training

@@ -15,12 +15,12 @@ from toy import ToyModel, loader, quiet_trainer
 
 import nemologger as nl
 from nemologger.callbacks import EMA, ExportModel
-from nemologger.checkpoint import async_saver, progress
-from nemologger.checkpoint.async_saver import AsyncSaver
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.snapshot import take
-from nemologger.checkpoint.staging import Staging
+from nemologger.checkpoint.state.snapshot import take
 from nemologger.checkpoint.verify import problems
+from nemologger.checkpoint.writing import async_saver, progress
+from nemologger.checkpoint.writing.async_saver import AsyncSaver
+from nemologger.checkpoint.writing.staging import Staging
 from nemologger.ranks import SingleProcess
 from nemologger.stores.path import storage_path
 from nemologger.stores.remote_disk import disk_of

@@ -18,7 +18,7 @@ from lightning.fabric import Fabric
 from toy import ToyDataModule, ToyModel, names, quiet_trainer
 
 import nemologger as nl
-from nemologger.checkpoint.load import load_model
+from nemologger.checkpoint.reading.load import load_model
 
 
 def _log(root: Path, **checkpoint) -> nl.NeMoLogger:

@@ -15,9 +15,9 @@ import torch
 from torch.distributed.fsdp import FlatParameter
 
 from nemologger import sharded_state
-from nemologger.checkpoint.load import load_model, load_parts
-from nemologger.checkpoint.shards import is_sharded, local, part_here
-from nemologger.checkpoint.snapshot import MODEL
+from nemologger.checkpoint.reading.load import load_model, load_parts
+from nemologger.checkpoint.state.shards import is_sharded, local, part_here
+from nemologger.checkpoint.state.snapshot import MODEL
 from nemologger.errors import ConfigurationError, ModelMismatchError
 
 if TYPE_CHECKING:

@@ -19,8 +19,8 @@ from lightning.pytorch.strategies import DeepSpeedStrategy
 from nemologger import lightning_port, sharded_state
 from nemologger.callbacks.averages import Averages
 from nemologger.checkpoint.find import settled
-from nemologger.checkpoint.load import averages_of
-from nemologger.checkpoint.snapshot import EMA_STATE, MODEL, OtherWeights
+from nemologger.checkpoint.reading.load import averages_of
+from nemologger.checkpoint.state.snapshot import EMA_STATE, MODEL, OtherWeights
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError

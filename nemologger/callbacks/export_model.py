@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port, sharded_state
-from nemologger.checkpoint.load import open_checkpoint
+from nemologger.checkpoint.reading.load import open_checkpoint
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.context.uncaptured import class_of

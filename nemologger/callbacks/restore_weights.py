@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port, sharded_state
-from nemologger.checkpoint.load import open_checkpoint
+from nemologger.checkpoint.reading.load import open_checkpoint
 from nemologger.errors import CheckpointError, ModelMismatchError
 from nemologger.loading.checkpoint_io import align_to, check_model
 

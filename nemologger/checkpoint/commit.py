@@ -5,7 +5,7 @@ valid one finds everything it lists. To remove, the same backwards: marker, mani
 marker is for NeMo, which knows no manifest and skips what has one.
 
 An object store has no rename, so nothing is set aside there: a name that a complete checkpoint has is not written to
-(:func:`nemologger.checkpoint.shelf.claim` finds another), and the manifest is created only if there is none.
+(:func:`nemologger.checkpoint.keeping.shelf.claim` finds another), and the manifest is created only if there is none.
 
 Rank 0 alone calls these.
 """

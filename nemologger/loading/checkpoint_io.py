@@ -15,10 +15,10 @@ from torch.serialization import safe_globals
 from nemologger import lightning_port, names, sharded_state
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import settled
-from nemologger.checkpoint.in_place import loaded_otherwise, loads_plainly
-from nemologger.checkpoint.load import Opened, is_of_model, open_checkpoint, optimizer_names, weights_of
-from nemologger.checkpoint.optimizers import align
-from nemologger.checkpoint.snapshot import is_stored
+from nemologger.checkpoint.reading.in_place import loaded_otherwise, loads_plainly
+from nemologger.checkpoint.reading.load import Opened, is_of_model, open_checkpoint, optimizer_names, weights_of
+from nemologger.checkpoint.state.optimizers import align
+from nemologger.checkpoint.state.snapshot import is_stored
 from nemologger.checkpoint.weights import described
 from nemologger.errors import CheckpointError, ModelMismatchError, NotFoundError, RefusedError
 from nemologger.stores.path import in_store, storage_path

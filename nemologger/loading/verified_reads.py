@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from nemologger.checkpoint.load import Opened, open_verified
+from nemologger.checkpoint.reading.load import Opened, open_verified
 from nemologger.checkpoint.verify import Problem, are_seen, merged, problems, verifying
 from nemologger.errors import NemologgerError, RankError
 from nemologger.ranks import Ranks

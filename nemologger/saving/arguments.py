@@ -9,7 +9,7 @@ from datetime import timedelta
 from operator import index
 from typing import Any
 
-from nemologger.checkpoint.naming import format_name
+from nemologger.checkpoint.keeping.naming import format_name
 from nemologger.condition import holds
 from nemologger.errors import ConfigurationError
 

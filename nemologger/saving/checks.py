@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, Timer
 from torch.distributed.fsdp import FlatParameter
 
 from nemologger import lightning_port, sharded_state
-from nemologger.checkpoint.snapshot import check_form
+from nemologger.checkpoint.state.snapshot import check_form
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import decide
 from nemologger.saving.monitor import is_of_validation, why_it_cannot_appear

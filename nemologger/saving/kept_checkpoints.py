@@ -9,12 +9,12 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint as LightningModelCheckpoint
 
 from nemologger import lightning_port, names
-from nemologger.checkpoint.async_saver import StagingMode
 from nemologger.checkpoint.find import survey
-from nemologger.checkpoint.keeper import Keeper
-from nemologger.checkpoint.naming import format_name
-from nemologger.checkpoint.retention import Policy
-from nemologger.checkpoint.shelf import Shelf, look
+from nemologger.checkpoint.keeping.keeper import Keeper
+from nemologger.checkpoint.keeping.naming import format_name
+from nemologger.checkpoint.keeping.retention import Policy
+from nemologger.checkpoint.keeping.shelf import Shelf, look
+from nemologger.checkpoint.writing.async_saver import StagingMode
 from nemologger.context.uncaptured import class_of
 from nemologger.disk import Disk
 from nemologger.disk.lock import DirectoryLock

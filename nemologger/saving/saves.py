@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Literal
 from weakref import proxy
 
 from nemologger import lightning_port
-from nemologger.checkpoint.decision import Decision, choose, choose_again
+from nemologger.checkpoint.keeping.decision import Decision, choose, choose_again
+from nemologger.checkpoint.keeping.retention import Kept
+from nemologger.checkpoint.keeping.shelf import claim
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.retention import Kept
-from nemologger.checkpoint.shelf import claim
-from nemologger.checkpoint.snapshot import Snapshot
+from nemologger.checkpoint.state.snapshot import Snapshot
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk
 from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError

@@ -17,7 +17,7 @@ from toy import ToyDataModule, ToyModel, loader, manifests, names, quiet_trainer
 import nemologger as nl
 from nemologger import ConfigurationError, ModelCheckpoint, NotFoundError
 from nemologger.callbacks import EMA
-from nemologger.checkpoint.load import load_checkpoint, load_model
+from nemologger.checkpoint.reading.load import load_checkpoint, load_model
 from nemologger.checkpoint.weights import described
 from nemologger.context.uncaptured import Uncaptured
 

@@ -15,8 +15,8 @@ from toy import Scored, ToyDataModule, quiet_trainer
 import nemologger as nl
 from nemologger.callbacks import ExportModel
 from nemologger.checkpoint import manifest as manifests
-from nemologger.checkpoint.load import load_model
 from nemologger.checkpoint.manifest import read
+from nemologger.checkpoint.reading.load import load_model
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError
 from nemologger.stores.path import storage_path

@@ -17,7 +17,7 @@ from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import ConfigurationError, ModelCheckpoint
 from nemologger.callbacks.fault_tolerance import FaultTolerance
-from nemologger.checkpoint.async_saver import AsyncSaver
+from nemologger.checkpoint.writing.async_saver import AsyncSaver
 from nemologger.disk import LocalDisk
 from nemologger.watch.board import Section
 

@@ -8,7 +8,7 @@ from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import CheckpointError, ModelCheckpoint, ModelMismatchError
 from nemologger.callbacks.restore_weights import RestoreWeights
-from nemologger.checkpoint.load import load_model
+from nemologger.checkpoint.reading.load import load_model
 
 
 @pytest.fixture(scope="module")

@@ -133,8 +133,8 @@ def test_the_message_says_where_in_a_large_file(tmp_path):
     import torch
 
     from nemologger.checkpoint.manifest import Manifest
-    from nemologger.checkpoint.saver import Saver
-    from nemologger.checkpoint.snapshot import take
+    from nemologger.checkpoint.state.snapshot import take
+    from nemologger.checkpoint.writing.saver import Saver
     from nemologger.ranks import SingleProcess
 
     state = {"state_dict": {"large": torch.zeros(BLOCK // 4 + 5000)}}

@@ -9,7 +9,7 @@ import os
 import pytest
 from helpers.disks import FailingDisk, RecordingDisk, full
 
-from nemologger.checkpoint.memory_disk import MemoryDisk
+from nemologger.checkpoint.writing.memory_disk import MemoryDisk
 from nemologger.disk import Disk, LocalDisk
 from nemologger.disk.local import write_all
 from nemologger.stores.remote_disk import RemoteDisk

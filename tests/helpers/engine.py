@@ -8,11 +8,11 @@ from typing import Any
 import torch
 
 from nemologger.checkpoint.find import Found, newest, survey
-from nemologger.checkpoint.load import load_checkpoint
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.saver import Saver
-from nemologger.checkpoint.snapshot import Snapshot, take
+from nemologger.checkpoint.reading.load import load_checkpoint
+from nemologger.checkpoint.state.snapshot import Snapshot, take
 from nemologger.checkpoint.verify import problems
+from nemologger.checkpoint.writing.saver import Saver
 from nemologger.disk import Disk, LocalDisk
 from nemologger.ranks import Ranks, SingleProcess
 

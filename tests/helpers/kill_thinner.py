@@ -19,8 +19,8 @@ from helpers.disks import FailingDisk
 from helpers.engine import faults, names_in, newest_in, save, step_in
 from nemologger.checkpoint import commit
 from nemologger.checkpoint.find import survey
+from nemologger.checkpoint.keeping.thinning import thin
 from nemologger.checkpoint.manifest import read
-from nemologger.checkpoint.thinning import thin
 from nemologger.disk import LocalDisk
 
 

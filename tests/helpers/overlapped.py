@@ -18,8 +18,8 @@ from toy import loader
 
 from helpers.sharded import Model, ShardsItself, strategy_of
 from nemologger import ModelCheckpoint
-from nemologger.checkpoint import staging
-from nemologger.checkpoint.staging import Staging
+from nemologger.checkpoint.writing import staging
+from nemologger.checkpoint.writing.staging import Staging
 
 
 def late(self: Staging, copies: list, copy=Staging._copy) -> None:

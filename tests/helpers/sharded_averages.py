@@ -27,8 +27,8 @@ from toy import ToyData, quiet_trainer
 from helpers.sharded import FSDPOnCPU, Model, averages_of, strategy_of, whole
 from nemologger import ModelCheckpoint, exp_manager, sharded_state
 from nemologger.callbacks import EMA
-from nemologger.checkpoint.load import load_model
-from nemologger.checkpoint.shards import is_sharded, local
+from nemologger.checkpoint.reading.load import load_model
+from nemologger.checkpoint.state.shards import is_sharded, local
 from nemologger.loading.checkpoint_io import install
 from nemologger.strategies import FSDP2Strategy
 

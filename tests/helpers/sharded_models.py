@@ -31,9 +31,9 @@ from toy import ToyData, ToyModel, quiet_trainer
 from helpers.sharded import FSDPOnCPU, Model, whole
 from nemologger import AutoResume, ModelCheckpoint, NeMoLogger, lightning_port, load_weights, sharded_state, tasks
 from nemologger.callbacks import ExportModel
-from nemologger.checkpoint.async_saver import AsyncSaver
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.snapshot import take
+from nemologger.checkpoint.state.snapshot import take
+from nemologger.checkpoint.writing.async_saver import AsyncSaver
 from nemologger.disk import LocalDisk
 from nemologger.ranks import connect
 from nemologger.resume import RestoreConfig

@@ -26,8 +26,8 @@ from torch import distributed as dist
 from helpers.disks import FailingDisk
 from helpers.engine import newest_in, save, snapshot_of
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.saver import Saver
-from nemologger.checkpoint.snapshot import take
+from nemologger.checkpoint.state.snapshot import take
+from nemologger.checkpoint.writing.saver import Saver
 from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import Poll, ProcessGroup, connect, decide, together

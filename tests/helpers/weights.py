@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from nemologger import names
-from nemologger.checkpoint.plan import entries_of, files_of
-from nemologger.checkpoint.shards import held, part_of
-from nemologger.checkpoint.snapshot import take
+from nemologger.checkpoint.state.shards import held, part_of
+from nemologger.checkpoint.state.snapshot import take
 from nemologger.checkpoint.weights import BACKEND, dump_common, metadata
-from nemologger.checkpoint.write import write_share
+from nemologger.checkpoint.writing.plan import entries_of, files_of
+from nemologger.checkpoint.writing.write import write_share
 from nemologger.disk import LocalDisk
 
 

@@ -21,7 +21,7 @@ from nemologger import (
     RefusedError,
     load_weights,
 )
-from nemologger.checkpoint.load import load_model
+from nemologger.checkpoint.reading.load import load_model
 from nemologger.loading.checkpoint_io import DirectoryCheckpointIO, check_model, install
 
 

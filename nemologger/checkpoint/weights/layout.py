@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from nemologger.checkpoint.shares import Piece
+from nemologger.checkpoint.state.shares import Piece
 
 # A payload of at least a page starts on one, so that it can be written and read past the page cache.
 PAGE = 4096

@@ -1,0 +1,293 @@
+"""Saves, and keeps what is to be kept: commit, then ``-last``, then what is surplus goes. On all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from nemologger import names
+from nemologger.checkpoint.keeping.decision import Decision
+from nemologger.checkpoint.keeping.errand import Errand
+from nemologger.checkpoint.keeping.remover import Remover
+from nemologger.checkpoint.keeping.retention import Policy
+from nemologger.checkpoint.keeping.shelf import Shelf, prune, settle
+from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.state.snapshot import Snapshot
+from nemologger.checkpoint.writing.async_saver import AsyncSaver, StagingMode
+from nemologger.checkpoint.writing.memory_disk import MemoryDisk
+from nemologger.checkpoint.writing.saver import Saver
+from nemologger.disk import Disk
+from nemologger.errors import SaveFailedError
+from nemologger.ranks import Ranks, decide
+from nemologger.stores.remote_disk import OverlappingDisk, RemoteDisk
+
+log = logging.getLogger(__name__)
+
+ContextWriter = Callable[[Path, Disk], None]
+
+
+@dataclass(frozen=True)
+class _Pending:
+    decision: Decision
+    protected: frozenset[str]
+    published: Manifest | None = None
+
+
+class Keeper:
+    """The checkpoints of one callback.
+
+    Args:
+        disk: Where they are.
+        ranks: The processes that write together.
+        policy: What is to be kept.
+        link: Whether ``-last`` is a symbolic link; on a disk without renames or hard links it always is one.
+        shelf: What is kept now.
+        files_per_rank: At most so many weights files for each rank.
+        beside: Whether :meth:`start` is wanted: saving beside training.
+        staging: When the state is copied then: ``"at_once"``, ``"overlapped"`` or ``"auto"``.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        ranks: Ranks,
+        policy: Policy,
+        *,
+        link: bool,
+        shelf: Shelf,
+        files_per_rank: int = 2,
+        beside: bool = False,
+        staging: StagingMode = "auto",
+    ) -> None:
+        self._shelf = shelf
+        self._disk = disk
+        self._ranks = ranks
+        self._policy = policy
+        self._link = self._link_is_settled = link or not disk.can_rename
+        self._remover = Remover(disk)
+        overlapping = OverlappingDisk(disk.store) if isinstance(disk, RemoteDisk) else disk
+        apart = policy.states != -1
+        self._saver = Saver(overlapping, ranks, files_per_rank, apart=apart)
+        self._beside = AsyncSaver(disk, ranks, files_per_rank, staging, apart=apart) if beside else None
+        self._pending: _Pending | None = None
+        self._settled: Shelf | None = None
+        self._errand: Errand | None = None
+
+    @property
+    def shelf(self) -> Shelf:
+        """What is kept. While a save is under way rank 0 may know more than the others."""
+        return self._settled or self._shelf
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way beside training; the same on all ranks."""
+        return self._pending is not None
+
+    @property
+    def done(self) -> bool:
+        """Whether the save under way has been settled on this rank, or there is none."""
+        return self._pending is None or self._settled is not None
+
+    def prune(self, protected: set[str]) -> None:
+        """Remove what is surplus, before anything is saved. Collective."""
+        self._shelf = decide(self._ranks, lambda: self._prune(protected))
+
+    def save(
+        self,
+        snapshot: Snapshot,
+        decision: Decision,
+        manifest: Manifest,
+        write_context: ContextWriter | None,
+        protected: set[str],
+    ) -> None:
+        """Save and wait until it is durable. Collective.
+
+        Args:
+            snapshot: The state.
+            decision: Where it goes.
+            manifest: What is to be said of it.
+            write_context: Called on rank 0 with the directory for ``context/`` and a disk.
+            protected: Paths that somebody else keeps.
+
+        Raises:
+            SaveFailedError: On every rank, if any of them failed.
+        """
+        self.finish()
+        self._remover.wait()  # its name may be wanted again
+        context = None if write_context is None else partial(self._write_context, write_context)
+        published = self._saver.save(snapshot, self._disk.path(decision.path), manifest, context)
+        self._take(decide(self._ranks, lambda: self._settle(decision, published, protected)))
+
+    def _write_context(self, write: ContextWriter, output: Path) -> None:
+        if not isinstance(self._disk, RemoteDisk):
+            write(output, self._disk)
+            return
+        memory = MemoryDisk()  # what is written for a disk costs a store a dozen requests
+        write(output, memory)
+        disk = OverlappingDisk(self._disk.store)
+        for path, content in memory.files.items():
+            disk.write(path, [content])
+        disk.sync(output)
+
+    def prepare(self, snapshot: Snapshot) -> None:
+        """Make ready to save beside training. Collective.
+
+        Raises:
+            SaveFailedError: If that is not possible here.
+        """
+        if self._beside is not None:
+            self._beside.prepare(snapshot)
+
+    def start(
+        self,
+        snapshot: Snapshot,
+        decision: Decision,
+        manifest: Manifest,
+        write_context: ContextWriter | None,
+        protected: set[str],
+    ) -> None:
+        """As :meth:`save`, but return as soon as the state is copied. Collective; :meth:`finish` first."""
+        if self._beside is None:
+            self.save(snapshot, decision, manifest, write_context, protected)
+            return
+        self._remover.wait()  # its name may be wanted again
+        self._beside.start(snapshot, self._disk.path(decision.path), manifest, write_context)
+        self._pending = pending = _Pending(decision, frozenset(protected))
+        # To publish takes a dozen answers of the disk, or of a store, and more with many ranks: training waits for none.
+        if self._ranks.rank == 0 or not self._disk.can_rename:
+            self._errand = Errand(partial(self._look, self._beside, pending))
+
+    def hold(self) -> None:
+        """Before something that may change the state, other than an optimizer: wait until it is copied."""
+        if self._beside is not None:
+            self._beside.hold()
+
+    def poll(self) -> bool:
+        """Look after the save under way, without waiting. Whether this rank has just published it.
+
+        Raises:
+            SaveFailedError: If there is one rank, and it failed.
+        """
+        if self._beside is None or self._pending is None:
+            return False
+        try:
+            if self._errand is None:
+                settled = self._look(self._beside, self._pending)
+            else:
+                settled = self._beside.hand_over() and self._errand.poll()
+        except SaveFailedError:
+            self._pending = self._settled = None
+            raise
+        if not settled:
+            return False
+        if self._ranks.world_size == 1:
+            self.finish()
+        return True
+
+    def _look(self, beside: AsyncSaver, pending: _Pending) -> bool:
+        """Publish and settle the save under way, if that can be done now. No other rank is asked."""
+        published = beside.poll()
+        if published is not None:
+            self._settled = self._settle(pending.decision, published, set(pending.protected))
+        return published is not None
+
+    def finish(self) -> bool:
+        """Wait for the save under way. Collective. Whether there was one, and it was not settled before.
+
+        Raises:
+            SaveFailedError: On every rank, if any of them failed.
+        """
+        if self._beside is None or self._pending is None:
+            return False
+        # It stays what is under way until its outcome is known: after Ctrl-C, finish_alone() looks after it.
+        pending = self._pending
+        try:
+            just_settled = self._errand is not None and self._errand.wait()
+            settled = self._settled
+            published = self._beside.finish()
+        except SaveFailedError:
+            self._pending = self._settled = None
+            raise
+        if published is None:
+            self._pending = None
+            return False
+        self._pending = replace(pending, published=published)
+        shelf = decide(
+            self._ranks,
+            lambda: settled or self._settle(pending.decision, published, set(pending.protected)),
+        )
+        self._pending = self._settled = None
+        self._take(shelf)
+        return settled is None or just_settled
+
+    def finish_alone(self, *, others_are_there: bool) -> None:
+        """Wait for the save under way without the other ranks, which may be gone if not ``others_are_there``."""
+        if self._beside is None or self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        if self._errand is not None:
+            with contextlib.suppress(SaveFailedError):
+                self._errand.wait()
+        published = pending.published or self._beside.finish_alone(others_are_there=others_are_there)
+        settled, self._settled = self._settled, None
+        if settled is None and published is not None and self._ranks.rank == 0:
+            settled = self._settle(pending.decision, published, set(pending.protected))
+        self._shelf = settled or self._shelf
+
+    def finish_removals(self) -> None:
+        """Wait until nothing changes on disk any more, other than by a save."""
+        self._remover.wait()
+
+    def close(self) -> None:
+        """Give back memory and processes."""
+        if self._errand is not None:
+            with contextlib.suppress(SaveFailedError):
+                self._errand.wait()
+            self._errand = None
+        self._remover.wait()
+        if self._beside is not None:
+            self._beside.close()
+
+    def _prune(self, protected: set[str]) -> Shelf:
+        shelf = prune(self._disk, self._remover.remove, self._shelf, self._policy, protected=protected)
+        self._remover.wait()
+        return shelf
+
+    def _settle(self, decision: Decision, published: Manifest, protected: set[str]) -> Shelf:
+        shelf = settle(
+            self._disk,
+            self._remover.remove,
+            self._shelf,
+            self._policy,
+            decision,
+            published,
+            link=self._points(decision),
+            protected=protected,
+        )
+        for kept in self._policy.thinned(shelf.kept):
+            if kept.path not in protected and not shelf.failed:
+                self._remover.thin(kept)
+        return shelf
+
+    def _points(self, decision: Decision) -> bool:
+        """Whether ``-last`` is a symbolic link. Without hard links it is: a copy of all bytes would hold up training."""
+        if not self._link_is_settled and decision.last not in (None, decision.path):
+            self._link_is_settled = True
+            checkpoint = self._disk.path(decision.path)
+            probe = checkpoint.with_name(f".{checkpoint.name}.partial")
+            self._link = not self._disk.can_link(checkpoint / names.MANIFEST, probe)
+            if self._link:
+                log.warning(
+                    "the file system of %s has no hard links: -last is a symbolic link, as with save_last='link'",
+                    checkpoint.parent,
+                )
+        return self._link
+
+    def _take(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        if shelf.failed:
+            raise SaveFailedError(shelf.failed)

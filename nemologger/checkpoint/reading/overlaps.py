@@ -1,0 +1,119 @@
+"""What a stored piece of a tensor and the part that is wanted have in common, as bytes of a file. Pure decisions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from nemologger.checkpoint.state.shards import part_of
+from nemologger.checkpoint.state.shares import Piece
+from nemologger.checkpoint.state.stage import memory_of
+from nemologger.checkpoint.weights import Payload
+
+_CHUNK = 16 << 20
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a tensor to read: ``memory`` on the CPU, contiguous, and where it begins in the whole."""
+
+    memory: torch.Tensor
+    offsets: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Bytes of ``file`` from ``start`` on that go into one run of memory."""
+
+    file: str
+    start: int
+    target: memoryview
+
+    @property
+    def size(self) -> int:
+        """How many."""
+        return len(self.target)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Whole rows in ``file`` from byte ``start`` on, of which some columns are wanted.
+
+    Attributes:
+        shape: Of the rows, as a tensor.
+        columns: Which of them, for each dimension but the first.
+        target: Where these go.
+    """
+
+    file: str
+    start: int
+    shape: tuple[int, ...]
+    columns: tuple[slice, ...]
+    target: torch.Tensor
+
+    @property
+    def size(self) -> int:
+        """Their bytes."""
+        return math.prod(self.shape) * self.target.element_size()
+
+    def empty(self) -> torch.Tensor:
+        """A tensor to read the rows into."""
+        return torch.empty(self.shape, dtype=self.target.dtype)
+
+    def place(self, rows: torch.Tensor) -> None:
+        """Copy what is wanted of ``rows``."""
+        for dimension, columns in enumerate(self.columns, start=1):
+            rows = rows.narrow(dimension, columns.start, columns.stop - columns.start)
+        self.target.copy_(rows)
+
+
+def to_read(payload: Payload, block: Block) -> Iterator[Run | Rows]:
+    """What to read of ``payload`` for ``block``: what both have in common, in the order of the file."""
+    common = overlap(payload.piece, block)
+    if common is None:
+        return
+    start = payload.header_start + len(payload.header)
+    stored = tuple(common.offsets[i] - payload.piece.offsets[i] for i in range(len(common.sizes)))
+    target = part_of(block.memory, common, block.offsets)
+    if is_one_run(payload.piece.sizes, common.sizes) and is_one_run(tuple(block.memory.shape), common.sizes):
+        memory = memory_of(target)
+        start += _distance(payload.piece.sizes, stored) * block.memory.element_size()
+        for offset in range(0, len(memory), _CHUNK):
+            yield Run(payload.file, start + offset, memory[offset : offset + _CHUNK])
+        return
+    row = payload.piece.nbytes // payload.piece.sizes[0]
+    rows = max(1, _CHUNK // row)
+    for first in range(0, common.sizes[0], rows):
+        some = target[first : first + rows]
+        columns = tuple(slice(at, at + size) for at, size in zip(stored[1:], common.sizes[1:], strict=True))
+        shape = (len(some), *payload.piece.sizes[1:])
+        yield Rows(payload.file, start + (stored[0] + first) * row, shape, columns, some)
+
+
+def overlap(piece: Piece, block: Block) -> Piece | None:
+    """What ``piece`` and ``block`` have in common."""
+    offsets, sizes = [], []
+    for at, size, begin, length in zip(piece.offsets, piece.sizes, block.offsets, block.memory.shape, strict=True):
+        first, end = max(at, begin), min(at + size, begin + length)
+        if end <= first:
+            return None
+        offsets.append(first)
+        sizes.append(end - first)
+    return Piece(piece.key, tuple(offsets), tuple(sizes), math.prod(sizes) * block.memory.element_size())
+
+
+def is_one_run(sizes: tuple[int, ...], part: tuple[int, ...]) -> bool:
+    """Whether a block of the size ``part`` lies in one run of the memory of a contiguous tensor of ``sizes``."""
+    split = next((i for i, size in enumerate(part) if size != 1), len(part))
+    return all(part[i] == sizes[i] for i in range(split + 1, len(part)))
+
+
+def _distance(sizes: tuple[int, ...], at: tuple[int, ...]) -> int:
+    """How many elements lie before ``at`` in a contiguous tensor of ``sizes``."""
+    distance = 0
+    for size, index in zip(sizes, at, strict=True):
+        distance = distance * size + index
+    return distance

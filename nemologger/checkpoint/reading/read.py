@@ -1,0 +1,298 @@
+"""Tensors straight from their files into their own memory, in parallel; no second copy, and nothing is unpickled.
+
+That works for what :mod:`~nemologger.checkpoint.writing.write` wrote, on whatever number of ranks. Anything else (files of
+NeMo, of torch itself) goes the ordinary way of torch's distributed checkpoint. From an object store it is fetched in blocks
+(:mod:`.fetch`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from nemologger.checkpoint.manifest import BLOCK, FileRecord
+from nemologger.checkpoint.reading.blocks import CheckedFile, Part
+from nemologger.checkpoint.reading.fetch import fetch
+from nemologger.checkpoint.reading.in_place import Places, fitting
+from nemologger.checkpoint.reading.overlaps import Block, Rows, Run, to_read
+from nemologger.checkpoint.state.shards import held, local, part_of, sharded_like
+from nemologger.checkpoint.state.shares import Piece
+from nemologger.checkpoint.state.stage import memory_of
+from nemologger.checkpoint.weights import Payload, described, payloads, read_ordinary
+from nemologger.errors import DamagedCheckpointError, ModelMismatchError
+from nemologger.stores.path import in_store
+
+_THREADS = 4
+
+
+def read_tensors(
+    weights: Path,
+    wanted: Callable[[str], bool] = lambda key: True,
+    template: Callable[[str, tuple[int, ...]], torch.Tensor | None] = lambda key, sizes: None,
+    records: Mapping[str, FileRecord] | None = None,
+    into: Places | None = None,
+    *,
+    verify: bool = True,
+) -> dict[str, torch.Tensor]:
+    """The tensors of ``weights`` under their flat keys.
+
+    Args:
+        weights: The directory.
+        wanted: Which keys to read; default all.
+        template: For a key and the size of its tensor, a tensor that it is to be sharded like; of that, only this rank's
+            part is read. None for all of it, on the CPU.
+        records: Files of ``weights`` that are to be compared with their checksums on the way.
+        into: Live tensors to read into, if they are in files: nothing is written there before all that is wanted has been
+            found in files long enough, but what is wrong with the bytes themselves is found too late for that.
+        verify: Read all of the files that have ``records``; else the blocks that hold something that is wanted.
+
+    Raises:
+        RefusedError: If reading would run code.
+        DamagedCheckpointError: If something is missing, cannot be read, or is not as it was written.
+    """
+    stored = {key: one for key, one in described(weights).items() if wanted(key)}
+    places = into(stored) if into is not None and in_store(weights) is None else {}
+    # Of those with the same memory only the last one is read.
+    behind = {place.data_ptr(): key for key, place in places.items()}
+    templates = {
+        key: like
+        for key, (sizes, _) in stored.items()
+        if key not in places and (like := template(key, sizes)) is not None
+    }
+    blocks = {
+        key: _block(sizes, dtype, templates.get(key), key)
+        for key, (sizes, dtype) in stored.items()
+        if key not in places
+    }
+    blocks.update((key, Block(places[key], (0,) * places[key].dim())) for key in behind.values())
+    read_blocks(weights, blocks, records, verify=verify, live=bool(places))
+    read = {key: places[key] if key in places else blocks[key].memory for key in stored}
+    return {key: sharded_like(one, templates[key]) if key in templates else one for key, one in read.items()}
+
+
+def read_parts(
+    weights: Path, into: Mapping[str, torch.Tensor], records: Mapping[str, FileRecord] | None = None
+) -> dict[str, torch.Tensor]:
+    """This rank's parts of tensors of ``weights``, on the CPU; of no other is anything read.
+
+    Args:
+        weights: The directory.
+        into: By flat key, live tensors of the same sizes, plain or sharded. What is here of them is read into where that
+            is possible, and returned then. What ``weights`` does not have is left out.
+        records: Files of ``weights``; their blocks that hold something of that are compared with their checksums.
+
+    Raises:
+        ModelMismatchError: If one has other sizes.
+        RefusedError: If reading would run code.
+        DamagedCheckpointError: If something is missing, or cannot be read.
+    """
+    stored = {key: one for key, one in described(weights).items() if key in into}
+    for key, (sizes, _) in stored.items():
+        if sizes != tuple(into[key].shape):
+            raise ModelMismatchError(
+                f"{weights}: {key.partition('.')[2]} has shape {sizes}, and {tuple(into[key].shape)} is expected"
+            )
+    here = {key: local(into[key]) for key in stored}
+    dtypes = {key: dtype for key, (_, dtype) in stored.items()}
+    places = (
+        fitting(here, {key: (tuple(here[key].shape), dtypes[key]) for key in here}) if in_store(weights) is None else {}
+    )
+    blocks = {
+        key: Block(places[key], held(into[key], key).offsets)
+        if key in places
+        else _block(tuple(into[key].shape), dtypes[key], into[key], key)
+        for key in stored
+    }
+    read_blocks(weights, blocks, records, verify=False, live=bool(places))
+    return {key: block.memory for key, block in blocks.items()}
+
+
+def read_blocks(
+    weights: Path,
+    blocks: Mapping[str, Block],
+    records: Mapping[str, FileRecord] | None = None,
+    *,
+    verify: bool = True,
+    live: bool = False,
+) -> None:
+    """Fill ``blocks`` with their parts of the tensors of ``weights``.
+
+    Args:
+        weights: The directory.
+        blocks: What is to be filled, by flat key.
+        records: As in :func:`read_tensors`; so is ``verify``.
+        verify: See there.
+        live: The blocks are in use, so an error is to say that they may hold parts of what could not be read.
+
+    Raises:
+        RefusedError: If reading would run code.
+        DamagedCheckpointError: If something is missing, cannot be read, or is not as it was written.
+    """
+    if not blocks and not verify:
+        return
+    remote = in_store(weights)
+    if remote is not None:
+        found = payloads(weights, blocks.keys())
+        strange = fetch(remote, found, blocks, records if records and verify else {})
+        rest = {key: block for key, block in blocks.items() if key in strange or key not in found}
+        _read_ordinary(weights, rest)
+    else:
+        _read_local(weights, blocks, records or {}, verify=verify, live=live)
+
+
+def _read_local(
+    weights: Path, blocks: Mapping[str, Block], records: Mapping[str, FileRecord], *, verify: bool, live: bool
+) -> None:
+    with ExitStack() as files, ThreadPoolExecutor(_THREADS, thread_name_prefix="nemologger-read") as pool:
+        opened = _Files(weights, files)
+        found = payloads(weights, blocks.keys())
+        opened.check_ends(payload for group in found.values() for payload in group)
+        # A header that is not as expected was written by another torch, or by chance has the same length.
+        known = {
+            key: group
+            for key, group in found.items()
+            if all(opened.has_header(payload, records.get(payload.file)) for payload in group)
+        }
+        wanted = [one for key, group in known.items() for payload in group for one in to_read(payload, blocks[key])]
+        with _in_use() if live else nullcontext():
+            _read_ordinary(weights, {key: block for key, block in blocks.items() if key not in known})
+            for _ in pool.map(lambda job: job(), list(_jobs(opened, wanted, records, verify=verify))):
+                pass
+
+
+@contextmanager
+def _in_use() -> Iterator[None]:
+    try:
+        yield
+    except DamagedCheckpointError as error:
+        raise DamagedCheckpointError(
+            f"{error}\nIt was being read into the model, which may hold parts of it now: build the model anew."
+        ) from error
+
+
+def _block(sizes: tuple[int, ...], dtype: torch.dtype, template: torch.Tensor | None, key: str) -> Block:
+    if template is None:
+        return Block(torch.empty(sizes, dtype=dtype), (0,) * len(sizes))
+    part = held(template, key)
+    return Block(torch.empty(part.shape.sizes, dtype=dtype), part.offsets)
+
+
+def _read_ordinary(weights: Path, blocks: Mapping[str, Block]) -> None:
+    """Read ``blocks`` as DCP does: it reads whole tensors."""
+    sizes = described(weights) if blocks else {}
+    whole = {
+        key: block.memory
+        if sizes[key][0] == tuple(block.memory.shape)
+        else torch.empty(sizes[key][0], dtype=sizes[key][1])
+        for key, block in blocks.items()
+    }
+    if whole:
+        read_ordinary(weights, whole)
+    for key, block in blocks.items():
+        if whole[key] is not block.memory:
+            piece = Piece(key, block.offsets, tuple(block.memory.shape), block.memory.nbytes)
+            block.memory.copy_(part_of(whole[key], piece))
+
+
+def _jobs(
+    files: _Files, wanted: Sequence[Run | Rows], records: Mapping[str, FileRecord], *, verify: bool
+) -> Iterator[Callable[[], None]]:
+    """What there is to do, in the order of the files: whole blocks of those that have a record, else only what is wanted."""
+    by_file: dict[str, list[Run | Rows]] = {}
+    for one in sorted(wanted, key=lambda one: one.start):
+        by_file.setdefault(one.file, []).append(one)
+    for name in sorted({*by_file, *(records if verify else ())}):
+        record = records.get(name)
+        if record is None:
+            yield from map(files.job, by_file[name])
+            continue
+        parts: list[Part] = []
+        numbers = set(range(len(record.blocks)) if verify else ())
+        for one in by_file.get(name, ()):
+            numbers.update(range(one.start // BLOCK, min(-(-(one.start + one.size) // BLOCK), len(record.blocks))))
+            part = Part(one.start, one.target) if isinstance(one, Run) else None
+            if part is not None and part.end <= record.size and (not parts or parts[-1].end <= part.start):
+                parts.append(part)
+            else:
+                yield files.job(one)  # not in one run, or nothing of ours: read by itself
+        if numbers:
+            file = CheckedFile(files.descriptor(name), files.path(name), parts, record)
+            yield from (partial(file.read, number) for number in sorted(numbers))
+
+
+class _Files:
+    """The weights files, each opened once."""
+
+    def __init__(self, weights: Path, files: ExitStack) -> None:
+        self._weights = weights
+        self._files = files
+        self._descriptors: dict[str, int] = {}
+
+    def path(self, file: str) -> Path:
+        return self._weights / file
+
+    def descriptor(self, file: str) -> int:
+        if file not in self._descriptors:
+            try:
+                descriptor = os.open(self.path(file), os.O_RDONLY)
+            except OSError as error:
+                raise DamagedCheckpointError(f"{self.path(file)} cannot be read: {error.strerror}") from error
+            self._files.callback(os.close, descriptor)
+            self._descriptors[file] = descriptor
+        return self._descriptors[file]
+
+    def has_header(self, payload: Payload, record: FileRecord | None) -> bool:
+        """Whether ``payload`` begins as it should. If not, its file is what was written, as far as there is a ``record``."""
+        start, end = payload.header_start, payload.header_start + len(payload.header)
+        descriptor, path = self.descriptor(payload.file), self.path(payload.file)
+        found = bytearray(len(payload.header))
+        try:
+            count = os.preadv(descriptor, [found], start)
+        except OSError as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        if found[:count] == payload.header:
+            return True
+        if record is not None and end <= record.size:
+            for number in range(start // BLOCK, -(-end // BLOCK)):
+                CheckedFile(descriptor, path, (), record).read(number)
+        return False
+
+    def check_ends(self, stored: Iterable[Payload]) -> None:
+        """Find files that end too early, before anything of them is read."""
+        ends: dict[str, int] = {}
+        for one in stored:
+            ends[one.file] = max(ends.get(one.file, 0), one.header_start + len(one.header) + one.piece.nbytes)
+        for file, end in ends.items():
+            size = os.fstat(self.descriptor(file)).st_size
+            if size < end:
+                raise DamagedCheckpointError(f"{self.path(file)} ends at byte {size}, in the middle of a tensor")
+
+    def job(self, one: Run | Rows) -> Callable[[], None]:
+        """What reads ``one``, in any thread."""
+        return partial(_read, self.descriptor(one.file), self.path(one.file), one)
+
+
+def _read(descriptor: int, path: Path, one: Run | Rows) -> None:
+    if isinstance(one, Run):
+        _fill(descriptor, path, one.start, one.target)
+    else:
+        rows = one.empty()
+        _fill(descriptor, path, one.start, memory_of(rows))
+        one.place(rows)
+
+
+def _fill(descriptor: int, path: Path, position: int, target: memoryview) -> None:
+    while target:
+        try:
+            count = os.preadv(descriptor, [target], position)
+        except OSError as error:
+            raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        if count == 0:
+            raise DamagedCheckpointError(f"{path} ends at byte {position}, in the middle of a tensor")
+        target, position = target[count:], position + count

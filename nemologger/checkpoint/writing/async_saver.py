@@ -1,0 +1,408 @@
+"""Runs the stages of a save beside training: training waits for the copy into the arena, nothing else.
+
+The copy is made at once, or while training goes on until the optimizer's next step (:mod:`.staging`).
+
+Every rank has an arena and a writer process. :meth:`AsyncSaver.start` and :meth:`AsyncSaver.finish` are collective; between
+them :meth:`AsyncSaver.poll` looks, without waiting for anybody, whether the files are written. A writer whose files are
+says so in a small file beside them; rank 0 publishes when all have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from nemologger import names
+from nemologger.checkpoint import commit
+from nemologger.checkpoint import manifest as manifests
+from nemologger.checkpoint.manifest import FileRecord, Manifest
+from nemologger.checkpoint.state.shards import local
+from nemologger.checkpoint.state.snapshot import Snapshot
+from nemologger.checkpoint.writing.arena import Arena
+from nemologger.checkpoint.writing.directories import common_files
+from nemologger.checkpoint.writing.in_flight import InFlight
+from nemologger.checkpoint.writing.memory_disk import MemoryDisk
+from nemologger.checkpoint.writing.plan import Plan, Planner
+from nemologger.checkpoint.writing.progress import EVERY, Progress
+from nemologger.checkpoint.writing.staging import Staging
+from nemologger.checkpoint.writing.writer import Writer
+from nemologger.checkpoint.writing.writer_main import Job
+from nemologger.disk import Disk
+from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
+from nemologger.ranks import Ranks, decide, together_at_zero
+from nemologger.stores.path import in_store
+
+log = logging.getLogger(__name__)
+
+_REPORT = ".written-by-rank-{}"
+#: How long, in seconds, to wait after an exception for what does not move: a device, which may wait for a rank that has
+#: stopped; the files of ranks that may be gone; and a storage that may answer yet.
+_PATIENCE = 60.0
+_QUIET = 5.0
+_STALLED = 600.0
+
+StagingMode = Literal["auto", "at_once", "overlapped"]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What does not change from save to save."""
+
+    plan: Plan
+    arena: Arena
+    writer: Writer
+
+
+class AsyncSaver:
+    """Writes checkpoints beside training, one at a time.
+
+    Args:
+        disk: For what rank 0 does itself: markers, links, the manifest. The writer processes use the local file system.
+        ranks: The processes that write together.
+        files_per_rank: At most so many ``.distcp`` files for each rank.
+        staging: ``"at_once"`` copies the state while training waits, ``"overlapped"`` until the optimizer's next step;
+            ``"auto"`` overlaps if there are tensors on a CUDA device.
+        apart: No file holds both model and optimizer.
+    """
+
+    def __init__(
+        self,
+        disk: Disk,
+        ranks: Ranks,
+        files_per_rank: int = 2,
+        staging: StagingMode = "auto",
+        *,
+        apart: bool = False,
+    ) -> None:
+        self._disk = disk
+        self._ranks = ranks
+        self._planner = Planner(ranks, files_per_rank, apart=apart)
+        self._staging = staging
+        self._layout: _Layout | None = None
+        self._in_flight: InFlight | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is under way, or its outcome not yet known to all."""
+        return self._in_flight is not None
+
+    def prepare(self, snapshot: Snapshot) -> _Layout:
+        """Make arena and writer for saves of this shape. Collective; nothing to do if they are there.
+
+        Raises:
+            SaveFailedError: If that failed on any rank.
+        """
+        try:
+            plan = self._planner.plan(snapshot)
+            usable = self._layout is not None and self._layout.plan is plan
+            if self._ranks.exchange(usable, all) and self._layout is not None:
+                return self._layout
+            self.close()
+            together_at_zero(self._ranks, lambda: self._make(plan, snapshot))
+        except SilentRankError:
+            raise
+        except (OSError, NemologgerError) as error:
+            self.close()
+            raise SaveFailedError(f"saving beside training could not be set up: {error}") from error
+        if self._layout is None:
+            raise SaveFailedError("saving beside training could not be set up")
+        return self._layout
+
+    def _make(self, plan: Plan, snapshot: Snapshot) -> None:
+        arena = Arena(plan.files, snapshot.tensors)
+        try:
+            self._layout = _Layout(plan, arena, Writer(arena, plan.metadata))
+        except BaseException:
+            arena.close()
+            raise
+        log.info(
+            "saving beside training takes %.0f MB of memory on this rank while the run lasts (its share of a state "
+            "of %.0f MB)",
+            arena.size / 1e6,
+            snapshot.nbytes / 1e6,
+        )
+
+    def start(
+        self,
+        snapshot: Snapshot,
+        checkpoint: Path,
+        manifest: Manifest,
+        write_context: Callable[[Path, Disk], None] | None = None,
+    ) -> None:
+        """Copy the state of this moment, and let it be written. Collective; the save before it is finished.
+
+        Args:
+            snapshot: What to save; the same keys and shapes on every rank.
+            checkpoint: The directory.
+            manifest: Step, metrics and so on; files and versions are filled in later.
+            write_context: Called on rank 0 with the directory for ``context/`` and a disk to write it to.
+
+        Raises:
+            SaveFailedError: On every rank, if any of them failed. What was there before is untouched.
+        """
+        layout = self.prepare(snapshot)
+        try:
+            decide(self._ranks, lambda: commit.begin(self._disk, checkpoint, snapshot.directories))
+            images = tuple((i.name, i.offset, i.size) for i in layout.arena.images)
+            complete = replace(manifest, name=checkpoint.name, has_optimizer=snapshot.has_optimizer)
+            remote = in_store(checkpoint)
+            report = str(_report(checkpoint, self._ranks.rank)) if self._ranks.rank else ""
+
+            def stage() -> None:
+                small = self._small_files(snapshot, checkpoint, write_context) if self._ranks.rank == 0 else {}
+                job = Job(str(checkpoint), images, small, remote.store if remote else None, report)
+                self._in_flight = InFlight(checkpoint, complete, job)
+                self._stage(self._in_flight, snapshot, layout)
+
+            together_at_zero(self._ranks, stage)
+        except BaseException as error:
+            self._drop_staging()  # another rank has failed
+            self._in_flight = None
+            self._abandon(checkpoint)
+            if layout.writer.busy or not layout.writer.alive:
+                self.close()  # the next save gets another writer: it must not be told how this one ended
+            if not isinstance(error, Exception) or isinstance(error, SilentRankError):  # Ctrl-C; nobody to go on with
+                raise
+            raise _failed(checkpoint, error) from error
+
+    def hold(self) -> None:
+        """Before something that may change the state: wait until it is copied. No collective."""
+        save = self._in_flight
+        staging = None if save is None else save.staging
+        if staging is not None:
+            staging.hold()
+
+    def hand_over(self) -> bool:
+        """Give the writer what is copied; whether that is done. Never waits. Only in the thread that trains."""
+        save = self._in_flight
+        return save is None or save.staging is None or (save.staging.done and self._submit(save))
+
+    def poll(self) -> Manifest | None:
+        """Look whether the save is done; on rank 0, publish it when all ranks' files are written.
+
+        After :meth:`hand_over` another thread may do so, while nothing else is asked of the saver but :meth:`hold`.
+
+        Returns:
+            The manifest, once, on the rank that has just published it.
+
+        Raises:
+            SaveFailedError: If there is only one rank, and it failed. Several ranks are told by :meth:`finish`.
+        """
+        save = self._in_flight
+        if save is None or save.published is not None or save.error:
+            return None
+        if not self.hand_over():
+            return None
+        if save.outcome is None and not save.error and not self._take_outcome(save, timeout=0.0):
+            return None
+        if save.error:
+            if self._ranks.world_size == 1:
+                self.finish()
+            return None
+        records = save.gathered or (self._all_records(save) if self._ranks.rank == 0 else None)
+        if records is None:
+            return None
+        try:
+            return self._publish(save, records)
+        except OSError as error:
+            save.error = f"{type(error).__name__}: {error}"
+            if self._ranks.world_size == 1:
+                self.finish()
+            return None
+
+    def finish(self) -> Manifest | None:
+        """Wait for the save under way. Collective.
+
+        Returns:
+            Its manifest, on every rank; None if there was none.
+
+        Raises:
+            SaveFailedError: On every rank, if any of them failed. What was there before is untouched.
+        """
+        save = self._in_flight
+        if save is None:
+            return None
+        if save.staging is not None:
+            self._submit(save)
+        if save.outcome is None and not save.error:
+            self._wait(save)
+        try:
+            shares = together_at_zero(self._ranks, lambda: save.records)
+            published = decide(self._ranks, lambda: save.published or self._publish(save, _merged(shares)))
+        except Exception as error:  # not Ctrl-C: finish_alone() goes on then
+            self._in_flight = None
+            self._abandon(save.checkpoint)
+            if isinstance(error, SilentRankError):
+                raise
+            raise _failed(save.checkpoint, error) from error
+        self._in_flight = None
+        return published
+
+    def finish_alone(self, *, others_are_there: bool) -> Manifest | None:
+        """As :meth:`finish` when the ranks may not agree any more: no collective, and a wait that ends if nothing moves.
+
+        Args:
+            others_are_there: They have no reason to have died. If they may have, their files are waited for only as long as
+                they grow.
+
+        Returns:
+            The manifest, on rank 0 if it could be published.
+        """
+        save = self._in_flight
+        if save is None:
+            return None
+        progress, pause = Progress(save), 0.02
+        while save.published is None and not save.error:
+            with contextlib.suppress(SaveFailedError):
+                published = self.poll()
+                if published is not None or (self._ranks.rank != 0 and save.outcome is not None):
+                    break
+            patience = _STALLED
+            if save.staging is not None:
+                patience = _PATIENCE
+            elif save.outcome is not None and not others_are_there:
+                patience = _QUIET
+            if progress.idle((save.size_on_disk, save.staging, save.outcome)) > patience:
+                break
+            time.sleep(pause)
+            pause = min(2 * pause, 0.5)  # it may take minutes, and to look costs a shared file system something
+        self._drop_staging()
+        self._in_flight = None
+        if self._ranks.rank == 0 and save.published is None:
+            missing = [rank for rank in range(1, self._ranks.world_size) if not _report(save.checkpoint, rank).exists()]
+            why = save.error or f"nothing more comes from {', '.join(f'rank {rank}' for rank in missing) or 'rank 0'}"
+            log.error("checkpoint %s, which was being written, is lost: %s", save.checkpoint, why)
+        return save.published
+
+    def close(self) -> None:
+        """Give back the memory, and end the writer process."""
+        self._drop_staging()
+        layout, self._layout = self._layout, None
+        if layout is not None:
+            layout.writer.close()
+            layout.arena.close()
+
+    def _small_files(
+        self,
+        snapshot: Snapshot,
+        checkpoint: Path,
+        write_context: Callable[[Path, Disk], None] | None,
+    ) -> dict[str, bytes]:
+        """What rank 0 writes in this save besides what is the same in every one, by path below the checkpoint."""
+        small = common_files(snapshot)
+        if write_context is not None:
+            memory = MemoryDisk()
+            write_context(checkpoint / names.CONTEXT, memory)
+            small.update({path.relative_to(checkpoint).as_posix(): data for path, data in memory.files.items()})
+        return small
+
+    def _stage(self, save: InFlight, snapshot: Snapshot, layout: _Layout) -> None:
+        """Copy the state, or begin to."""
+        layout.writer.stand_by()
+        overlapped = self._staging == "overlapped" or (
+            self._staging == "auto" and any(local(tensor).is_cuda for tensor in snapshot.tensors.values())
+        )
+        if not overlapped:
+            layout.arena.stage(layout.plan.reader(snapshot))
+            layout.writer.submit(save.job)
+            return
+
+        save.staging = Staging(layout.arena.copies(layout.plan.reader(snapshot)), snapshot.may_change)
+
+    def _submit(self, save: InFlight) -> bool:
+        """Wait for the copies, and hand the job to the writer. Returns True; what went wrong is in ``save``."""
+        staging, save.staging = save.staging, None
+        try:
+            if staging is not None:
+                staging.finish()
+            if self._layout is not None:
+                self._layout.writer.submit(save.job)
+        except SaveFailedError as error:
+            save.error = str(error)
+            if self._staging != "at_once" and self._layout is not None and self._layout.writer.alive:
+                self._staging = "at_once"
+                log.warning("the saves to come are staged at once")
+        return True
+
+    def _drop_staging(self) -> None:
+        """Let the memory be: what was being copied will not be saved."""
+        save = self._in_flight
+        if save is not None and save.staging is not None:
+            staging, save.staging = save.staging, None
+            save.error = "the run ended while the state was being copied"
+            with contextlib.suppress(SaveFailedError):
+                staging.finish()
+
+    def _wait(self, save: InFlight) -> None:
+        """Wait for the writer, and say how far it is."""
+        progress = Progress(save)
+        while not self._take_outcome(save, timeout=EVERY):
+            # An object is seen when it is complete.
+            if progress.idle(save.written) > _STALLED and save.job.store is None:
+                save.error = f"nothing was written for {_STALLED:g} s: the storage does not answer"
+                self.close()
+                return
+
+    def _take_outcome(self, save: InFlight, timeout: float | None) -> bool:
+        """Ask the writer; whether the save has come to an end on this rank."""
+        try:
+            outcome = self._layout.writer.outcome(timeout) if self._layout is not None else None
+        except SaveFailedError as error:
+            save.error = str(error)
+            self.close()  # the next save gets another writer
+            return True
+        if outcome is None:
+            return False
+        save.outcome, save.error, save.details = outcome, outcome.error, outcome.details
+        if outcome.error:
+            log.debug("%s", outcome.details)
+        return True
+
+    def _all_records(self, save: InFlight) -> dict[str, FileRecord] | None:
+        """The files of all ranks, as soon as all have reported them; each report is read once."""
+        for rank in range(len(save.reported) + 1, self._ranks.world_size):
+            try:
+                report = json.loads(_report(save.checkpoint, rank).read_bytes())
+            except OSError:  # it is not there yet, or a store does not answer: finish() gathers it all the same
+                return None
+            save.reported.append({name: FileRecord(r["size"], tuple(r["blocks"])) for name, r in report.items()})
+        return _merged([save.outcome.records if save.outcome is not None else {}, *save.reported])
+
+    def _publish(self, save: InFlight, records: dict[str, FileRecord]) -> Manifest:
+        save.gathered = records
+        for rank in range(1, self._ranks.world_size):
+            self._disk.remove(_report(save.checkpoint, rank))
+        complete = replace(
+            save.manifest,
+            time=manifests.now(),
+            world_size=self._ranks.world_size,
+            files=records,
+            versions=manifests.versions(),
+        )
+        commit.publish(self._disk, save.checkpoint, complete)
+        save.published = complete
+        return complete
+
+    def _abandon(self, checkpoint: Path) -> None:
+        if self._ranks.rank == 0:
+            with contextlib.suppress(OSError):  # the disk that failed may fail again; the next run tidies up
+                commit.abandon(self._disk, checkpoint)
+
+
+def _report(checkpoint: Path, rank: int) -> Path:
+    return checkpoint / names.WEIGHTS / _REPORT.format(rank)
+
+
+def _merged(shares: list[dict[str, FileRecord]]) -> dict[str, FileRecord]:
+    return {name: record for share in shares for name, record in share.items()}
+
+
+def _failed(checkpoint: Path, error: Exception) -> SaveFailedError:
+    cause = str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"
+    return SaveFailedError(f"checkpoint {checkpoint} was not saved: {cause}")

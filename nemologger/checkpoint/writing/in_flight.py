@@ -1,0 +1,86 @@
+"""A save that is under way beside training, seen from one rank."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nemologger import names
+from nemologger.checkpoint.manifest import FileRecord, Manifest
+from nemologger.checkpoint.writing.staging import Staging
+from nemologger.checkpoint.writing.writer_main import Job, Outcome
+from nemologger.errors import SaveFailedError
+
+
+class WriterError(Exception):
+    """What was raised in the writer process: its traceback, as text, to be shown with the error that it leads to."""
+
+
+@dataclass
+class InFlight:
+    """How far it is.
+
+    Attributes:
+        checkpoint: The directory.
+        manifest: What is said of it; files and versions are not known yet.
+        job: What the writer process is to do.
+        staging: The copies, until they are done and the job is handed to the writer.
+        outcome: What the writer said, once it has.
+        error: What went wrong, or "".
+        details: The traceback of it, from the writer process, or "".
+        gathered: The files of all ranks, on the rank that publishes, once it knows them.
+        published: The manifest, on the rank that has published it.
+        reported: On rank 0, what the other ranks have reported, from rank 1 on.
+    """
+
+    checkpoint: Path
+    manifest: Manifest
+    job: Job
+    staging: Staging | None = None
+    outcome: Outcome | None = None
+    error: str = ""
+    details: str = ""
+    gathered: dict[str, FileRecord] | None = None
+    published: Manifest | None = None
+    reported: list[dict[str, FileRecord]] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        """Bytes of this rank's large files."""
+        return sum(size for _, _, size in self.job.images)
+
+    @property
+    def written(self) -> int:
+        """How many of them are there."""
+        total = 0
+        for name, _, _ in self.job.images:
+            path = self.checkpoint / name
+            for file in (path, path.with_name(f".{path.name}.partial")):
+                with contextlib.suppress(OSError):  # it is renamed between one look and the next
+                    total += file.stat().st_size
+                    break
+        return total
+
+    @property
+    def size_on_disk(self) -> int:
+        """Bytes of all ranks' large files that are there."""
+        total = 0
+        with contextlib.suppress(OSError), os.scandir(self.checkpoint / names.WEIGHTS) as entries:
+            for entry in entries:
+                with contextlib.suppress(OSError):  # as above
+                    total += entry.stat().st_size
+        return total
+
+    @property
+    def records(self) -> dict[str, FileRecord]:
+        """What this rank has written.
+
+        Raises:
+            SaveFailedError: If it could not.
+        """
+        if self.error or self.outcome is None:
+            cause = WriterError(f"in the writer process:\n\n{self.details}") if self.details else None
+            raise SaveFailedError(self.error or "the writer process did not answer") from cause
+        return self.outcome.records

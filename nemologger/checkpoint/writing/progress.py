@@ -1,0 +1,42 @@
+"""How far a save is that somebody waits for."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from nemologger.checkpoint.writing.in_flight import InFlight
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two lines in the log.
+EVERY = 10.0
+
+
+class Progress:
+    """Sees whether a save gets on, and says now and then how far it is.
+
+    Args:
+        save: The save. It is waited for from now on.
+    """
+
+    def __init__(self, save: InFlight) -> None:
+        self._save = save
+        self._before: object = None
+        self._changed = self._told = time.monotonic()
+        log.info("waiting for checkpoint %s to be written", save.checkpoint)
+
+    def idle(self, now_at: object) -> float:
+        """Seconds since something has changed.
+
+        Args:
+            now_at: What changes as long as the save gets on.
+        """
+        now = time.monotonic()
+        if now_at != self._before:
+            self._before, self._changed = now_at, now
+        if now >= self._told + EVERY:
+            self._told = now
+            written, size = self._save.written, self._save.size
+            log.info("checkpoint %s: %.0f of %.0f MB written", self._save.checkpoint, written / 1e6, size / 1e6)
+        return now - self._changed

@@ -1,0 +1,140 @@
+"""Runs the stages of a save, on all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from nemologger import names
+from nemologger.checkpoint import commit
+from nemologger.checkpoint import manifest as manifests
+from nemologger.checkpoint.manifest import FileRecord, Manifest
+from nemologger.checkpoint.state.snapshot import Snapshot
+from nemologger.checkpoint.writing.directories import common_files
+from nemologger.checkpoint.writing.plan import Plan, Planner
+from nemologger.checkpoint.writing.write import write_file, write_share
+from nemologger.disk import Disk
+from nemologger.errors import CheckpointError, NemologgerError, SaveFailedError, SilentRankError
+from nemologger.ranks import Ranks, decide, together_at_zero
+from nemologger.stores.path import in_store
+
+log = logging.getLogger(__name__)
+
+_READ_SIZE = 16 << 20
+
+
+class Saver:
+    """Writes checkpoints.
+
+    Args:
+        disk: Where to.
+        ranks: The processes that write together.
+        files_per_rank: At most so many ``.distcp`` files for each rank.
+        apart: No file holds both model and optimizer.
+    """
+
+    def __init__(self, disk: Disk, ranks: Ranks, files_per_rank: int = 2, *, apart: bool = False) -> None:
+        self._disk = disk
+        self._ranks = ranks
+        self._planner = Planner(ranks, files_per_rank, apart=apart)
+
+    def save(
+        self,
+        snapshot: Snapshot,
+        checkpoint: Path,
+        manifest: Manifest,
+        write_context: Callable[[Path], None] | None = None,
+    ) -> Manifest:
+        """Write and publish ``checkpoint``. Collective.
+
+        Args:
+            snapshot: What to save; the same keys and shapes on every rank.
+            checkpoint: The directory.
+            manifest: Step, metrics and so on; files and versions are filled in here.
+            write_context: Called on rank 0 with the directory for ``context/``.
+
+        Returns:
+            The manifest that was published.
+
+        Raises:
+            SaveFailedError: On every rank, if any of them failed. What was there before is untouched.
+            SilentRankError: If one of them has died. What was there before is untouched.
+        """
+        try:
+            decide(self._ranks, lambda: commit.begin(self._disk, checkpoint, snapshot.directories))
+            plan = self._planner.plan(snapshot)
+            shares = together_at_zero(self._ranks, lambda: self._write_share(plan, snapshot, checkpoint))
+            return decide(
+                self._ranks, lambda: self._finish(plan, snapshot, checkpoint, manifest, shares, write_context)
+            )
+        except BaseException as error:
+            if self._ranks.rank == 0:
+                with contextlib.suppress(OSError):  # the disk that failed may fail again; the next run tidies up
+                    commit.abandon(self._disk, checkpoint)
+            if not isinstance(error, Exception) or isinstance(error, SilentRankError):  # Ctrl-C; nobody to go on with
+                raise
+            cause = str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"
+            raise SaveFailedError(f"checkpoint {checkpoint} was not saved: {cause}") from error
+
+    def _write_share(self, plan: Plan, snapshot: Snapshot, checkpoint: Path) -> dict[str, FileRecord]:
+        records = write_share(self._disk, checkpoint, plan.files, plan.reader(snapshot))
+        for directory in snapshot.directories:
+            self._disk.sync(checkpoint / directory)
+        return records
+
+    def _finish(
+        self,
+        plan: Plan,
+        snapshot: Snapshot,
+        checkpoint: Path,
+        manifest: Manifest,
+        shares: list[dict[str, FileRecord]],
+        write_context: Callable[[Path], None] | None,
+    ) -> Manifest:
+        _check_shares(checkpoint, shares)
+        files = {name: record for share in shares for name, record in share.items()}
+        for name, content in {**common_files(snapshot), **plan.metadata}.items():
+            files[name] = write_file(self._disk, checkpoint / name, iter([content]))
+        if write_context is not None:
+            write_context(checkpoint / names.CONTEXT)
+            files.update(_records_below(checkpoint, checkpoint / names.CONTEXT))
+        complete = replace(
+            manifest,
+            name=checkpoint.name,
+            time=manifests.now(),
+            world_size=self._ranks.world_size,
+            has_optimizer=snapshot.has_optimizer,
+            files=files,
+            versions=manifests.versions(),
+        )
+        commit.publish(self._disk, checkpoint, complete)
+        return complete
+
+
+def _check_shares(checkpoint: Path, shares: list[dict[str, FileRecord]]) -> None:
+    if in_store(checkpoint) is not None:
+        return  # looked at all together, before they are published
+    for rank, share in enumerate(shares):
+        for name, record in share.items():
+            path = checkpoint / name
+            if not path.exists() or path.stat().st_size != record.size:
+                raise CheckpointError(
+                    f"rank 0 does not see {path}, which rank {rank} wrote: the run directory must be on a file system "
+                    "that all ranks share"
+                )
+
+
+def _records_below(checkpoint: Path, directory: Path) -> dict[str, FileRecord]:
+    """The records of files that somebody else wrote into ``directory``."""
+    records = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            recorder = manifests.Recorder()
+            with path.open("rb") as file:
+                for _ in recorder.over(iter(lambda file=file: file.read(_READ_SIZE), b"")):  # type: ignore[misc]
+                    pass
+            records[path.relative_to(checkpoint).as_posix()] = recorder.record
+    return records

@@ -1,0 +1,137 @@
+"""The writer process, seen from the process that trains."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Mapping
+from multiprocessing.connection import Connection, Pipe
+
+from nemologger.checkpoint.writing import writer_main
+from nemologger.checkpoint.writing.arena import Arena
+from nemologger.checkpoint.writing.writer_main import STAND_BY, Job, Outcome
+from nemologger.errors import SaveFailedError
+
+_START_TIMEOUT = 60.0
+_END_TIMEOUT = 30.0
+
+
+class Writer:
+    """Writes the files of ``arena`` in a process of its own, one job at a time.
+
+    It is started afresh, not forked from a process with threads, and in a session of its own, so that Ctrl-C does not reach
+    it. It ends when this object is closed or collected, and when this process ends, however that may be.
+
+    Args:
+        arena: The memory that both see.
+        always: Files that are the same in every job, by their path below the checkpoint: ``.metadata`` of thousands of ranks
+            takes hundreds of MB.
+
+    Raises:
+        SaveFailedError: If the process could not be started.
+    """
+
+    def __init__(self, arena: Arena, always: Mapping[str, bytes]) -> None:
+        ours, theirs = Pipe()
+        arguments = (theirs.fileno(), arena.descriptor, arena.size, os.getpid(), arena.may_move)
+        # Modules are looked for where this process looks, and nowhere else: not in the current directory, for example, where
+        # a file may be called like one of Python's own.
+        places = [place for place in sys.path if isinstance(place, str)]
+        start = f"import sys; sys.path[:] = {places}\nfrom {writer_main.__name__} import main; main{arguments}"
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", start],
+            pass_fds=(theirs.fileno(), arena.descriptor),
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        theirs.close()
+        self._connection = ours
+        self._busy = False
+        self._end = weakref.finalize(self, _end, self._process, ours, os.getpid())
+        if not ours.poll(_START_TIMEOUT):
+            self._end()
+            raise SaveFailedError(f"the writer process did not start within {_START_TIMEOUT:g} s")
+        self._receive()
+        try:
+            ours.send(dict(always))
+        except OSError as error:
+            raise self._died() from error
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job is under way whose outcome was not asked for."""
+        return self._busy
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def stand_by(self) -> None:
+        """The arena is about to be filled for a job: leave it alone until that comes."""
+        with contextlib.suppress(OSError):  # it has died, as whoever submits the job will be told
+            self._connection.send(STAND_BY)
+
+    def submit(self, job: Job) -> None:
+        """Hand over a job; the arena must not change until its outcome is known.
+
+        Raises:
+            SaveFailedError: If the process has died.
+        """
+        try:
+            self._connection.send(job)
+        except OSError as error:
+            raise self._died() from error
+        self._busy = True
+
+    def outcome(self, timeout: float | None = 0.0) -> Outcome | None:
+        """The outcome of the job, or None if it is not known within ``timeout`` seconds (None waits for ever).
+
+        Raises:
+            SaveFailedError: If the process has died.
+        """
+        if not self._connection.poll(timeout):
+            return None
+        self._busy = False
+        received = self._receive()
+        if not isinstance(received, Outcome):
+            raise SaveFailedError(f"the writer process {self.pid} answered {received!r}")
+        return received
+
+    def close(self) -> None:
+        """End the process. A job under way is finished first, and not published."""
+        self._end()
+
+    def _receive(self) -> object:
+        try:
+            return self._connection.recv()
+        except (EOFError, OSError) as error:
+            self._busy = False
+            raise self._died() from error
+
+    def _died(self) -> SaveFailedError:
+        code = self._process.wait(timeout=_END_TIMEOUT)
+        return SaveFailedError(f"the writer process {self.pid} has died (exit code {code})")
+
+
+def _end(process: subprocess.Popen[bytes], connection: Connection, owner: int) -> None:
+    if os.getpid() != owner:  # a process that was forked comes to its end
+        return
+    # To close it is not enough: processes that were forked since, data loader workers for example, have it open too.
+    with contextlib.suppress(OSError):
+        connection.send(None)
+    connection.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=_END_TIMEOUT)
+        return
+    process.kill()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel waits for storage that does not answer
+        process.wait(timeout=_END_TIMEOUT)

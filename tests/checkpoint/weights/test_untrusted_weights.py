@@ -1,0 +1,242 @@
+"""``weights/`` that strangers wrote, or that are damaged: nothing of them runs, and what is wrong is named."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+import sys
+from dataclasses import replace
+from enum import Enum
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.engine import save
+from helpers.weights import write
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+
+from nemologger.checkpoint.reading.load import load_checkpoint
+from nemologger.checkpoint.reading.read import read_tensors
+from nemologger.checkpoint.weights import described, read_metadata
+from nemologger.errors import DamagedCheckpointError, NotFoundError, RefusedError
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+class Bomb:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.canary}",)
+
+
+@pytest.fixture
+def canary(tmp_path):
+    """A file that appears if anything runs."""
+    path = tmp_path / "canary"
+    yield path
+    assert not path.exists(), "code of the file has run"
+
+
+def test_the_bomb_works(tmp_path):
+    pickle.loads(pickle.dumps(Bomb(tmp_path / "boom")))
+    assert (tmp_path / "boom").exists()
+
+
+def _rewrite(path: Path, content: bytes) -> None:
+    """Put other bytes into a checkpoint, which has no manifest then: a stranger's needs none."""
+    (path.parent.parent / "manifest.json").unlink()
+    path.write_bytes(content)
+
+
+def test_a_metadata_with_code_is_refused(tmp_path, canary):
+    save(tmp_path / "a", 1)
+    weights = tmp_path / "a" / "weights"
+    _rewrite(weights / ".metadata", pickle.dumps(Metadata({}, planner_data=Bomb(canary))))
+    for read in (read_metadata, read_tensors, described, lambda path: load_checkpoint(path.parent)):
+        with pytest.raises(RefusedError, match=r"\.metadata names (posix|nt)\.system"):
+            read(weights)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["builtins eval", "torch load", "torch.hub load", "pathlib os.system", "collections namedtuple", "torch _dynamo"],
+)
+def test_metadata_admits_only_its_own_classes(tmp_path, name):
+    module, _, symbol = name.partition(" ")
+    (tmp_path / ".metadata").write_bytes(f"c{module}\n{symbol}\n.".encode())
+    with pytest.raises(RefusedError, match=re.escape(f"{module}.{symbol}")):
+        read_metadata(tmp_path)
+
+
+class _OldPickler(pickle.Pickler):
+    """Pickles members of enums as Python before 3.11.4 does."""
+
+    def reducer_override(self, value):
+        return (getattr, (type(value), value.name)) if isinstance(value, Enum) else NotImplemented
+
+
+def test_a_metadata_of_an_older_python_is_read(tmp_path):
+    save(tmp_path / "a", 1)
+    path = tmp_path / "a" / "weights" / ".metadata"
+    buffer = io.BytesIO()
+    _OldPickler(buffer, protocol=4).dump(pickle.loads(path.read_bytes()))
+    assert b"getattr" in buffer.getvalue()
+    before = read_metadata(path.parent)
+    _rewrite(path, buffer.getvalue())
+    assert read_metadata(path.parent) == before
+
+
+@pytest.mark.parametrize(
+    "attribute", ["(ctorch\nSize\nS'__init__'\n", "(S'x'\nS'join'\n", "(cbuiltins\ngetattr\nS'__globals__'\n"]
+)
+def test_attributes_of_anything_else_are_refused(tmp_path, attribute):
+    (tmp_path / ".metadata").write_bytes(f"cbuiltins\ngetattr\n{attribute}tR.".encode())
+    with pytest.raises(RefusedError, match=r"builtins\.getattr of"):
+        read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pathlib PosixPath", "torch.serialization _get_layout", "torch Size"])
+def test_a_metadata_cannot_change_what_the_program_uses(tmp_path, name):
+    """A pickle may set attributes of what it names: here ``evil`` of a class or function."""
+    module, _, symbol = name.partition(" ")
+    (tmp_path / ".metadata").write_bytes(f"c{module}\n{symbol}\n(N(dVevil\nI1\nstb.".encode())
+    with pytest.raises(DamagedCheckpointError):
+        read_metadata(tmp_path)
+    for used in (Path, type(tmp_path), torch.serialization._get_layout, torch.Size):
+        assert not hasattr(used, "evil")
+
+
+def _attribute(module: str, name: str, attribute: str, value: str = "N") -> bytes:
+    """A pickle that sets an attribute of what it names."""
+    return f"c{module}\n{name}\n(N(dV{attribute}\n{value}stb.".encode()
+
+
+@pytest.mark.parametrize("name", ["Metadata __init__", "MetadataIndex __hash__", "_MEM_FORMAT_ENCODING new"])
+def test_a_metadata_cannot_change_the_classes_it_is_made_of(tmp_path, name):
+    kind, attribute = name.split()
+    module = Metadata.__module__
+    before = dict(vars(vars(sys.modules[module])[kind]))
+    (tmp_path / ".metadata").write_bytes(_attribute(module, kind, attribute))
+    with pytest.raises(RefusedError, match=rf"\.metadata changes {kind}, which no checkpoint needs"):
+        read_metadata(tmp_path)
+    assert dict(vars(vars(sys.modules[module])[kind])) == before
+    write(tmp_path / "weights", {"a": torch.ones(3)})
+    assert torch.equal(read_tensors(tmp_path / "weights")["state_dict.a"], torch.ones(3))
+
+
+def test_a_metadata_cannot_change_the_members_of_an_enum(tmp_path):
+    member = torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING.TORCH_CHANNELS_LAST
+    enum = f"c{Metadata.__module__}\n_MEM_FORMAT_ENCODING\n"
+    (tmp_path / ".metadata").write_bytes(f"{enum}(I{member.value}\ntR(dV_value_\nI0\nsb.".encode())
+    before = member.value
+    with pytest.raises(RefusedError, match="TORCH_CHANNELS_LAST"):
+        read_metadata(tmp_path)
+    assert member.value == before
+
+
+def test_a_metadata_that_asks_for_all_memory_is_damaged(tmp_path):
+    (tmp_path / ".metadata").write_bytes(b"\x8e" + (1 << 50).to_bytes(8, "little") + b"x.")
+    with pytest.raises(DamagedCheckpointError, match="MemoryError"):
+        read_metadata(tmp_path)
+
+
+def test_a_common_pt_with_code_is_refused(tmp_path, canary):
+    save(tmp_path / "a", 1)
+    buffer = io.BytesIO()
+    torch.save({"epoch": 0, "callbacks": Bomb(canary)}, buffer)
+    _rewrite(tmp_path / "a" / "weights" / "common.pt", buffer.getvalue())
+    with pytest.raises(RefusedError, match=r"common\.pt holds more than plain types") as caught:
+        load_checkpoint(tmp_path / "a")
+    assert "system" in str(caught.value)
+
+
+def _with_entry(weights: Path, content: bytes, *, as_bytes: bool) -> Path:
+    """Weights of one good tensor and one entry that holds ``content``."""
+    write(weights, {"good": torch.ones(3)})
+    read = read_metadata(weights)
+    (weights / "__9_0.distcp").write_bytes(content)
+    entry = (
+        BytesStorageMetadata()
+        if as_bytes
+        else TensorStorageMetadata(
+            TensorProperties(dtype=torch.float32),
+            torch.Size([3]),
+            [ChunkStorageMetadata(torch.Size([0]), torch.Size([3]))],
+        )
+    )
+    index = MetadataIndex("state_dict.evil", None if as_bytes else torch.Size([0]))
+    read.state_dict_metadata["state_dict.evil"] = entry
+    read.storage_data[index] = _StorageInfo("__9_0.distcp", 0, len(content))
+    (weights / ".metadata").write_bytes(pickle.dumps(read))
+    return weights
+
+
+def _torch_saved(value) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    return buffer.getvalue()
+
+
+def test_a_tensor_entry_with_code_is_refused_and_named(tmp_path, canary):
+    weights = _with_entry(tmp_path / "weights", _torch_saved(Bomb(canary)), as_bytes=False)
+    with pytest.raises(RefusedError, match=r"entry state_dict\.evil holds more than plain types"):
+        read_tensors(weights)
+
+
+def test_a_bytes_entry_is_not_even_read(tmp_path, canary):
+    weights = _with_entry(tmp_path / "weights", _torch_saved(Bomb(canary)), as_bytes=True)
+    assert set(read_tensors(weights)) == {"state_dict.good"}
+
+
+@pytest.mark.parametrize("content", [_torch_saved([1, 2]), _torch_saved(torch.ones(2)), b"", b"rubbish" * 100])
+def test_an_entry_that_is_no_such_tensor_is_damaged_and_named(tmp_path, content):
+    weights = _with_entry(tmp_path / "weights", content, as_bytes=False)
+    with pytest.raises(DamagedCheckpointError, match=r"entry state_dict\.evil"):
+        read_tensors(weights)
+
+
+@pytest.mark.parametrize("file", [".metadata", "common.pt", "__0_0.distcp", "__0_1.distcp"])
+@pytest.mark.parametrize("harm", ["removed", "emptied", "cut"])
+def test_damage_is_an_error_that_names_the_directory(tmp_path, file, harm):
+    """Also without a manifest to compare with."""
+    save(tmp_path / "a", 1)
+    path = tmp_path / "a" / "weights" / file
+    content = path.read_bytes()
+    path.unlink()
+    if harm != "removed":
+        path.write_bytes(content[: len(content) // 2] if harm == "cut" else b"")
+    with pytest.raises((DamagedCheckpointError, NotFoundError), match="weights"):
+        load_checkpoint(tmp_path / "a")
+
+
+def test_a_metadata_of_another_kind_is_damaged(tmp_path):
+    (tmp_path / ".metadata").write_bytes(pickle.dumps({"state_dict_metadata": {}}))
+    with pytest.raises(DamagedCheckpointError, match="holds a dict"):
+        read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("elsewhere", ["../__9_0.distcp", "{}/__9_0.distcp"])
+def test_a_file_outside_of_the_weights_is_not_read(tmp_path, elsewhere):
+    weights = _with_entry(tmp_path / "weights", _torch_saved(torch.ones(3)), as_bytes=False)
+    (weights / "__9_0.distcp").rename(tmp_path / "__9_0.distcp")
+    read = read_metadata(weights)
+    for index, info in read.storage_data.items():
+        if info.relative_path == "__9_0.distcp":
+            read.storage_data[index] = replace(info, relative_path=elsewhere.format(tmp_path))
+    (weights / ".metadata").write_bytes(pickle.dumps(read))
+    with pytest.raises(RefusedError, match="names a file outside of"):
+        read_tensors(weights)

@@ -1,0 +1,212 @@
+"""The writer process ends with the process that started it, and publishes nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from processes import python
+
+from nemologger.checkpoint.manifest import FileRecord
+from nemologger.checkpoint.state.shares import Piece
+from nemologger.checkpoint.weights import lay_out
+from nemologger.checkpoint.writing.arena import Arena
+from nemologger.checkpoint.writing.writer import Writer
+from nemologger.checkpoint.writing.writer_main import Job, perform
+from nemologger.disk.pages import LARGE, SharedPages
+from nemologger.errors import SaveFailedError
+
+PARENT = """
+import torch, time
+from nemologger.checkpoint.writing.arena import Arena
+from nemologger.checkpoint.writing.writer import Writer
+arena = Arena({}, {})
+writer = Writer(arena, {})
+print(writer.pid, flush=True)
+time.sleep(60)
+"""
+
+FORKS = """
+import os, sys
+from nemologger.checkpoint.writing.arena import Arena
+from nemologger.checkpoint.writing.writer import Writer
+from nemologger.checkpoint.writing.writer_main import Job
+arena = Arena({}, {})
+writer = Writer(arena, {})
+child = os.fork()
+if child == 0:
+    sys.exit()
+os.waitpid(child, 0)
+writer.submit(Job(sys.argv[1], (), {"small": b"small"}))
+assert writer.outcome(None).error == ""
+"""
+
+
+@pytest.fixture
+def arena():
+    tensors = {"w": torch.arange(10.0)}
+    arena = Arena({"file": lay_out([Piece("w", (0,), (10,), 40)], tensors)}, tensors)
+    arena.stage(lambda piece: tensors[piece.key])
+    yield arena
+    arena.close()
+
+
+def _gone(pid: int) -> bool:
+    end = time.monotonic() + 20
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    return not Path(f"/proc/{pid}").exists()
+
+
+def _job(arena: Arena, directory: Path) -> Job:
+    return Job(str(directory), tuple((i.name, i.offset, i.size) for i in arena.images), {"deep/er/small": b"small"})
+
+
+def test_it_writes_what_it_is_told_and_records_it(arena, tmp_path):
+    writer = Writer(arena, {"deep/always": b"the same"})
+    try:
+        (tmp_path / "earlier").mkdir()
+        writer.submit(_job(arena, tmp_path / "earlier"))
+        assert writer.outcome(None) is not None
+        assert (tmp_path / "earlier/deep/always").read_bytes() == b"the same"
+        writer.submit(_job(arena, tmp_path))
+        outcome = writer.outcome(None)
+        assert outcome is not None
+        assert outcome.error == ""
+        assert set(outcome.records) == {"file", "deep/er/small", "deep/always"}
+        assert (tmp_path / "deep/always").read_bytes() == b"the same"
+        assert outcome.records["deep/er/small"] == FileRecord(5, outcome.records["deep/er/small"].blocks)
+        assert (tmp_path / "file").stat().st_size == outcome.records["file"].size
+    finally:
+        writer.close()
+    assert _gone(writer.pid)
+
+
+def _joined(writer: Writer) -> int:
+    """Bytes of shared memory that the process sees in large pages."""
+    lines = Path(f"/proc/{writer.pid}/smaps").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("ShmemPmdMapped"))
+
+
+def test_with_nothing_else_to_do_it_joins_the_pages(tmp_path):
+    tensors = {"w": torch.randn(3 * LARGE // 4)}
+    piece = Piece("w", (0,), tuple(tensors["w"].shape), tensors["w"].nbytes)
+    arena = Arena({"file": lay_out([piece], tensors)}, tensors)
+    writer = Writer(arena, {})
+    try:
+        writer.stand_by()
+        arena.stage(lambda piece: tensors[piece.key])
+        before = bytes(arena.memory)
+        writer.submit(_job(arena, tmp_path))
+        outcome = writer.outcome(None)
+        end = time.monotonic() + 60
+        while _joined(writer) < 3 * LARGE and time.monotonic() < end:
+            time.sleep(0.01)
+        if not _joined(writer) and not SharedPages(arena.descriptor, arena.size).join(0):
+            pytest.skip("this kernel joins no shared pages")
+        assert _joined(writer) == 3 * LARGE
+        assert bytes(arena.memory) == before
+        writer.stand_by()
+        writer.submit(_job(arena, tmp_path))
+        assert writer.outcome(None) == outcome
+    finally:
+        writer.close()
+        arena.close()
+
+
+def test_what_goes_wrong_comes_back_with_its_traceback(arena, tmp_path):
+    (tmp_path / "file").mkdir()
+    writer = Writer(arena, {})
+    try:
+        writer.submit(_job(arena, tmp_path))
+        outcome = writer.outcome(None)
+        assert outcome is not None
+        assert "IsADirectoryError" in outcome.error
+        assert "write_image" in outcome.details
+    finally:
+        writer.close()
+
+
+def test_its_death_is_an_error_that_says_so(arena, tmp_path):
+    writer = Writer(arena, {})
+    os.kill(writer.pid, signal.SIGKILL)
+    assert _gone_or_zombie(writer)
+    with pytest.raises(SaveFailedError, match=r"has died \(exit code -9\)"):
+        _perform(writer, _job(arena, tmp_path))
+    writer.close()
+
+
+def _perform(writer: Writer, job: Job) -> None:
+    writer.submit(job)
+    writer.outcome(None)
+
+
+def _gone_or_zombie(writer: Writer) -> bool:
+    end = time.monotonic() + 20
+    while writer.alive and time.monotonic() < end:
+        time.sleep(0.01)
+    return not writer.alive
+
+
+@pytest.mark.parametrize("at_work", [False, True])
+def test_it_ends_when_the_process_that_trains_is_killed(at_work):
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    pid = int(parent.stdout.readline())
+    try:
+        if at_work:  # it does not look up from its files, and the next run may want to write the same ones
+            os.kill(pid, signal.SIGSTOP)
+        parent.kill()
+        assert _gone(pid)
+    finally:
+        parent.kill()
+        parent.wait()
+        parent.stdout.close()
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_it_tells_rank_0_through_the_file_system_when_all_is_there(arena, tmp_path):
+    job = replace(_job(arena, tmp_path), report=str(tmp_path / "report"))
+    outcome = perform(job, arena.memory, {})
+    told = json.loads((tmp_path / "report").read_text())
+    assert {name: FileRecord(r["size"], tuple(r["blocks"])) for name, r in told.items()} == outcome.records
+    (tmp_path / "report").unlink()
+    (tmp_path / "file").unlink()
+    (tmp_path / "file").mkdir()
+    assert "IsADirectoryError" in perform(job, arena.memory, {}).error
+    assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="priorities as Linux has them")
+def test_it_leaves_processor_and_disk_to_the_process_that_trains(arena):
+    writer = Writer(arena, {})
+    try:
+        process = psutil.Process(writer.pid)
+        assert process.nice() == 19
+        assert tuple(process.ionice()) == (psutil.IOPRIO_CLASS_BE, 7)
+    finally:
+        writer.close()
+
+
+def test_a_file_beside_it_that_is_called_like_a_module_of_python_is_not_run(arena, tmp_path, monkeypatch):
+    for name in ("platform", "json", "xxhash", "nemologger"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [place for place in sys.path if place])
+    Writer(arena, {}).close()
+
+
+def test_a_forked_process_that_ends_does_not_end_it(tmp_path):
+    (tmp_path / "forks.py").write_text(FORKS)
+    python(tmp_path / "forks.py", tmp_path)
+    assert (tmp_path / "small").read_bytes() == b"small"
