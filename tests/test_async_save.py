@@ -146,14 +146,15 @@ def test_loader_workers_that_are_forked_later_do_not_keep_the_writer_waiting(tmp
     assert "step=14-last" in names(tmp_path)
 
 
-def test_a_dead_writer_is_reported_and_replaced(tmp_path, caplog):
+@pytest.mark.parametrize("staging", ["at_once", "overlapped"])
+def test_a_dead_writer_is_reported_and_replaced(tmp_path, caplog, staging):
     def kill(watch: _Watch) -> None:
         for pid in watch.writers:
             os.kill(pid, signal.SIGKILL)
 
     watch = _Watch({5: kill})
     with caplog.at_level(logging.ERROR):
-        _run(tmp_path, 12, watch=watch, save_top_k=-1)
+        _run(tmp_path, 12, watch=watch, save_top_k=-1, staging=staging)
     assert "has died" in caplog.text
     saved = {m.step for m in manifests(tmp_path).values()}
     assert {2, 4, 10, 12} <= saved

@@ -14,6 +14,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -148,7 +149,6 @@ class AsyncSaver:
         """
         layout = self.prepare(snapshot)
         try:
-            decide(self._ranks, lambda: commit.begin(self._disk, checkpoint, snapshot.directories))
             images = tuple((i.name, i.offset, i.size) for i in layout.arena.images)
             complete = replace(manifest, name=checkpoint.name, has_optimizer=snapshot.has_optimizer)
             remote = in_store(checkpoint)
@@ -160,7 +160,19 @@ class AsyncSaver:
                 self._in_flight = InFlight(checkpoint, complete, job)
                 self._stage(self._in_flight, snapshot, layout)
 
-            together_at_zero(self._ranks, stage)
+            def begin_and_stage() -> None:
+                if self._ranks.rank != 0:
+                    stage()
+                    return
+                with ThreadPoolExecutor(1, thread_name_prefix="nemologger-begin") as beside:  # the disk takes its time
+                    begun = beside.submit(commit.begin, self._disk, checkpoint, snapshot.directories)
+                    stage()
+                    begun.result()
+
+            together_at_zero(self._ranks, begin_and_stage)
+            # Not before the directory is marked as unfinished: writers make nothing that a next run would not remove.
+            if self._in_flight is not None and self._in_flight.staging is None:
+                self._submit(self._in_flight)
         except BaseException as error:
             self._drop_staging()  # another rank has failed
             self._in_flight = None
@@ -310,10 +322,8 @@ class AsyncSaver:
         )
         if not overlapped:
             layout.arena.stage(layout.plan.reader(snapshot))
-            layout.writer.submit(save.job)
-            return
-
-        save.staging = Staging(layout.arena.copies(layout.plan.reader(snapshot)), snapshot.may_change)
+        else:
+            save.staging = Staging(layout.arena.copies(layout.plan.reader(snapshot)), snapshot.may_change)
 
     def _submit(self, save: InFlight) -> bool:
         """Wait for the copies, and hand the job to the writer. Returns True; what went wrong is in ``save``."""
@@ -325,7 +335,9 @@ class AsyncSaver:
                 self._layout.writer.submit(save.job)
         except SaveFailedError as error:
             save.error = str(error)
-            if self._staging != "at_once" and self._layout is not None and self._layout.writer.alive:
+            if self._layout is not None and not self._layout.writer.alive:
+                self.close()  # the next save gets another writer
+            elif self._staging != "at_once":
                 self._staging = "at_once"
                 log.warning("the saves to come are staged at once")
         return True
