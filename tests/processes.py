@@ -46,6 +46,7 @@ def started(script: str | Path, *arguments: object) -> Iterator[subprocess.Popen
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may not hear Ctrl-C
     )
     try:
         yield process

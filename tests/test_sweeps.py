@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -40,25 +41,25 @@ def test_a_crash_does_not_stop_the_others_and_a_second_start_runs_what_is_left()
         f"diary={Path.cwd()}/diary.txt",
         "hydra.job.config.override_dirname.exclude_keys=[diary,train]",
     ]
-    first = sweep("crash=null,raise,kill", "model.lr=0.1,0.01", *fixed)
+    first = sweep("crash=raise,kill,null", "model.lr=0.1", *fixed)
     assert first.returncode == 1
-    assert first.stderr.count("ValueError: cannot work with width 4") >= 2
-    assert "SweepError: 4 of 6 combinations failed; 2 of 6 combinations are finished" in first.stderr
+    assert "ValueError: cannot work with width 4" in first.stderr
+    assert "SweepError: 2 of 3 combinations failed; 1 of 3 combinations are finished" in first.stderr
     assert "ended by SIGKILL before the job function returned" in first.stderr
     ends = {"null": "finished", "raise": "failed", "kill": "failed"}
-    assert states() == {f"crash={crash},model.lr={lr}": end for crash, end in ends.items() for lr in ("0.1", "0.01")}
+    assert states() == {f"crash={crash},model.lr=0.1": end for crash, end in ends.items()}
     assert sorted(diary()) == sorted(states())
 
     Path("diary.txt").unlink()
-    again = sweep("crash=null,raise", "model.lr=0.1,0.01", *fixed)
-    assert sorted(diary()) == ["crash=raise,model.lr=0.01", "crash=raise,model.lr=0.1"]
-    assert again.stdout.count("skipped") == 2
-    assert "2 of 4 combinations failed" in again.stderr
+    again = sweep("crash=null,raise", "model.lr=0.1", *fixed)
+    assert diary() == ["crash=raise,model.lr=0.1"]
+    assert again.stdout.count("skipped") == 1
+    assert "1 of 2 combinations failed" in again.stderr
 
     Path("diary.txt").unlink()
-    longer = sweep("crash=null", "model.lr=0.1,0.01", "trainer.max_steps=9", *fixed)
+    longer = sweep("crash=null", "model.lr=0.1", "trainer.max_steps=9", *fixed)
     assert longer.returncode == 0, longer.stderr
-    assert len(diary()) == 2
+    assert len(diary()) == 1
     assert "runs again (trainer.max_steps: 4 -> 9)" in longer.stdout
 
 
@@ -132,13 +133,24 @@ def _is_gone(pid: int) -> bool:
         return True
 
 
+def _left_of(session: int) -> list[int]:
+    """The processes that still run of those that the leader of a session has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, leader, *_ = stat.read_text().rsplit(")", 1)[1].split()
+            if int(leader) == session and state != "Z":
+                found.append(int(stat.parent.name))
+    return found
+
+
 @pytest.mark.dist
-def test_each_combination_may_have_several_ranks():
-    done = sweep("model.lr=0.1,0.01", "trainer.devices=2", "trainer.max_steps=1", f"dir={Path.cwd()}/runs")
+def test_a_combination_may_have_several_ranks():
+    done = sweep("model.lr=0.1", "trainer.devices=2", "trainer.max_steps=1", f"dir={Path.cwd()}/runs")
     assert done.returncode == 0, done.stderr[-3000:]
-    assert set(states().values()) == {"finished"}
-    for run in Path("runs", "toy").iterdir():
-        assert len(list(run.glob("checkpoints/*-last/weights/*.distcp"))) == 4, "of two ranks"
+    assert list(states().values()) == ["finished"]
+    (run,) = Path("runs", "toy").iterdir()
+    assert len(list(run.glob("checkpoints/*-last/weights/*.distcp"))) == 4, "of two ranks"
 
 
 def test_a_sweep_that_is_started_as_several_ranks_is_refused():
@@ -166,7 +178,6 @@ def test_nothing_new_is_started_when_the_sweep_is_killed_beside_its_workers():
         wait_for(lambda: Path("diary.txt").exists() and len(diary()) == 2)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        wait_for(lambda: "running" not in states().values(), timeout=20)  # stopped before their time
-        time.sleep(3)
+        wait_for(lambda: not _left_of(process.pid), timeout=25)  # all of it stopped before its time, workers too
         assert len(diary()) == 2
         assert list(states().values()) == ["failed", "failed"]

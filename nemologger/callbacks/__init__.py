@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from nemologger.callbacks.export_model import ExportModel as ExportModel
     from nemologger.callbacks.fault_tolerance import FaultTolerance as FaultTolerance
     from nemologger.callbacks.flops import FLOPsMeasurement as FLOPsMeasurement
+    from nemologger.callbacks.ipl_epoch_stopper import IPLEpochStopper as IPLEpochStopper
     from nemologger.callbacks.max_time import MaxTimePerRun as MaxTimePerRun
     from nemologger.callbacks.memory_profile import MemoryProfileCallback as MemoryProfileCallback
     from nemologger.callbacks.nsys import NsysCallback as NsysCallback
@@ -25,6 +26,7 @@ _HOME_OF = {
     "ExportModel": "nemologger.callbacks.export_model",
     "FLOPsMeasurement": "nemologger.callbacks.flops",
     "FaultTolerance": "nemologger.callbacks.fault_tolerance",
+    "IPLEpochStopper": "nemologger.callbacks.ipl_epoch_stopper",
     "MaxTimePerRun": "nemologger.callbacks.max_time",
     "MemoryProfileCallback": "nemologger.callbacks.memory_profile",
     "NsysCallback": "nemologger.callbacks.nsys",

@@ -41,6 +41,14 @@ class EarlyStoppingParams:
 
 
 @dataclass
+class IPLEpochStopperParams:
+    """Arguments of the callback that ends each start after some epochs."""
+
+    enable_stop: bool = True
+    stop_every_n_epochs: int = 1
+
+
+@dataclass
 class CallbackParams:
     """Arguments of the checkpoint callback."""
 
@@ -191,6 +199,8 @@ class ExpManagerConfig:
     checkpoint_callback_params: CallbackParams | None = field(default_factory=CallbackParams)
     create_early_stopping_callback: bool | None = False
     early_stopping_callback_params: EarlyStoppingParams | None = field(default_factory=EarlyStoppingParams)
+    create_ipl_epoch_stopper_callback: bool | None = False
+    ipl_epoch_stopper_callback_params: IPLEpochStopperParams | None = field(default_factory=IPLEpochStopperParams)
     create_preemption_callback: bool | None = True
     files_to_copy: list[str] | None = None
     log_step_timing: bool | None = True
@@ -216,6 +226,7 @@ NESTED: dict[str, type] = {
     "clearml_logger_kwargs": ClearMLParams,
     "checkpoint_callback_params": CallbackParams,
     "early_stopping_callback_params": EarlyStoppingParams,
+    "ipl_epoch_stopper_callback_params": IPLEpochStopperParams,
     "step_timing_kwargs": StepTimingParams,
     "ema": EMAParams,
     "straggler_detection_params": StragglerDetectionParams,

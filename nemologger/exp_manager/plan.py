@@ -183,6 +183,8 @@ def _callbacks(section: Section, notes: Notes) -> list[Call]:
         add("EMA", **ema)
     if config.create_early_stopping_callback:
         add("EarlyStopping", "lightning.pytorch.callbacks", **_plain(config.early_stopping_callback_params))
+    if config.create_ipl_epoch_stopper_callback:
+        add("IPLEpochStopper", **_plain(config.ipl_epoch_stopper_callback_params))
     if config.create_preemption_callback and config.create_checkpoint_callback:
         add("PreemptionCallback")
     elif "create_preemption_callback" in section.given and config.create_preemption_callback:
@@ -216,6 +218,7 @@ def ema_is_on(config: ExpManagerConfig) -> bool:
 _SWITCHED = {
     "ema.enable": "ema",
     "create_early_stopping_callback": "early_stopping_callback_params",
+    "create_ipl_epoch_stopper_callback": "ipl_epoch_stopper_callback_params",
     "create_straggler_detection_callback": "straggler_detection_params",
     "create_fault_tolerance_callback": "fault_tolerance",
 }

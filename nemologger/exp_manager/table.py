@@ -35,6 +35,8 @@ NEW_HOMES: dict[str, str] = {
     "checkpoint_callback_params.*": "ModelCheckpoint, the same name",
     "create_early_stopping_callback": "Trainer(callbacks=[EarlyStopping(...)])",
     "early_stopping_callback_params.*": "Lightning's EarlyStopping, the same name",
+    "create_ipl_epoch_stopper_callback": "Trainer(callbacks=[callbacks.IPLEpochStopper(...)])",
+    "ipl_epoch_stopper_callback_params.*": "IPLEpochStopper, the same name",
     "create_preemption_callback": (
         "Trainer(callbacks=[callbacks.PreemptionCallback()]), ModelCheckpoint(save_on_sigterm=False) if False"
     ),

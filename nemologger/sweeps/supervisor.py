@@ -53,11 +53,22 @@ class Supervisor:
 
         Raises:
             ConfigurationError: The sweep itself was started as one of several ranks.
-            SweepError: It failed, and the sweeper is one that has its own way with that; or the sweep was killed.
+            SweepError: It failed, and the sweeper is one that has its own way with that.
         """
         _refuse_ranks(os.environ)
+        try:
+            self._check_parent(hydra)
+            return self._deal_with(cfg, hydra)
+        finally:
+            self._check_parent(hydra)
+
+    def _check_parent(self, hydra: HydraConf) -> None:
+        """End a worker whose sweep was killed: nobody takes what it answers, and it would wait for more for minutes."""
         if self._parent(hydra) not in (None, os.getppid()):
-            raise SweepError("the process that started the sweep is gone: nothing new is started")
+            log.error("the process that started the sweep is gone: nothing new is started")
+            os._exit(1)
+
+    def _deal_with(self, cfg: DictConfig, hydra: HydraConf) -> Any:
         job = self._job(hydra)
         planned = Record(job.name, job.overrides, plain_config(cfg), State.RUNNING, self.launch)
         earlier = record.read(job.directory)

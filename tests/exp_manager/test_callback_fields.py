@@ -63,6 +63,7 @@ def test_a_run_with_all_that_is_on_by_itself(tmp_path):
         ("log_step_timing", "TimingCallback"),
         ("log_delta_step_timing", "DeltaTimingCallback"),
         ("create_early_stopping_callback", "EarlyStopping"),
+        ("create_ipl_epoch_stopper_callback", "IPLEpochStopper"),
         ("create_straggler_detection_callback", "StragglerDetection"),
         ("create_fault_tolerance_callback", "FaultTolerance"),
     ],
@@ -126,6 +127,22 @@ def test_all_that_early_stopping_takes(tmp_path):
     callback = one_of(trainer_of({**ckpt(), "exp_dir": tmp_path, **section}), EarlyStopping)
     own_names = {"check_on_train_epoch_end": "_check_on_train_epoch_end"}
     assert {name: getattr(callback, own_names.get(name, name)) for name in params} == params
+
+
+def test_each_start_may_end_after_some_epochs(tmp_path):
+    """As NeMo's TopIPL has it, which makes new labels between two starts."""
+    section = {**ckpt(), "exp_dir": tmp_path, "resume_if_exists": True, "resume_ignore_no_checkpoint": True}
+    section["create_ipl_epoch_stopper_callback"] = True
+    options = {"max_epochs": 5, "max_steps": -1, "limit_train_batches": 2, "check_val_every_n_epoch": 1}
+    for steps, enable_stop in ((4, True), (8, True), (10, False)):
+        params = {"enable_stop": enable_stop, "stop_every_n_epochs": 2 if enable_stop else 1}
+        trainer = bare_trainer(**options, val_check_interval=1.0)
+        run = exp_manager(trainer, {**section, "ipl_epoch_stopper_callback_params": params})
+        model = fit(trainer)
+        assert (trainer.global_step, len(model.losses)) == (steps, 4 if enable_stop else 2)
+        assert [name for name in checkpoints(run) if name.endswith(f"step={steps}-last")]
+    with pytest.raises(ConfigurationError, match=r"IPLEpochStopper\(stop_every_n_epochs=0\)"):
+        trainer_of({**section, "ipl_epoch_stopper_callback_params": {"stop_every_n_epochs": 0}})
 
 
 def test_max_time_per_run(tmp_path, caplog):

@@ -33,6 +33,7 @@ TOP = {
     "create_wandb_logger": False, "wandb_logger_kwargs": None, "create_mlflow_logger": False,
     "create_dllogger_logger": False, "create_clearml_logger": False, "create_neptune_logger": False,
     "neptune_logger_kwargs": None, "create_checkpoint_callback": True, "create_early_stopping_callback": False,
+    "create_ipl_epoch_stopper_callback": False,
     "create_preemption_callback": True, "files_to_copy": None, "log_step_timing": True,
     "log_delta_step_timing": False, "log_local_rank_0_only": False, "log_global_rank_0_only": False,
     "disable_validation_on_resume": True, "max_time_per_run": None, "seconds_to_sleep": 5,
@@ -62,6 +63,7 @@ INNER = {
         "check_finite": True, "stopping_threshold": None, "divergence_threshold": None,
         "check_on_train_epoch_end": None, "log_rank_zero_only": False,
     },
+    "ipl_epoch_stopper_callback_params": {"enable_stop": True, "stop_every_n_epochs": 1},
     "step_timing_kwargs": {"reduction": "mean", "sync_cuda": False, "buffer_size": 1},
     "ema": {
         "enable": False, "decay": 0.999, "cpu_offload": False, "validate_original_weights": False, "every_n_steps": 1,

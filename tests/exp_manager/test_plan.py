@@ -23,6 +23,7 @@ SWITCHES = {
     "clearml_logger_kwargs": {"create_clearml_logger": True},
     "neptune_logger_kwargs": {"create_neptune_logger": True},
     "early_stopping_callback_params": {"create_early_stopping_callback": True},
+    "ipl_epoch_stopper_callback_params": {"create_ipl_epoch_stopper_callback": True},
     "ema": {"ema": {"enable": True}},
     "straggler_detection_params": {"create_straggler_detection_callback": True},
     "fault_tolerance": {"create_fault_tolerance_callback": True},
