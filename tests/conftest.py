@@ -19,6 +19,10 @@ torch.set_num_threads(1)
 settings.register_profile("ours", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")
 
+# By itself W&B gives up when its process has not started within 30 s.
+os.environ.setdefault("WANDB__SERVICE_WAIT", "240")
+os.environ.setdefault("WANDB_INIT_TIMEOUT", "240")
+
 # Lightning and torch set these when processes start; they are theirs, and harmless to the next test.
 _NOT_OURS = {
     "PYTEST_CURRENT_TEST",

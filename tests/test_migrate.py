@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -30,8 +31,11 @@ FIXTURES = Path(__file__).parent / "fixtures" / "exp_manager"
 NEEDS = {"mlflow": "mlflow", "clearml": "clearml"}
 CASES = sorted(path.stem for path in FIXTURES.glob("*.yaml"))
 STORES = ("s3",)  # tests/exp_manager/test_s3.py runs them
-# Trackers that keep something for the whole process.
-ONE_PER_PROCESS = ("wandb", "clearml")
+# Trackers that keep something for the whole process, and what they leave.
+OWN_PROCESS = {
+    "wandb": "nemo_experiments/wandb/offline-run-*/run-*.wandb",
+    "clearml": "nemo_experiments/digits/*/clearml/offline/*/metrics.jsonl",
+}
 SCRIPT = Path(__file__).parent / "helpers" / "run_section.py"
 
 
@@ -75,66 +79,89 @@ def steps(directory: Path) -> dict[str, tuple[int, dict[str, float]]]:
     return found
 
 
-def run_both(case: str, tmp_path: Path, monkeypatch, times: int = 1) -> tuple[Path, Path]:
-    """The directories in which ``case`` ran by exp_manager, and by the file it was migrated to."""
+def prepare(case: str, tmp_path: Path) -> tuple[Path, Path, Path, Path]:
+    """The directories in which ``case`` is to run, its file, and the one that this is migrated to."""
     if case in NEEDS:
         pytest.importorskip(NEEDS[case])
     called, migrated = tmp_path / "called", tmp_path / "migrated"
     config, recipe = FIXTURES / f"{case}.yaml", tmp_path / "recipe.py"
     for directory in (called, migrated):
-        directory.mkdir()
+        directory.mkdir(parents=True)
         (directory / "notes.txt").write_text("mine\n")
     recipe.write_text(migrate(config))
+    return called, migrated, config, recipe
+
+
+def run_both(case: str, tmp_path: Path, monkeypatch, times: int = 1) -> tuple[Path, Path]:
+    """The directories in which ``case`` ran by exp_manager, and by the file it was migrated to."""
+    called, migrated, config, recipe = prepare(case, tmp_path)
     for life in range(1, times + 1):
         limit = {} if times == 1 else {"max_steps": 5 * life}
         for directory, how, file in ((called, by_call, config), (migrated, by_recipe, recipe)):
             monkeypatch.chdir(directory)
             if case == "sweep":
                 monkeypatch.setenv("WANDB_MODE", "disabled")  # the search itself has a test of its own
-            if case in ONE_PER_PROCESS:
-                python(SCRIPT, file)
-            else:
-                how(file, **limit)
+            how(file, **limit)
     return called, migrated
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case not in STORES])
-def test_a_migrated_section_gives_the_same_run(case, tmp_path, monkeypatch):
-    called, migrated = run_both(case, tmp_path, monkeypatch)
+def compare(called: Path, migrated: Path) -> None:
+    """Both have left the same."""
     assert tree(called) == tree(migrated)
     assert steps(called) == steps(migrated)
     assert len(steps(called)) >= 2
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if case not in (*STORES, *OWN_PROCESS)])
+def test_a_migrated_section_gives_the_same_run(case, tmp_path, monkeypatch):
+    compare(*run_both(case, tmp_path, monkeypatch))
+
+
+def test_so_it_does_with_trackers_that_know_one_run_per_process(tmp_path):
+    """All in one process, in which each run has one of its own."""
+    prepared = {case: prepare(case, tmp_path / case) for case in OWN_PROCESS}
+    python(
+        SCRIPT,
+        *(f"{config}@{called}" for called, _, config, _ in prepared.values()),
+        *(f"{recipe}@{migrated}" for _, migrated, _, recipe in prepared.values()),
+    )
+    for case, (called, migrated, *_) in prepared.items():
+        compare(called, migrated)
+        for directory in (called, migrated):
+            (left,) = directory.glob(OWN_PROCESS[case])
+            assert left.stat().st_size > 0
+
+
 def test_so_it_does_when_it_resumes(tmp_path, monkeypatch):
     called, migrated = run_both("resume", tmp_path, monkeypatch, times=2)
-    assert tree(called) == tree(migrated)
-    assert steps(called) == steps(migrated)
+    compare(called, migrated)
     run = migrated / "nemo_experiments" / "digits" / "first"
     assert (run / "run_0" / "cmd-args.log").is_file()
     assert {step for step, _ in steps(run).values()} == {5, 10}
 
 
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("width", [88, 120])
-def test_what_is_written_passes_the_linter(case, width, tmp_path):
-    pytest.importorskip("ruff")
-    file = tmp_path / "recipe.py"
-    assert main([str(FIXTURES / f"{case}.yaml"), "--out", str(file)]) == 0
-    rules = "E,F,W,I,UP,B,C4,SIM,RET,PIE,RUF,ANN,D1,T20"
-    for command in (
-        ["check", f"--select={rules}", "--ignore=ANN401,E501"],
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["check", "--select=E,F,W,I,UP,B,C4,SIM,RET,PIE,RUF,ANN,D1,T20", "--ignore=ANN401,E501"],
         ["check"],
-        ["format", "--check", f"--line-length={width}"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", str(file)],
-            capture_output=True, text=True, cwd=tmp_path,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stdout + done.stderr
+        ["format", "--diff", "--line-length=88"],
+        ["format", "--diff", "--line-length=120"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_written_passes_the_linter(command, tmp_path):
+    pytest.importorskip("ruff")
+    for case in CASES:
+        assert main([str(FIXTURES / f"{case}.yaml"), "--out", str(tmp_path / f"{case}.py")]) == 0
+    done = subprocess.run(
+        [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "."],
+        capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_command_and_the_file_it_writes_are_run_as_people_do(tmp_path):
+def test_the_command_and_the_file_it_writes_are_run_as_people_do(tmp_path, monkeypatch):
     """Two processes: one writes the recipe, the other trains with it."""
     recipe = tmp_path / "out" / "recipe.py"
     command = [sys.executable, "-m", "nemologger.migrate", str(FIXTURES / "tensorboard.yaml"), "--out", str(recipe)]
@@ -145,9 +172,9 @@ def test_the_command_and_the_file_it_writes_are_run_as_people_do(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert len(steps(tmp_path / "experiments" / "digits")) == 3
-    usage = subprocess.run([sys.executable, str(recipe)], env=environment(), capture_output=True, text=True)
-    assert usage.returncode == 1
-    assert "my_module:Model my_module:Data" in usage.stderr
+    monkeypatch.setattr(sys, "argv", [str(recipe)])
+    with pytest.raises(SystemExit, match=r"usage: .*my_module:Model my_module:Data"):
+        runpy.run_path(str(recipe), run_name="__main__")
 
 
 def test_every_key_is_accounted_for(tmp_path):

@@ -1,6 +1,7 @@
-"""A training script with a tracker that goes away: ``train_outage.py DIRECTORY URI [--hangs | --sigterm]``.
+"""A training script with trackers that go away: ``train_outage.py DIRECTORY URI [--hangs | --sigterm]``.
 
-The MLflow server at URI, whose process id is in DIRECTORY/server.pid, is stopped at step 4.
+The MLflow server at URI, whose process id is in DIRECTORY/server.pid, is stopped at step 4; with ``--sigterm`` W&B's process
+too, for good.
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import time
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.loggers import WandbLogger
 from toy import ToyDataModule, ToyModel, quiet_trainer
 
 import nemologger as nl
@@ -28,11 +31,22 @@ class Outage(pl.Callback):
         if trainer.global_step == 4:
             os.killpg(self.server, self.stop)
             outbox.PATIENCE = 1.0
+            if self.sigterm:
+                end_wandb()
         if trainer.global_step == 8 and self.sigterm:
             os.kill(os.getpid(), signal.SIGTERM)
         if trainer.global_step == 12 and self.stop == signal.SIGSTOP:
             os.killpg(self.server, signal.SIGCONT)
             outbox.PATIENCE = 60.0
+
+
+def end_wandb() -> None:
+    """SIGKILL for the process that writes W&B's file, as when memory runs out."""
+    for child in Path("/proc/self/task").glob("*/children"):
+        for pid in map(int, child.read_text().split()):
+            if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+                time.sleep(1)  # until the connection is known to be gone
 
 
 def main() -> None:
@@ -59,6 +73,7 @@ def main() -> None:
             name="outage",
             log_dir=options.directory,
             ckpt=nl.ModelCheckpoint(filename="{step}", every_n_train_steps=5),
+            wandb=WandbLogger(project="toys", offline=True) if options.sigterm else None,
             extra_loggers=[tracker, CSVLogger()],
         ),
         nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True),

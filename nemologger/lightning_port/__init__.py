@@ -59,6 +59,7 @@ from nemologger.lightning_port.loggers import log_wandb_checkpoints_by as log_wa
 from nemologger.lightning_port.loggers import log_wandb_files as log_wandb_files
 from nemologger.lightning_port.loggers import move_tensorboard as move_tensorboard
 from nemologger.lightning_port.loggers import move_wandb as move_wandb
+from nemologger.lightning_port.loggers import reopen_tensorboard as reopen_tensorboard
 from nemologger.lightning_port.loggers import set_default_directory as set_default_directory
 from nemologger.lightning_port.loggers import wandb_artifact as wandb_artifact
 from nemologger.lightning_port.loggers import wandb_metric as wandb_metric

@@ -56,6 +56,11 @@ def move_tensorboard(
     )
 
 
+def reopen_tensorboard(logger: TensorBoardLogger) -> None:
+    """Let ``logger`` write to another file from now on, which it opens when it next has something to write."""
+    logger._experiment = None
+
+
 def move_wandb(logger: WandbLogger, save_dir: Path, run_id: str) -> None:
     """Build ``logger`` again so that it writes below ``save_dir`` and continues the run ``run_id``."""
     settings = {k: v for k, v in logger._wandb_init.items() if k not in {"dir", "id", "anonymous", "name", "project"}}

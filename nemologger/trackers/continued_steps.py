@@ -8,7 +8,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nemologger import lightning_port
-from nemologger.trackers import last_call, tensorboard, wandb
+from nemologger.trackers import guard, last_call, tensorboard, wandb
 from nemologger.trackers.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -20,8 +20,9 @@ class ContinuedSteps(Callback):
 
     An earlier life may have logged steps after its last checkpoint. Each logger deals with them as it can: TensorBoard
     declares them void, files of our own drop them, other trackers leave them out when they come again.
-    A logger that fails when it is ended neither makes the run fail nor replaces what it ends with. ``NeMoLogger.setup``
-    installs this callback; without a NeMoLogger, give it to the Trainer.
+    A logger that fails when it is ended neither makes the run fail nor replaces what it ends with; nor does one for
+    TensorBoard or W&B that cannot write for a while. ``NeMoLogger.setup`` installs this callback; without a NeMoLogger, give
+    it to the Trainer.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -36,11 +37,15 @@ class ContinuedSteps(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remember whose steps they are."""
         self._trainer = trainer
+        for logger in trainer.loggers:
+            if isinstance(logger, (TensorBoardLogger, WandbLogger)):
+                guard.guard(logger)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Forget it again."""
         self._trainer = None
         for logger in trainer.loggers:
+            guard.release(logger)
             if isinstance(logger, WandbLogger):
                 wandb.log_all(logger)
             last_call.may_fail(logger)
@@ -48,6 +53,7 @@ class ContinuedSteps(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """See to it that the exception stays the one that the run ends with."""
         for logger in trainer.loggers:
+            guard.release(logger, failed=True)
             last_call.may_fail(logger)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,14 +75,14 @@ class ContinuedSteps(Callback):
         elif isinstance(logger, WandbLogger):
             wandb.leave_out_logged(logger)
         elif isinstance(logger, TensorBoardLogger) and not self._has_own_steps:
-            tensorboard.void_from(logger, step)
+            _void_from(logger, step)
 
     def _start_over(self, logger: Logger) -> None:
         if isinstance(logger, Tracker):
             logger.start_over()
         elif isinstance(logger, TensorBoardLogger) and tensorboard.has_earlier_files(logger):
             # Also a run that died before its first checkpoint, and starts again from step 0.
-            tensorboard.void_from(logger, 0)
+            _void_from(logger, 0)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -97,3 +103,7 @@ class ContinuedSteps(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_trainer": None}
+
+
+def _void_from(logger: TensorBoardLogger, step: int) -> None:
+    guard.tell(logger, "how training begins", lambda: tensorboard.void_from(logger, step))

@@ -1,4 +1,5 @@
-"""What the trackers' fields change on disk. The trackers themselves have tests of their own."""
+"""What the trackers' fields change on disk. The trackers themselves have tests of their own; W&B and ClearML by a section
+train in tests/test_migrate.py."""
 
 from __future__ import annotations
 
@@ -10,14 +11,12 @@ import pytest
 from helpers.run_section import by_call
 from helpers.sections import NO_CKPT, bare_trainer, fit
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-from processes import python
 
 from nemologger.errors import ConfigurationError
 from nemologger.exp_manager import exp_manager
 from nemologger.run.record import close_log
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "exp_manager"
-SCRIPT = Path(__file__).parents[1] / "helpers" / "run_section.py"
 
 
 @pytest.fixture(autouse=True)
@@ -92,12 +91,6 @@ def test_wandb_needs_a_name_or_a_project():
         loggers_of({"create_wandb_logger": True})
 
 
-def test_wandb_trains(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    python(SCRIPT, FIXTURES / "wandb.yaml")
-    assert only(tmp_path / "nemo_experiments" / "wandb", "offline-run-*/run-*.wandb").stat().st_size > 0
-
-
 def test_mlflow_trains(tmp_path, monkeypatch):
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.chdir(tmp_path)
@@ -142,13 +135,6 @@ def test_dllogger_trains(tmp_path, monkeypatch, capsys):
     fit(trainer)
     assert "DLL " in capsys.readouterr().out
     assert not list((tmp_path / "out").rglob("dllogger*.json"))
-
-
-def test_clearml_trains(tmp_path, monkeypatch):
-    pytest.importorskip("clearml")
-    monkeypatch.chdir(tmp_path)
-    python(SCRIPT, FIXTURES / "clearml.yaml")
-    assert list((tmp_path / "nemo_experiments" / "digits").rglob("clearml*"))
 
 
 def test_all_that_clearml_takes(tmp_path):

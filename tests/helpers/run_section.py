@@ -1,8 +1,12 @@
-"""Train by a section, in a process of its own: ``run_section.py CONFIG.yaml``, or ``run_section.py RECIPE.py``."""
+"""Train by a section, in a process of its own: ``run_section.py CONFIG.yaml``, or ``run_section.py RECIPE.py``.
+
+Several files train one after the other; one that is followed by ``@DIRECTORY``, there.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -38,5 +42,8 @@ def by_recipe(recipe: Path, **settings) -> None:
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    by_recipe(path) if path.suffix == ".py" else by_call(path)
+    here = Path.cwd()
+    for argument in sys.argv[1:]:
+        file, _, directory = argument.partition("@")
+        os.chdir(here / directory)
+        by_recipe(here / file) if file.endswith(".py") else by_call(here / file)

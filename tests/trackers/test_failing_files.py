@@ -10,8 +10,10 @@ import signal
 from contextlib import contextmanager
 from pathlib import Path
 
+import lightning.pytorch as pl
 import pytest
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import ToyDataModule, ToyModel, names, quiet_trainer
 
 import nemologger as nl
@@ -104,6 +106,49 @@ def test_a_run_whose_tracker_cannot_write_goes_on(tmp_path, caplog):
     for name in ("CSVLogger", "DLLogger"):
         assert caplog.text.count(f"{name} fails") == 1
         assert f"{name} is left" in caplog.text
+
+
+class Unwritable(pl.Callback):
+    """``directory`` cannot be written to from step 3 to step 6."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.aside = directory, directory.with_name("aside")
+
+    def on_train_batch_start(self, trainer, *_):
+        if trainer.global_step == 3:
+            self.directory.rename(self.aside)
+            self.directory.write_text("no directory")
+        if trainer.global_step == 6:
+            self.directory.unlink()
+            self.aside.rename(self.directory)
+
+
+def test_tensorboard_has_every_step_once_though_it_could_not_write_for_a_while(tmp_path, caplog):
+    curves = tmp_path / "tb" / "n" / "v"
+    trainer = quiet_trainer(max_steps=10, log_every_n_steps=1, callbacks=[Unwritable(curves)])
+    log = nl.NeMoLogger(name="n", log_dir=tmp_path, version="v", tensorboard=TensorBoardLogger("tb", name="n"))
+    log.setup(trainer)
+    trainer.fit(ToyModel(), ToyDataModule())
+    assert trainer.global_step == 10
+    events = EventAccumulator(str(curves))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train_loss")] == [*range(10)]
+    assert [event.step for event in events.Scalars("val_loss")] == [4, 9]
+    assert caplog.text.count("TensorBoardLogger fails (metrics of step 3)") == 1
+    assert "TensorBoardLogger is left. Nothing is lost" in caplog.text
+
+
+def test_what_the_program_does_wrong_is_its_own_error_and_no_outage(tmp_path):
+    class Wrong(ToyModel):
+        def training_step(self, batch, batch_idx):
+            self.logger.log_metrics({"loss": object()}, 0)
+            return super().training_step(batch, batch_idx)
+
+    trainer = quiet_trainer(max_steps=3, logger=True)
+    nl.NeMoLogger(name="n", log_dir=tmp_path, version="v").setup(trainer)
+    with pytest.raises(ValueError, match="you tried to log"):
+        trainer.fit(Wrong(), ToyDataModule())
+    assert not {"log_metrics", "save"} & {*trainer.logger.__dict__}
 
 
 class Foreign(Logger):

@@ -16,7 +16,16 @@ pytestmark = pytest.mark.timeout(600)  # MLflow takes its time to start
 SCRIPT = Path(__file__).parent.parent / "train_outage.py"
 
 
-def train(directory: Path, uri: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """For all tests; the last one ends it."""
+    with mlflow_server(tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+def train(directory: Path, server, *arguments: str) -> subprocess.CompletedProcess[str]:
+    uri, process = server
+    (directory / "server.pid").write_text(str(process.pid))
     command = [sys.executable, str(SCRIPT), str(directory), uri, *arguments]
     # MLflow's own patience: four minutes for a server that is gone.
     env = {key: value for key, value in environment().items() if not key.startswith("MLFLOW")}
@@ -32,12 +41,10 @@ def checkpoints(directory: Path) -> set[str]:
     return {path.parent.name for path in (directory / "outage" / "checkpoints").glob("*/manifest.json")}
 
 
-def test_a_server_that_hangs_and_comes_back_has_every_step_once(tmp_path):
-    with mlflow_server(tmp_path) as (uri, server):
-        (tmp_path / "server.pid").write_text(str(server.pid))
-        done = train(tmp_path, uri, "--hangs")
-        assert done.returncode == 0, done.stderr[-6000:]
-        (run,) = mlflow_runs(uri)
+def test_a_server_that_hangs_and_comes_back_has_every_step_once(tmp_path, server):
+    done = train(tmp_path, server, "--hangs")
+    assert done.returncode == 0, done.stderr[-6000:]
+    (run,) = mlflow_runs(server[0])
     assert sorted(step for name, step in run["metrics"] if name == "train_loss") == [*range(20)]
     assert run["status"] == "FINISHED"
     assert checkpoints(tmp_path) == {"step=10", "step=15", "step=20", "step=20-last"}
@@ -46,12 +53,11 @@ def test_a_server_that_hangs_and_comes_back_has_every_step_once(tmp_path):
     assert "Nothing is lost" in done.stderr
 
 
-def test_a_server_that_is_gone_for_good_takes_nothing_along_and_sigterm_is_what_the_run_ends_with(tmp_path):
-    with mlflow_server(tmp_path) as (uri, server):
-        (tmp_path / "server.pid").write_text(str(server.pid))
-        done = train(tmp_path, uri, "--sigterm")
+def test_trackers_that_are_gone_for_good_take_nothing_along_and_sigterm_is_what_the_run_ends_with(tmp_path, server):
+    done = train(tmp_path, server, "--sigterm")
     assert done.returncode == 143, done.stderr[-6000:]
     assert logged(tmp_path) == [*range(8)]
     assert "step=9-last" in checkpoints(tmp_path)
-    assert done.stderr.count("Training goes on") == 1
+    assert done.stderr.count("MLFlowLogger has not answered for 1 s (metrics of step 4). Training goes on") == 1
     assert "calls are lost: from metrics of step 4 to how the run has ended" in done.stderr
+    assert done.stderr.count("WandbLogger fails (metrics of step 4)") == 1
