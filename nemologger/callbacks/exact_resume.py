@@ -171,7 +171,7 @@ class ExactResume(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that was saved after the last validation of an epoch starts here."""
         if self._session is not None:
-            self._session.settle()
+            self._session.end_epoch()
             lightning_port.behind_module(
                 trainer, "on_train_epoch_end", partial(lightning_port.step_plateau_at_epoch_end, trainer)
             )

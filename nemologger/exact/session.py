@@ -118,6 +118,7 @@ class Session:
         self._settled: list[Mark] | list[Position] = []
         self._trained = False
         self._place: Place | None = None
+        self._resumed: Place | None = None
         self._epoch_over = False
         self._skip = 0
         self._waiting: RngState | None = None
@@ -162,6 +163,7 @@ class Session:
     def go_on(self, place: Place, *, epoch_over: bool) -> None:
         """Continue at ``place``; with ``epoch_over`` in the epoch after it."""
         self._place, self._epoch_over = place, epoch_over
+        self._resumed = place
         self._waiting, self._fetching = place.rng, place.fetching
         self._begin_again()
 
@@ -189,6 +191,16 @@ class Session:
         if self._waiting is not None:
             self._waiting.restore(self._fit.device)
 
+    def end_epoch(self) -> None:
+        """An epoch ends, or the one that was trained to its last batch before the checkpoint does so only now.
+
+        Whatever draws then does so before a batch of the next one is taken: what Lightning has taken already is taken anew.
+        """
+        if self._early and not self._trained and self._resumed is not None:
+            self.go_on(self._resumed, epoch_over=True)
+            self._training = True
+        self.settle()
+
     def settle(self) -> None:
         """Set the generators to where the checkpoint left them, before the first thing that draws from them."""
         if self._waiting is not None:
@@ -215,7 +227,7 @@ class Session:
         """An epoch begins."""
         self.settle()
         if self._trained:
-            self._trained = False
+            self._trained, self._resumed = False, None
             for feed in self.feeds:
                 feed.begin_epoch()
 

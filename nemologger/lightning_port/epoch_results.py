@@ -5,7 +5,6 @@ It has torchmetrics' own names, too: its metrics keep what they have counted in 
 
 from __future__ import annotations
 
-import builtins
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,16 +21,34 @@ _OPTIONS = (
 )  # fmt: skip
 
 
-class _Restored(_Metadata):
-    """Options of ``self.log()`` from a checkpoint. Those that the program gives today take their place."""
+class _Saved(_Metadata):
+    """Options of ``self.log()`` from a checkpoint, until the program gives its own.
+
+    Lightning compares the two before it goes on with what was logged. A program that sums up otherwise today, or logs a
+    metric in place of a number, begins anew.
+    """
+
+    results: dict[str, _ResultMetric]
+    key: str
 
     @override
     def __eq__(self, given: object) -> bool:
         if isinstance(given, _Metadata):
-            vars(self).update(vars(given))
+            if _way(given) == _way(self):
+                self.results[self.key].meta = given
+            else:
+                self.results[self.key] = _ResultMetric(given, is_tensor=given.metric_attribute is None)
         return True
 
     __hash__ = None  # type: ignore[assignment]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Saved:
+        return self  # Lightning makes copies of options when it moves what was logged to a device
+
+
+def _way(meta: _Metadata) -> tuple[Any, ...]:
+    """What a value for the epoch is made of, and how."""
+    return meta.metric_attribute, meta.metric_attribute is None and meta.reduce_fx.__name__, meta.on_epoch
 
 
 def take(trainer: pl.Trainer, most: int) -> tuple[dict[str, Any], dict[str, str]]:
@@ -72,15 +89,11 @@ def _of_result(result: _ResultMetric) -> dict[str, Any]:
     meta = result.meta
     return {
         "options": {name: getattr(meta, name) for name in _OPTIONS},
-        "reduce": (meta.reduce_fx.__name__, hasattr(builtins, meta.reduce_fx.__name__) and _is_builtin(meta)),
+        "reduce": meta.reduce_fx.__name__,
         "sync": (meta.sync.should, meta.sync.rank_zero_only),
         "state": {name: _kept(getattr(result, name)) for name in result._defaults} if result.is_tensor else None,
         "forward": _kept(result._forward_cache) if isinstance(result._forward_cache, torch.Tensor) else None,
     }
-
-
-def _is_builtin(meta: _Metadata) -> bool:
-    return meta.reduce_fx is getattr(builtins, meta.reduce_fx.__name__)
 
 
 def _parts(state: Any) -> list[torch.Tensor]:
@@ -110,8 +123,8 @@ def restore(trainer: pl.Trainer, plain: dict[str, Any]) -> None:
         value = metrics.get(saved["options"]["metric_attribute"])
         if saved["state"] is None and value is None:
             continue
-        reduce, is_builtin = saved["reduce"]
-        meta = _Restored(**saved["options"], reduce_fx=getattr(builtins if is_builtin else torch, reduce))
+        meta = _Saved(**saved["options"], reduce_fx=saved["reduce"])
+        meta.results, meta.key = results, key
         should, rank_zero_only = saved["sync"]
         meta.sync = _Sync(fn=trainer.strategy.reduce, _should=should, rank_zero_only=rank_zero_only)
         result = _ResultMetric(meta, is_tensor=saved["state"] is not None)

@@ -50,6 +50,7 @@ HOOKS = {
     "every other validated": Case(shuffled, EndsEpochs, trainer={**EPOCHS, "check_val_every_n_epoch": 2}),
     "unsized": Case(streamed, EndsEpochs, trainer={**EPOCHS, **QUIET}),
     "one batch each": Case(shuffled, EndsEpochs, trainer={**QUIET, "limit_train_batches": 1}),
+    "unsized, saved by its validation": Case(streamed, EndsEpochs, trainer=EPOCHS, ckpt=BY_EPOCH, at=(6, 12)),
 }
 BY_HAND = {
     "accumulated by hand": Case(

@@ -137,12 +137,34 @@ def test_what_lasts_longer_than_a_batch(case, tmp_path):
     check(case, tmp_path)
 
 
-def test_options_of_what_is_logged_may_change_between_two_lives(tmp_path):
-    class Louder(Logs):
-        def log(self, name, value, **options):
-            super().log(name, value, **{**options, "prog_bar": True})
+class Louder(Logs):
+    def log(self, name, value, **options):
+        super().log(name, value, **{**options, "prog_bar": True})
 
+
+class Otherwise(Logs):
+    """Logs a metric in place of a number, a number in place of a metric, and a mean in place of a maximum."""
+
+    def log(self, name, value, **options):
+        if name == "loss":
+            self.mean(value.detach())
+            value = self.mean
+        elif name == "mean":
+            value = torch.tensor(1.0)
+        super().log(name, value, **{**options, "reduce_fx": "mean"})
+
+    def on_train_epoch_end(self):
+        super().on_train_epoch_end()
+        self.ended = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+
+
+def test_what_is_logged_may_change_between_two_lives(tmp_path):
     case = Case(shuffled, Logs, trainer=EPOCHS, at=(3,))
     train(case, tmp_path, 1)
     case.model = Louder
     assert len(train(case, tmp_path / "louder", 2, tmp_path / "step=3")[0]) == 15
+    case.model, case.trainer = Otherwise, {**EPOCHS, "max_epochs": 1}
+    losses, _, trainer = train(case, tmp_path / "otherwise", 2, tmp_path / "step=3")
+    assert len(losses) == 3
+    assert trainer.lightning_module.ended["mean"] == 1
+    assert min(losses) < trainer.lightning_module.ended["max"] < max(losses)  # their mean: it begins anew
