@@ -111,7 +111,7 @@ def test_an_exception_of_one_rank_is_not_saved_and_is_what_is_raised(tmp_path):
     assert (newest.manifest.step, faults(newest.path)) == (2, [])
 
 
-@pytest.mark.parametrize("how", ["hook beside", "callback's hook", "callback's hook, FSDP"])
+@pytest.mark.parametrize("how", ["hook beside", "callback's hook", "callback's hook, FSDP and EMA"])
 def test_a_hook_that_raises_on_one_rank_while_the_state_is_taken_ends_both_at_once(tmp_path, how):
     """Before the ranks' places in their data would be put together, and after that."""
     codes, (zero, one) = run(tmp_path / "run", how)
