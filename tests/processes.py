@@ -1,4 +1,7 @@
-"""Start real training processes, alone or several that train together, and stop them."""
+"""Start real training processes, alone or several that train together, and stop them.
+
+They are forked from one that has imported what they need (:mod:`zygote`), or, where how they start matters, started.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
+
+from forked import Forked
 
 _HERE = Path(__file__).parent
 _LIGHT = _HERE / "light_start"
@@ -26,27 +32,41 @@ def environment(extra: Mapping[str, str] | None = None, *, light: bool = True) -
 
 
 def python(
-    script: str | Path, *arguments: object, timeout: float = 120, check: bool = True, light: bool = True
+    script: str | Path,
+    *arguments: object,
+    timeout: float = 120,
+    check: bool = True,
+    light: bool = True,
+    extra: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``script`` to its end."""
-    command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(command, env=environment(light=light), capture_output=True, text=True, timeout=timeout)
+    """Run ``script`` to its end, with ``extra`` in its environment; without ``light`` as one that is started, not forked."""
+    command = [str(script), *map(str, arguments)]
+    if light:
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
+            process = Forked(command, environment(extra), out=out, error=error)
+            try:
+                process.wait(timeout)
+            finally:
+                end([process])
+            done = _done(process, out, error)
+    else:
+        done = subprocess.run(
+            [sys.executable, *command],
+            env=environment(extra, light=False),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
     if check and done.returncode:
         raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}")
     return done
 
 
 @contextmanager
-def started(script: str | Path, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+def started(script: str | Path, *arguments: object) -> Iterator[Forked]:
     """``script`` while it runs; killed at the end, with all it has started."""
-    process = subprocess.Popen(
-        [sys.executable, str(script), *map(str, arguments)],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background may not hear Ctrl-C
+    process = Forked(
+        [str(script), *map(str, arguments)], environment(), out=subprocess.PIPE, error=subprocess.STDOUT, session=True
     )
     try:
         yield process
@@ -55,25 +75,69 @@ def started(script: str | Path, *arguments: object) -> Iterator[subprocess.Popen
         process.stdout.close()
 
 
-def kill(process: subprocess.Popen[str]) -> None:
+def kill(process: Forked) -> None:
     """SIGKILL for ``process`` and all it has started."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait(timeout=30)
 
 
-def seen_by_ranks(script: Path, count: int, directory: Path) -> list[dict[str, Any]]:
-    """What each of ``count`` processes ``script RANK DIRECTORY`` has written to ``DIRECTORY/rank<RANK>.json``."""
-    command = [sys.executable, str(script)]
-    ranks = [subprocess.Popen([*command, str(rank), str(directory)], env=environment()) for rank in range(count)]
+@contextmanager
+def ranks(
+    script: str | Path, count: int, *arguments: object, out: IO[str] | None = None, error: IO[str] | None = None
+) -> Iterator[list[Forked]]:
+    """``count`` processes that train together, as ``torchrun`` might have started them; killed at the end.
+
+    Their output and errors go to ``out``, or those to ``error``.
+    """
+    command, port = [str(script), *map(str, arguments)], str(free_port())
+    apart = error if error is not None else subprocess.STDOUT if out is not None else None
+    started = [Forked(command, environment(_of_rank(rank, count, port)), out=out, error=apart) for rank in range(count)]
     try:
-        codes = [rank.wait(timeout=120) for rank in ranks]
+        yield started
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    if any(codes):
-        raise AssertionError(f"{script} ended with {codes}")
+        end(started)
+
+
+def ended(processes: Sequence[Forked], timeout: float) -> int:
+    """Wait until all of them have ended well, or one has not; its exit code."""
+
+    def codes() -> list[int | None]:
+        return [process.poll() for process in processes]
+
+    wait_for(lambda: any(codes()) or None not in codes(), timeout)
+    return next(filter(None, codes()), 0)
+
+
+def end(processes: Sequence[Forked]) -> None:
+    """SIGKILL for those that still run."""
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+def _of_rank(rank: int, count: int, port: str) -> dict[str, str]:
+    """What ``torchrun`` tells a process, but that rank 0 is to keep the store."""
+    return {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0", "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+        "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "0", "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }  # fmt: skip
+
+
+def seen_by_ranks(script: Path, count: int, directory: Path) -> list[dict[str, Any]]:
+    """What each of ``count`` processes ``script RANK DIRECTORY`` has written to ``DIRECTORY/rank<RANK>.json``.
+
+    ``PORT`` in their environment is one that nobody listens on.
+    """
+    given = environment({"PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"})
+    started = [Forked([str(script), str(rank), str(directory)], given) for rank in range(count)]
+    try:
+        code = ended(started, 120)
+    finally:
+        end(started)
+    assert code == 0, f"{script} ended with {code}"
     return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(count)]
 
 
@@ -88,17 +152,22 @@ def tell(seen: Mapping[str, Any], rank: int, count: int, directory: Path) -> NoR
 
 
 def torchrun(
-    script: str | Path, ranks: int, *arguments: object, timeout: float = 180
+    script: str | Path, count: int, *arguments: object, timeout: float = 180
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``script`` as ``ranks`` processes, as ``torchrun`` does."""
-    command = [
-        sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--master-port={free_port()}",
-        str(script), *map(str, arguments),
-    ]  # fmt: skip
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=timeout)
-    if done.returncode:
-        raise AssertionError(f"{command} ended with {done.returncode}:\n{done.stdout[-3000:]}\n{done.stderr[-9000:]}")
+    """Run ``script`` as ``count`` processes that ``torchrun`` might have started."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
+        with ranks(script, count, *arguments, out=out, error=error) as started:
+            code = ended(started, timeout)
+        done = _done(started[0], out, error)
+    if code:
+        raise AssertionError(f"{script} ended with {code}:\n{done.stdout[-3000:]}\n{done.stderr[-9000:]}")
     return done
+
+
+def _done(process: Forked, out: IO[str], error: IO[str]) -> subprocess.CompletedProcess[str]:
+    for file in (out, error):
+        file.seek(0)
+    return subprocess.CompletedProcess(process.args, process.returncode, out.read(), error.read())
 
 
 def free_port() -> int:

@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -17,7 +13,7 @@ import pytest
 from helpers.engine import faults, newest_in
 from helpers.failing_rank import STEPS, TIMEOUT
 from helpers.kill_loop import writers
-from processes import environment, free_port, wait_for
+from processes import ranks, wait_for
 
 SCRIPT = Path(__file__).with_name("helpers") / "failing_rank.py"
 TRAIN = Path(__file__).with_name("train_toy.py")
@@ -25,30 +21,11 @@ TRAIN = Path(__file__).with_name("train_toy.py")
 pytestmark = pytest.mark.dist
 
 
-@contextmanager
-def two_ranks(*command: object) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Both ranks of ``command`` while they run."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, *map(str, command)], env=environment({**shared, "LOCAL_RANK": str(rank)})
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    try:
-        yield ranks
-    finally:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.kill()
-                rank.wait()
-
-
 def run(directory: Path, how: str) -> tuple[list[int], list[dict]]:
     """Exit codes and ends of both ranks."""
     directory.mkdir()
-    with two_ranks(SCRIPT, directory, how) as ranks:
-        codes = [rank.wait(timeout=120) for rank in ranks]
+    with ranks(SCRIPT, 2, directory, how) as both:
+        codes = [rank.wait(timeout=120) for rank in both]
     ends = [directory / f"end-{rank}.json" for rank in range(2)]
     return codes, [json.loads(end.read_text()) if end.exists() else {} for end in ends]
 
@@ -90,8 +67,8 @@ def taken(directory: Path) -> int:
 
 def test_a_rank_that_is_killed_while_it_saves_beside_training_is_not_waited_for(tmp_path):
     checkpoints = tmp_path / "toy" / "checkpoints"
-    command = (TRAIN, tmp_path, 200, "--every", 20, "--devices", 2, "--beside", "--pause", 0.1, "--width", 64)
-    with two_ranks(*command) as (zero, one):
+    command = (TRAIN, 2, tmp_path, 200, "--every", 20, "--devices", 2, "--beside", "--pause", 0.1, "--width", 64)
+    with ranks(*command) as (zero, one):
         wait_for(lambda: taken(tmp_path) >= 3)
         (writer,) = writers(one.pid)
         os.kill(writer, signal.SIGSTOP)  # it will not get done
@@ -108,8 +85,8 @@ def test_a_rank_that_is_killed_while_it_saves_beside_training_is_not_waited_for(
 
 def test_what_all_writers_have_written_is_published_by_who_is_left(tmp_path):
     checkpoints = tmp_path / "toy" / "checkpoints"
-    command = (TRAIN, tmp_path, 200, "--every", 20, "--devices", 2, "--beside", "--pause", 0.1, "--width", 64)
-    with two_ranks(*command) as (zero, one):
+    command = (TRAIN, 2, tmp_path, 200, "--every", 20, "--devices", 2, "--beside", "--pause", 0.1, "--width", 64)
+    with ranks(*command) as (zero, one):
         wait_for(lambda: taken(tmp_path) >= 3)
         (writer,) = writers(zero.pid)
         os.kill(writer, signal.SIGSTOP)
@@ -134,7 +111,7 @@ def test_an_exception_of_one_rank_is_not_saved_and_is_what_is_raised(tmp_path):
     assert (newest.manifest.step, faults(newest.path)) == (2, [])
 
 
-@pytest.mark.parametrize("how", ["hook beside", "callback's hook", "callback's hook, FSDP"])
+@pytest.mark.parametrize("how", ["hook beside", "callback's hook", "callback's hook, FSDP and EMA"])
 def test_a_hook_that_raises_on_one_rank_while_the_state_is_taken_ends_both_at_once(tmp_path, how):
     """Before the ranks' places in their data would be put together, and after that."""
     codes, (zero, one) = run(tmp_path / "run", how)
@@ -169,8 +146,8 @@ def test_sigterm_in_the_middle_of_a_step_ends_all_ranks(tmp_path, how):
 
 
 def test_a_rank_that_is_killed_in_the_middle_of_a_step_ends_the_other_with_an_error(tmp_path):
-    command = (SCRIPT, tmp_path, "dies")
-    with two_ranks(*command) as (zero, one):
+    command = (SCRIPT, 2, tmp_path, "dies")
+    with ranks(*command) as (zero, one):
         assert one.wait(timeout=60) == -signal.SIGKILL
         died = time.monotonic()
         children = psutil.Process(zero.pid).children(recursive=True)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
+from contextlib import ExitStack
 from itertools import product
 from pathlib import Path
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from helpers.sharded import KINDS, STEPS, THINNED, Model, differences
-from processes import environment, free_port
+from processes import ended, ranks
 from toy import BATCH, SAMPLES
 
 from nemologger import load_weights
@@ -33,23 +31,11 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 def matrix(tmp_path_factory) -> Path:
     """What all ways saved, and what all loaded of it."""
     directory = tmp_path_factory.mktemp("matrix")
-    groups = {}
-    try:
-        for world in KINDS:
-            command = [
-                sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={world}",
-                f"--master-port={free_port()}", str(SCRIPT), str(directory), *map(str, KINDS),
-            ]  # fmt: skip
-            with (directory / f"{world}.log").open("w") as log:
-                groups[world] = subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
-        for world, group in groups.items():
-            code = group.wait(timeout=500)
-            assert code == 0, (directory / f"{world}.log").read_text()[-6000:]
-    finally:
-        for group in groups.values():
-            if group.poll() is None:
-                group.terminate()  # torchrun ends its workers
-                group.wait(timeout=60)
+    with ExitStack() as stack:
+        log = stack.enter_context((directory / "log.txt").open("w+"))
+        started = [stack.enter_context(ranks(SCRIPT, world, directory, *KINDS, out=log)) for world in KINDS]
+        code = ended([rank for group in started for rank in group], timeout=500)
+    assert code == 0, (directory / "log.txt").read_text()[-6000:]
     return directory
 
 
@@ -130,10 +116,3 @@ def test_each_rank_writes_its_shard_once(matrix, way, name, directory):
     assert ranks[f"state_dict.{name}"] == set("0123"[: int(way[-1])])
     for key, tensor in metadata.state_dict_metadata.items():
         assert sum(chunk.sizes.numel() for chunk in tensor.chunks) == tensor.size.numel(), key
-
-
-def test_nobody_is_left_behind():
-    listing = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True, check=False).stdout
-    assert not [
-        line for line in listing.splitlines() if line.split()[:1] == [str(os.getpid())] and "sharded.py" in line
-    ]

@@ -48,6 +48,7 @@ class Averages:
         self._parameters: dict[str, torch.nn.Parameter] = {}
         self._chunks: list[list[str]] = []
         self._originals: dict[str, torch.Tensor] = {}  # while the model has the averages
+        self._exchanged: dict[str, Any] = {}  # FSDP's shards of what it has not, while a checkpoint is made
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -149,26 +150,30 @@ class Averages:
 
     # --- in checkpoints -------------------------------------------------------------------------------------------
 
-    def in_state(self, strategy: Strategy, module: pl.LightningModule, state: dict[str, Any]) -> dict[str, Any]:
-        """The model's state dictionary with the averages.
+    def gather(self, strategy: Strategy) -> None:
+        """For :meth:`in_state`: have FSDP make shards of what the model has not now. Collective with FSDP, else nothing."""
+        if sharded_state.flattened(strategy) is None:
+            self._exchanged = {}
+            return
+        with self.exchanged(strategy):
+            shards = sharded_state.model_state(strategy)
+        self._exchanged = {name: shard for name, shard in shards.items() if is_sharded(shard)}
+
+    def in_state(self, module: pl.LightningModule, state: dict[str, Any]) -> dict[str, Any]:
+        """The model's state dictionary with the averages. :meth:`gather` comes first.
 
         Args:
-            strategy: Its strategy.
             module: The model.
             state: Its state dictionary of now. If it has the averages, they are exchanged for what is trained.
         """
         averages = dict(state)
-        is_flattened = sharded_state.flattened(strategy) is not None
-        if is_flattened:
-            into = state if self.are_lent else averages
-            with self.exchanged(strategy):
-                shards = sharded_state.model_state(strategy)
-            into.update((name, shard) for name, shard in shards.items() if is_sharded(shard))
+        exchanged, self._exchanged = self._exchanged, {}
+        (state if self.are_lent else averages).update(exchanged)
         name_of = {id(parameter): name for name, parameter in self._parameters.items()}
         # Once more with the names that share a parameter.
         for wrapped_name, parameter in module.named_parameters(remove_duplicate=False):
             name, own = sharded_state.plain_name(wrapped_name), name_of.get(id(parameter), "")
-            if own not in self.values or name not in averages or (is_flattened and is_sharded(averages[name])):
+            if own not in self.values or name not in averages or name in exchanged:
                 continue
             averages[name] = self.values[own]
             if self.are_lent:

@@ -206,6 +206,11 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         """See :meth:`state_dict`."""
         self._saved_names = frozenset(state_dict.get("averaged", ()))
 
+    def before_save(self, trainer: pl.Trainer) -> None:
+        """FSDP makes the shards of the averages on all ranks together."""
+        if self._belongs_to(trainer.lightning_module):
+            self._averages.gather(trainer.strategy)
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
@@ -215,7 +220,7 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         if sharded_state.shards_state(trainer.strategy) and not sharded_state.is_kept_in_place(trainer.strategy):
             self._leave_to_lightning(trainer, checkpoint)
             return
-        averages = self._averages.in_state(trainer.strategy, pl_module, checkpoint[MODEL])
+        averages = self._averages.in_state(pl_module, checkpoint[MODEL])
         if EMA_STATE in checkpoint:
             self._warn(trainer, "what another callback saves as %r is lost: EMA saves its averages under it", EMA_STATE)
         checkpoint[EMA_STATE] = OtherWeights(averages)

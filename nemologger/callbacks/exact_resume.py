@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
 from nemologger.callbacks.program_state import ProgramState
-from nemologger.exact import reduction
+from nemologger.exact import buffers, kernels, reduction
 from nemologger.exact.rng import RngState
-from nemologger.exact.session import Place, Session
-from nemologger.ranks import Ranks, SingleProcess, connect, together_at_zero
+from nemologger.exact.session import Place, Session, most_of_each
+from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
+_OTHER_BUFFER = "differs from rank 0's, and {}: a resumed run begins with rank 0's on this rank, too"
 
 
 class ExactResume(Callback):
@@ -41,7 +42,8 @@ class ExactResume(Callback):
     Covered are DataLoaders over datasets with and without length, with any sampler, with and without workers, several of
     them at once, and other iterables. Generators, numbers, lists, dictionaries, arrays and tensors among the attributes of
     samplers, and of datasets without workers, go on as they were, and so do those of the module, of objects of the program
-    that it holds, and of a data module without ``state_dict()``; of callbacks, generators. Lists and dictionaries of the
+    that it holds, and of a data module without ``state_dict()``; of callbacks, generators. So do, on each rank, buffers that
+    nobody exchanges between the ranks. Lists and dictionaries of the
     module, which are most often records of one life, are named at the first save after they change, and not kept. What
     is logged for an epoch, and what metrics of torchmetrics have counted, is kept. Neither validation nor a second
     look at the training loader shifts training. What cannot be promised for the loaders at hand is logged when
@@ -75,6 +77,7 @@ class ExactResume(Callback):
         self._plateau: lightning_port.PlateauSteps | None = None
         self._program: ProgramState | None = None
         self._program_then: dict[str, Any] | None = None
+        self._buffers_then: dict[str, Any] = {}
         self._gradient_order: list[str] = []
         self._said: set[tuple[str, str]] = set()
         self._watched: reduction.GradientOrder | None = None
@@ -122,6 +125,7 @@ class ExactResume(Callback):
             self._watched.settle()
         self._fit = self._session = self._unwrap = self._aside = self._reload_epoch = self._data = self._plateau = None
         self._program = self._program_then = None
+        self._buffers_then = {}
         self._gradient_order, self._watched, self._said = [], None, set()
 
     # --- training -------------------------------------------------------------------------------------------------
@@ -143,6 +147,7 @@ class ExactResume(Callback):
         if self._plateau is not None:
             lightning_port.step_plateau(trainer, self._plateau)
             self._plateau = None
+        buffers.restore(pl_module, self._buffers_then)
         self._program = ProgramState(trainer, pl_module)
         if self._program_then is not None:
             self._program.restore(self._program_then)
@@ -154,9 +159,9 @@ class ExactResume(Callback):
             self._compare_data(session)
             self._say_limits(session)
             device = trainer.strategy.root_device
-            if advice := _advice(device):
+            if advice := kernels.advice(device):
                 log.info("exact resume: %s", advice)
-            if layers := _with_dropout_of_cudnn(device, pl_module):
+            if layers := kernels.with_own_dropout(device, pl_module):
                 log.warning(
                     "exact resume: the dropout of %s draws from a state of cuDNN that cannot be saved: a resumed run draws "
                     "another one; torch.backends.cudnn.enabled = False takes torch's",
@@ -256,6 +261,9 @@ class ExactResume(Callback):
         if session is None or fit is None:
             return None
         over = lightning_port.epoch_is_trained(fit.trainer)
+        module, most = fit.trainer.lightning_module, most_of_each(fit.ranks)
+        apart = fit.ranks > 1 and not buffers.are_exchanged(fit.trainer.strategy.model)
+        zeros = decide(self._ranks, lambda: buffers.fingerprints(module)) if apart else {}
 
         def here() -> dict[str, Any]:
             place = session.place(epoch_over=over, aside=self._aside).to_plain()
@@ -264,7 +272,10 @@ class ExactResume(Callback):
                 self._say_once(what, limit)
             for what, limit in ({} if self._program is None else self._program.records).items():
                 self._say_once(what, limit, logging.INFO)
-            return {**place, "program": program}
+            own, lost = buffers.differing(module, zeros, most) if apart else ({}, {})
+            for name, why in lost.items():
+                self._say_once(f"buffer {name}", _OTHER_BUFFER.format(why))
+            return {**place, "program": program, "buffers": own}
 
         return together_at_zero(self._ranks, here)
 
@@ -301,9 +312,11 @@ class ExactResume(Callback):
         places, rank, ranks = state["ranks"], self._ranks.rank, self._ranks.world_size
         mine = places[rank % len(places)]
         place, self._program_then = Place.from_plain(mine), mine.get("program")
+        self._buffers_then = mine.get("buffers", {})
         before, readers = state.get("readers", len(places)), lightning_port.data_reader(trainer)[1]
         if (len(places), before) != (ranks, readers):
             place = place.on_other_ranks(rank, before, readers, self._fit.device)
+            self._buffers_then = {}
             if self._program_then is not None:
                 self._program_then["logged"] = None
             lightning_port.rescale_saved_batches(checkpoint, before, readers)
@@ -353,24 +366,6 @@ class ExactResume(Callback):
                 before,
                 now,
             )
-
-
-def _advice(device: torch.device) -> str:
-    """What else it takes for a run on ``device`` to repeat."""
-    if device.type != "cuda" or (torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark):
-        return ""
-    return (
-        "loaders and random numbers go on where they were, but some kernels of a GPU, and NCCL on some machines, differ in "
-        "the last bits from run to run; Trainer(deterministic=True, benchmark=False) keeps torch from using them"
-    )
-
-
-def _with_dropout_of_cudnn(device: torch.device, module: torch.nn.Module) -> list[str]:
-    """The names of recurrent layers whose dropout is cuDNN's."""
-    if device.type != "cuda" or not torch.backends.cudnn.enabled:
-        return []
-    named = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.RNNBase)]
-    return [name for name, part in named if part.dropout > 0 and part.num_layers > 1]
 
 
 class _Fit:

@@ -38,15 +38,20 @@ class TrainingState:
 class KeepsWeights(Callback):
     """A callback whose ``on_save_checkpoint`` adds weights: it is called for checkpoints of weights alone, too."""
 
+    def before_save(self, trainer: pl.Trainer) -> None:
+        """Do what is collective of that: no hook of the user's, which may raise on some ranks, was called yet."""
+
 
 def training_state(trainer: pl.Trainer, *, weights_only: bool) -> TrainingState:
     """Lightning's checkpoint of this moment. Collective: user hooks that run on every rank are called here."""
     with sharded_state.kept_in_place(trainer.strategy, optimizers=not weights_only):
+        keepers = [callback for callback in callbacks(trainer) if isinstance(callback, KeepsWeights)]
+        for callback in keepers:
+            callback.before_save(trainer)
         checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only)
         if weights_only:  # Lightning asks no callback then
-            for callback in callbacks(trainer):
-                if isinstance(callback, KeepsWeights):
-                    callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
+            for callback in keepers:
+                callback.on_save_checkpoint(trainer, trainer.lightning_module, checkpoint)
     named = _named_parameters(trainer)
     groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
     trained = {id(parameter) for group in groups for parameter in group["params"] if parameter.requires_grad}

@@ -1,7 +1,7 @@
 """Values between the ranks of a run, up and down a tree: whoever does not answer is known by number.
 
 torch's collectives fail on all ranks without saying whose fault it is. Here every rank waits for the few below it, one by
-one, and for the one above it. When one does not answer, gloo closes all connections of who waited for it, and so on: those
+one, and for the one above it. When one does not answer, who waited for it closes all its connections, and so on: those
 who are still there say so in the store that the run was started with, and whom they missed. Who was missed and says nothing
 is the one.
 
@@ -10,6 +10,7 @@ The only file that uses what torch keeps to itself about process groups.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickle
 import time
@@ -137,6 +138,7 @@ class RankTree:
         Raises:
             SilentRankError: Always.
         """
+        self._hang_up()
         missed = self._compare_notes(ranks, _short(error))
         who = ", ".join(f"rank {number}" for number in sorted(missed))
         why = "; ".join(sorted(set(missed.values())))
@@ -146,13 +148,22 @@ class RankTree:
         )
         raise SilentRankError(self._broken) from error
 
+    def _hang_up(self) -> None:
+        """Close all connections, as gloo does when a wait is over, and not when a rank has died.
+
+        The others notice while this rank is still there to tell. When it has gone too, they would take it for the one.
+        """
+        for rank in (*([self._above] if self.rank else []), *self._below):
+            with contextlib.suppress(RuntimeError):  # the first that is there makes gloo close all of them
+                self._wait(dist.irecv(torch.empty(_FIRST, dtype=torch.uint8), rank, group=self._group), 0.001)
+
     def _compare_notes(self, ranks: Sequence[int], why: str) -> dict[int, str]:
         """Whom the ranks have missed that has not missed anybody itself; if all have, the one who was missed first."""
         notes: list[tuple[int, int, str]] = [(self.rank, missed, why) for missed in ranks]
         try:
             for note in notes:
                 self._notes.set(f"missed/{self._notes.add('missed', 1)}", json.dumps(note))
-            time.sleep(_GRACE)
+            time.sleep(_GRACE if self.rank else 1.5 * _GRACE)  # the store may go with rank 0
             count = self._notes.add("missed", 0)
             notes = [tuple(json.loads(self._notes.get(f"missed/{number}"))) for number in range(1, count + 1)]
         except RuntimeError:  # the store was rank 0's, and went with it

@@ -16,8 +16,9 @@ from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, ra
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import nemologger as nl
-from nemologger.callbacks.exact_resume import ExactResume, _advice, _with_dropout_of_cudnn
+from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.exact.feed import described
+from nemologger.exact.kernels import advice, with_own_dropout
 
 
 class Looks(Callback):
@@ -181,20 +182,20 @@ def test_a_second_fit_of_the_same_trainer(tmp_path):
 
 
 def test_on_a_gpu_it_says_what_else_must_repeat(monkeypatch):
-    assert _advice(torch.device("cpu")) == ""
+    assert advice(torch.device("cpu")) == ""
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
-    assert "Trainer(deterministic=True, benchmark=False)" in _advice(torch.device("cuda", 1))
+    assert "Trainer(deterministic=True, benchmark=False)" in advice(torch.device("cuda", 1))
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert _advice(torch.device("cuda", 1)) == ""
+    assert advice(torch.device("cuda", 1)) == ""
 
 
 def test_on_a_gpu_it_names_layers_whose_dropout_is_not_torchs():
     parts = {"two": torch.nn.LSTM(2, 2, 2, dropout=0.1), "one": torch.nn.GRU(2, 2), "none": torch.nn.RNN(2, 2, 2)}
     model, cuda = torch.nn.ModuleDict(parts), torch.device("cuda")
-    assert _with_dropout_of_cudnn(cuda, model) == ["two"]
-    assert _with_dropout_of_cudnn(torch.device("cpu"), model) == []
+    assert with_own_dropout(cuda, model) == ["two"]
+    assert with_own_dropout(torch.device("cpu"), model) == []
     with torch.backends.cudnn.flags(enabled=False):
-        assert _with_dropout_of_cudnn(cuda, model) == []
+        assert with_own_dropout(cuda, model) == []
 
 
 def test_what_is_saved_by_hand_after_a_fit_resumes_with_plain_lightning(tmp_path):

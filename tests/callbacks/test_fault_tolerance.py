@@ -6,13 +6,12 @@ import json
 import logging
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import psutil
 import pytest
-from processes import environment, python
+from processes import python
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import ConfigurationError, ModelCheckpoint
@@ -22,18 +21,25 @@ from nemologger.disk import LocalDisk
 from nemologger.watch.board import Section
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "watched.py"
+AGENT = Path(__file__).parents[1] / "agent.py"
 
 
 def elastic(directory: Path, steps: int, *arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
     """Two ranks that are started again once; the log has what all said."""
     settings = json.dumps({"workload_check_interval": 0.1, **options})
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1",
-        str(SCRIPT), str(directory), str(steps), "--tolerate", settings, *map(str, arguments),
-    ]  # fmt: skip
+        "--standalone",
+        "--nproc-per-node=2",
+        "--max-restarts=1",
+        SCRIPT,
+        directory,
+        steps,
+        "--tolerate",
+        settings,
+    ]
     # Else restarted ranks may find the addresses of the first ones.
-    given = environment({"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
-    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=240)
+    given = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return python(AGENT, *command, *arguments, check=False, timeout=240, extra=given)
 
 
 def steps(directory: Path, rank: int) -> list[int]:

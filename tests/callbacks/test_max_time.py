@@ -10,7 +10,7 @@ import pytest
 from helpers.disks import FailingDisk
 from helpers.stopped import STEPS, Run
 from lightning.pytorch.callbacks import Callback
-from processes import python
+from processes import torchrun
 from toy import ToyModel, loader, manifests, names, quiet_trainer
 
 import nemologger as nl
@@ -134,13 +134,13 @@ def test_one_that_yaml_has_read_as_a_number_says_that_it_needs_quotes(duration):
 @pytest.mark.dist
 def test_two_ranks_stop_after_the_same_step(tmp_path):
     options = ("--devices", 2, "--pause", 0.05)
-    python(SCRIPT, tmp_path, 400, "--max-time", 6, *options)
+    torchrun(SCRIPT, 2, tmp_path, 400, "--max-time", 6, *options)
     taken = [len((tmp_path / f"losses-{rank}.txt").read_text().splitlines()) for rank in (0, 1)]
     assert 0 < taken[0] == taken[1] < 400
     checkpoints = tmp_path / "toy" / "checkpoints"
     assert f"step={taken[0]}-last" in names(checkpoints)
     for rank in (0, 1):
         assert "reached=True" in (tmp_path / f"after-{rank}").read_text()
-    python(SCRIPT, tmp_path, taken[0] + 3, "--max-time", 3600, "--devices", 2)
+    torchrun(SCRIPT, 2, tmp_path, taken[0] + 3, "--max-time", 3600, "--devices", 2)
     assert len((tmp_path / "losses-1.txt").read_text().splitlines()) == taken[0] + 3
     assert f"step={taken[0] + 3}-last" in names(checkpoints)

@@ -11,7 +11,7 @@ import pytest
 from helpers.disks import FailingDisk
 from helpers.stopped import Run, Watch
 from lightning.pytorch.callbacks import Callback
-from processes import free_port, python, started, wait_for
+from processes import free_port, python, started, torchrun, wait_for
 from torch.utils.data import DataLoader
 from toy import BATCH, ToyData, ToyDataModule, ToyModel, loader, manifests, names, quiet_trainer
 
@@ -21,6 +21,7 @@ from nemologger.checkpoint.verify import problems
 from nemologger.errors import ConfigurationError
 
 SCRIPT = Path(__file__).parents[1] / "train_stopped.py"
+AGENT = SCRIPT.with_name("agent.py")
 EPOCHS = {"max_epochs": 3, "max_steps": -1, "val_check_interval": 1.0, "check_val_every_n_epoch": 1}
 
 
@@ -356,13 +357,23 @@ def test_loaders_are_given_back(tmp_path):
     assert data.worker_init_fn is None
 
 
+TWO = ("--devices", 2, "--beside", "--every", 4)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> Path:
+    """Where two ranks that nobody stopped have written."""
+    directory = tmp_path_factory.mktemp("straight")
+    torchrun(SCRIPT, 2, directory, 20, *TWO)
+    return directory
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("rank", [0, 1])
-def test_one_of_two_ranks_gets_the_signal(tmp_path, rank):
+def test_one_of_two_ranks_gets_the_signal(tmp_path, straight, rank):
     """Both stop after the same step, whoever started them and with no callback but ModelCheckpoint, and go on together."""
-    straight = tmp_path / "straight"
-    options = ("--devices", 2, "--beside", "--every", 4, *["--by-itself"] * rank)
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"] if rank else []
+    options = (*TWO, *["--by-itself"] * rank)
+    launcher = [AGENT, "--nproc-per-node=2", f"--master-port={free_port()}"] if rank else []
     with started(*launcher, SCRIPT, tmp_path, 20, "--pause", 0.1, *options) as process:
         wait_for(lambda: len(lines(tmp_path, 1)) >= 6)
         os.kill(int((tmp_path / f"pid-{rank}").read_text()), signal.SIGTERM)
@@ -374,7 +385,6 @@ def test_one_of_two_ranks_gets_the_signal(tmp_path, rank):
     assert f"step={len(taken[0])}-last" in names(checkpoints)
     for r in (0, 1):
         assert "restored=True" in (tmp_path / f"after-{r}").read_text()
-    python(SCRIPT, tmp_path, 20, *options)
-    python(SCRIPT, straight, 20, *options)
+    torchrun(SCRIPT, 2, tmp_path, 20, *options)
     assert [lines(tmp_path, r) for r in (0, 1)] == [lines(straight, r) for r in (0, 1)]
     assert (tmp_path / "val.txt").read_text() == (straight / "val.txt").read_text()

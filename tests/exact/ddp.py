@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from exact.runs import BATCH, Augmented, Case, check, shuffled
+from exact.runs import BATCH, Augmented, Case, Net, check, shuffled
 from exact.test_loaders import FlaggedStream, LazySampler
 from exact.test_module_hooks import AfterAll
 from lightning.pytorch.plugins import MixedPrecision
@@ -37,6 +37,18 @@ class PerRank(FlaggedStream):
         return (sample + dist.get_rank() for sample in super().__iter__())
 
 
+class Remembers(Net):
+    """Keeps what a rank has seen in a buffer, and its losses depend on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.seen.lerp_(batch.mean(), 0.1)
+        return self.note(self.loss(batch) * (1 + self.seen))
+
+
 CASES = {
     "shuffle": Case(lambda: shuffled(batch_size=2), trainer=DDP, at=(1, 3, 5, 6, 7)),
     "in order, epochs": Case(lambda: DataLoader(Augmented(), batch_size=2), trainer=EPOCHS, at=(1, 3, 5, 6, 7, 12, 13)),
@@ -45,7 +57,7 @@ CASES = {
         lambda: DataLoader(Augmented(), batch_size=2, sampler=LazySampler()), trainer=DDP, at=(1, 5, 6, 7)
     ),
     "stream": Case(lambda: DataLoader(PerRank(), batch_size=BATCH), trainer=DDP, at=(1, 3, 5, 6, 7)),
-    "FSDP2": Case(lambda: shuffled(batch_size=2), trainer=SHARDED, ckpt={"async_save": True}, at=(1, 6, 7)),
+    "FSDP2": Case(lambda: shuffled(batch_size=2), Remembers, trainer=SHARDED, ckpt={"async_save": True}, at=(1, 6, 7)),
     "tensor parallel": Case(lambda: shuffled(batch_size=2), trainer=SPLIT, at=(1, 6, 7), same_seed=True),
     "module's own hooks": Case(
         lambda: shuffled(batch_size=2), AfterAll, trainer=DDP, ckpt={"async_save": True}, at=(3, 5)

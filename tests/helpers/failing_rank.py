@@ -23,6 +23,7 @@ from toy import ToyModel, loader, quiet_trainer
 
 from helpers.sharded import FSDPOnCPU
 from nemologger import ModelCheckpoint
+from nemologger.callbacks import EMA
 from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.disk import LocalDisk
 
@@ -122,7 +123,13 @@ def main(directory: Path, how: str) -> None:
         max_steps=STEPS if how not in SIGNALS else 100,
         devices=2,
         strategy=FSDPOnCPU() if "FSDP" in how else "ddp",
-        callbacks=[FailingHook("callback" in how and rank == 1), ExactResume(), ckpt, Raises(how if rank == 1 else "")],
+        callbacks=[
+            FailingHook("callback" in how and rank == 1),
+            ExactResume(),
+            ckpt,
+            Raises(how if rank == 1 else ""),
+            *[EMA()] * ("EMA" in how),
+        ],
         limit_val_batches=0,
     )
     if how in SIGNALS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,17 @@ class Keep(pl.Callback):
             torch.save(state, self.file)
 
 
+class EnoughSeen(Exception):
+    """What was loaded is written down: there is no need to train."""
+
+
+class LooksOnly(pl.Callback):
+    """Ends training before its first step."""
+
+    def on_train_start(self, trainer, pl_module):
+        raise EnoughSeen
+
+
 def averages_of(trainer: pl.Trainer) -> dict[str, torch.Tensor]:
     """Those that a callback keeps of the parameters, in full."""
     ema = next((callback for callback in trainer.callbacks if isinstance(callback, EMA)), None)
@@ -188,11 +200,13 @@ def fit(kind: str, world: int, keep: Keep, directory: Path, steps: int, load: Pa
             ),
             EMA(0.5),
             keep,
+            *([] if load is None else [LooksOnly()]),
         ],
     )
     model = (ShardsItself if kind == "lightning" else Model)()
     data = DataLoader(ToyData(), batch_size=BATCH, shuffle=True)
-    trainer.fit(model, data, ckpt_path=load)
+    with suppress(EnoughSeen):
+        trainer.fit(model, data, ckpt_path=load)
 
 
 def main(directory: Path, worlds: list[int]) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
 import time
@@ -21,6 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from processes import seen_by_ranks
 from torch import distributed as dist
 
 from helpers.disks import FailingDisk
@@ -41,23 +41,7 @@ SILENCE = 1.5  # seconds that a rank waits for another
 @lru_cache(maxsize=1)
 def results(directory: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Start both ranks below ``directory`` and wait for them; what rank 0 and rank 1 saw."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, __file__]
-    ranks = [
-        subprocess.Popen([*command, str(rank), str(directory)], env=environment, stderr=subprocess.PIPE, text=True)
-        for rank in range(WORLD)
-    ]
-    errors = []
-    for process in ranks:
-        try:
-            errors.append(process.communicate(timeout=120)[1])
-        except subprocess.TimeoutExpired:
-            process.kill()
-            errors.append(process.communicate()[1])
-    files = [directory / f"rank{rank}.json" for rank in range(WORLD)]
-    if not all(file.exists() for file in files):
-        raise RuntimeError("a rank did not come to its end:\n" + "\n".join(errors))
-    zero, one = (json.loads(file.read_text()) for file in files)
+    zero, one = seen_by_ranks(Path(__file__), WORLD, directory)
     return zero, one
 
 

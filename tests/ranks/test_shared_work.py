@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers.shared_verification import DAMAGED, WORLD
-from processes import environment
+from processes import seen_by_ranks
 
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import SingleProcess, decide_with_help
@@ -48,20 +45,7 @@ def test_a_step_need_not_ask_and_hears_when_the_work_fails():
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory) -> list[dict]:
     """What each of two ranks saw."""
-    directory = tmp_path_factory.mktemp("shared")
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), str(directory)], env=environment({"GLOO_SOCKET_IFNAME": "lo"})
-        )
-        for rank in range(WORLD)
-    ]
-    try:
-        assert [rank.wait(timeout=180) for rank in ranks] == [0] * WORLD
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
-    return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in range(WORLD)]
+    return seen_by_ranks(SCRIPT, WORLD, tmp_path_factory.mktemp("shared"))
 
 
 @pytest.mark.dist

@@ -9,6 +9,7 @@ from helpers.five_ranks import LONG, WORLD
 from processes import seen_by_ranks
 
 SCRIPT = Path(__file__).parents[1] / "helpers" / "five_ranks.py"
+DYING = SCRIPT.with_name("dying_rank.py")
 
 pytestmark = pytest.mark.dist
 
@@ -40,3 +41,9 @@ def test_every_other_rank_names_the_silent_one(seen, silent):
 def test_ranks_can_be_waited_for_where_some_may_never_come(seen):
     assert [rank["late"] for rank in seen] == [[0, 0]] * WORLD
     assert [rank["missing"] for number, rank in enumerate(seen) if number != 3] == [1] * (WORLD - 1)
+
+
+def test_a_rank_that_dies_is_named_by_those_who_do_not_wait_for_it(tmp_path):
+    """Rank 2 waits for rank 0, which gives up at once and takes the store with it."""
+    told = seen_by_ranks(DYING, 3, tmp_path)
+    assert [message.split(" did not answer")[0] for message in told] == ["rank 1 of 3", "", "rank 1 of 3"]
