@@ -134,6 +134,8 @@ class Session:
         if is_resumable(loader):
             return loader  # type: ignore[no-any-return]
         self._round, self._ahead, self._settled, self._changed = None, None, [], True
+        if not self._training:
+            self._aim()  # Lightning may make loaders again of which it has taken batches already
         most = most_of_each(self._fit.ranks)
         return ResumableLoader(
             Feed(loader, self._before_batch, self._after_batch, self._salt, self._fit.trains_from, most)
@@ -162,15 +164,20 @@ class Session:
 
     def go_on(self, place: Place, *, epoch_over: bool) -> None:
         """Continue at ``place``; with ``epoch_over`` in the epoch after it."""
-        self._place, self._epoch_over = place, epoch_over
-        self._resumed = place
-        self._waiting, self._fetching = place.rng, place.fetching
+        self._resumed, self._epoch_over = place, epoch_over
+        self._aim()
         self._begin_again()
 
     def skip(self, batches: int) -> None:
         """Continue after so many batches of an epoch that nothing else is known of."""
         self._skip = batches
         self._begin_again()
+
+    def _aim(self) -> None:
+        """Let the next batch be the first after the checkpoint, if there is one."""
+        place = self._resumed
+        if place is not None:
+            self._place, self._waiting, self._fetching = place, place.rng, place.fetching
 
     def _begin_again(self) -> None:
         self._training = self._trained = False
@@ -197,7 +204,8 @@ class Session:
         Whatever draws then does so before a batch of the next one is taken: what Lightning has taken already is taken anew.
         """
         if self._early and not self._trained and self._resumed is not None:
-            self.go_on(self._resumed, epoch_over=True)
+            self._aim()
+            self._begin_again()
             self._training = True
         self.settle()
 

@@ -193,6 +193,12 @@ CASES: dict[str, Case] = {
     "reloaded every other": Case(
         ReloadedEveryOther, trainer={**EPOCHS, "max_epochs": 4, "reload_dataloaders_every_n_epochs": 2}
     ),
+    "reloaded, estimated steps, unsized": Case(
+        lambda: DataLoader(Stream(), batch_size=BATCH),
+        Schedules,
+        trainer={**EPOCHS, "max_steps": 14, "reload_dataloaders_every_n_epochs": 1},
+        at=(4, 6, 9),
+    ),
     "reloaded the same": Case(Same, trainer={**EPOCHS, "reload_dataloaders_every_n_epochs": 1}),
     "overfit": Case(shuffled, trainer={"overfit_batches": 3}),
     "unsized, state, no validation": Case(
