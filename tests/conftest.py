@@ -6,6 +6,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import tempfile
 import threading
 
 import pytest
@@ -40,19 +41,42 @@ _NOT_OURS = {
     "TF_CPP_MIN_LOG_LEVEL",
 }
 
-#: Files that take minutes. They begin first: begun last, one of them keeps the run waiting when all others are done.
+#: Files that take long, the longest first: begun last, one of them keeps the run waiting when all others are done.
 _LONG = (
-    "test_object_stores", "test_fault_tolerance", "test_outages", "test_resumed_run", "test_migrate", "test_sweeps",
-    "test_sharded", "test_kill", "test_failing_rank", "test_preemption", "test_byte_gpt", "test_uploads", "test_nemo_sweep",
-    "test_straggler_detection", "test_ddp", "test_ema", "test_check_resume", "test_sharded_averages",
-    "test_sharded_models", "test_states_in_stores", "test_two_ranks", "test_digits", "test_recipe_sweep",
+    "test_object_stores", "test_kill", "test_resumed_run", "test_failing_rank", "test_states_in_stores", "test_sweeps",
+    "test_preemption", "test_fault_tolerance", "test_ddp", "test_byte_gpt", "test_loaders", "test_training",
+    "test_check_resume", "test_nemo_sweep", "test_migrate", "test_sharded", "test_workers", "test_straggler_detection",
+    "test_trackers", "test_ema", "test_max_time", "test_sharded_averages", "test_async_save", "test_module_hooks",
+    "test_logger_ranks", "test_profiles", "test_clearml", "test_staging", "test_sharded_models", "test_outages",
+    "test_uploads", "test_two_ranks", "test_digits", "test_recipe_sweep",
 )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let xdist begin files in our order, and not those with the most tests first."""
+    config.option.loadscopereorder = False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sort by file alone, so that each stays in one piece."""
     places = {f"{name}.py": place for place, name in enumerate(_LONG)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def what_nobody_removes_goes_at_the_end(tmp_path_factory):
+    """The temporary directory of all processes is ours: torchrun, trackers, and who is killed, leave things there.
+
+    Its name is short: there are sockets among them, whose paths may not be long.
+    """
+    tmp_path_factory.getbasetemp()  # pytest's stays where it is, for who looks at a test that failed
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as directory,
+    ):
+        patch.setenv("TMPDIR", directory)
+        patch.setattr(tempfile, "tempdir", directory)
+        yield
 
 
 @pytest.fixture(autouse=True)
