@@ -94,6 +94,10 @@ class StorePath:
         """Its neighbour of that name."""
         return self.parent / name
 
+    def within(self, store: Store) -> Path:
+        """The same path, by way of ``store``, which equals its own."""
+        return cast(Path, StorePath(store, self._key))
+
     def as_posix(self) -> str:
         """The URL."""
         return str(self)
