@@ -308,6 +308,15 @@ def in_store(path: Path) -> StorePath | None:
     return path if isinstance(cast(Any, path), StorePath) else None  # type: ignore[return-value]
 
 
+def is_unknown(path: Path, error: OSError) -> bool:
+    """Whether ``error`` says nothing of what is at ``path``: a store that does not answer, or does not let us look.
+
+    A disk that cannot read a file will not read it tomorrow either. A store that is back has every byte.
+    """
+    absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    return in_store(path) is not None and not isinstance(error, absent)
+
+
 def link_to(name: str) -> bytes:
     """What a link holds that points to the checkpoint ``name`` beside it."""
     return json.dumps({"points_to": name}).encode()
