@@ -1,6 +1,6 @@
 """Check a checkpoint, or all those of a run: ``python -m nemologger.verify PATH``.
 
-Exit code 0: all whole; 1: something is damaged or unfinished; 2: there is no checkpoint at PATH.
+Exit code 0: all whole; 1: something is damaged or unfinished; 2: there is no checkpoint at PATH, or it cannot be reached.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from nemologger import names
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import Status, inspect, survey
 from nemologger.checkpoint.verify import Problem, problems
-from nemologger.errors import DamagedCheckpointError, NotFoundError, UnfinishedCheckpointError
+from nemologger.errors import ConfigurationError, DamagedCheckpointError, NotFoundError, UnfinishedCheckpointError
 from nemologger.stores.path import storage_path
 
 
@@ -88,12 +88,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--shallow", action="store_true", help="compare sizes only, do not read the files")
     options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
-    checkpoints = _checkpoints(storage_path(options.path))
-    if not checkpoints:
-        console.print(f"there is no checkpoint at {options.path}", style="red", markup=False)
+    try:
+        checkpoints = _checkpoints(storage_path(options.path))
+        # Each is checked on its own, so that one damaged manifest does not hide the others.
+        codes = [_report(console, checkpoint, deep=not options.shallow) for checkpoint in checkpoints]
+    except ConfigurationError as error:
+        codes, why = [], str(error)
+    except OSError as error:
+        codes, why = [], f"{error.filename or options.path} cannot be read: {error.strerror or error}"
+    else:
+        why = f"there is no checkpoint at {options.path}"
+    if not codes:
+        console.print(why, style="red", markup=False, soft_wrap=True)
         return 2
-    # Each is checked on its own, so that one damaged manifest does not hide the others.
-    return max(_report(console, checkpoint, deep=not options.shallow) for checkpoint in checkpoints)
+    return max(codes)
 
 
 def _checkpoints(path: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 import torch
-from helpers.s3 import s3, s3_server  # noqa: F401  fixtures
+from helpers.s3 import s3, s3_client, s3_server  # noqa: F401  fixtures
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)

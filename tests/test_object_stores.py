@@ -6,12 +6,14 @@ import logging
 import os
 import time
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from helpers.stored_run import At, life, names_in
 from processes import kill, python, started, torchrun, wait_for
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
 from toy import ToyModel, loader, quiet_trainer
@@ -40,39 +42,6 @@ def url(request):
         disk_of(path).remove(path)
 
 
-@pytest.fixture
-def impatient(monkeypatch):
-    monkeypatch.setattr(store, "PATIENCE", 0.5)
-    monkeypatch.setattr(store, "_KNOWN_DOWN", 0.5)
-
-
-def life(url, steps, *, others=(), model=None, resume=True, options=None, trainer=None, **settings):
-    """One life of a run that saves every five steps."""
-    settings = {"dirpath": url, "filename": "{step}", "every_n_train_steps": 5, "save_top_k": 2, **settings}
-    checkpoint = nl.ModelCheckpoint(**settings, storage_options=options)
-    trainer = quiet_trainer(max_steps=steps, callbacks=[*others, checkpoint], **(trainer or {}))
-    if resume:
-        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
-    model = model or ToyModel()
-    trainer.fit(model, loader(), loader())
-    return checkpoint, model
-
-
-def names_in(url):
-    return [path.name for path in storage_path(url).iterdir()]
-
-
-class At(pl.Callback):
-    """Does something when a step begins."""
-
-    def __init__(self, what) -> None:
-        self.what = what
-
-    def on_train_batch_start(self, trainer, *args):
-        if trainer.global_step in self.what:
-            self.what.pop(trainer.global_step)()
-
-
 @pytest.mark.parametrize("beside", [False, True], ids=["waiting", "beside"])
 def test_a_resumed_run_has_the_same_losses_and_keeps_the_same(s3, tmp_path, beside):
     _, straight = life(tmp_path / "local", 20)
@@ -90,6 +59,30 @@ def test_a_resumed_run_has_the_same_losses_and_keeps_the_same(s3, tmp_path, besi
         assert torch.equal(load_checkpoint(path)["state_dict"]["net.0.weight"], model.net[0].weight) == (
             path.name != "step=15"
         )
+
+
+def test_what_many_checkpoints_cost(s3, monkeypatch):
+    """A save as much as the first ones did, and a start one request more for each of them."""
+    opened, open_one, requests = [], store.open_file_system, []
+
+    def counted(*arguments):
+        opened.append(arguments)
+        return open_one(*arguments)
+
+    def count(trainer, *args):
+        requests.append(len(s3.gate.requests))
+
+    monkeypatch.setattr(store, "open_file_system", counted)
+    watch = pl.Callback()
+    watch.on_train_batch_start = count
+    every_step = {"every_n_train_steps": 1, "save_top_k": -1, "monitor": None}
+    life(s3.url, 8, others=[watch], **every_step)
+    assert len({later - earlier for earlier, later in pairwise(requests[2:])}) == 1
+    assert len(opened) <= 3, "the search for checkpoints, and the callback"
+
+    s3.gate.requests.clear()
+    life(s3.url, 8, **every_step)
+    assert [request.split()[0] for request in s3.gate.requests if "/step%3D3" in request] == ["GET"] * 2
 
 
 @pytest.mark.parametrize("last", [True, "link", False])
@@ -219,140 +212,6 @@ def _saved(value) -> bytes:
     return buffer.getvalue()
 
 
-# --- when things go wrong ---------------------------------------------------------------------------------------------
-
-
-def test_a_server_that_is_gone_for_a_while_costs_saves_and_nothing_else(s3, impatient, caplog):
-    def gone() -> None:
-        s3.gate.rule = lambda request: "refuse"
-
-    def back() -> None:
-        s3.gate.rule = lambda request: "pass"
-
-    life(s3.url, 5)
-    with caplog.at_level(logging.INFO):
-        _, model = life(s3.url, 20, others=[At({7: gone, 13: back})])
-    assert "save 1 of at most 3 in a row that may fail" in caplog.text
-    assert len(model.losses) == 15
-    assert names_in(s3.url) == ["step=15", "step=20", "step=20-last"]
-    assert s3.pending() == []
-
-
-def test_after_three_failed_saves_the_run_stops_and_the_one_before_is_the_newest(s3, impatient):
-    def gone() -> None:
-        s3.gate.rule = lambda request: "refuse"
-
-    with pytest.raises(nl.SaveFailedError, match=r"step=20.*(refused|[Cc]onnect)"):
-        life(s3.url, 40, others=[At({7: gone})])
-    s3.gate.rule = lambda request: "pass"
-    assert "step=5" in names_in(s3.url)
-    resumed = nl.AutoResume(resume_from_directory=s3.url).setup(quiet_trainer(max_steps=40))
-    assert resumed.step == 5
-    _, model = life(s3.url, 10)
-    assert sorted(model.losses) == list(range(5, 10))
-    assert names_in(s3.url) == ["step=10", "step=10-last", "step=5"]
-
-
-def test_beside_training_too_a_failed_save_is_counted(s3, caplog):
-    denied = iter(["deny"])
-
-    def rule(request: str) -> str:
-        return (
-            next(denied, "pass")
-            if "step%3D10/weights/__0_0" in request or "step=10/weights/__0_0" in request
-            else "pass"
-        )
-
-    s3.gate.rule = rule
-    with caplog.at_level(logging.INFO):
-        life(s3.url, 15, async_save=True)
-    assert "save 1 of at most 3 in a row that may fail" in caplog.text
-    assert "not for you" in caplog.text
-    assert names_in(s3.url) == ["step=15", "step=15-last", "step=5"]
-
-
-def test_training_does_not_wait_for_a_store(s3):
-    """While the last request of a save is not answered, steps are taken."""
-
-    def is_commit(request: str) -> bool:
-        return request.startswith("PUT") and "manifest.json" in request
-
-    s3.gate.rule = lambda request: "hold" if is_commit(request) else "pass"
-    taken = []
-
-    class Watch(pl.Callback):
-        def on_train_batch_end(self, trainer, *args):
-            time.sleep(0.05)
-            if any(map(is_commit, s3.gate.requests)):
-                taken.append(trainer.global_step)
-            if len(taken) == 5:
-                assert not any(found.manifest for found in survey(storage_path(s3.url)))
-                s3.gate.rule = lambda request: "pass"
-                s3.gate.release()
-            trainer.should_stop = len(taken) > 10
-
-    life(s3.url, 2000, async_save=True, on_busy="skip", others=[Watch()], resume=False, trainer={"min_steps": 0})
-    assert len(taken) > 10
-    assert all(problems(found.path) == [] for found in survey(storage_path(s3.url)))
-    assert names_in(s3.url)
-
-
-def test_a_store_that_cannot_be_reached_is_no_reason_to_start_from_scratch(s3, impatient):
-    life(s3.url, 5)
-    s3.gate.rule = lambda request: "refuse"
-    with pytest.raises(nl.CheckpointError, match=r"cannot be reached(.|\n)*nothing was started"):
-        life(s3.url, 10)
-
-
-@pytest.mark.parametrize(
-    ("where", "why"), [("s3://no-such-bucket/runs", "bucket does not exist"), ("s3:///runs", "names no bucket")]
-)
-def test_a_place_that_cannot_be_written_to_is_found_before_training(s3, where, why):
-    model = ToyModel()
-    with pytest.raises(nl.ConfigurationError, match=why):
-        life(where, 5, model=model, resume=False)
-    assert model.losses == {}
-
-
-@pytest.mark.parametrize(("method", "what"), [("PUT", "written"), ("GET", "read"), ("DELETE", "removed")])
-def test_what_every_save_needs_is_tried_before_training(s3, method, what):
-    s3.gate.rule = lambda request: "deny" if request.startswith(method) and "list-type" not in request else "pass"
-    model = ToyModel()
-    with pytest.raises(nl.ConfigurationError, match=f"an object could not be {what} there"):
-        life(s3.url, 5, model=model, resume=False)
-    assert model.losses == {}
-    s3.gate.rule = lambda request: "pass"
-    life(s3.url, 5)
-    assert all("unfinished" not in key for key in s3.objects())
-
-
-def test_lightnings_own_search_for_the_last_one_is_refused(s3):
-    life(s3.url, 5)
-    trainer = quiet_trainer(max_steps=10, callbacks=[nl.ModelCheckpoint(dirpath=s3.url, every_n_train_steps=5)])
-    with pytest.raises(nl.ConfigurationError, match=r"AutoResume\(resume_if_exists=True\)"):
-        trainer.fit(ToyModel(), loader(), loader(), ckpt_path="last")
-
-
-def test_credentials_are_used_and_stay_out_of_checkpoints(s3, monkeypatch):
-    options = {"endpoint_url": s3.gate.endpoint, "key": "test", "secret": "a-secret-that-nobody-keeps"}
-    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    life(s3.url, 5, options=options)
-    _, model = life(s3.url, 10, options=options, async_save=True)
-    assert sorted(model.losses) == list(range(5, 10))
-    assert nl.verify_checkpoint(f"{s3.url}/step=10", storage_options=options).ok
-    nl.load_weights(f"{s3.url}/step=10", ToyModel(), storage_options=options)
-    resume = nl.AutoResume(resume_from_path=f"{s3.url}/step=5", storage_options=options)
-    trainer = quiet_trainer(max_steps=6)
-    assert resume.setup(trainer).step == 5
-    trainer.fit(ToyModel(), loader(), loader())
-    assert "secret" not in repr(resume)
-    for key in s3.objects():
-        assert b"nobody-keeps" not in s3.client.get_object(Bucket=s3.name, Key=f"runs/{key}")["Body"].read()
-    monkeypatch.undo()
-
-
 # --- processes --------------------------------------------------------------------------------------------------------
 
 LARGE = ("--width", 480_000, "--files", 1)  # one file of about 75 MB: it goes up in parts
@@ -366,12 +225,19 @@ def _losses(directory: Path) -> dict[int, str]:
     return losses
 
 
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The losses of a run of six steps that nobody stopped."""
+    directory = tmp_path_factory.mktemp("straight")
+    python(SCRIPT, directory, 6, "--every", 2, *LARGE)
+    return _losses(directory)
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("beside", [False, True], ids=["waiting", "beside"])
-def test_a_kill_in_mid_upload(s3, tmp_path, beside):
+def test_a_kill_in_mid_upload(s3, tmp_path, straight, beside):
     """The one before is the newest, and the next run removes what is left over, even if the writer goes on for a while."""
     options = ("--every", 2, "--dirpath", s3.url, *LARGE, *["--beside"] * beside)
-    python(SCRIPT, tmp_path / "straight", 6, "--every", 2, *LARGE)
 
     def is_in_the_middle(request: str) -> bool:
         return "partNumber=3" in request and "step%3D4" in request
@@ -401,7 +267,7 @@ def test_a_kill_in_mid_upload(s3, tmp_path, beside):
     found = survey(storage_path(s3.url))
     assert {one.manifest.step for one in found} >= {6}
     assert all(problems(one.path) == [] for one in found)
-    assert _losses(tmp_path / "killed") == _losses(tmp_path / "straight")
+    assert _losses(tmp_path / "killed") == straight
 
 
 def _writers_beside() -> list[str]:

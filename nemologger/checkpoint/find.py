@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,7 +17,7 @@ from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.weights import read_common
 from nemologger.errors import CheckpointError, DamagedCheckpointError, NemologgerError, UnfinishedCheckpointError
-from nemologger.stores.path import in_store
+from nemologger.stores.path import in_store, is_unknown
 
 _AT_ONCE = 16
 
@@ -71,13 +72,23 @@ def survey(directory: Path) -> list[Found]:
     if in_store(directory) is None:
         return [found for path in paths if (found := _look_at(path)) is not None]
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="nemologger-find") as pool:  # it is all waiting for answers
-        return [found for found in pool.map(_look_at, paths) if found is not None]
+        return [found for found in pool.map(_look_in_store, paths) if found is not None]
+
+
+def _look_in_store(path: Path) -> Found | None:
+    """As :func:`_look_at`; of a complete one, of which there are many, by a single request."""
+    with suppress(DamagedCheckpointError):
+        if not _is_beside(path):
+            return Found(path, Status.COMPLETE, manifest=manifests.read(path))
+    return _look_at(path)
 
 
 def _look_at(path: Path) -> Found | None:
     try:
         return inspect(path) if _looks_like_one(path) else None
     except PermissionError as error:
+        if is_unknown(path, error):
+            raise
         if path.name == "lost+found":  # every disk has one
             return None
         return Found(path, Status.DAMAGED, f"it cannot be read: {error.strerror}")
@@ -195,8 +206,13 @@ def _newest_last(found: Found) -> tuple[tuple[int, int, float], bool]:
     return found.manifest.order if found.manifest else (0, 0, 0.0), found.is_last
 
 
+def _is_beside(path: Path) -> bool:
+    """Whether its name says that it lies beside checkpoints."""
+    return path.name.startswith(".") or path.name.endswith(names.UNFINISHED)
+
+
 def _looks_like_one(path: Path) -> bool:
-    if path.name.startswith(".") or path.name.endswith(names.UNFINISHED):
+    if _is_beside(path):
         return False
     if path.is_symlink() and not path.exists():
         return True

@@ -23,6 +23,7 @@ import xxhash
 
 from nemologger import names
 from nemologger.errors import DamagedCheckpointError
+from nemologger.stores.path import is_unknown
 
 FORMAT = 1
 BLOCK = 16 << 20
@@ -165,11 +166,14 @@ def read(checkpoint: Path) -> Manifest:
 
     Raises:
         DamagedCheckpointError: If there is none, or it is not as it was written.
+        OSError: If a store does not say.
     """
     path = checkpoint / names.MANIFEST
     try:
         content = path.read_bytes()
     except OSError as error:
+        if is_unknown(path, error):
+            raise
         raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
     return Manifest.loads(content, path)
 

@@ -16,6 +16,7 @@ from nemologger import names
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import BLOCK, FileRecord, Manifest
 from nemologger.errors import DamagedCheckpointError
+from nemologger.stores.path import is_unknown
 
 _THREADS = 4
 _BLOCKS_AT_ONCE = 4
@@ -169,6 +170,8 @@ def _look(checkpoint: Path, unit: _Unit) -> Problem | None:
                     what = f"its bytes {start} to {start + len(block) - 1} have changed since they were written"
                     return Problem(unit.file, what, number)
     except OSError as error:
+        if is_unknown(path, error):
+            raise
         return Problem(unit.file, f"cannot be read: {error.strerror}")
     return None
 
@@ -179,5 +182,7 @@ def _size_problem(path: Path, record: FileRecord) -> str | None:
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
+        if is_unknown(path, error):
+            raise
         return f"cannot be read: {error.strerror}"
     return None if size == record.size else f"has {size} bytes, {record.size} were written"

@@ -94,6 +94,10 @@ class StorePath:
         """Its neighbour of that name."""
         return self.parent / name
 
+    def within(self, store: Store) -> Path:
+        """The same path, by way of ``store``, which equals its own."""
+        return cast(Path, StorePath(store, self._key))
+
     def as_posix(self) -> str:
         """The URL."""
         return str(self)
@@ -302,6 +306,15 @@ def storage_path(where: str | os.PathLike[str] | StorePath, options: Mapping[str
 def in_store(path: Path) -> StorePath | None:
     """``path`` if it is one of a store, else None."""
     return path if isinstance(cast(Any, path), StorePath) else None  # type: ignore[return-value]
+
+
+def is_unknown(path: Path, error: OSError) -> bool:
+    """Whether ``error`` says nothing of what is at ``path``: a store that does not answer, or does not let us look.
+
+    A disk that cannot read a file will not read it tomorrow either. A store that is back has every byte.
+    """
+    absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    return in_store(path) is not None and not isinstance(error, absent)
 
 
 def link_to(name: str) -> bytes:

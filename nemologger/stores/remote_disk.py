@@ -34,7 +34,10 @@ class RemoteDisk:
 
     def path(self, text: str) -> Path:
         """See :class:`~nemologger.disk.Disk`."""
-        return storage_path(text, self.store.options)
+        found = storage_path(text, self.store.options)
+        remote = in_store(found)
+        # Each store opens a client of its own, which takes longer than a request; and it knows when the server was gone.
+        return found if remote is None or remote.store != self.store else remote.within(self.store)
 
     def make_directory(self, path: Path) -> None:
         """See :class:`~nemologger.disk.Disk`. Directories need not be made: ask whether they could be written to."""

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from inspect import signature
 from itertools import chain, count
 from typing import Any
 
@@ -201,15 +202,23 @@ class Store:
                 raise
 
     def _create(self, url: str, content: bytes) -> None:
+        if self.protocol not in S3:  # clients of other stores may not know the mode, or take it and not care
+            self._refuse_if_there(url)
+            if "mode" not in signature(self._fs.pipe_file).parameters:
+                self._send(url, content)
+                return
         try:
             self._send(url, content, mode="create")
         except OSError as error:
             if error.errno != errno.ENOSYS:
                 raise
             log.debug("%s cannot create objects only if they are not there: %s", self.root, error)
-            if self._call(url, "exists", url):
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url) from error
+            self._refuse_if_there(url)
             self._send(url, content)
+
+    def _refuse_if_there(self, url: str) -> None:
+        if self._call(url, "exists", url):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url)
 
     def _send(self, url: str, content: bytes, **options: str) -> None:
         body = Body(content) if self.protocol in S3 and content else content

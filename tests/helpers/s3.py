@@ -156,8 +156,22 @@ def s3_server() -> Iterator[int]:
         process.wait()
 
 
+@pytest.fixture(scope="session")
+def s3_client(s3_server) -> Iterator[object]:
+    """Past all gates. To make one takes longer than most tests talk to it."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=f"http://127.0.0.1:{s3_server}",
+        aws_access_key_id=KEYS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=KEYS["AWS_SECRET_ACCESS_KEY"],
+        region_name=KEYS["AWS_DEFAULT_REGION"],
+    )
+    yield client
+    client.close()
+
+
 @pytest.fixture
-def s3(s3_server) -> Iterator[Bucket]:
+def s3(s3_server, s3_client) -> Iterator[Bucket]:
     """An empty bucket, with the environment that leads to it."""
     gate = Gate(s3_server)
     with pytest.MonkeyPatch.context() as patch:
@@ -165,9 +179,7 @@ def s3(s3_server) -> Iterator[Bucket]:
             patch.delenv(name)
         for name, value in {**KEYS, "AWS_ENDPOINT_URL": gate.endpoint}.items():
             patch.setenv(name, value)
-        client = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{s3_server}")
-        bucket = Bucket(f"test-{uuid.uuid4().hex[:12]}", gate, client)
-        client.create_bucket(Bucket=bucket.name)
+        bucket = Bucket(f"test-{uuid.uuid4().hex[:12]}", gate, s3_client)
+        s3_client.create_bucket(Bucket=bucket.name)
         yield bucket
-        client.close()
     gate.close()

@@ -118,5 +118,8 @@ def test_parts_that_cannot_be_read_end_an_upload(root):
 
 def test_a_disk_knows_its_paths():
     disk = RemoteDisk(Store("s3://bucket", {"key": "k"}))
-    assert disk.path("s3://bucket/a") == storage_path("s3://bucket/a", {"key": "k"})
+    path = disk.path("s3://bucket/a")
+    assert path == storage_path("s3://bucket/a", {"key": "k"})
+    assert in_store(path).store is disk.store, "another one opens a client of its own"
+    assert in_store(disk.path("s3://other/a")).store.root == "s3://other"
     assert disk_of(Path("a")) is None

@@ -10,6 +10,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry as registry
 from helpers.s3 import SLOW
 
 from nemologger.stores import store
@@ -69,6 +71,38 @@ def test_a_large_object_that_is_there_is_not_overwritten(s3, small_parts):
         where.write(f"{root}/a", [LARGE], create=True)
     assert (root / "a").read_bytes() == b"first"
     assert s3.pending() == []
+
+
+class Careless(MemoryFileSystem):
+    """Takes any mode, and overwrites."""
+
+    protocol = "careless"
+
+    def pipe_file(self, path, value, mode="overwrite", **options):
+        super().pipe_file(path, value)
+
+
+class Plain(MemoryFileSystem):
+    """Knows no mode."""
+
+    protocol = "plain"
+
+    def pipe_file(self, path, value):
+        super().pipe_file(path, value)
+
+
+@pytest.mark.parametrize("kind", [Careless, Plain])
+def test_a_client_that_creates_nothing_only_if_it_is_not_there(monkeypatch, kind):
+    monkeypatch.setitem(registry, kind.protocol, kind)
+    root = storage_path(f"{kind.protocol}://bucket/runs")
+    disk = disk_of(root)
+    try:
+        disk.commit(root / "manifest.json", b"one")
+        with pytest.raises(FileExistsError):
+            disk.commit(root / "manifest.json", b"two")
+        assert (root / "manifest.json").read_bytes() == b"one"
+    finally:
+        disk.remove(root)
 
 
 def test_a_server_that_refuses_for_a_moment(s3):

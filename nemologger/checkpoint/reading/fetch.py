@@ -22,7 +22,7 @@ from nemologger.checkpoint.reading.overlaps import Block, Rows, Run, to_read
 from nemologger.checkpoint.state.stage import memory_of
 from nemologger.checkpoint.weights import Payload
 from nemologger.errors import DamagedCheckpointError
-from nemologger.stores.path import StorePath
+from nemologger.stores.path import StorePath, is_unknown
 
 _AT_ONCE = 8
 
@@ -83,6 +83,8 @@ def _fetch(path: StorePath, number: int, wanted: list[_Wanted], record: FileReco
     try:
         block = memoryview(path.store.read(str(path), start, start + BLOCK))
     except OSError as error:
+        if is_unknown(cast(Path, path), error):
+            raise
         raise DamagedCheckpointError(f"{path} cannot be read from byte {start} on: {error.strerror}") from error
     expected = record.blocks[number] if record is not None and number < len(record.blocks) else None
     if expected is not None and xxhash.xxh3_64_hexdigest(block) != expected:

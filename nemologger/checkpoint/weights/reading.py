@@ -6,10 +6,12 @@ import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import cast
 
 from torch.distributed.checkpoint.api import CheckpointException
 
 from nemologger.errors import DamagedCheckpointError, NemologgerError, RefusedError
+from nemologger.stores.path import is_unknown
 
 # What torch raises over bytes that are not what they should be.
 _UNREADABLE = (
@@ -43,6 +45,8 @@ def reading(path: Path | str) -> Iterator[None]:
             raise RefusedError(f"{path} holds more than plain types and was not loaded: {error}") from error
         raise DamagedCheckpointError(f"{path} cannot be read: {error}") from error
     except _UNREADABLE as error:
+        if isinstance(error, OSError) and is_unknown(cast(Path, path), error):
+            raise
         raise DamagedCheckpointError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
 
 

@@ -1,0 +1,175 @@
+"""What a store does not answer, or not in time, is not known: neither damaged, nor absent, nor somebody else's."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+import lightning.pytorch as pl
+import pytest
+from helpers.stored_run import At, life, names_in
+from toy import ToyModel, loader, quiet_trainer
+
+import nemologger as nl
+from nemologger.checkpoint.find import survey
+from nemologger.checkpoint.verify import problems
+from nemologger.stores import store
+from nemologger.stores.path import storage_path
+from nemologger.verify import main as verify_main
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    monkeypatch.setattr(store, "PATIENCE", 0.5)
+    monkeypatch.setattr(store, "_KNOWN_DOWN", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("how", "file"),
+    [
+        ("refuse", "manifest.json"),
+        *(("deny", f"weights/{name}") for name in (".metadata", "common.pt", "__0_0.distcp")),
+    ],
+)
+def test_a_newest_checkpoint_that_cannot_be_read_now_is_not_passed_over(s3, impatient, capsys, how, file):
+    """Training on from the one before, the newest would be surplus soon."""
+    life(s3.url, 10)
+    s3.gate.rule = lambda request: how if request.startswith("GET") and f"step%3D10/{file}" in request else "pass"
+    for resume in ({"resume_from_directory": s3.url}, {"resume_from_path": f"{s3.url}/step=10"}):
+        with pytest.raises(nl.CheckpointError, match=r"step=10.*cannot be reached(.|\n)*nothing was started") as error:
+            nl.AutoResume(**resume).setup(quiet_trainer(max_steps=20))
+        assert not isinstance(error.value, nl.DamagedCheckpointError)
+    assert verify_main([s3.url]) == 2
+    assert "step=10" in capsys.readouterr().out
+    assert names_in(s3.url) == ["step=10", "step=10-last", "step=5"]
+
+
+def test_a_server_that_is_gone_for_a_while_costs_saves_and_nothing_else(s3, impatient, caplog):
+    def gone() -> None:
+        s3.gate.rule = lambda request: "refuse"
+
+    def back() -> None:
+        s3.gate.rule = lambda request: "pass"
+
+    life(s3.url, 5)
+    with caplog.at_level(logging.INFO):
+        _, model = life(s3.url, 20, others=[At({7: gone, 13: back})])
+    assert "save 1 of at most 3 in a row that may fail" in caplog.text
+    assert len(model.losses) == 15
+    assert names_in(s3.url) == ["step=15", "step=20", "step=20-last"]
+    assert s3.pending() == []
+
+
+def test_after_three_failed_saves_the_run_stops_and_the_one_before_is_the_newest(s3, impatient):
+    def gone() -> None:
+        s3.gate.rule = lambda request: "refuse"
+
+    with pytest.raises(nl.SaveFailedError, match=r"step=20.*(refused|[Cc]onnect)"):
+        life(s3.url, 40, others=[At({7: gone})])
+    s3.gate.rule = lambda request: "pass"
+    assert "step=5" in names_in(s3.url)
+    resumed = nl.AutoResume(resume_from_directory=s3.url).setup(quiet_trainer(max_steps=40))
+    assert resumed.step == 5
+    _, model = life(s3.url, 10)
+    assert sorted(model.losses) == list(range(5, 10))
+    assert names_in(s3.url) == ["step=10", "step=10-last", "step=5"]
+
+
+def test_beside_training_too_a_failed_save_is_counted(s3, caplog):
+    denied = iter(["deny"])
+
+    def rule(request: str) -> str:
+        return (
+            next(denied, "pass")
+            if "step%3D10/weights/__0_0" in request or "step=10/weights/__0_0" in request
+            else "pass"
+        )
+
+    s3.gate.rule = rule
+    with caplog.at_level(logging.INFO):
+        life(s3.url, 15, async_save=True)
+    assert "save 1 of at most 3 in a row that may fail" in caplog.text
+    assert "not for you" in caplog.text
+    assert names_in(s3.url) == ["step=15", "step=15-last", "step=5"]
+
+
+def test_training_does_not_wait_for_a_store(s3):
+    """While the last request of a save is not answered, steps are taken."""
+
+    def is_commit(request: str) -> bool:
+        return request.startswith("PUT") and "manifest.json" in request
+
+    s3.gate.rule = lambda request: "hold" if is_commit(request) else "pass"
+    taken = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, *args):
+            time.sleep(0.05)
+            if any(map(is_commit, s3.gate.requests)):
+                taken.append(trainer.global_step)
+            if len(taken) == 5:
+                assert not any(found.manifest for found in survey(storage_path(s3.url)))
+                s3.gate.rule = lambda request: "pass"
+                s3.gate.release()
+            trainer.should_stop = len(taken) > 10
+
+    life(s3.url, 2000, async_save=True, on_busy="skip", others=[Watch()], resume=False, trainer={"min_steps": 0})
+    assert len(taken) > 10
+    assert all(problems(found.path) == [] for found in survey(storage_path(s3.url)))
+    assert names_in(s3.url)
+
+
+def test_a_store_that_cannot_be_reached_is_no_reason_to_start_from_scratch(s3, impatient):
+    life(s3.url, 5)
+    s3.gate.rule = lambda request: "refuse"
+    with pytest.raises(nl.CheckpointError, match=r"cannot be reached(.|\n)*nothing was started"):
+        life(s3.url, 10)
+
+
+@pytest.mark.parametrize(
+    ("where", "why"), [("s3://no-such-bucket/runs", "bucket does not exist"), ("s3:///runs", "names no bucket")]
+)
+def test_a_place_that_cannot_be_written_to_is_found_before_training(s3, where, why):
+    model = ToyModel()
+    with pytest.raises(nl.ConfigurationError, match=why):
+        life(where, 5, model=model, resume=False)
+    assert model.losses == {}
+
+
+@pytest.mark.parametrize(("method", "what"), [("PUT", "written"), ("GET", "read"), ("DELETE", "removed")])
+def test_what_every_save_needs_is_tried_before_training(s3, method, what):
+    s3.gate.rule = lambda request: "deny" if request.startswith(method) and "list-type" not in request else "pass"
+    model = ToyModel()
+    with pytest.raises(nl.ConfigurationError, match=f"an object could not be {what} there"):
+        life(s3.url, 5, model=model, resume=False)
+    assert model.losses == {}
+    s3.gate.rule = lambda request: "pass"
+    life(s3.url, 5)
+    assert all("unfinished" not in key for key in s3.objects())
+
+
+def test_lightnings_own_search_for_the_last_one_is_refused(s3):
+    life(s3.url, 5)
+    trainer = quiet_trainer(max_steps=10, callbacks=[nl.ModelCheckpoint(dirpath=s3.url, every_n_train_steps=5)])
+    with pytest.raises(nl.ConfigurationError, match=r"AutoResume\(resume_if_exists=True\)"):
+        trainer.fit(ToyModel(), loader(), loader(), ckpt_path="last")
+
+
+def test_credentials_are_used_and_stay_out_of_checkpoints(s3, monkeypatch):
+    options = {"endpoint_url": s3.gate.endpoint, "key": "test", "secret": "a-secret-that-nobody-keeps"}
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    life(s3.url, 5, options=options)
+    _, model = life(s3.url, 10, options=options, async_save=True)
+    assert sorted(model.losses) == list(range(5, 10))
+    assert nl.verify_checkpoint(f"{s3.url}/step=10", storage_options=options).ok
+    nl.load_weights(f"{s3.url}/step=10", ToyModel(), storage_options=options)
+    resume = nl.AutoResume(resume_from_path=f"{s3.url}/step=5", storage_options=options)
+    trainer = quiet_trainer(max_steps=6)
+    assert resume.setup(trainer).step == 5
+    trainer.fit(ToyModel(), loader(), loader())
+    assert "secret" not in repr(resume)
+    for key in s3.objects():
+        assert b"nobody-keeps" not in s3.client.get_object(Bucket=s3.name, Key=f"runs/{key}")["Body"].read()
+    monkeypatch.undo()
