@@ -281,7 +281,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Optimizers are there now: their state is about to be restored, by name."""
-        checkpoint_io.align_optimizers(trainer)
+        checkpoint_io.get_ready(trainer)
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say before training what would end it at its first save."""

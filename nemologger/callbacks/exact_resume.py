@@ -345,7 +345,7 @@ class ExactResume(Callback):
     def _compare_data(self, session: Session) -> None:
         before, self._data = self._data, None
         now = [feed.data for feed in session.feeds]
-        if before is not None and before != now:
+        if before and before != now:  # none yet in what LearningRateFinder and the like put back before a fit
             log.warning(
                 "the training data is not what it was when the checkpoint was saved (%s then, %s now): the run cannot go on "
                 "exactly. What is drawn when data are made needs a fixed seed: a random_split a generator, the rest of a "

@@ -42,6 +42,8 @@ class DirectoryCheckpointIO(CheckpointIO):
         self._inner = inner
         self._loaded: tuple[Path, list[dict[str, Any]]] | None = None  # optimizers' states
         self._kept: tuple[str, Opened | None] | None = None
+        self._asked: tuple[str | Path | None, bool | None] = None, None  # of the fit that is beginning
+        self._begins = False
         self._options: dict[str, Mapping[str, Any]] = {}
 
     def keep(self, path: Path, checkpoint: Opened | None) -> None:
@@ -79,6 +81,8 @@ class DirectoryCheckpointIO(CheckpointIO):
             CheckpointError: If a fit is to go on from a checkpoint that has no optimizer state.
         """
         kept, self._kept = self._kept, None
+        if self._is_asked_for(path) and not lightning_port.is_in_hook(self._trainer):
+            self._asked, self._begins = (path, weights_only), True
         directory = settled(self.place_of(path))
         if not directory.is_dir():
             if not directory.exists():
@@ -138,12 +142,26 @@ class DirectoryCheckpointIO(CheckpointIO):
         known = max((place for place in self._options if f"{path}/".startswith(f"{place}/")), key=len, default="")
         return storage_path(path, self._options.get(known))
 
+    def begin(self) -> None:
+        """Another fit, validation or test begins."""
+        self._asked, self._begins = (None, None), True
+
+    def restore_again(self) -> None:
+        """For ``on_fit_start``: bring back what the fit is to go on from, where a callback has put other state over it."""
+        if self._begins and self._trainer.state.fn == "fit":
+            lightning_port.restore_again(self._trainer, *self._asked)
+        self._begins = False
+
     def align_optimizers(self) -> None:
         """Bring the optimizer states that were loaded into the order of the trainer's optimizers."""
         if self._loaded is None:
             return
         (directory, states), self._loaded = self._loaded, None
         align_to(self._trainer, directory, states)
+
+    def _is_asked_for(self, path: str | Path) -> bool:
+        """Whether it is what ``fit`` or the like was asked to go on from. Lightning also reads files of its own."""
+        return str(self._trainer.ckpt_path) == str(path)
 
     def _load_file(self, path: str | Path, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
         options = {} if map_location is None else {"map_location": map_location}
@@ -189,6 +207,7 @@ def install(trainer: pl.Trainer, place: Path | None = None) -> None:
         lightning_port.use_checkpoint_io(trainer, plugin, plugin.load_sharded)
     if place is not None:
         plugin.remember(place)
+    plugin.begin()
 
 
 def place_of(trainer: pl.Trainer, path: str | Path) -> Path:
@@ -230,10 +249,11 @@ def keep(trainer: pl.Trainer, path: Path, checkpoint: Opened | None) -> None:
         plugin.keep(path, checkpoint)
 
 
-def align_optimizers(trainer: pl.Trainer) -> None:
-    """As :meth:`DirectoryCheckpointIO.align_optimizers`, if ``trainer`` has one."""
+def get_ready(trainer: pl.Trainer) -> None:
+    """For ``on_fit_start``: what was loaded is what the fit is to go on from, and in the order of its optimizers."""
     plugin = trainer.strategy.checkpoint_io
     if isinstance(plugin, DirectoryCheckpointIO):
+        plugin.restore_again()
         plugin.align_optimizers()
 
 
