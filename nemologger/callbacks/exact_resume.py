@@ -172,6 +172,7 @@ class ExactResume(Callback):
         """A run that was saved after the last validation of an epoch starts here."""
         if self._session is not None:
             self._session.settle()
+            lightning_port.count_left_out(trainer, epoch_ends=True)
             lightning_port.behind_module(
                 trainer, "on_train_epoch_end", partial(lightning_port.step_plateau_at_epoch_end, trainer)
             )
@@ -186,6 +187,7 @@ class ExactResume(Callback):
             else:
                 self._gradient_order, self._watched = self._watched.settle(), None
         if self._session is not None:
+            lightning_port.count_left_out(trainer, epoch_ends=False)
             self._session.batch_trained()
             if self._validates and lightning_port.validation_follows(trainer):
                 # The module may draw in its own hook, which is part of training.

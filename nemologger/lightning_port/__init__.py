@@ -72,6 +72,7 @@ from nemologger.lightning_port.processes import on_sigterm as on_sigterm
 from nemologger.lightning_port.processes import patience as patience
 from nemologger.lightning_port.processes import ranks_before_fit as ranks_before_fit
 from nemologger.lightning_port.progress import close_trained_epoch as close_trained_epoch
+from nemologger.lightning_port.progress import count_left_out as count_left_out
 from nemologger.lightning_port.progress import drop_interrupted_validation as drop_interrupted_validation
 from nemologger.lightning_port.progress import epoch_is_trained as epoch_is_trained
 from nemologger.lightning_port.progress import epochs_done as epochs_done

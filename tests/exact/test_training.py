@@ -218,6 +218,8 @@ CASES: dict[str, Case] = {
         at=(5, 6, 7),
         steps=40,
     ),
+    "an epoch that a hook ends": Case(shuffled, EndsSoon, trainer=EPOCHS, at=(6, 10, 13)),
+    "batches that are None": Case(lambda: shuffled(collate_fn=some_missing), at=(3, 7, 11)),
     "saved at epoch ends": Case(
         shuffled, trainer=EPOCHS, ckpt={"every_n_train_steps": None, "every_n_epochs": 1}, at=(6, 12)
     ),
