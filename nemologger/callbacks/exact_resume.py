@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
+from nemologger.callbacks.not_exact import advice_for, limits_of
 from nemologger.callbacks.program_state import ProgramState
 from nemologger.exact import reduction
 from nemologger.exact.rng import RngState
@@ -153,15 +154,10 @@ class ExactResume(Callback):
         if trainer.is_global_zero:  # the checkpoint has what rank 0 saw; others may have data of their own
             self._compare_data(session)
             self._say_limits(session)
-            device = trainer.strategy.root_device
-            if advice := _advice(device):
+            if advice := advice_for(trainer.strategy.root_device):
                 log.info("exact resume: %s", advice)
-            if layers := _with_dropout_of_cudnn(device, pl_module):
-                log.warning(
-                    "exact resume: the dropout of %s draws from a state of cuDNN that cannot be saved: a resumed run draws "
-                    "another one; torch.backends.cudnn.enabled = False takes torch's",
-                    ", ".join(layers),
-                )
+            for limit in limits_of(trainer, pl_module):
+                log.warning("exact resume: %s", limit)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """An epoch begins."""
@@ -355,24 +351,6 @@ class ExactResume(Callback):
                 before,
                 now,
             )
-
-
-def _advice(device: torch.device) -> str:
-    """What else it takes for a run on ``device`` to repeat."""
-    if device.type != "cuda" or (torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark):
-        return ""
-    return (
-        "loaders and random numbers go on where they were, but some kernels of a GPU, and NCCL on some machines, differ in "
-        "the last bits from run to run; Trainer(deterministic=True, benchmark=False) keeps torch from using them"
-    )
-
-
-def _with_dropout_of_cudnn(device: torch.device, module: torch.nn.Module) -> list[str]:
-    """The names of recurrent layers whose dropout is cuDNN's."""
-    if device.type != "cuda" or not torch.backends.cudnn.enabled:
-        return []
-    named = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.RNNBase)]
-    return [name for name, part in named if part.dropout > 0 and part.num_layers > 1]
 
 
 class _Fit:

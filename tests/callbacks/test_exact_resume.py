@@ -11,12 +11,13 @@ import pytest
 import torch
 from exact.runs import BATCH, Augmented, Case, Net, shuffled, train
 from exact.test_loaders import Stream
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelPruning
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, random_split
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import nemologger as nl
-from nemologger.callbacks.exact_resume import ExactResume, _advice, _with_dropout_of_cudnn
+from nemologger.callbacks.exact_resume import ExactResume
+from nemologger.callbacks.not_exact import _with_dropout_of_cudnn, advice_for
 from nemologger.exact.feed import described
 
 
@@ -181,11 +182,11 @@ def test_a_second_fit_of_the_same_trainer(tmp_path):
 
 
 def test_on_a_gpu_it_says_what_else_must_repeat(monkeypatch):
-    assert _advice(torch.device("cpu")) == ""
+    assert advice_for(torch.device("cpu")) == ""
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
-    assert "Trainer(deterministic=True, benchmark=False)" in _advice(torch.device("cuda", 1))
+    assert "Trainer(deterministic=True, benchmark=False)" in advice_for(torch.device("cuda", 1))
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert _advice(torch.device("cuda", 1)) == ""
+    assert advice_for(torch.device("cuda", 1)) == ""
 
 
 def test_on_a_gpu_it_names_layers_whose_dropout_is_not_torchs():
@@ -271,3 +272,15 @@ def test_a_part_of_a_dataset_is_the_same_however_its_indices_are_kept(kind):
     part = [5, 3, 8]
     assert described(Subset(Augmented(), kind(part))) == described(Subset(Augmented(), part))
     assert described(Subset(Augmented(), kind(part[::-1]))) != described(Subset(Augmented(), part))
+
+
+def test_a_pruned_model_goes_on_and_what_is_not_the_same_is_said(tmp_path, caplog):
+    pruned = Case(
+        shuffled,
+        callbacks=lambda: [ModelPruning("l1_unstructured", amount=0.5)],
+        trainer={"max_epochs": 3, "max_steps": -1},
+    )
+    straight, batches, _ = train(pruned, tmp_path / "straight", 1)
+    losses, _, _ = train(pruned, tmp_path / "resumed", 2, tmp_path / "straight" / "step=13")
+    assert len(losses) == len(straight) - batches[13]
+    assert "ModelPruning keeps its masks out of checkpoints" in caplog.text
