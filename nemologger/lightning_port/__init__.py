@@ -66,6 +66,7 @@ from nemologger.lightning_port.loggers import wandb_run_id as wandb_run_id
 from nemologger.lightning_port.processes import connect_as_patiently as connect_as_patiently
 from nemologger.lightning_port.processes import forget_decisions as forget_decisions
 from nemologger.lightning_port.processes import forks_later as forks_later
+from nemologger.lightning_port.processes import interruptible as interruptible
 from nemologger.lightning_port.processes import launches_on_each_node as launches_on_each_node
 from nemologger.lightning_port.processes import let_processes_end as let_processes_end
 from nemologger.lightning_port.processes import on_sigterm as on_sigterm
