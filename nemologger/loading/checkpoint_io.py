@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -16,15 +17,17 @@ from nemologger import lightning_port, names, sharded_state
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import settled
 from nemologger.checkpoint.in_place import loaded_otherwise, loads_plainly
-from nemologger.checkpoint.load import Opened, is_of_model, open_checkpoint, optimizer_names, weights_of
+from nemologger.checkpoint.load import Opened, averages_of, is_of_model, open_checkpoint, optimizer_names, weights_of
 from nemologger.checkpoint.optimizers import align
 from nemologger.checkpoint.snapshot import is_stored
 from nemologger.checkpoint.weights import described
-from nemologger.errors import CheckpointError, ModelMismatchError, NotFoundError, RefusedError
+from nemologger.errors import CheckpointError, DamagedCheckpointError, ModelMismatchError, NotFoundError, RefusedError
 from nemologger.stores.path import in_store, storage_path
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 8
 
@@ -110,7 +113,19 @@ class DirectoryCheckpointIO(CheckpointIO):
         if is_fit and not opened.has_optimizer:
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
         self._loaded = (directory, checkpoint["optimizer_states"]) if is_fit else None
+        if is_fit and self._trainer.is_global_zero:
+            self._say_what_nobody_keeps(directory)
         return checkpoint
+
+    def _say_what_nobody_keeps(self, directory: Path) -> None:
+        keeps = any(
+            isinstance(callback, lightning_port.KeepsWeights) for callback in lightning_port.callbacks(self._trainer)
+        )
+        if not keeps and averages_of(directory) is not None:
+            log.warning(
+                "%s holds averages of the weights, and this run has no EMA callback: its own checkpoints will have none",
+                directory,
+            )
 
     def load_sharded(self, path: str | Path) -> dict[str, Any] | None:
         """As :meth:`load_checkpoint`, and load model and optimizers; None if ``path`` is not one of ours or NeMo's."""
@@ -167,13 +182,25 @@ class DirectoryCheckpointIO(CheckpointIO):
         options = {} if map_location is None else {"map_location": map_location}
         try:
             with safe_globals(_omegaconf_types()):
-                return self._inner.load_checkpoint(path, weights_only=weights_only, **options)
+                loaded: dict[str, Any] = self._inner.load_checkpoint(path, weights_only=weights_only, **options)
         except pickle.UnpicklingError as error:
             raise RefusedError(
                 f"{path} holds more than plain types, and loading it would run code: {error}\nIf you trust it, pass "
                 "trainer.fit(..., weights_only=False). NeMoLogger(ckpt=nemologger.ModelCheckpoint()) writes checkpoints "
                 "that need no trust."
             ) from error
+        except OSError:
+            raise
+        except Exception as error:
+            raise DamagedCheckpointError(
+                f"{path} cannot be read as a checkpoint of Lightning: {type(error).__name__}: {error}"
+            ) from error
+        if self._is_asked_for(path) and (not isinstance(loaded, dict) or "pytorch-lightning_version" not in loaded):
+            raise CheckpointError(
+                f"{path} is no checkpoint of a Lightning run, from which training could go on: it holds "
+                f"{_shown(loaded)}. If these are weights, load them into the model in your program"
+            )
+        return loaded
 
     def _is_finished(self, checkpoint: Path) -> bool:
         if not (checkpoint / names.MANIFEST).exists():
@@ -184,6 +211,13 @@ class DirectoryCheckpointIO(CheckpointIO):
     def teardown(self) -> None:
         """Pass it on."""
         self._inner.teardown()
+
+
+def _shown(loaded: Any) -> str:
+    """What a file of somebody else's holds, in a few words."""
+    if not isinstance(loaded, dict):
+        return f"a {type(loaded).__name__}"
+    return f"a dictionary with {', '.join(map(repr, list(loaded)[:5])) or 'nothing in it'}"
 
 
 def _omegaconf_types() -> list[Any]:
