@@ -32,6 +32,7 @@ from nemologger.saving.arguments import check_arguments
 from nemologger.saving.batches import batch_size
 from nemologger.saving.checks import (
     check_interval,
+    check_lengths,
     check_monitor,
     check_ranks,
     check_shared,
@@ -308,6 +309,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self._keeper.prune(protected)
         self._reflect()
         check_interval(trainer, self.monitor)
+        check_lengths(self._ranks, trainer)
         check_state(trainer)
 
     def on_train_batch_end(

@@ -346,8 +346,8 @@ class ExactResume(Callback):
         if before and before != now:  # none yet in what LearningRateFinder and the like put back before a fit
             log.warning(
                 "the training data is not what it was when the checkpoint was saved (%s then, %s now): the run cannot go on "
-                "exactly. What is drawn when data are made needs a fixed seed: a random_split a generator, the rest of a "
-                "setup() a call of lightning.seed_everything",
+                "exactly, and leaves out as many batches of the epoch as were trained on. What is drawn when data are made "
+                "needs a fixed seed: a random_split a generator, the rest of a setup() a call of lightning.seed_everything",
                 before,
                 now,
             )

@@ -124,14 +124,16 @@ def test_generators_that_each_worker_has_a_copy_of_are_named(tmp_path, caplog):
 
 
 def test_other_data_than_before_is_reported(tmp_path, caplog):
-    def split() -> DataLoader:
-        return DataLoader(random_split(Augmented(), [18, 4])[0], batch_size=BATCH)
+    def split(size: int = BATCH) -> DataLoader:
+        return DataLoader(random_split(Augmented(), [18, 4])[0], batch_size=size)
 
     train(Case(split), tmp_path / "a", 1, stop_at=2)
     train(Case(split), tmp_path / "b", 1, tmp_path / "a" / "step=2")
     assert "training data is not what it was" not in caplog.text
     train(Case(split), tmp_path / "c", 2, tmp_path / "a" / "step=2")
-    assert "training data is not what it was" in caplog.text
+    assert caplog.text.count("training data is not what it was") == 1
+    train(Case(lambda: split(BATCH // 2)), tmp_path / "d", 1, tmp_path / "a" / "step=2")
+    assert caplog.text.count("training data is not what it was") == 2
 
 
 def test_a_checkpoint_without_our_state_goes_on_after_as_many_batches(tmp_path, caplog):
