@@ -88,10 +88,15 @@ def load_recipe(where: str) -> Any:
     module = importlib.import_module(name)
     if not function:
         functions = [key for key, value in vars(module).items() if key.endswith(_SUFFIX) and callable(value)]
+        if not functions:
+            raise ConfigurationError(
+                f"{where} has no function called ...{_SUFFIX}: it takes no arguments and returns a fdl.Partial of "
+                "nemologger.train, as in nemologger's recipes/byte_gpt.py"
+            )
         if len(functions) != 1:
             raise ConfigurationError(
                 f"{where} has {len(functions)} functions called ...{_SUFFIX} {sorted(functions)}: name one, as in "
-                f"{where}:{functions[0] if functions else 'pretrain' + _SUFFIX}"
+                f"{where}:{functions[0]}"
             )
         function = functions[0]
     if not hasattr(module, function):

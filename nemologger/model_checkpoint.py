@@ -32,6 +32,7 @@ from nemologger.saving.arguments import check_arguments
 from nemologger.saving.batches import batch_size
 from nemologger.saving.checks import (
     check_interval,
+    check_lengths,
     check_monitor,
     check_ranks,
     check_shared,
@@ -281,7 +282,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Optimizers are there now: their state is about to be restored, by name."""
-        checkpoint_io.align_optimizers(trainer)
+        checkpoint_io.get_ready(trainer)
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say before training what would end it at its first save."""
@@ -308,6 +309,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self._keeper.prune(protected)
         self._reflect()
         check_interval(trainer, self.monitor)
+        check_lengths(self._ranks, trainer)
         check_state(trainer)
 
     def on_train_batch_end(
@@ -394,14 +396,23 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
             # Lightning would end with 0, and a scheduler take the run for finished.
             exception.code = 128 + signal.SIGTERM
         try:
+            with lightning_port.interruptible():
+                self._end_saves(trainer, exception)
+        except KeyboardInterrupt:
+            log.error("Ctrl-C again: what is being saved is given up")
+            self._keeper.give_up()
+        finally:
+            self._release()
+
+    def _end_saves(self, trainer: pl.Trainer, exception: BaseException) -> None:
+        try:
             # Ctrl-C and SIGTERM reach all ranks; an error may be that another one has died.
             self._keeper.finish_alone(others_are_there=not isinstance(exception, Exception))
             if self._should_save_on_exception(trainer) and trainer.global_step > 0 and self._all_have_stopped(trainer):
                 self._save(trainer, now=True)
         except Exception:  # after an error of CUDA, whatever asks the device raises it again
             log.exception("the state at the exception could not be saved")
-        finally:
-            self._release()
+        self._keeper.close()
 
     def _all_have_stopped(self, trainer: pl.Trainer) -> bool:
         """Whether the exception is on all ranks: one alone would wait in vain for the others to save with it."""

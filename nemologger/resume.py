@@ -175,6 +175,7 @@ class AutoResume:
             raise ConfigurationError("AutoResume.setup needs a Lightning Trainer, not Fabric")
         self._own_directory = _directory_of(trainer)
         self._check_own_directory(trainer)
+        model = getattr(model, "_orig_mod", model)  # of torch.compile(module), which fit takes, the module
         keep = checkpoint_io.keeps(trainer, model, optimizer=stage == "fit")
         ranks = ranks_before_fit(trainer)
         read = VerifiedReads(ranks, keep)

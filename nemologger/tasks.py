@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.compile import from_compiled
 
 from nemologger.callbacks.model_transform import ModelTransform
 from nemologger.condition import kind_of
@@ -181,6 +182,9 @@ def _set_up(
 ) -> tuple[pl.LightningModule, RunDirectory]:
     logger = NeMoLogger() if logger is None else logger
     resume = AutoResume() if resume is None else resume
+    if isinstance(getattr(model, "_orig_mod", None), LightningModule):
+        # As fit does: the module, with steps that are compiled.
+        model = from_compiled(model)  # type: ignore[arg-type]
     _check_types(model, data, logger, resume)
     if isinstance(model, str | Path):
         resume = _with_weights_of(model, resume)

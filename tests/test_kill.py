@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
 import pytest
+from helpers.kill_loop import writers
 from processes import python, started, wait_for
 from toy import manifests, names
 
@@ -56,6 +58,31 @@ def test_kills_at_random_moments(ranks):
     """With and without loader workers, saving beside training and not. The same script runs for as long as wanted."""
     done = python(LOOP, "--kills", 2, "--ranks", ranks, "--workers", 0, 2, "--both", "--steps", 30, timeout=280)
     assert done.stdout.count(f"\n| {ranks} | ") == 4, done.stdout + done.stderr
+
+
+def test_a_second_ctrl_c_ends_the_wait_for_storage_that_does_not_answer(tmp_path):
+    """The first one waits for the save under way, of which the writer, stopped, writes no more."""
+    checkpoints = tmp_path / "toy" / "checkpoints"
+    with started(SCRIPT, tmp_path, 500, "--every", 5, "--pause", 0.02, "--beside") as process:
+        wait_for(lambda: any(checkpoints.glob("*-last/manifest.json")))
+        (writer,) = writers(process.pid)
+        os.kill(writer, signal.SIGSTOP)
+        before = _log(tmp_path).count(_WAITS)
+        for ctrl_c in (1, 2):  # when a save waits for the one before it, and when the end of the run does
+            wait_for(lambda n=ctrl_c: _log(tmp_path).count(_WAITS) == before + n)
+            process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=20) == 1
+    assert "which was being written, is lost; the one before it is still the newest" in _log(tmp_path)
+    wait_for(lambda: not Path(f"/proc/{writer}").exists())
+    python(SCRIPT, tmp_path, 10, "--every", 5)
+    assert max(m.step for m in manifests(checkpoints).values()) >= 10
+
+
+_WAITS = "nemologger.checkpoint.writing.progress: waiting for checkpoint"
+
+
+def _log(directory: Path) -> str:
+    return (directory / "toy" / "nemo_log_globalrank-0_localrank-0.txt").read_text()
 
 
 def test_a_second_run_in_the_same_directory_is_refused(tmp_path):

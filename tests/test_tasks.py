@@ -262,3 +262,28 @@ def test_a_metric_that_validation_does_not_log_is_told_before_training(tmp_path,
     with nullcontext() if not is_told else pytest.raises(nl.ConfigurationError, match="no such metric was logged"):
         nl.train(model, ToyDataModule(), trainer, nl.NeMoLogger(name="toy", log_dir=tmp_path, ckpt=ckpt))
     assert told == [is_told]
+
+
+class Silent(ToyModel):
+    """Logs nothing: not every torch can compile what that does."""
+
+    def training_step(self, batch, batch_idx):
+        self.losses[self.global_step] = 0.0
+        return self.net(batch).mean()
+
+
+def test_a_compiled_module_is_trained_and_resumed(tmp_path):
+    for steps in (5, 10):
+        model = torch.compile(Silent(), backend="eager")
+        trainer = quiet_trainer(max_steps=steps, limit_val_batches=0)
+        nl.train(model, ToyDataModule(), trainer, _log(tmp_path, monitor=None), _resume())
+    assert sorted(model._orig_mod.losses) == [5, 6, 7, 8, 9]
+
+
+def test_a_trainer_that_has_trained_before_goes_on_from_the_end_of_an_epoch(tmp_path):
+    trainer, log = quiet_trainer(max_epochs=1, check_val_every_n_epoch=1, val_check_interval=1.0), _log(tmp_path)
+    for epochs in (1, 2):
+        model = ToyModel()
+        trainer.fit_loop.max_epochs = epochs
+        nl.train(model, ToyDataModule(), trainer, log, _resume())
+    assert sorted(model.losses) == list(range(10, 20))

@@ -11,7 +11,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from processes import free_port
+from toy import ToyModel, loader, quiet_trainer
 
+from nemologger import ModelCheckpoint
 from nemologger.io import load_context, reinit
 from nemologger.trainer import Trainer
 
@@ -60,6 +62,15 @@ def test_the_trainer_trains_as_lightnings_does():
         kind(max_steps=2, **QUIET).fit(model, datamodule=ctxmod.SpawnedData())
         losses.append(model.layer.weight.item())
     assert losses[0] == losses[1]
+
+
+def test_the_trainer_alone_reads_checkpoint_directories(tmp_path):
+    trained = ToyModel()
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
+    quiet_trainer(max_steps=5, callbacks=[saves]).fit(trained, loader(), loader())
+    fresh = ToyModel()
+    quiet_trainer(enable_checkpointing=False).validate(fresh, loader(), ckpt_path=str(tmp_path / "x"))
+    assert all(map(torch.equal, fresh.state_dict().values(), trained.state_dict().values()))
 
 
 def test_the_trainer_and_its_model_can_be_pickled_for_other_processes():

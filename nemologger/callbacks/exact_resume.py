@@ -15,8 +15,9 @@ from lightning.pytorch.callbacks import Callback
 from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
+from nemologger.callbacks.not_exact import advice_for, limits_of
 from nemologger.callbacks.program_state import ProgramState
-from nemologger.exact import buffers, kernels, reduction
+from nemologger.exact import buffers, reduction
 from nemologger.exact.rng import RngState
 from nemologger.exact.session import Place, Session, most_of_each
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
@@ -158,15 +159,10 @@ class ExactResume(Callback):
         if trainer.is_global_zero:  # the checkpoint has what rank 0 saw; others may have data of their own
             self._compare_data(session)
             self._say_limits(session)
-            device = trainer.strategy.root_device
-            if advice := kernels.advice(device):
+            if advice := advice_for(trainer.strategy.root_device):
                 log.info("exact resume: %s", advice)
-            if layers := kernels.with_own_dropout(device, pl_module):
-                log.warning(
-                    "exact resume: the dropout of %s draws from a state of cuDNN that cannot be saved: a resumed run draws "
-                    "another one; torch.backends.cudnn.enabled = False takes torch's",
-                    ", ".join(layers),
-                )
+            for limit in limits_of(trainer, pl_module):
+                log.warning("exact resume: %s", limit)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """An epoch begins."""
@@ -177,6 +173,7 @@ class ExactResume(Callback):
         """A run that was saved after the last validation of an epoch starts here."""
         if self._session is not None:
             self._session.end_epoch()
+            lightning_port.count_left_out(trainer, epoch_ends=True)
             lightning_port.behind_module(
                 trainer, "on_train_epoch_end", partial(lightning_port.step_plateau_at_epoch_end, trainer)
             )
@@ -191,6 +188,7 @@ class ExactResume(Callback):
             else:
                 self._gradient_order, self._watched = self._watched.settle(), None
         if self._session is not None:
+            lightning_port.count_left_out(trainer, epoch_ends=False)
             self._session.batch_trained()
             if self._validates and lightning_port.validation_follows(trainer):
                 # The module may draw in its own hook, which is part of training.
@@ -358,11 +356,11 @@ class ExactResume(Callback):
     def _compare_data(self, session: Session) -> None:
         before, self._data = self._data, None
         now = [feed.data for feed in session.feeds]
-        if before is not None and before != now:
+        if before and before != now:  # none yet in what LearningRateFinder and the like put back before a fit
             log.warning(
                 "the training data is not what it was when the checkpoint was saved (%s then, %s now): the run cannot go on "
-                "exactly. What is drawn when data are made needs a fixed seed: a random_split a generator, the rest of a "
-                "setup() a call of lightning.seed_everything",
+                "exactly, and leaves out as many batches of the epoch as were trained on. What is drawn when data are made "
+                "needs a fixed seed: a random_split a generator, the rest of a setup() a call of lightning.seed_everything",
                 before,
                 now,
             )

@@ -25,8 +25,8 @@ class ResumeOnce(Callback):
         self.path = path
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let what was loaded for optimizers be in their order, also in a run that saves no checkpoints of ours."""
-        checkpoint_io.align_optimizers(trainer)
+        """Let what was loaded be used as it is meant, also in a run that saves no checkpoints of ours."""
+        checkpoint_io.get_ready(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """What was trained is newer now."""

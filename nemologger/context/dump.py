@@ -13,7 +13,7 @@ from nemologger.context import configs
 from nemologger.context.artifacts import Copies
 from nemologger.context.model_yaml import to_yaml
 from nemologger.context.serialized import encode
-from nemologger.context.uncaptured import Uncaptured, warn_once
+from nemologger.context.uncaptured import Uncaptured, log_once, warn_once
 from nemologger.context.values import Writable
 from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import ContextError
@@ -29,6 +29,7 @@ def dump_context(
     disk: Disk | None = None,
     strict: bool = True,
     owner: object | None = None,
+    minor: tuple[str, ...] = (),
 ) -> None:
     """Write ``config`` into the directory ``output``: ``io.json``, a YAML file per attribute, and the artifacts.
 
@@ -42,6 +43,7 @@ def dump_context(
         disk: Where to write; the local file system by default.
         strict: Raise for an artifact that is required and not there. False: warn, and keep everything else.
         owner: The object that the warnings are about; each is given once for it.
+        minor: Of values whose path begins like this, what could not be kept is logged in one line.
 
     Raises:
         ContextError: If the class of ``config`` cannot be found by its name, a required artifact is missing, or ``config``
@@ -70,8 +72,12 @@ def dump_context(
     disk.sync(output)
     disk.sync(output.absolute().parent)
 
+    owner = owner if owner is not None else config
+    less = [loss for loss in writable.losses if minor and loss.startswith(minor)]
+    more = [loss for loss in writable.losses if loss not in less]
     heading = f"the context {output} does not hold everything that was passed:"
-    warn_once(owner if owner is not None else config, itertools.chain(writable.losses, copies.missing), heading)
+    warn_once(owner, itertools.chain(more, copies.missing), heading)
+    log_once(owner, less, f"the context {output} leaves out")
 
 
 def _argument(config: Any, name: str) -> Any:

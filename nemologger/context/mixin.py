@@ -86,7 +86,19 @@ class IOMixin:
         capture = captured(self)
         if capture is None or capture.config is None:
             raise ContextError(f"{type_name(self)} cannot be written: {why_not(self)}")
-        dump_context(capture.config, output, yaml_attrs, disk=disk, strict=strict, owner=self._io_owner())
+        dump_context(
+            capture.config,
+            output,
+            yaml_attrs,
+            disk=disk,
+            strict=strict,
+            owner=self._io_owner(),
+            minor=self._io_minor(strict),
+        )
+
+    def _io_minor(self, strict: bool) -> tuple[str, ...]:
+        """What the paths of values begin with whose loss is hardly worth a word."""
+        return ()
 
     def _io_owner(self) -> object:
         """The object that lives as long as the run, by which a warning is given once."""

@@ -62,5 +62,9 @@ class TrainerContext(IOMixin):
         """Write the context into the directory ``output``, with ``model.yaml`` by default; see :meth:`IOMixin.io_dump`."""
         super().io_dump(output, yaml_attrs, disk=disk, strict=strict)
 
+    def _io_minor(self, strict: bool) -> tuple[str, ...]:
+        # A run and its model come back without them: settings of data and callbacks beside a checkpoint are for reading.
+        return () if strict else ("trainer.", "extra.")
+
     def _io_owner(self) -> object:
         return self.trainer if hasattr(self.trainer, "__dict__") else self.model

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 _WARNED = "_nemologger_warned"
 _BETWEEN = ("nemologger", "lightning", "torch", "contextlib")
@@ -54,13 +57,25 @@ def warn_once(owner: Any, messages: Iterable[str], heading: str) -> None:
     A run dumps the same context at every save. What was said is kept with the object it is about, so that two runs in one
     process do not silence each other.
     """
+    fresh = _fresh(owner, messages)
+    if fresh:
+        warnings.warn("\n".join([heading, *(f"  - {message}" for message in fresh)]), stacklevel=_of_user())
+
+
+def log_once(owner: Any, messages: Iterable[str], heading: str) -> None:
+    """The same in one line of the log, for what hardly anybody misses: only which values, not why and what would help."""
+    fresh = _fresh(owner, messages)
+    if fresh:
+        what = ", ".join(message.partition(":")[0] for message in fresh)
+        log.info("%s %s; nemologger.io.load_context tells why", heading, what)
+
+
+def _fresh(owner: Any, messages: Iterable[str]) -> list[str]:
     said: set[str] = getattr(owner, "__dict__", {}).get(_WARNED, set())
     fresh = [message for message in messages if message not in said]
-    if not fresh:
-        return
-    if hasattr(owner, "__dict__"):
+    if fresh and hasattr(owner, "__dict__"):
         object.__setattr__(owner, _WARNED, said.union(fresh))
-    warnings.warn("\n".join([heading, *(f"  - {message}" for message in fresh)]), stacklevel=_of_user())
+    return fresh
 
 
 def _of_user() -> int:

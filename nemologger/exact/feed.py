@@ -200,8 +200,14 @@ class Feed:
 
     @cached_property
     def data(self) -> dict[str, Any]:
-        """What identifies its dataset: a run must not go on with another one unnoticed. It takes time for millions."""
-        return described(getattr(self.loader, "dataset", None))
+        """What identifies its dataset: a run must not go on with another one unnoticed. It takes time for millions.
+
+        And the size of its batches, by which the place in it is counted.
+        """
+        return {
+            **described(getattr(self.loader, "dataset", None)),
+            "batch_size": getattr(self.loader, "batch_size", None),
+        }
 
     def release(self) -> None:
         """Leave the loader as it was found, and let go of what is being iterated over."""

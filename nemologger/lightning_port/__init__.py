@@ -67,12 +67,14 @@ from nemologger.lightning_port.loggers import wandb_run_id as wandb_run_id
 from nemologger.lightning_port.processes import connect_as_patiently as connect_as_patiently
 from nemologger.lightning_port.processes import forget_decisions as forget_decisions
 from nemologger.lightning_port.processes import forks_later as forks_later
+from nemologger.lightning_port.processes import interruptible as interruptible
 from nemologger.lightning_port.processes import launches_on_each_node as launches_on_each_node
 from nemologger.lightning_port.processes import let_processes_end as let_processes_end
 from nemologger.lightning_port.processes import on_sigterm as on_sigterm
 from nemologger.lightning_port.processes import patience as patience
 from nemologger.lightning_port.processes import ranks_before_fit as ranks_before_fit
 from nemologger.lightning_port.progress import close_trained_epoch as close_trained_epoch
+from nemologger.lightning_port.progress import count_left_out as count_left_out
 from nemologger.lightning_port.progress import drop_interrupted_validation as drop_interrupted_validation
 from nemologger.lightning_port.progress import epoch_is_trained as epoch_is_trained
 from nemologger.lightning_port.progress import epochs_done as epochs_done
@@ -84,8 +86,10 @@ from nemologger.lightning_port.progress import is_trial as is_trial
 from nemologger.lightning_port.progress import leave_fit as leave_fit
 from nemologger.lightning_port.progress import modes_of_training as modes_of_training
 from nemologger.lightning_port.progress import validation_follows as validation_follows
+from nemologger.lightning_port.restoring import is_in_hook as is_in_hook
 from nemologger.lightning_port.restoring import loads_as_is as loads_as_is
 from nemologger.lightning_port.restoring import loads_model_as_is as loads_model_as_is
+from nemologger.lightning_port.restoring import restore_again as restore_again
 from nemologger.lightning_port.restoring import use_checkpoint_io as use_checkpoint_io
 from nemologger.lightning_port.restoring import will_rewrite_state as will_rewrite_state
 from nemologger.lightning_port.schedules import PlateauSteps as PlateauSteps

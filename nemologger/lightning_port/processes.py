@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -117,6 +119,23 @@ def on_sigterm(trainer: pl.Trainer, receive: Callable[[int, FrameType | None], N
     connector = trainer._signal_connector
     connector._sigterm_notifier_fn = receive  # type: ignore[method-assign,assignment]
     return lambda: connector.__dict__.pop("_sigterm_notifier_fn", None)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt in here, also while a fit is ending because of an earlier one.
+
+    Lightning ignores it from then on, however long that takes.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if not ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def let_processes_end() -> None:

@@ -61,6 +61,23 @@ def epoch_is_trained(trainer: pl.Trainer) -> bool:
     return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
 
 
+def count_left_out(trainer: pl.Trainer, *, epoch_ends: bool) -> None:
+    """Count a batch that was not trained on like the others: one that is None, or at which a hook has ended the epoch.
+
+    Lightning does not count it as started. By its sums it then takes every later checkpoint for one from the middle of a
+    batch, and trains once more on a batch of that number.
+
+    Args:
+        trainer: At the end of a batch or an epoch.
+        epoch_ends: At that of an epoch: ``on_train_batch_start`` may have ended it by returning -1.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    for counted in (progress.total, progress.current):
+        counted.started = max(counted.started, counted.processed)
+        if epoch_ends:
+            counted.completed = max(counted.completed, counted.processed)
+
+
 def close_trained_epoch(trainer: pl.Trainer) -> None:
     """For ``on_train_start``: let a run that was saved at the end of an epoch begin the next at batch 0.
 

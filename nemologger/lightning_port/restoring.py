@@ -43,6 +43,35 @@ def use_checkpoint_io(
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
 
 
+def is_in_hook(trainer: pl.Trainer) -> bool:
+    """Whether a hook of a callback or of the module is running, rather than the trainer itself."""
+    module = trainer.strategy.lightning_module
+    return module is not None and module._current_fx_name is not None
+
+
+def restore_again(trainer: pl.Trainer, path: str | Path | None, weights_only: bool | None) -> None:
+    """For ``on_fit_start``: go on from ``path``, whatever callbacks, and earlier fits of this trainer, have done meanwhile.
+
+    LearningRateFinder and BatchSizeFinder try things out and put back what was there before. With that, Lightning takes the
+    checkpoint that it was to go on from for restored, and would begin at step 0.
+
+    Args:
+        trainer: The trainer. Where its strategy restores later, that is not yet so.
+        path: What it is to go on from.
+        weights_only: As it was loaded.
+    """
+    # Of this fit there has been no validation. Else Lightning takes the epoch that it was saved at the end of for over, and
+    # then all that follow.
+    trainer.fit_loop.epoch_loop.val_loop._has_run = False
+    connector = trainer._checkpoint_connector
+    if connector._ckpt_path == path or trainer.strategy.restore_checkpoint_after_setup:
+        return
+    if path is None:
+        connector._ckpt_path = None  # what the callback has put back is not a checkpoint of the run
+    else:
+        connector._restore_modules_and_callbacks(path, weights_only)
+
+
 def loads_as_is(trainer: pl.Trainer, module: pl.LightningModule | None) -> bool:
     """Whether the model's state dictionary that a checkpoint plugin returns goes to ``module`` as it is.
 

@@ -65,12 +65,21 @@ def training_state(trainer: pl.Trainer, *, weights_only: bool) -> TrainingState:
 
 def optimizer_names(trainer: pl.Trainer) -> list[dict[int, str]]:
     """For each optimizer, the parameter name behind each index of its state."""
-    by_id = {id(parameter): name for name, parameter in reversed(_named_parameters(trainer).items())}
+    buffers = dict(trainer.lightning_module.named_buffers())
+    by_id = {
+        id(parameter): _unpruned(name, buffers) for name, parameter in reversed(_named_parameters(trainer).items())
+    }
     names = []
     for optimizer in trainer.optimizers:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         names.append({i: by_id[id(p)] for i, p in enumerate(parameters) if id(p) in by_id})
     return names
+
+
+def _unpruned(name: str, buffers: dict[str, torch.Tensor]) -> str:
+    """What a parameter is called before torch prunes it, and again in a fresh model and in ModelPruning's checkpoints."""
+    plain = name.removesuffix("_orig")
+    return plain if plain != name and f"{plain}_mask" in buffers else name
 
 
 def _named_parameters(trainer: pl.Trainer) -> dict[str, torch.nn.Parameter]:

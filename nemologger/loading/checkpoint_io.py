@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -16,15 +17,24 @@ from nemologger import lightning_port, names, sharded_state
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import settled
 from nemologger.checkpoint.reading.in_place import loaded_otherwise, loads_plainly
-from nemologger.checkpoint.reading.load import Opened, is_of_model, open_checkpoint, optimizer_names, weights_of
+from nemologger.checkpoint.reading.load import (
+    Opened,
+    averages_of,
+    is_of_model,
+    open_checkpoint,
+    optimizer_names,
+    weights_of,
+)
 from nemologger.checkpoint.state.optimizers import align
 from nemologger.checkpoint.state.snapshot import is_stored
 from nemologger.checkpoint.weights import described
-from nemologger.errors import CheckpointError, ModelMismatchError, NotFoundError, RefusedError
+from nemologger.errors import CheckpointError, DamagedCheckpointError, ModelMismatchError, NotFoundError, RefusedError
 from nemologger.stores.path import in_store, storage_path
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
 
 _SHOWN = 8
 
@@ -42,6 +52,8 @@ class DirectoryCheckpointIO(CheckpointIO):
         self._inner = inner
         self._loaded: tuple[Path, list[dict[str, Any]]] | None = None  # optimizers' states
         self._kept: tuple[str, Opened | None] | None = None
+        self._asked: tuple[str | Path | None, bool | None] = None, None  # of the fit that is beginning
+        self._begins = False
         self._options: dict[str, Mapping[str, Any]] = {}
 
     def keep(self, path: Path, checkpoint: Opened | None) -> None:
@@ -79,6 +91,8 @@ class DirectoryCheckpointIO(CheckpointIO):
             CheckpointError: If a fit is to go on from a checkpoint that has no optimizer state.
         """
         kept, self._kept = self._kept, None
+        if self._is_asked_for(path) and not lightning_port.is_in_hook(self._trainer):
+            self._asked, self._begins = (path, weights_only), True
         directory = settled(self.place_of(path))
         if not directory.is_dir():
             if not directory.exists():
@@ -106,7 +120,19 @@ class DirectoryCheckpointIO(CheckpointIO):
         if is_fit and not opened.has_optimizer:
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
         self._loaded = (directory, checkpoint["optimizer_states"]) if is_fit else None
+        if is_fit and self._trainer.is_global_zero:
+            self._say_what_nobody_keeps(directory)
         return checkpoint
+
+    def _say_what_nobody_keeps(self, directory: Path) -> None:
+        keeps = any(
+            isinstance(callback, lightning_port.KeepsWeights) for callback in lightning_port.callbacks(self._trainer)
+        )
+        if not keeps and averages_of(directory) is not None:
+            log.warning(
+                "%s holds averages of the weights, and this run has no EMA callback: its own checkpoints will have none",
+                directory,
+            )
 
     def load_sharded(self, path: str | Path) -> dict[str, Any] | None:
         """As :meth:`load_checkpoint`, and load model and optimizers; None if ``path`` is not one of ours or NeMo's."""
@@ -138,6 +164,16 @@ class DirectoryCheckpointIO(CheckpointIO):
         known = max((place for place in self._options if f"{path}/".startswith(f"{place}/")), key=len, default="")
         return storage_path(path, self._options.get(known))
 
+    def begin(self) -> None:
+        """Another fit, validation or test begins."""
+        self._asked, self._begins = (None, None), True
+
+    def restore_again(self) -> None:
+        """For ``on_fit_start``: bring back what the fit is to go on from, where a callback has put other state over it."""
+        if self._begins and self._trainer.state.fn == "fit":
+            lightning_port.restore_again(self._trainer, *self._asked)
+        self._begins = False
+
     def align_optimizers(self) -> None:
         """Bring the optimizer states that were loaded into the order of the trainer's optimizers."""
         if self._loaded is None:
@@ -145,17 +181,33 @@ class DirectoryCheckpointIO(CheckpointIO):
         (directory, states), self._loaded = self._loaded, None
         align_to(self._trainer, directory, states)
 
+    def _is_asked_for(self, path: str | Path) -> bool:
+        """Whether it is what ``fit`` or the like was asked to go on from. Lightning also reads files of its own."""
+        return str(self._trainer.ckpt_path) == str(path)
+
     def _load_file(self, path: str | Path, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
         options = {} if map_location is None else {"map_location": map_location}
         try:
             with safe_globals(_omegaconf_types()):
-                return self._inner.load_checkpoint(path, weights_only=weights_only, **options)
+                loaded: dict[str, Any] = self._inner.load_checkpoint(path, weights_only=weights_only, **options)
         except pickle.UnpicklingError as error:
             raise RefusedError(
                 f"{path} holds more than plain types, and loading it would run code: {error}\nIf you trust it, pass "
                 "trainer.fit(..., weights_only=False). NeMoLogger(ckpt=nemologger.ModelCheckpoint()) writes checkpoints "
                 "that need no trust."
             ) from error
+        except OSError:
+            raise
+        except Exception as error:
+            raise DamagedCheckpointError(
+                f"{path} cannot be read as a checkpoint of Lightning: {type(error).__name__}: {error}"
+            ) from error
+        if self._is_asked_for(path) and (not isinstance(loaded, dict) or "pytorch-lightning_version" not in loaded):
+            raise CheckpointError(
+                f"{path} is no checkpoint of a Lightning run, from which training could go on: it holds "
+                f"{_shown(loaded)}. If these are weights, load them into the model in your program"
+            )
+        return loaded
 
     def _is_finished(self, checkpoint: Path) -> bool:
         if not (checkpoint / names.MANIFEST).exists():
@@ -166,6 +218,13 @@ class DirectoryCheckpointIO(CheckpointIO):
     def teardown(self) -> None:
         """Pass it on."""
         self._inner.teardown()
+
+
+def _shown(loaded: Any) -> str:
+    """What a file of somebody else's holds, in a few words."""
+    if not isinstance(loaded, dict):
+        return f"a {type(loaded).__name__}"
+    return f"a dictionary with {', '.join(map(repr, list(loaded)[:5])) or 'nothing in it'}"
 
 
 def _omegaconf_types() -> list[Any]:
@@ -189,6 +248,7 @@ def install(trainer: pl.Trainer, place: Path | None = None) -> None:
         lightning_port.use_checkpoint_io(trainer, plugin, plugin.load_sharded)
     if place is not None:
         plugin.remember(place)
+    plugin.begin()
 
 
 def place_of(trainer: pl.Trainer, path: str | Path) -> Path:
@@ -230,10 +290,11 @@ def keep(trainer: pl.Trainer, path: Path, checkpoint: Opened | None) -> None:
         plugin.keep(path, checkpoint)
 
 
-def align_optimizers(trainer: pl.Trainer) -> None:
-    """As :meth:`DirectoryCheckpointIO.align_optimizers`, if ``trainer`` has one."""
+def get_ready(trainer: pl.Trainer) -> None:
+    """For ``on_fit_start``: what was loaded is what the fit is to go on from, and in the order of its optimizers."""
     plugin = trainer.strategy.checkpoint_io
     if isinstance(plugin, DirectoryCheckpointIO):
+        plugin.restore_again()
         plugin.align_optimizers()
 
 

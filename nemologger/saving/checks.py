@@ -169,6 +169,31 @@ def check_ranks(ranks: Ranks, trainer: pl.Trainer, checkpoint: ModelCheckpoint) 
         )
 
 
+def check_lengths(ranks: Ranks, trainer: pl.Trainer) -> None:
+    """Warn of ranks with epochs of different lengths: they wait for each other in every step. Collective.
+
+    No error: the run may stop before.
+    """
+    if ranks.world_size == 1:
+        return
+
+    def extremes(lengths: list[float]) -> tuple[float, int, float, int]:
+        fewest, most = min(lengths), max(lengths)
+        return fewest, lengths.index(fewest), most, lengths.index(most)
+
+    fewest, short, most, long = ranks.exchange(trainer.num_training_batches, extremes)
+    if fewest != most and trainer.is_global_zero:
+        log.warning(
+            "an epoch has %s batches on rank %d and %s on rank %d: the ranks wait for each other in every step, and the run "
+            "will end with an error when one has no more. Give all as many, or set Trainer(limit_train_batches=%s)",
+            fewest,
+            short,
+            most,
+            long,
+            fewest,
+        )
+
+
 def check_shared(ranks: Ranks, disk: Disk, directory: Path) -> None:
     """Refuse a directory that some rank does not see: each of them writes its part of every checkpoint there. Collective.
 

@@ -105,7 +105,10 @@ class KeptCheckpoints(LightningModelCheckpoint):
             if isinstance(self._disk, RemoteDisk):
                 self._disk.try_out(directory)  # an hour of training would be lost at the first save
         except OSError as error:
-            raise ConfigurationError(f"dirpath={str(directory)!r} cannot be used: {error.strerror}") from error
+            raise ConfigurationError(
+                f"dirpath={str(directory)!r} cannot be used: {error.strerror}. Give a directory that is there, "
+                "or can be made, and can be written to"
+            ) from error
         if self._disk.can_rename:  # a store has no locks
             self._lock = DirectoryLock(directory)
             self._lock.take()

@@ -259,6 +259,13 @@ def test_averages_begin_where_a_checkpoint_has_none(tmp_path, caplog):
         nl.load_weights(tmp_path / "step=4", ToyModel(), ema=True)
 
 
+def test_a_run_that_goes_on_without_the_callback_is_told_that_averages_end(tmp_path, caplog):
+    run(tmp_path, EMA(DECAY), steps=4, model=ToyModel())
+    with caplog.at_level(logging.WARNING):
+        quiet_trainer(max_steps=6).fit(ToyModel(), loader(), loader(), ckpt_path=str(tmp_path / "step=4-last"))
+    assert "step=4-last holds averages of the weights, and this run has no EMA callback" in caplog.text
+
+
 class Own(pl.Callback):
     """Keeps something under the key that EMA uses."""
 

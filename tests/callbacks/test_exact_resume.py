@@ -11,14 +11,14 @@ import pytest
 import torch
 from exact.runs import BATCH, Augmented, Case, Net, shuffled, train
 from exact.test_loaders import Stream
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ModelPruning
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, random_split
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 import nemologger as nl
 from nemologger.callbacks.exact_resume import ExactResume
+from nemologger.callbacks.not_exact import _with_dropout_of_cudnn, advice_for
 from nemologger.exact.feed import described
-from nemologger.exact.kernels import advice, with_own_dropout
 
 
 class Looks(Callback):
@@ -124,14 +124,16 @@ def test_generators_that_each_worker_has_a_copy_of_are_named(tmp_path, caplog):
 
 
 def test_other_data_than_before_is_reported(tmp_path, caplog):
-    def split() -> DataLoader:
-        return DataLoader(random_split(Augmented(), [18, 4])[0], batch_size=BATCH)
+    def split(size: int = BATCH) -> DataLoader:
+        return DataLoader(random_split(Augmented(), [18, 4])[0], batch_size=size)
 
     train(Case(split), tmp_path / "a", 1, stop_at=2)
     train(Case(split), tmp_path / "b", 1, tmp_path / "a" / "step=2")
     assert "training data is not what it was" not in caplog.text
     train(Case(split), tmp_path / "c", 2, tmp_path / "a" / "step=2")
-    assert "training data is not what it was" in caplog.text
+    assert caplog.text.count("training data is not what it was") == 1
+    train(Case(lambda: split(BATCH // 2)), tmp_path / "d", 1, tmp_path / "a" / "step=2")
+    assert caplog.text.count("training data is not what it was") == 2
 
 
 def test_a_checkpoint_without_our_state_goes_on_after_as_many_batches(tmp_path, caplog):
@@ -182,20 +184,20 @@ def test_a_second_fit_of_the_same_trainer(tmp_path):
 
 
 def test_on_a_gpu_it_says_what_else_must_repeat(monkeypatch):
-    assert advice(torch.device("cpu")) == ""
+    assert advice_for(torch.device("cpu")) == ""
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: False)
-    assert "Trainer(deterministic=True, benchmark=False)" in advice(torch.device("cuda", 1))
+    assert "Trainer(deterministic=True, benchmark=False)" in advice_for(torch.device("cuda", 1))
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
-    assert advice(torch.device("cuda", 1)) == ""
+    assert advice_for(torch.device("cuda", 1)) == ""
 
 
 def test_on_a_gpu_it_names_layers_whose_dropout_is_not_torchs():
     parts = {"two": torch.nn.LSTM(2, 2, 2, dropout=0.1), "one": torch.nn.GRU(2, 2), "none": torch.nn.RNN(2, 2, 2)}
     model, cuda = torch.nn.ModuleDict(parts), torch.device("cuda")
-    assert with_own_dropout(cuda, model) == ["two"]
-    assert with_own_dropout(torch.device("cpu"), model) == []
+    assert _with_dropout_of_cudnn(cuda, model) == ["two"]
+    assert _with_dropout_of_cudnn(torch.device("cpu"), model) == []
     with torch.backends.cudnn.flags(enabled=False):
-        assert with_own_dropout(cuda, model) == []
+        assert _with_dropout_of_cudnn(cuda, model) == []
 
 
 def test_what_is_saved_by_hand_after_a_fit_resumes_with_plain_lightning(tmp_path):
@@ -272,3 +274,15 @@ def test_a_part_of_a_dataset_is_the_same_however_its_indices_are_kept(kind):
     part = [5, 3, 8]
     assert described(Subset(Augmented(), kind(part))) == described(Subset(Augmented(), part))
     assert described(Subset(Augmented(), kind(part[::-1]))) != described(Subset(Augmented(), part))
+
+
+def test_a_pruned_model_goes_on_and_what_is_not_the_same_is_said(tmp_path, caplog):
+    pruned = Case(
+        shuffled,
+        callbacks=lambda: [ModelPruning("l1_unstructured", amount=0.5)],
+        trainer={"max_epochs": 3, "max_steps": -1},
+    )
+    straight, batches, _ = train(pruned, tmp_path / "straight", 1)
+    losses, _, _ = train(pruned, tmp_path / "resumed", 2, tmp_path / "straight" / "step=13")
+    assert len(losses) == len(straight) - batches[13]
+    assert "ModelPruning keeps its masks out of checkpoints" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import ctxmod
@@ -142,6 +143,21 @@ def test_what_the_run_was_given_without_capture_is_named_and_the_rest_is_kept(tm
     assert again.trainer.max_steps == 3
     assert again.extra["datamodule"].hparams.width == 4
     assert isinstance(again.extra["rest"], Uncaptured)
+
+
+def test_beside_a_checkpoint_one_line_of_the_log_names_what_only_describes_the_run(tmp_path, caplog):
+    trainer = Trainer(callbacks=[EarlyStopping("val_loss")], max_steps=3, **QUIET)
+    context = TrainerContext(BareModel(), trainer, {"datamodule": ctxmod.Plain()})
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO):
+        warnings.simplefilter("error")
+        for name in ("first", "second"):
+            context.io_dump(tmp_path / name, strict=False)
+    (line,) = [record.message for record in caplog.records if "leaves out" in record.message]
+    assert "first leaves out trainer.callbacks[0] (lightning.pytorch.callbacks.early_stopping.EarlyStopping), " in line
+    assert "extra.datamodule (ctxmod.Plain); " in line
+    assert "\n" not in line
+    with pytest.warns(UserWarning, match=r"model \(ctxmod.Forgetful\)"):  # without which there is no load_model
+        TrainerContext(ctxmod.Forgetful(1), trainer).io_dump(tmp_path / "third", strict=False)
 
 
 def test_callbacks_that_are_captured_come_back(tmp_path):

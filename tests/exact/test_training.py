@@ -100,13 +100,25 @@ class Finds(Net):
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
-class FindOnce(pl.callbacks.LearningRateFinder):
-    """Tries learning rates before training; a resumed run has its own already."""
+class FindEachTime(pl.callbacks.LearningRateFinder):
+    """Tries learning rates before training, and again when the run is resumed, which puts other state in the way of it."""
 
     def on_fit_start(self, trainer, pl_module):
-        if trainer.ckpt_path is None:
-            super().on_fit_start(trainer, pl_module)
-            pl_module.losses.clear()
+        super().on_fit_start(trainer, pl_module)
+        pl_module.losses.clear()
+
+
+class EndsSoon(Net):
+    """Leaves the second epoch after its third batch; the steps are the same as of batches that are not trained on."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if self.trainer.current_epoch == 1 and batch_idx == 3 else None
+
+
+def some_missing(samples):
+    """No batch, where a program finds its samples unfit."""
+    batch = torch.stack(samples)
+    return None if batch[0, 0] > 1.9 else batch
 
 
 class Scaled(MixedPrecision):
@@ -208,10 +220,12 @@ CASES: dict[str, Case] = {
         shuffled,
         Finds,
         trainer={"max_steps": 40},
-        callbacks=lambda: [FindOnce(num_training_steps=4)],
+        callbacks=lambda: [FindEachTime(num_training_steps=4)],
         at=(5, 6, 7),
         steps=40,
     ),
+    "an epoch that a hook ends": Case(shuffled, EndsSoon, trainer=EPOCHS, at=(6, 10, 13)),
+    "batches that are None": Case(lambda: shuffled(collate_fn=some_missing), at=(3, 7, 11)),
     "saved at epoch ends": Case(
         shuffled, trainer=EPOCHS, ckpt={"every_n_train_steps": None, "every_n_epochs": 1}, at=(6, 12)
     ),

@@ -267,6 +267,20 @@ def test_a_file_that_holds_more_than_plain_types_is_an_error_that_says_what_to_d
         _trainer().fit(ToyModel(), loader(), loader(), ckpt_path=str(tmp_path / "x.ckpt"))
 
 
+@pytest.mark.parametrize(
+    ("content", "error", "said"),
+    [
+        (b"abc" * 9, DamagedCheckpointError, "cannot be read"),
+        (None, CheckpointError, "a dictionary with 'layer.weight'"),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content, error, said):
+    path = tmp_path / "x.ckpt"
+    torch.save({"layer.weight": torch.ones(2)}, path) if content is None else path.write_bytes(content)
+    with pytest.raises(error, match=f"x.ckpt(.|\n)*{said}"):
+        _trainer().fit(ToyModel(), loader(), loader(), ckpt_path=str(path))
+
+
 class _Looks(ToyModel):
     """Remembers what a plugin loads for it, at the moment that it is loaded."""
 

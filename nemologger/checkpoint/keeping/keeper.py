@@ -238,6 +238,12 @@ class Keeper:
             settled = self._settle(pending.decision, published, set(pending.protected))
         self._shelf = settled or self._shelf
 
+    def give_up(self) -> None:
+        """Wait no longer for a save under way. It is lost, and what was published before stays the newest."""
+        self._errand = self._pending = self._settled = None
+        if self._beside is not None:
+            self._beside.give_up()
+
     def finish_removals(self) -> None:
         """Wait until nothing changes on disk any more, other than by a save."""
         self._remover.wait()

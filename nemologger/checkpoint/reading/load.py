@@ -234,5 +234,6 @@ def weights_of(checkpoint: Path) -> Path:
         if (candidate / names.DCP_METADATA).exists():
             return candidate
     raise NotFoundError(
-        f"{checkpoint} holds no weights: neither it nor its {names.WEIGHTS}/ has a {names.DCP_METADATA}"
+        f"{checkpoint} holds no weights: neither it nor its {names.WEIGHTS}/ has a {names.DCP_METADATA}. A checkpoint "
+        "is a directory in the checkpoints/ of a run"
     )

@@ -269,7 +269,7 @@ class AsyncSaver:
         save = self._in_flight
         if save is None:
             return None
-        progress, pause = Progress(save), 0.02
+        progress, pause = Progress(save, hint="; Ctrl-C gives it up"), 0.02
         while save.published is None and not save.error:
             with contextlib.suppress(SaveFailedError):
                 published = self.poll()
@@ -292,12 +292,25 @@ class AsyncSaver:
             log.error("checkpoint %s, which was being written, is lost: %s", save.checkpoint, why)
         return save.published
 
+    def give_up(self) -> None:
+        """End the writer process in the middle of what it does; say what is lost."""
+        save, self._in_flight = self._in_flight, None
+        if save is not None and save.published is None:
+            log.error(
+                "checkpoint %s, which was being written, is lost; the one before it is still the newest",
+                save.checkpoint,
+            )
+        if self._layout is not None:
+            self._layout.writer.kill()
+        self.close()
+
     def close(self) -> None:
         """Give back the memory, and end the writer process."""
         self._drop_staging()
-        layout, self._layout = self._layout, None
+        layout = self._layout
         if layout is not None:
-            layout.writer.close()
+            layout.writer.close()  # Ctrl-C may end this: give_up() goes on then
+            self._layout = None
             layout.arena.close()
 
     def _small_files(

@@ -18,10 +18,12 @@ class Progress:
 
     Args:
         save: The save. It is waited for from now on.
+        hint: What whoever waits can do.
     """
 
-    def __init__(self, save: InFlight) -> None:
+    def __init__(self, save: InFlight, hint: str = "") -> None:
         self._save = save
+        self._hint = hint
         self._before: object = None
         self._changed = self._told = time.monotonic()
         log.info("waiting for checkpoint %s to be written", save.checkpoint)
@@ -38,5 +40,12 @@ class Progress:
         if now >= self._told + EVERY:
             self._told = now
             written, size = self._save.written, self._save.size
-            log.info("checkpoint %s: %.0f of %.0f MB written", self._save.checkpoint, written / 1e6, size / 1e6)
+            log.log(
+                logging.WARNING if self._hint else logging.INFO,
+                "checkpoint %s: %.0f of %.0f MB written%s",
+                self._save.checkpoint,
+                written / 1e6,
+                size / 1e6,
+                self._hint,
+            )
         return now - self._changed

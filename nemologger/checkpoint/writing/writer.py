@@ -17,6 +17,7 @@ from nemologger.errors import SaveFailedError
 
 _START_TIMEOUT = 60.0
 _END_TIMEOUT = 30.0
+_KILL_TIMEOUT = 2.0
 
 
 class Writer:
@@ -109,6 +110,14 @@ class Writer:
     def close(self) -> None:
         """End the process. A job under way is finished first, and not published."""
         self._end()
+
+    def kill(self) -> None:
+        """End the process now, whatever it does."""
+        self._end.detach()
+        self._process.kill()
+        self._connection.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it cannot end while the kernel waits for storage
+            self._process.wait(timeout=_KILL_TIMEOUT)
 
     def _receive(self) -> object:
         try:

@@ -1,0 +1,46 @@
+"""What of a model, its device and its callbacks does not repeat after a resume, to be said before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch.callbacks import ModelPruning
+
+from nemologger import lightning_port
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+
+def advice_for(device: torch.device) -> str:
+    """What else it takes for a run on ``device`` to repeat."""
+    if device.type != "cuda" or (torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark):
+        return ""
+    return (
+        "loaders and random numbers go on where they were, but some kernels of a GPU, and NCCL on some machines, differ in "
+        "the last bits from run to run; Trainer(deterministic=True, benchmark=False) keeps torch from using them"
+    )
+
+
+def limits_of(trainer: pl.Trainer, module: pl.LightningModule) -> Iterator[str]:
+    """A sentence for each thing that a resumed run of ``trainer`` will not repeat."""
+    if layers := _with_dropout_of_cudnn(trainer.strategy.root_device, module):
+        yield (
+            f"the dropout of {', '.join(layers)} draws from a state of cuDNN that cannot be saved: a resumed run draws "
+            "another one; torch.backends.cudnn.enabled = False takes torch's"
+        )
+    if any(isinstance(callback, ModelPruning) for callback in lightning_port.callbacks(trainer)):
+        yield (
+            "ModelPruning keeps its masks out of checkpoints: a resumed run begins with the pruned weights, but trains all "
+            "of them until it prunes again, so its losses differ from those of a run that was never stopped"
+        )
+
+
+def _with_dropout_of_cudnn(device: torch.device, module: torch.nn.Module) -> list[str]:
+    """The names of recurrent layers whose dropout is cuDNN's."""
+    if device.type != "cuda" or not torch.backends.cudnn.enabled:
+        return []
+    named = [(name, part) for name, part in module.named_modules() if isinstance(part, torch.nn.RNNBase)]
+    return [name for name, part in named if part.dropout > 0 and part.num_layers > 1]
