@@ -7,7 +7,6 @@ import sysconfig
 from pathlib import Path
 
 import fiddle as fdl
-import pytest
 import torch
 from processes import python, started, wait_for
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -44,18 +43,24 @@ def test_it_trains_says_where_everything_is_and_goes_on(tmp_path):
     assert any("sample" in tag for tag in events.Tags()["tensors"])
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_stopped_in_the_middle_it_goes_on(tmp_path, how):
+def test_stopped_in_the_middle_it_goes_on(tmp_path):
     checkpoints = tmp_path / "byte_gpt" / "checkpoints"
     arguments = ["--dir", tmp_path, "--max-steps", 500, "--val-check-interval", 2, "--batch-size", 2]
-    with started(SCRIPT, *arguments) as process:
-        wait_for(lambda: any(checkpoints.glob("*-last/manifest.json")))
-        process.send_signal(how)
-        assert process.wait(timeout=60) != 0
+    known: set[str] = set()
+    for how in signal.SIGINT, signal.SIGKILL:
+        with started(SCRIPT, *arguments) as process:
+            wait_for(lambda known=known: _last(checkpoints) - known)
+            process.send_signal(how)
+            assert process.wait(timeout=60) != 0
+        known = _last(checkpoints)
     reached = max(manifest.read(path.parent).step for path in checkpoints.glob("*/manifest.json"))
     again = _run(tmp_path, reached + 2)
     assert f"(step {reached})" in again.stderr
     assert max(m.step for m in manifests(checkpoints).values()) == reached + 2
+
+
+def _last(checkpoints: Path) -> set[str]:
+    return {path.parent.name for path in checkpoints.glob("*-last/manifest.json")}
 
 
 def test_the_recipe_is_a_configuration_to_change(tmp_path):
