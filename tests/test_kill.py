@@ -78,7 +78,7 @@ def test_a_second_ctrl_c_ends_the_wait_for_storage_that_does_not_answer(tmp_path
     assert max(m.step for m in manifests(checkpoints).values()) >= 10
 
 
-_WAITS = "nemologger.checkpoint.writing.progress: waiting for checkpoint"
+_WAITS = "waiting for checkpoint"
 
 
 def _log(directory: Path) -> str:
