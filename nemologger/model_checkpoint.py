@@ -326,6 +326,8 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
             and not lightning_port.is_trial(trainer)
         ):
             self._prepare(trainer)
+        if not (self._postponed or step_is_due or self._train_time_interval is not None or is_last_step(trainer)):
+            return
         # In the middle of gradient accumulation the gradients so far would be lost.
         if self._should_skip_saving_checkpoint(trainer) or self._is_accumulating(trainer):
             return
@@ -449,10 +451,10 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
 
         With several optimizers a batch takes several steps, and another number of them if one is left out.
         """
-        before, self._step_before = self._step_before, trainer.global_step
-        self._has_stepped = before != trainer.global_step
+        before, now = self._step_before, trainer.global_step
+        self._step_before, self._has_stepped = now, before != now
         every = self._every_n_train_steps
-        return every >= 1 and trainer.global_step // every > before // every
+        return every >= 1 and now // every > before // every
 
     def _is_accumulating(self, trainer: pl.Trainer) -> bool:
         """Whether gradients are there that a later step is to take, and that a checkpoint would lose.

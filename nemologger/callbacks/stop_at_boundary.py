@@ -78,10 +78,11 @@ class StopAtBoundary(Callback):
     ) -> None:
         """After an optimizer step: stop, or do so after the validation that follows."""
         # With manual optimization only the count of steps says whether one was taken.
-        self._at_boundary = trainer.global_step != self._step and not lightning_port.is_accumulating(trainer)
+        step = trainer.global_step
+        self._at_boundary = step != self._step and not lightning_port.is_accumulating(trainer)
         if self._poll is None or not self._at_boundary:
             return
-        self._step = trainer.global_step
+        self._step = step
         if not self._poll(self._reason is not None) or lightning_port.is_over(trainer):
             return
         if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):

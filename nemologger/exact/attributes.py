@@ -64,7 +64,7 @@ class Attributes:
         modules = [root for root in roots.values() if isinstance(root, nn.Module)]
         # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
         self._of_model = {_memory_of(t) for module in modules for t in chain(module.parameters(), module.buffers())}
-        values = {path: value for path, _, _, value in self._walk()}
+        values = dict(self._walk())
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(isinstance(v, contents.KINDS) and not contents.is_small(v) for v in values.values()) // 4
         self._first = {path: self._sign(value) for path, value in values.items()}
@@ -75,7 +75,7 @@ class Attributes:
         kept: dict[str, Any] = {}
         on_device: list[str] = []
         lost: dict[str, str] = {}
-        for path, _, _, value in self._walk():
+        for path, value in self._walk():
             if path in self.records or self._first.get(path, _ABSENT) == self._sign(value):
                 continue
             if isinstance(value, _RECORDS) and path.startswith(self._no_records):
@@ -110,14 +110,14 @@ class Attributes:
     def _sign(self, value: Any) -> Any:
         return (type(value), value) if type(value) in _SCALARS else contents.fingerprint(value, self._share)
 
-    def _walk(self) -> Iterator[tuple[str, Any, str, Any]]:
+    def _walk(self) -> Iterator[tuple[str, Any]]:
         for path, holder in self._holders():
             for name, value in vars(holder).items():
                 if name in self._not_theirs:
                     continue
                 plain = type(value) in _SCALARS or isinstance(value, contents.KINDS)
                 if plain and not any(_memory_of(tensor) in self._of_model for tensor in _tensors_in(value)):
-                    yield f"{path}.{name}", holder, name, value
+                    yield f"{path}.{name}", value
 
     def _holders(self) -> Iterator[tuple[str, Any]]:
         """The objects of the program, by path."""
