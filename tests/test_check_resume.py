@@ -67,7 +67,7 @@ def test_a_recipe_that_is_not_there(tmp_path, capfd):
     assert main([str(tmp_path / "none.py")]) == 2
     assert main(["json", "--at", "50"]) == 2
     assert "--at 50" in capfd.readouterr().out
-    with pytest.raises(ConfigurationError, match="has 0 functions"):
+    with pytest.raises(ConfigurationError, match="has no function called"):
         load_recipe("json")
     with pytest.raises(ConfigurationError, match="has no function nothing"):
         load_recipe("json:nothing")
