@@ -6,6 +6,7 @@ the console that did not before, nothing disappears from it, and after the relea
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import warnings
@@ -165,7 +166,8 @@ class _Tap(logging.Handler):
     def _close(self) -> None:
         self.attached = False
         for file in self._files:
-            file.close()
+            with contextlib.suppress(OSError):  # of a full disk, for what it still has: how the run ends matters more
+                file.close()
         self.close()
 
 

@@ -254,3 +254,14 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path, bare):
         LogFiles(tmp_path / "d").attach(0, 0)
     assert bare.handlers == []
     assert open_files(tmp_path) == []
+
+
+def test_a_disk_that_is_full_at_the_end_does_not_replace_how_the_run_ends(tmp_path, bare, attached, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)  # or Python prints each record that it could not write
+    for name in (MINE, "nemo_error_log.txt"):
+        (tmp_path / name).symlink_to("/dev/full")
+    files = attached()
+    logging.getLogger("mine").error("nowhere to go")
+    files.release()
+    assert not bare.handlers
+    assert open_files(tmp_path) == []
