@@ -54,7 +54,6 @@ def serve(channel: socket.socket) -> dict:
             if not pid:
                 signal.set_wakeup_fd(-1)
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                signal.signal(signal.SIGINT, signal.default_int_handler)  # of tests in the background it is ignored
                 for number in (channel.fileno(), woken, wake, report, *waited_for.values()):
                     os.close(number)
                 channel.detach()
@@ -78,6 +77,7 @@ def become(asked: dict) -> None:
     """Take over what was asked for, and run the script."""
     if asked["session"]:
         os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
     os.chdir(asked["directory"])
     os.environ.clear()
     os.environ.update(asked["environment"])

@@ -30,10 +30,14 @@ FAN_OUT = 32
 _MARGIN = 2.0
 #: Seconds that all who are still there have to say so.
 _GRACE = 2.0
+#: Seconds that rank 0 stays for those who have not read yet what the others say.
+_STAY = 10.0
 _LOOK_EVERY = 0.05
 #: The first message of a value: its length, and the value itself if it is small.
 _FIRST = 4096
 _LENGTH = 8
+#: The tag of a message that nobody sends.
+_NEVER = 1
 
 
 class RankTree:
@@ -155,7 +159,7 @@ class RankTree:
         """
         for rank in (*([self._above] if self.rank else []), *self._below):
             with contextlib.suppress(RuntimeError):  # the first that is there makes gloo close all of them
-                self._wait(dist.irecv(torch.empty(_FIRST, dtype=torch.uint8), rank, group=self._group), 0.001)
+                self._wait(dist.irecv(torch.empty(1), rank, group=self._group, tag=_NEVER), 0.001)
 
     def _compare_notes(self, ranks: Sequence[int], why: str) -> dict[int, str]:
         """Whom the ranks have missed that has not missed anybody itself; if all have, the one who was missed first."""
@@ -163,14 +167,25 @@ class RankTree:
         try:
             for note in notes:
                 self._notes.set(f"missed/{self._notes.add('missed', 1)}", json.dumps(note))
-            time.sleep(_GRACE if self.rank else 1.5 * _GRACE)  # the store may go with rank 0
+            time.sleep(_GRACE)
             count = self._notes.add("missed", 0)
             notes = [tuple(json.loads(self._notes.get(f"missed/{number}"))) for number in range(1, count + 1)]
         except RuntimeError:  # the store was rank 0's, and went with it
             pass
         here = {by for by, _, _ in notes}
         silent = {missed: reason for _, missed, reason in reversed(notes) if missed not in here}
-        return silent or {notes[0][1]: notes[0][2]}
+        silent = silent or {notes[0][1]: notes[0][2]}
+        with contextlib.suppress(RuntimeError):
+            self._let_read(self.world_size - len(silent))
+        return silent
+
+    def _let_read(self, readers: int) -> None:
+        """This rank has read the notes; rank 0, whose the store may be, stays until all of ``readers`` have."""
+        have = self._notes.add("read", 1)
+        end = time.monotonic() + _STAY
+        while self.rank == 0 and have < readers and time.monotonic() < end:
+            time.sleep(_LOOK_EVERY)
+            have = self._notes.add("read", 0)
 
     @property
     def _above(self) -> int:

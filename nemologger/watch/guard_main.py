@@ -27,7 +27,8 @@ _STATES = {"T": "stopped by a signal", "D": "in a system call that cannot be int
 
 # Where a thread that waits for other ranks is. The last one is Lightning asking rank 0 whether to stop.
 _WAITS = re.compile(r"/torch/distributed/|in _broadcast_sigterm_tensor$")
-_WAITS_INNERMOST = re.compile(r"/torch/nn/parallel/distributed\.py")  # further out it is everybody's who trains
+# Further out it is everybody's who trains, or decides for the others. In ours, torch waits without a frame of Python.
+_WAITS_INNERMOST = re.compile(r"/torch/nn/parallel/distributed\.py|/nemologger/ranks/tree\.py")
 _INNERMOST = 4  # frames
 
 

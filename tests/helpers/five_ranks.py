@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import sys
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -16,6 +18,7 @@ from torch import distributed as dist
 from nemologger.errors import SilentRankError
 from nemologger.ranks import tree as rank_tree
 from nemologger.ranks.tree import RankTree
+from nemologger.watch.guard_main import waits_for_others
 
 WORLD = 5
 TIMEOUT = 3.0
@@ -48,7 +51,11 @@ def main(rank: int, directory: Path) -> None:
         if rank == silent:
             time.sleep(4 * TIMEOUT)
         else:
-            seen[f"without {silent}"] = outcome(lambda tree=tree: tree.exchange(rank, list))
+            with (directory / f"stacks-{rank}.txt").open("w+") as stacks:
+                faulthandler.dump_traceback_later(TIMEOUT / 2, file=stacks)
+                seen[f"without {silent}"] = outcome(lambda tree=tree: tree.exchange(rank, list))
+                stacks.seek(0)
+                seen[f"waits for {silent}"] = waits_for_others(stacks.read(), threading.get_ident())
     tell(seen, rank, WORLD, directory)
 
 

@@ -38,6 +38,12 @@ def test_every_other_rank_names_the_silent_one(seen, silent):
     assert [message.split(" did not answer")[0] for message in told] == [f"rank {silent} of {WORLD}"] * (WORLD - 1)
 
 
+@pytest.mark.parametrize("silent", [3, 1])
+def test_a_monitor_sees_that_the_others_wait(seen, silent):
+    """It would end them as ranks that hang."""
+    assert all(seen[rank][f"waits for {silent}"] for rank in range(WORLD) if rank != silent)
+
+
 def test_ranks_can_be_waited_for_where_some_may_never_come(seen):
     assert [rank["late"] for rank in seen] == [[0, 0]] * WORLD
     assert [rank["missing"] for number, rank in enumerate(seen) if number != 3] == [1] * (WORLD - 1)
