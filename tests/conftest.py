@@ -74,6 +74,7 @@ def what_nobody_removes_goes_at_the_end(tmp_path_factory):
         pytest.MonkeyPatch.context() as patch,
         tempfile.TemporaryDirectory(prefix="tests-", ignore_cleanup_errors=True) as directory,
     ):
+        os.chmod(directory, 0o711)  # some tests look as another user
         patch.setenv("TMPDIR", directory)
         patch.setattr(tempfile, "tempdir", directory)
         yield
