@@ -6,6 +6,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import sys
 import tempfile
 import threading
 
@@ -93,6 +94,8 @@ def leaves_nothing_behind():
     threads = set(threading.enumerate())
     handlers, levels = _handlers(), _levels()
     yield
+    if (wandb := sys.modules.get("wandb")) is not None:
+        wandb.teardown()  # it keeps the settings of who used it first, WANDB_MODE for example
     after = {key: value for key, value in os.environ.items() if key not in _NOT_OURS}
     assert after == environment, "environment variables changed"
     leaked = [t for t in set(threading.enumerate()) - threads if t.is_alive() and not t.daemon]
