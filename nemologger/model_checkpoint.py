@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import signal
-import time
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import timedelta
@@ -40,6 +39,7 @@ from nemologger.saving.checks import (
     check_tried_validation,
     check_validation,
 )
+from nemologger.saving.due import Due
 from nemologger.saving.saves import SavedCheckpoints, is_last_step
 from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
@@ -236,13 +236,14 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self._counted_here = 0
         self._metrics: dict[str, float] = {}
         self._restored_metrics: dict[str, float] = {}
-        self._life = self._origin = self._step_before = 0
-        self._has_stepped = True
+        self._life = self._origin = 0
         self._failed_saves = 0
         self._due_after_validation = False
         self._postponed = False
         self._validated = False
         self._has_warned = False
+        # Lightning has settled what is due if nobody says so.
+        self._due = Due(self._every_n_train_steps, self._train_time_interval, self._every_n_epochs)
         self._keeper = self._keep(Shelf(), beside=False)
 
     # --- when -----------------------------------------------------------------------------------------------------
@@ -290,8 +291,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, check once more now that the length of an epoch is known, and remove what is surplus."""
-        self._last_time_checked = time.monotonic()
-        self._step_before, self._has_stepped = trainer.global_step, True
+        self._due.begin(trainer.global_step)
         self._validated = False
         if lightning_port.is_trial(trainer):
             return
@@ -317,7 +317,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
     ) -> None:
         """Count samples; save if ``every_n_train_steps`` or ``train_time_interval`` say so."""
         self._counted_here += batch_size(batch)
-        step_is_due = self._step_is_due(trainer)
+        step_is_due = self._due.at_step(trainer.global_step)
         self._poll(trainer)
         if (
             self.async_save
@@ -326,13 +326,13 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
             and not lightning_port.is_trial(trainer)
         ):
             self._prepare(trainer)
-        if not (self._postponed or step_is_due or self._train_time_interval is not None or is_last_step(trainer)):
+        if not (self._postponed or step_is_due or self._due.has_clock or is_last_step(trainer)):
             return
         # In the middle of gradient accumulation the gradients so far would be lost.
-        if self._should_skip_saving_checkpoint(trainer) or self._is_accumulating(trainer):
+        if self._should_skip_saving_checkpoint(trainer) or self._due.is_accumulating(trainer):
             return
         postponed, self._postponed = self._postponed, False
-        if not (postponed or step_is_due or is_last_step(trainer) or self._time_is_due()):
+        if not (postponed or step_is_due or is_last_step(trainer) or self._due.at_this_time(self._ranks)):
             return
         if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
             self._due_after_validation = True
@@ -364,8 +364,8 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self._validated = self._validated or (trainer.state.fn == "fit" and not trainer.sanity_checking)
         if self._should_skip_saving_checkpoint(trainer):
             return
-        if due or (not self._save_on_train_epoch_end and self._epoch_is_due(trainer)):
-            if self._is_accumulating(trainer):
+        if due or (not self._save_on_train_epoch_end and self._due.at_epoch(trainer.current_epoch)):
+            if self._due.is_accumulating(trainer):
                 self._postponed = True  # to the optimizer's step
                 return
             lightning_port.behind_module(trainer, "on_validation_end", partial(self._save, trainer))
@@ -376,9 +376,9 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         """Save what ``every_n_epochs`` says, with ``save_on_train_epoch_end`` or where no validation runs."""
         self._keeper.hold()
         here = self._save_on_train_epoch_end or not lightning_port.has_validation(trainer)
-        if not (here and self._epoch_is_due(trainer)) or self._should_skip_saving_checkpoint(trainer):
+        if not (here and self._due.at_epoch(trainer.current_epoch)) or self._should_skip_saving_checkpoint(trainer):
             return
-        if self._is_accumulating(trainer):
+        if self._due.is_accumulating(trainer):
             self._postponed = True
         else:
             lightning_port.behind_module(trainer, "on_train_epoch_end", partial(self._save_once, trainer))
@@ -445,36 +445,6 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         # A link can only point to the step's checkpoint as it is.
         without_optimizer = not self.save_optim_on_train_end and self.save_last is True
         return bool(self.save_last) and (with_context or without_optimizer)
-
-    def _step_is_due(self, trainer: pl.Trainer) -> bool:
-        """Whether the batch that is ending has come to a multiple of ``every_n_train_steps``, or passed one.
-
-        With several optimizers a batch takes several steps, and another number of them if one is left out.
-        """
-        before, now = self._step_before, trainer.global_step
-        self._step_before, self._has_stepped = now, before != now
-        every = self._every_n_train_steps
-        return every >= 1 and now // every > before // every
-
-    def _is_accumulating(self, trainer: pl.Trainer) -> bool:
-        """Whether gradients are there that a later step is to take, and that a checkpoint would lose.
-
-        With manual optimization that may be so after every batch without a step.
-        """
-        by_hand = not trainer.lightning_module.automatic_optimization
-        return lightning_port.is_accumulating(trainer) or (by_hand and not self._has_stepped)
-
-    def _time_is_due(self) -> bool:
-        if self._train_time_interval is None or self._last_time_checked is None:
-            return False
-        elapsed = time.monotonic() - self._last_time_checked
-        due = self._ranks.broadcast(elapsed >= self._train_time_interval.total_seconds())
-        if due:
-            self._last_time_checked = time.monotonic()
-        return due
-
-    def _epoch_is_due(self, trainer: pl.Trainer) -> bool:
-        return self._every_n_epochs >= 1 and (trainer.current_epoch + 1) % self._every_n_epochs == 0
 
     # --- what -----------------------------------------------------------------------------------------------------
 
