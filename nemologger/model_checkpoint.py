@@ -26,6 +26,7 @@ from nemologger.disk import Disk, LocalDisk
 from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import SaveFailedError
 from nemologger.loading import checkpoint_io
+from nemologger.loading.stopped_early import stay_stopped
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 from nemologger.saving.arguments import check_arguments
 from nemologger.saving.batches import batch_size
@@ -296,6 +297,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         if lightning_port.is_trial(trainer):
             return
         lightning_port.restore_metrics(trainer, self._restored_metrics)
+        stay_stopped(trainer)
         self._life, self._origin = self.shelf.line_from(trainer.global_step)
         if trainer.is_global_zero and self.shelf.kept and trainer.global_step == 0 and not trainer.ckpt_path:
             log.warning(
