@@ -119,11 +119,11 @@ def test_closing_leaves_nothing_behind():
     number = signal.SIGRTMAX - 1
     board = Board()
     board.set_timeouts([1e9] * len(Section))
-    guard = Guard(board, rank=0, interval=5.0, end_with=signal.SIGKILL)
+    guard = Guard(board, rank=0, interval=30.0, end_with=signal.SIGKILL)
     assert guard.alive
     start = time.monotonic()
     guard.close()
-    assert time.monotonic() - start < 3  # it does not wait for the next look
+    assert time.monotonic() - start < 20  # it does not wait for the next look
     assert not guard.alive
     guard.close()
     board.close()
