@@ -242,7 +242,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self._due_after_validation = False
         self._postponed = False
         self._validated = False
-        self._has_warned = False
+        self._has_warned = self._has_told_of_name = False
         # Lightning has settled what is due if nobody says so.
         self._due = Due(self._every_n_train_steps, self._train_time_interval, self._every_n_epochs)
         self._keeper = self._keep(Shelf(), beside=False)
@@ -276,7 +276,8 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         shelf = decide(self._ranks, lambda: self._look(trainer))
         check_shared(self._ranks, self._disk, directory)
         self._keeper = self._keep(shelf, beside=self.async_save, staging=self.staging)
-        self._is_prepared = self._has_warned = self._due_after_validation = self._postponed = False
+        self._is_prepared = self._has_warned = self._has_told_of_name = False
+        self._due_after_validation = self._postponed = False
         self._failed_saves = 0
         if trainer.global_step == 0:  # else the trainer that it has served before goes on
             self._forget()

@@ -209,13 +209,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
     # --- names ----------------------------------------------------------------------------------------------------
 
     def _path(self, trainer: pl.Trainer, metrics: dict[str, float]) -> Path:
-        values = {
-            **metrics,
-            "epoch": trainer.current_epoch,
-            "step": trainer.global_step,
-            "consumed_samples": self.consumed_samples,
-            "model_name": class_of(trainer.lightning_module).__name__,
-        }
+        values = self._values(trainer, metrics)
         template = self.filename or "{epoch}-{step}"
         name = format_name(template, values, insert_names=self.auto_insert_metric_name)
         path = self._disk.path(str(self.dirpath)) / name
@@ -223,6 +217,16 @@ class KeptCheckpoints(LightningModelCheckpoint):
         if {str(path), str(path) + names.LAST} & taken:  # as long as a metric is missing, two templates can agree
             path = path.with_name(f"{name}-{str(self.monitor).replace('/', '_')}")
         return path
+
+    def _values(self, trainer: pl.Trainer, metrics: dict[str, float]) -> dict[str, float | str]:
+        """What a name may hold."""
+        return {
+            **metrics,
+            "epoch": trainer.current_epoch,
+            "step": trainer.global_step,
+            "consumed_samples": self.consumed_samples,
+            "model_name": class_of(trainer.lightning_module).__name__,
+        }
 
     def format_checkpoint_name(
         self, metrics: dict[str, Any], filename: str | None = None, ver: int | None = None, prefix: str | None = None

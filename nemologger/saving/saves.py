@@ -11,6 +11,7 @@ from weakref import proxy
 
 from nemologger import lightning_port
 from nemologger.checkpoint.keeping.decision import Decision, choose, choose_again
+from nemologger.checkpoint.keeping.naming import fields
 from nemologger.checkpoint.keeping.retention import Kept
 from nemologger.checkpoint.keeping.shelf import claim
 from nemologger.checkpoint.manifest import Manifest
@@ -37,6 +38,7 @@ class SavedCheckpoints(KeptCheckpoints):
     save_context_on_train_end: bool
     save_optim_on_train_end: bool
     _failed_saves: int
+    _has_told_of_name: bool
     _has_warned: bool
     _holds: bool
     _life: int
@@ -139,6 +141,7 @@ class SavedCheckpoints(KeptCheckpoints):
         if again:
             return choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
         path = self._path(trainer, metrics)
+        self._say_what_the_name_lacks(trainer, metrics)
         candidate = Kept(
             str(path), trainer.global_step, time.time(), score, ranked=True, life=self._life, origin=self._origin
         )
@@ -241,6 +244,21 @@ class SavedCheckpoints(KeptCheckpoints):
                 self.monitor,
                 path,
                 there,
+            )
+
+    def _say_what_the_name_lacks(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
+        """A misspelt field of the name would not be missed before somebody looks for the best checkpoint by its name."""
+        if self._has_told_of_name or (lightning_port.has_validation(trainer) and not self._validated):
+            return
+        values = self._values(trainer, metrics)
+        absent = [name for name in fields(self.filename or "") if name not in values and name != self.monitor]
+        if absent:
+            self._has_told_of_name = True
+            log.warning(
+                "ModelCheckpoint(filename=%r): nobody has logged %s yet, and names are without it; there are %s",
+                self.filename,
+                " or ".join(map(repr, absent)),
+                sorted(values),
             )
 
 

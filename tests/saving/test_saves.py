@@ -81,6 +81,21 @@ def test_without_validation_a_metric_that_nobody_logs_is_told_once(tmp_path, cap
     assert names(tmp_path) == ["step=6-last"]
 
 
+@pytest.mark.parametrize("validates", [False, True])
+def test_a_field_of_the_name_that_nobody_logs_is_told_once(tmp_path, caplog, validates):
+    """With validation, not before the first one."""
+    checkpoint = ModelCheckpoint(
+        dirpath=tmp_path, monitor=None, filename="{step}-{vall_loss:.2f}-{train_loss:.0f}", every_n_train_steps=2
+    )
+    trainer = quiet_trainer(max_steps=6, val_check_interval=4, callbacks=[checkpoint])
+    trainer.fit(ToyModel(), loader(), loader() if validates else None)
+    told = [record.getMessage() for record in caplog.records if "filename=" in record.getMessage()]
+    assert len(told) == 1
+    assert "nobody has logged 'vall_loss' yet" in told[0]
+    assert ("'val_loss'" in told[0]) == validates
+    assert "'train_loss'" in told[0]
+
+
 @pytest.mark.parametrize("beside", [False, True])
 def test_save_now_keeps_what_nobody_asked_for_until_the_next_save(tmp_path, beside):
     """Of a moment that is neither among the best nor to be the last one."""

@@ -64,6 +64,16 @@ def format_name(template: str, values: Mapping[str, object], *, insert_names: bo
     return _as_file_name(template, name)
 
 
+def fields(template: str) -> list[str]:
+    """The names of what ``template`` is filled in with.
+
+    Example:
+        >>> fields("gpt--{val_loss:.2f}-{step}")
+        ['val_loss', 'step']
+    """
+    return [token["name"] for token in _TOKEN.finditer(template) if token["name"] is not None]
+
+
 def _as_file_name(template: str, name: str) -> str:
     name = re.sub(r"[\x00-\x1f\x7f/]", "_", name).encode("utf-8", "replace").decode()
     # A name with a dot in front is hidden, and "." and ".." are other directories.
