@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 
 import lightning.pytorch as pl
@@ -91,6 +92,17 @@ def test_beside_training_too_a_failed_save_is_counted(s3, caplog):
     assert "save 1 of at most 3 in a row that may fail" in caplog.text
     assert "not for you" in caplog.text
     assert names_in(s3.url) == ["step=15", "step=15-last", "step=5"]
+
+
+def test_an_exception_in_training_waits_for_what_is_on_its_way(s3):
+    def fail() -> None:
+        threading.Timer(1.0, s3.gate.release).start()
+        raise RuntimeError("of the model")
+
+    s3.gate.rule = lambda request: "hold" if request.startswith("PUT") and "__0_0" in request else "pass"
+    with pytest.raises(RuntimeError, match="of the model"):
+        life(s3.url, 20, async_save=True, others=[At({7: fail})])
+    assert [found.manifest.step for found in survey(storage_path(s3.url))] == [5, 5]
 
 
 def test_training_does_not_wait_for_a_store(s3):

@@ -275,11 +275,7 @@ class AsyncSaver:
                 published = self.poll()
                 if published is not None or (self._ranks.rank != 0 and save.outcome is not None):
                     break
-            patience = _STALLED
-            if save.staging is not None:
-                patience = _PATIENCE
-            elif save.outcome is not None and not others_are_there:
-                patience = _QUIET
+            patience = _patience(save, others_are_there=others_are_there)
             if progress.idle((save.size_on_disk, save.staging, save.outcome)) > patience:
                 break
             time.sleep(pause)
@@ -418,6 +414,18 @@ class AsyncSaver:
         if self._ranks.rank == 0:
             with contextlib.suppress(OSError):  # the disk that failed may fail again; the next run tidies up
                 commit.abandon(self._disk, checkpoint)
+
+
+def _patience(save: InFlight, *, others_are_there: bool) -> float:
+    """How long it may be, in seconds, until something of ``save`` moves. A store shows a file when all of it is there."""
+    uploads = save.job.store is not None
+    if save.staging is not None:
+        return _PATIENCE
+    if save.outcome is None:
+        return float("inf") if uploads else _STALLED  # who uploads knows whether the store answers
+    if others_are_there:
+        return _STALLED
+    return _PATIENCE if uploads else _QUIET
 
 
 def _report(checkpoint: Path, rank: int) -> Path:

@@ -12,6 +12,7 @@ from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.writing.staging import Staging
 from nemologger.checkpoint.writing.writer_main import Job, Outcome
 from nemologger.errors import SaveFailedError
+from nemologger.stores.path import in_store
 
 
 class WriterError(Exception):
@@ -65,8 +66,13 @@ class InFlight:
 
     @property
     def size_on_disk(self) -> int:
-        """Bytes of all ranks' large files that are there."""
+        """Bytes of all ranks' large files that are there. A store shows a file when all of it is."""
         total = 0
+        remote = in_store(self.checkpoint / names.WEIGHTS)
+        if remote is not None:
+            with contextlib.suppress(OSError):
+                total = sum(remote.sizes().values())
+            return total
         with contextlib.suppress(OSError), os.scandir(self.checkpoint / names.WEIGHTS) as entries:
             for entry in entries:
                 with contextlib.suppress(OSError):  # as above
