@@ -241,25 +241,29 @@ class Store:
         if self.protocol not in _FLAT:
             with contextlib.suppress(OSError):
                 self._call(url, "rm", url, recursive=True)
-        self._abort_uploads(url)
+        self._abort_uploads(url, f"{self._split(url)[1]}/")
 
     def remove_object(self, url: str) -> None:
         """Remove one object; nothing to do if it is not there."""
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             self._call(url, "rm_file", url)
 
-    def _abort_uploads(self, url: str) -> None:
+    def _abort_uploads(self, url: str, prefix: str) -> None:
+        """Drop what was begun and never finished of the object ``prefix``; if it ends with a slash, of all below."""
         if self.protocol not in S3:
             return
-        bucket, key = self._split(url)
+        bucket, _ = self._split(url)
+        more: dict[str, Any] = {}
         try:
             while True:
-                found = self._call(url, "call_s3", "list_multipart_uploads", Bucket=bucket, Prefix=f"{key}/")
+                found = self._call(url, "call_s3", "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
                 for upload in found.get("Uploads") or ():
-                    with contextlib.suppress(FileNotFoundError):
-                        self._abort(url, bucket, upload["Key"], upload["UploadId"])
+                    if prefix.endswith("/") or upload["Key"] == prefix:
+                        with contextlib.suppress(FileNotFoundError):
+                            self._abort(url, bucket, upload["Key"], upload["UploadId"])
                 if not found.get("IsTruncated"):
                     return
+                more = {"KeyMarker": found["NextKeyMarker"], "UploadIdMarker": found["NextUploadIdMarker"]}
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
                 raise
@@ -297,6 +301,8 @@ class Store:
             except FileNotFoundError:  # there is no such upload: it was completed, and the answer lost
                 if int(self.info(url).get("size") or 0) != size:
                     raise
+            with contextlib.suppress(OSError):  # one that was begun, and the answer lost, has no other end
+                self._abort_uploads(url, key)
         except BaseException:
             for part in pending:
                 part.cancel()

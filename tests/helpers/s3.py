@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -18,7 +19,14 @@ import pytest
 from processes import free_port, wait_for
 
 KEYS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "secret-of-the-test", "AWS_DEFAULT_REGION": "us-east-1"}
-_DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>not for you</Message></Error>"
+_ANSWERS = {
+    "deny": ("403 Forbidden", "AccessDenied", "not for you"),
+    "busy": ("503 Slow Down", "SlowDown", "Please reduce your request rate."),
+    "broken": ("500 Internal Server Error", "InternalError", "We encountered an internal error."),
+    "expired": ("400 Bad Request", "ExpiredToken", "The provided token has expired."),
+}
+#: What may happen to any request, and is over at the next one.
+MISHAPS = ("refuse", "reset", "half", "lose", "busy", "broken", "slow")
 SLOW = 1_800_000
 _STEP = 1 << 16
 _CONDITION = b"<Condition>If-None-Match</Condition>"
@@ -28,13 +36,18 @@ class Gate:
     """Passes requests on to ``target``, as ``rule(method and path)`` says.
 
     ``"pass"``; ``"refuse"``: the connection ends at once; ``"hold"``: nothing happens until :meth:`release`;
-    ``"deny"``: 403; ``"lose"``: the server does it, the answer is lost; ``"bare"``: the answer does not say which condition
-    did not hold, as some servers' do not; ``"slow"``: :data:`SLOW` bytes per second, there and back.
+    ``"deny"``, ``"busy"``, ``"broken"`` and ``"expired"``: an answer of S3's, and the server is told nothing; ``"reset"``:
+    the connection breaks while the request is sent; ``"half"``: it breaks in the middle of the answer; ``"lose"``: the
+    server does it, the answer is lost; ``"bare"``: the answer does not say which condition did not hold, as some servers' do
+    not; ``"slow"``: :data:`SLOW` bytes per second, there and back.
+
+    What is signed with the key :attr:`expired` is answered as ``"expired"``.
     """
 
     def __init__(self, target: int) -> None:
         self.rule: Callable[[str], str] = lambda request: "pass"
         self.requests: list[str] = []
+        self.expired = ""
         self._released = threading.Event()
         self._target = target
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -64,7 +77,7 @@ class Gate:
     def _serve(self, client: socket.socket) -> None:
         with client, suppress(OSError):
             head = b""
-            while b"\r\n" not in head:
+            while b"\r\n\r\n" not in head:
                 more = client.recv(65536)
                 if not more:
                     return
@@ -72,28 +85,33 @@ class Gate:
             request = head.partition(b"\r\n")[0].decode().rpartition(" ")[0]
             self.requests.append(request)
             what = self.rule(request)
+            if self.expired and f"Credential={self.expired}/".encode() in head:
+                what = "expired"
             if what == "hold":
                 self._released.wait()
             if what == "refuse":
                 return
-            if what == "deny":
-                client.settimeout(0.2)
-                with suppress(TimeoutError):
-                    while client.recv(1 << 20):
-                        pass
-                length = str(len(_DENIED)).encode()
-                client.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: " + length + b"\r\n\r\n" + _DENIED)
+            if what == "reset":
+                _break(client)
+                return
+            if what in _ANSWERS:
+                _answer(client, *_ANSWERS[what], with_body=not request.startswith("HEAD"))
                 return
             with socket.create_connection(("127.0.0.1", self._target)) as server:
                 server.sendall(head)
                 pause = _STEP / SLOW if what == "slow" else 0.0
                 threading.Thread(target=_pump, args=(client, server, pause), daemon=True).start()
+                answer = b""
                 while data := server.recv(_STEP if pause else 1 << 20):
                     time.sleep(pause)
                     if what == "bare":
                         data = data.replace(_CONDITION, b" " * len(_CONDITION))
-                    if what != "lose" or data.startswith(b"HTTP/1.1 100"):
+                    if what not in ("lose", "half") or data.startswith(b"HTTP/1.1 100"):
                         client.sendall(data)
+                    else:
+                        answer += data
+            if what == "half":
+                client.sendall(answer[: len(answer) - len(answer.partition(b"\r\n\r\n")[2]) // 2 - 1])
             client.shutdown(socket.SHUT_RDWR)  # closing alone waits for the thread that reads from it
 
 
@@ -102,6 +120,21 @@ def _pump(source: socket.socket, target: socket.socket, pause: float) -> None:
         while data := source.recv(_STEP if pause else 1 << 20):
             time.sleep(pause)
             target.sendall(data)
+
+
+def _answer(client: socket.socket, status: str, code: str, message: str, *, with_body: bool) -> None:
+    client.settimeout(0.1)
+    with suppress(TimeoutError):
+        while client.recv(1 << 20):
+            pass
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>" if with_body else ""
+    client.sendall(f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
+
+
+def _break(client: socket.socket) -> None:
+    """End the connection with what is on its way lost."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    client.close()
 
 
 @dataclass

@@ -191,6 +191,17 @@ def test_the_answer_to_a_write_is_lost(s3, small_parts):
     assert s3.pending() == []
 
 
+def test_an_upload_that_nobody_knows_of_does_not_stay(s3, small_parts):
+    """It was begun, and the answer with its name was lost. Those of other objects do stay."""
+    s3.client.create_multipart_upload(Bucket=s3.name, Key="runs/large-too")
+    lost = iter(["lose"])
+    s3.gate.rule = lambda request: next(lost, "pass") if request.endswith("?uploads") else "pass"
+    root = storage_path(s3.url)
+    disk_of(root).write(root / "large", [LARGE])
+    assert (root / "large").read_bytes() == LARGE
+    assert s3.pending() == ["runs/large-too"]
+
+
 def test_options_come_before_the_environment(s3):
     root = storage_path(s3.url, {"endpoint_url": "http://127.0.0.1:9", "key": "k", "secret": "s"})
     assert in_store(root / "a").store.options["endpoint_url"] == "http://127.0.0.1:9"
