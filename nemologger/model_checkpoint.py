@@ -308,8 +308,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
                 self.dirpath,
                 self.shelf.newest_step,
             )
-        protected = self._needed_by_others(trainer) | self._paths_of(trainer.ckpt_path)
-        self._keeper.prune(protected)
+        self._keeper.prune(lambda: self._needed_by_others(trainer) | self._paths_of(trainer.ckpt_path))
         self._reflect()
         check_interval(trainer, self.monitor)
         check_lengths(self._ranks, trainer)

@@ -21,7 +21,6 @@ from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import (
-    CheckpointError,
     ConfigurationError,
     NemologgerError,
     NotFoundError,
@@ -32,6 +31,7 @@ from nemologger.loading.choice import named, newest_in, start_of
 from nemologger.loading.verified_reads import Ask, VerifiedReads, faults
 from nemologger.ranks import decide_with_help
 from nemologger.run.record import record_of, run_of
+from nemologger.stores.client import before_training
 from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
 
@@ -225,15 +225,8 @@ class AutoResume:
     # --- looking --------------------------------------------------------------------------------------------------
 
     def _ask(self, trainer: pl.Trainer, stage: str, read: VerifiedReads, ask: Ask) -> dict[str, Any]:
-        try:
+        with before_training("Whether there is a checkpoint to resume from"):
             return self._find(trainer, stage, read, ask)
-        except OSError as error:
-            if isinstance(error, NemologgerError) or "://" not in str(error.filename):
-                raise
-            raise CheckpointError(
-                f"{error.filename} cannot be reached: {error.strerror}. Whether there is a checkpoint to resume from is not "
-                "known, so nothing was started. Check the endpoint and the credentials (environment or storage_options)."
-            ) from error
 
     def _find(self, trainer: pl.Trainer, stage: str, read: VerifiedReads, ask: Ask) -> dict[str, Any]:
         """What rank 0 sees and decides; plain values, they travel to the other ranks."""

@@ -105,6 +105,43 @@ def test_an_exception_in_training_waits_for_what_is_on_its_way(s3):
     assert [found.manifest.step for found in survey(storage_path(s3.url))] == [5, 5]
 
 
+def test_keys_that_expire(s3, tmp_path, monkeypatch, caplog):
+    """What the store says is passed on; and new ones are used when they are where the old ones were."""
+    file = tmp_path / "credentials"
+
+    def renew(key: str) -> None:
+        file.write_text(f"[default]\naws_access_key_id = {key}\naws_secret_access_key = s\n")
+
+    def expire(key: str) -> None:
+        s3.gate.expired = key
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    renew("first")
+    _, model = life(s3.url, 15, others=[At({7: lambda: expire("first"), 12: lambda: renew("second")})])
+    assert len(model.losses) == 15
+    assert "save 1 of at most 3" in caplog.text
+    assert "The provided token has expired" in caplog.text
+    assert names_in(s3.url) == ["step=15", "step=15-last", "step=5"]
+    expire("second")
+    for resume in (True, False):
+        with pytest.raises(nl.NemologgerError, match=rf"{s3.url}.*: The provided token has expired\..*credentials"):
+            life(s3.url, 20, resume=resume)
+    monkeypatch.undo()
+
+
+def test_a_store_that_goes_away_at_the_start(s3, impatient):
+    """Behind the check that it can be used."""
+
+    def rule(request: str) -> str:
+        return "refuse" if any(earlier.startswith("DELETE") for earlier in s3.gate.requests[:-1]) else "pass"
+
+    s3.gate.rule = rule
+    with pytest.raises(nl.CheckpointError, match=r"runs cannot be reached(.|\n)*nothing was started"):
+        life(s3.url, 10)
+
+
 def test_training_does_not_wait_for_a_store(s3):
     """While the last request of a save is not answered, steps are taken."""
 

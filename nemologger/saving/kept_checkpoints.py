@@ -20,6 +20,8 @@ from nemologger.disk import Disk
 from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import Ranks
+from nemologger.stores.client import ADVICE, before_training
+from nemologger.stores.path import in_store
 from nemologger.stores.remote_disk import RemoteDisk
 
 if TYPE_CHECKING:
@@ -100,20 +102,23 @@ class KeptCheckpoints(LightningModelCheckpoint):
 
     def _look(self, trainer: pl.Trainer) -> Shelf:
         directory = self._disk.path(str(self.dirpath))
+        advice = (
+            ADVICE if in_store(directory) else "Give a directory that is there, or can be made, and can be written to"
+        )
         try:
             self._disk.make_directory(directory)
             if isinstance(self._disk, RemoteDisk):
                 self._disk.try_out(directory)  # an hour of training would be lost at the first save
         except OSError as error:
             raise ConfigurationError(
-                f"dirpath={str(directory)!r} cannot be used: {error.strerror}. Give a directory that is there, "
-                "or can be made, and can be written to"
+                f"dirpath={str(directory)!r} cannot be used: {error.strerror}. {advice}"
             ) from error
         if self._disk.can_rename:  # a store has no locks
             self._lock = DirectoryLock(directory)
             self._lock.take()
         twins = [c for c in ours(trainer) if (c.dirpath, c.monitor, c.mode) == (self.dirpath, self.monitor, self.mode)]
-        return look(self._disk, directory, self._owner, alone=len(twins) == 1)
+        with before_training(f"What earlier runs have left in {directory}"):
+            return look(self._disk, directory, self._owner, alone=len(twins) == 1)
 
     @property
     def shelf(self) -> Shelf:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import io
 import time
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Iterator, Mapping
 from typing import Any
 
-from nemologger.errors import ConfigurationError
+from nemologger.errors import CheckpointError, ConfigurationError, NemologgerError
 
 #: The protocols of stores that speak S3.
 S3 = ("s3", "s3a")
@@ -29,7 +30,21 @@ _FINAL = (
 )
 _FINAL_NUMBERS = {errno.EINVAL, errno.EPERM, errno.ENOSYS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EMSGSIZE}
 _FINAL_NAMES = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "TokenRetrievalError"}
+_OF_KEYS = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidAccessKeyId",
+    "InvalidToken",
+    "RequestExpired",
+    "SignatureDoesNotMatch",
+    "TokenRefreshRequired",
+}
 _LEAVING = 10.0  # seconds
+
+#: What to do about a store that cannot be used.
+ADVICE = (
+    "Check bucket, endpoint, region and credentials: they come from the environment (AWS_*) or from storage_options."
+)
 
 
 class Body(io.BytesIO):
@@ -120,6 +135,26 @@ def check_protocol(root: str) -> None:
         raise ConfigurationError(f"{root}: {error}; give a local path, or a URL that fsspec knows") from error
 
 
+@contextlib.contextmanager
+def before_training(unknown: str) -> Iterator[None]:
+    """What a store does not answer before training is an error that says what to do.
+
+    Args:
+        unknown: What is not known then.
+
+    Raises:
+        CheckpointError: In place of an OSError of a store.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, NemologgerError) or "://" not in str(error.filename):
+            raise
+        raise CheckpointError(
+            f"{error.filename} cannot be reached: {error.strerror}. {unknown} is not known, so nothing was started. {ADVICE}"
+        ) from error
+
+
 def is_final(error: Exception) -> bool:
     """Whether trying again cannot help."""
     if isinstance(error, _FINAL) or type(error).__name__ in _FINAL_NAMES:
@@ -133,10 +168,16 @@ def as_os_error(error: Exception, url: str, more: str = "") -> OSError:
     known = next((number for kind, number in numbers.items() if isinstance(error, kind)), None)
     known = errno.EEXIST if _is_taken(error) else known
     number = known or (error.errno if isinstance(error, OSError) else None) or errno.EIO
-    said = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    said = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    said = said.rstrip(". ") or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
     if isinstance(error, NotImplementedError):
         number = errno.ENOSYS
     return OSError(number, f"{said}{more}", url)  # Python makes it a FileNotFoundError and so on by the number
+
+
+def is_of_keys(error: Exception) -> bool:
+    """Whether the store takes the credentials no longer, or there are none."""
+    return _code(error) in _OF_KEYS or type(error).__name__ in _FINAL_NAMES
 
 
 def _is_taken(error: Exception) -> bool:
@@ -145,5 +186,10 @@ def _is_taken(error: Exception) -> bool:
     s3fs knows it by the name of the condition, which AWS puts into its answer and other servers leave out. There is no other
     condition that anything here is asked under.
     """
+    return _code(error) in ("PreconditionFailed", "412")
+
+
+def _code(error: Exception) -> str:
+    """What S3 calls it, "" if that is not known."""
     answer = getattr(error.__cause__, "response", None)
-    return isinstance(answer, dict) and answer.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
+    return str(answer.get("Error", {}).get("Code", "")) if isinstance(answer, dict) else ""

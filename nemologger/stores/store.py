@@ -22,7 +22,7 @@ from itertools import chain, count
 from typing import Any
 
 from nemologger.errors import NemologgerError
-from nemologger.stores.client import S3, Body, as_os_error, is_final, open_file_system, while_it_moves
+from nemologger.stores.client import S3, Body, as_os_error, is_final, is_of_keys, open_file_system, while_it_moves
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,12 @@ class Store:
         Raises:
             FileNotFoundError: If there is neither.
         """
-        found: dict[str, Any] = self._call(url, "info", url)
+        try:
+            found: dict[str, Any] = self._call(url, "info", url)
+        except OSError as error:
+            if self.protocol in S3 and error.errno in (errno.EACCES, errno.EINVAL):
+                self.check(url)  # S3 answers this one with the reason, and a question for one object with a number
+            raise
         return found
 
     def names(self, url: str) -> list[str]:
@@ -369,6 +374,8 @@ class Store:
                 raise
             except Exception as error:
                 if is_final(error):
+                    if is_of_keys(error):
+                        self._opened = None  # there may be new ones where they come from, when it is opened again
                     raise as_os_error(error, url) from error
                 waited = time.monotonic() - began
                 # One that took all the time there is, because nobody answered, is tried once more all the same.

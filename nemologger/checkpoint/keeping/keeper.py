@@ -23,6 +23,7 @@ from nemologger.checkpoint.writing.saver import Saver
 from nemologger.disk import Disk
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import Ranks, decide
+from nemologger.stores.client import before_training
 from nemologger.stores.remote_disk import OverlappingDisk, RemoteDisk
 
 log = logging.getLogger(__name__)
@@ -92,8 +93,12 @@ class Keeper:
         """Whether the save under way has been settled on this rank, or there is none."""
         return self._pending is None or self._settled is not None
 
-    def prune(self, protected: set[str]) -> None:
-        """Remove what is surplus, before anything is saved. Collective."""
+    def prune(self, protected: Callable[[], set[str]]) -> None:
+        """Remove what is surplus, before anything is saved. Collective.
+
+        Args:
+            protected: Gives, on rank 0, the paths that must stay.
+        """
         self._shelf = decide(self._ranks, lambda: self._prune(protected))
 
     def save(
@@ -258,8 +263,9 @@ class Keeper:
         if self._beside is not None:
             self._beside.close()
 
-    def _prune(self, protected: set[str]) -> Shelf:
-        shelf = prune(self._disk, self._remover.remove, self._shelf, self._policy, protected=protected)
+    def _prune(self, protected: Callable[[], set[str]]) -> Shelf:
+        with before_training("What is surplus there"):
+            shelf = prune(self._disk, self._remover.remove, self._shelf, self._policy, protected=protected())
         self._remover.wait()
         return shelf
 
