@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import time
 
 import lightning.pytorch as pl
 import pytest
+from helpers.s3 import MISHAPS
 from helpers.stored_run import At, life, names_in
 from toy import ToyModel, loader, quiet_trainer
+from toy import names as local_names
 
 import nemologger as nl
 from nemologger.checkpoint.find import survey
@@ -140,6 +143,24 @@ def test_a_store_that_goes_away_at_the_start(s3, impatient):
     s3.gate.rule = rule
     with pytest.raises(nl.CheckpointError, match=r"runs cannot be reached(.|\n)*nothing was started"):
         life(s3.url, 10)
+
+
+def test_any_request_may_go_wrong(s3, tmp_path, monkeypatch):
+    """Trying again is enough, and nobody sees a difference."""
+    chance = random.Random(0)
+    monkeypatch.setattr(store, "_FIRST_PAUSE", 0.01)
+    s3.gate.rule = lambda request: chance.choice(MISHAPS) if chance.random() < 0.06 else "pass"
+    for steps, beside in ((6, False), (10, True)):
+        _, undisturbed = life(tmp_path / "local", steps)
+        _, model = life(s3.url, steps, async_save=beside)
+        assert model.losses == undisturbed.losses
+    s3.gate.rule = lambda request: "pass"
+    found = survey(storage_path(s3.url))
+    assert [one.path.name for one in found] == local_names(tmp_path / "local")
+    assert all(problems(one.path) == [] for one in found)
+    listed = {f"{one.path.resolve().name}/{name}" for one in found for name in ("manifest.json", *one.manifest.files)}
+    assert set(s3.objects()) == {"step=10-last.link", *listed}
+    assert s3.pending() == []
 
 
 def test_training_does_not_wait_for_a_store(s3):
