@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import errno
 import io
+import os
 import time
-from collections.abc import Awaitable, Iterator, Mapping
+from bisect import bisect_right
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from nemologger.errors import CheckpointError, ConfigurationError, NemologgerError
@@ -47,25 +50,57 @@ ADVICE = (
 )
 
 
-class Body(io.BytesIO):
+class Body(io.RawIOBase):
     """What a request sends, and when the last of it was taken: S3's client reads it as fast as the network takes it.
 
+    It is read from where it is. (aiohttp copies an ``io.BytesIO``, and many requests are on their way.)
+
     Args:
-        content: The bytes.
+        pieces: The bytes, one piece after the other; they must stay as they are.
     """
 
-    def __init__(self, content: bytes) -> None:
-        super().__init__(content)
-        self._size = len(content)
+    def __init__(self, pieces: Sequence[bytes | memoryview]) -> None:
+        self._pieces = [memoryview(piece).cast("B") for piece in pieces]
+        self._starts = list(accumulate(map(len, self._pieces), initial=0))
+        self._position = 0
         self.moved = time.monotonic()
 
     def __len__(self) -> int:
-        return self._size
+        return self._starts[-1]
+
+    def readable(self) -> bool:
+        """Yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Yes."""
+        return True
+
+    def tell(self) -> int:
+        """See :class:`io.RawIOBase`."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        """See :class:`io.RawIOBase`."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self)}[whence]
+        self._position = max(0, start + offset)
+        return self._position
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """See :class:`io.BytesIO`."""
+        """See :class:`io.RawIOBase`."""
         self.moved = time.monotonic()
-        return super().read(size)
+        at, end = self._position, len(self)
+        if size is not None and size >= 0:
+            end = min(end, at + size)
+        taken = []
+        index = bisect_right(self._starts, at) - 1
+        while at < end:
+            start = self._starts[index]
+            taken.append(self._pieces[index][at - start : end - start])
+            at += len(taken[-1])
+            index += 1
+        self._position = max(self._position, end)
+        return b"".join(taken)
 
     def rewind(self) -> None:
         """Begin again."""

@@ -15,7 +15,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from inspect import signature
 from itertools import chain, count
@@ -169,11 +169,11 @@ class Store:
             self.names(url)
 
     def write(self, url: str, parts: Iterable[bytes | memoryview], *, create: bool = False) -> None:
-        """Write an object: it is there when all of it is. At most a few parts of it are in memory at a time.
+        """Write an object: it is there when all of it is. At most a few parts of it are asked for ahead.
 
         Args:
             url: Which.
-            parts: Its bytes, one part after the other.
+            parts: Its bytes, one part after the other. They are sent from where they are, and must stay as they are.
             create: It must not be there already.
         """
         rest = (memoryview(part).cast("B") for part in parts)
@@ -181,12 +181,11 @@ class Store:
         while sum(map(len, first)) <= WHOLE and (part := next(rest, None)) is not None:
             first.append(part)
         if sum(map(len, first)) <= WHOLE:
-            content = b"".join(first)
+            self._prepare(url)
             if create:
-                self.create(url, content)
+                self._create_once(url, first)
             else:
-                self._prepare(url)
-                self._send(url, content)
+                self._send(url, first)
         elif self.protocol in S3:
             self._write_parts(url, _cut(chain(first, rest)), {"IfNoneMatch": "*"} if create else {})
         else:
@@ -200,13 +199,16 @@ class Store:
             FileExistsError: If it is, with another content. (The same is this very write, whose answer was lost.)
         """
         self._prepare(url)
+        self._create_once(url, [content])
+
+    def _create_once(self, url: str, content: Sequence[bytes | memoryview]) -> None:
         try:
             self._create(url, content)
         except FileExistsError:
-            if self.read(url) != content:
+            if self.read(url) != b"".join(content):
                 raise
 
-    def _create(self, url: str, content: bytes) -> None:
+    def _create(self, url: str, content: Sequence[bytes | memoryview]) -> None:
         if self.protocol not in S3:  # clients of other stores may not know the mode, or take it and not care
             self._refuse_if_there(url)
             if "mode" not in signature(self._fs.pipe_file).parameters:
@@ -225,9 +227,10 @@ class Store:
         if self._call(url, "exists", url):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), url)
 
-    def _send(self, url: str, content: bytes, **options: str) -> None:
-        body = Body(content) if self.protocol in S3 and content else content
-        self._call(url, "pipe_file", url, body, carries=len(content), **options)
+    def _send(self, url: str, content: Sequence[bytes | memoryview], **options: str) -> None:
+        body = Body(content)
+        what = body if self.protocol in S3 and len(body) else b"".join(content)
+        self._call(url, "pipe_file", url, what, carries=len(body), **options)
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object; its bytes stay in the store."""
@@ -277,7 +280,7 @@ class Store:
     def _abort(self, url: str, bucket: str, key: str, upload: str) -> None:
         self._call(url, "call_s3", "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
 
-    def _write_parts(self, url: str, chunks: Iterator[bytes], condition: dict[str, Any]) -> None:
+    def _write_parts(self, url: str, chunks: Iterator[list[memoryview]], condition: dict[str, Any]) -> None:
         bucket, key = self._split(url)
         target: dict[str, Any] = {"Bucket": bucket, "Key": key}
         begun = self._call(url, "call_s3", "create_multipart_upload", **target)
@@ -285,8 +288,8 @@ class Store:
         done: list[dict[str, Any]] = []
         size = 0
 
-        def put(number: int, chunk: bytes) -> dict[str, Any]:
-            answer = self._call(url, "call_s3", "upload_part", **target, PartNumber=number, Body=Body(chunk))
+        def put(number: int, body: Body) -> dict[str, Any]:
+            answer = self._call(url, "call_s3", "upload_part", **target, PartNumber=number, Body=body)
             sums = {name: value for name, value in answer.items() if name.startswith("Checksum") and value}
             sums.pop("ChecksumType", None)
             return {"PartNumber": number, "ETag": answer["ETag"], **sums}
@@ -297,8 +300,9 @@ class Store:
             for number, chunk in enumerate(chunks, 1):
                 if len(pending) == _AT_ONCE:
                     done.append(pending.popleft().result())
-                size += len(chunk)
-                pending.append(pool.submit(put, number, chunk))
+                body = Body(chunk)
+                size += len(body)
+                pending.append(pool.submit(put, number, body))
             done += [part.result() for part in pending]
             try:
                 complete: dict[str, Any] = {**target, **condition, "MultipartUpload": {"Parts": done}}
@@ -318,13 +322,13 @@ class Store:
         finally:
             pool.shutdown(wait=True)
 
-    def _write_stream(self, url: str, chunks: Iterator[bytes]) -> None:
+    def _write_stream(self, url: str, chunks: Iterator[list[memoryview]]) -> None:
         """For stores that take an object as one stream: what fails in the middle cannot be tried again."""
         try:
             file = self._fs.open(url, "wb")
             try:
                 for chunk in chunks:
-                    file.write(chunk)
+                    file.write(b"".join(chunk))
             except BaseException:
                 # Closing it would publish the half that there is.
                 with contextlib.suppress(Exception):
@@ -401,8 +405,8 @@ class Store:
         return sync(client.loop, lambda: while_it_moves(coroutine(*arguments, **named), body, LIMIT))
 
 
-def _cut(parts: Iterator[memoryview]) -> Iterator[bytes]:
-    """``parts``, joined and cut into what one request carries."""
+def _cut(parts: Iterator[memoryview]) -> Iterator[list[memoryview]]:
+    """``parts``, gathered and cut into what one request carries."""
     pending: list[memoryview] = []
     size = number = 0
     for part in parts:
@@ -412,7 +416,7 @@ def _cut(parts: Iterator[memoryview]) -> Iterator[bytes]:
             pending.append(taken)
             size += len(taken)
             if len(taken) == room:
-                yield b"".join(pending)
+                yield pending
                 pending, size, number = [], 0, number + 1
     if pending:
-        yield b"".join(pending)
+        yield pending

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 
 import pytest
 
@@ -17,7 +18,20 @@ def test_a_request_whose_bytes_stop_on_their_way_is_given_up():
         finally:
             body.close()
 
-    body = Body(b"0123456789")
+    body = Body([b"0123456789"])
     with pytest.raises(TimeoutError, match=r"nothing has moved for 0 s"):
         asyncio.run(while_it_moves(send(body), body, 0.2))
     assert body.closed, "the request is still under way"
+
+
+def test_a_body_reads_as_one_file():
+    pieces = [b"", b"abc", memoryview(b"defg"), b"", b"h"]
+    body, file = Body(pieces), io.BytesIO(b"abcdefgh")
+    assert len(body) == 8
+    for offset, whence in ((0, 0), (3, 0), (-2, 2), (9, 0)):
+        assert body.seek(offset, whence) == file.seek(offset, whence)
+        for size in (2, 0, 3, -1, 4):
+            assert body.read(size) == file.read(size)
+            assert body.tell() == file.tell()
+    body.rewind()
+    assert body.read() == b"abcdefgh"

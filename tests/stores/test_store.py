@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -36,6 +37,20 @@ def test_what_is_written_is_read(root, small_parts):
         assert file.read(12 << 20) == LARGE[3 : 3 + (12 << 20)]
         assert file.read(12 << 20) == LARGE[3 + (12 << 20) :]
         assert file.read(1) == b""
+
+
+def test_what_is_sent_is_not_copied(s3, small_parts):
+    """Eight parts are on their way at a time. The gate would be counted, so this goes past it."""
+    where = in_store(storage_path(s3.url, {"endpoint_url": s3.client.meta.endpoint_url})).store
+    where.write(f"{s3.url}/a", [b"x"])  # what is imported by the first use is not counted
+    tracemalloc.start()
+    try:
+        where.write(f"{s3.url}/large", [LARGE] * 4)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 10 << 20
+    assert (storage_path(s3.url) / "large").read_bytes() == LARGE * 4
 
 
 def test_a_stream_that_fails_leaves_no_half(small_parts):
