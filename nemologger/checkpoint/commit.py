@@ -219,9 +219,9 @@ def is_published(checkpoint: Path) -> bool:
     try:
         manifests.read(checkpoint)
     except DamagedCheckpointError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and not isinstance(cause, _NO_MANIFEST):
-            raise cause from error
+        # Not in a variable: its traceback, this frame and those that called it would hold each other, and all their tensors.
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, _NO_MANIFEST):
+            raise error.__cause__ from error
         return False
     return True
 

@@ -56,11 +56,14 @@ def decide(ranks: Ranks, step: Callable[[], T]) -> T:
         except Exception as error:  # noqa: BLE001  raised again below, on every rank
             cause, outcome = error, Failure.of(error, 0)
     try:
-        shared = ranks.broadcast(outcome)
-    except NemologgerError as silent:
-        raise silent from cause  # it may be why the others are silent
-    if cause is not None:
-        raise cause
+        try:
+            shared = ranks.broadcast(outcome)
+        except NemologgerError as silent:
+            raise silent from cause  # it may be why the others are silent
+        if cause is not None:
+            raise cause
+    finally:
+        cause = None  # see _agree
     if isinstance(shared, Failure):
         raise shared.error()
     return shared  # type: ignore[return-value]  # None only if T is
@@ -114,11 +117,15 @@ def _agree(ranks: Ranks, step: Callable[[], T], keep: Callable[[list[T]], R]) ->
         return keep(outcomes)  # type: ignore[arg-type]  # no Failure is among them
 
     try:
-        shared = ranks.exchange(outcome, answer)
-    except NemologgerError as silent:
-        raise silent from cause  # it may be why the others are silent
-    if cause is not None:
-        raise cause
+        try:
+            shared = ranks.exchange(outcome, answer)
+        except NemologgerError as silent:
+            raise silent from cause  # it may be why the others are silent
+        if cause is not None:
+            raise cause
+    finally:
+        # Its traceback holds this frame, and so all that the callers have in theirs: a failed save's tensors, for example.
+        cause = None
     if isinstance(shared, _FailedRank):
         raise shared.failure.error(shared.rank)
     return shared

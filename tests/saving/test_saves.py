@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from helpers.saved_run import run
 from toy import Scored, ToyModel, loader, names, quiet_trainer
 
 from nemologger import ConfigurationError, ModelCheckpoint, SaveFailedError, lightning_port
+from nemologger.callbacks import EMA
 from nemologger.disk import LocalDisk
 
 
@@ -22,6 +25,11 @@ class _FullDisk(LocalDisk):
         if self.full and path.suffix == ".distcp":
             raise OSError(28, "No space left on device", str(path))
         super().write(path, parts)
+
+    def commit(self, path, content):
+        if self.full:
+            raise OSError(28, "No space left on device", str(path))
+        super().commit(path, content)
 
 
 class _FillUp(pl.Callback):
@@ -42,6 +50,39 @@ def test_a_failed_save_is_loud_and_training_goes_on(tmp_path, caplog):
     assert len(failed) == 2
     assert "No space left on device" in failed[0]
     assert names(tmp_path) == ["step=1", "step=2", "step=5", "step=6", "step=6-last"]
+
+
+class _Litter(pl.Callback):
+    """Looks, after each step, for tensors that nobody but the garbage collector would free."""
+
+    def __init__(self) -> None:
+        self.found: list[tuple[int, torch.Size]] = []
+
+    def on_train_start(self, trainer, pl_module):
+        gc.collect()
+        gc.freeze()  # what is there now is looked at no more: that takes long
+        gc.set_debug(gc.DEBUG_SAVEALL)
+
+    def on_train_batch_end(self, trainer, *args):
+        gc.collect()
+        tensors = [thing for thing in gc.garbage if issubclass(type(thing), torch.Tensor)]
+        self.found += [(trainer.global_step, tensor.shape) for tensor in tensors]
+        gc.garbage.clear()
+
+    def on_train_end(self, trainer, pl_module):
+        gc.set_debug(0)
+        gc.unfreeze()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_save_leaves_no_tensors_to_the_garbage_collector(tmp_path, caplog, beside):
+    """It runs rarely, and until then they keep their memory: copies that were saved, and the batch of that step."""
+    disk, litter = _FullDisk(), _Litter()
+    ckpt = ModelCheckpoint(dirpath=tmp_path, every_n_train_steps=2, monitor=None, disk=disk, async_save=beside)
+    trainer = quiet_trainer(max_steps=7, callbacks=[EMA(), _FillUp(disk, range(3, 5)), ckpt, litter])
+    trainer.fit(ToyModel(), loader(), loader())
+    assert "No space left on device" in caplog.text
+    assert litter.found == []
 
 
 def test_too_many_failed_saves_in_a_row_raise(tmp_path):

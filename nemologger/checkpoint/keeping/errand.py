@@ -51,8 +51,11 @@ class Errand:
         self._thread = None
         self._next = time.monotonic() + _PAUSE
         error, self._error = self._error, None
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            error = None  # its traceback holds this frame
         return self._done
 
     def _run(self) -> None:

@@ -19,7 +19,7 @@ an optimizer's state, a reference to its flat key stays.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -186,26 +186,35 @@ def _take_optimizer(
     paths: dict[str, tuple[str, ...]],
     encoder: Encoder,
 ) -> Any:
-    def walk(value: Any, path: tuple[str, ...]) -> Any:
-        if _has_values(value, ".".join(path)):
-            key = ".".join(path)
-            if key in tensors:
-                raise CheckpointError(f"two tensors of the optimizer's state are called {key}: rename one of them")
-            tensors[key], paths[key] = value, path
-            return {TAG: "tensor", "key": key}
-        if type(value) is dict and all(type(name) in (str, int) for name in value):
-            return {name: walk(item, (*path, str(name))) for name, item in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(walk(item, (*path, str(i))) for i, item in enumerate(value))
-        return encoder.encode(value, ".".join(path))
+    def take_tensor(tensor: torch.Tensor, path: tuple[str, ...]) -> dict[str, str]:
+        key = ".".join(path)
+        if key in tensors:
+            raise CheckpointError(f"two tensors of the optimizer's state are called {key}: rename one of them")
+        tensors[key], paths[key] = tensor, path
+        return {TAG: "tensor", "key": key}
 
+    begin = (OPTIMIZER, str(index), "state")
     state = {
-        number: walk(value, (OPTIMIZER, str(index), "state", names.get(number, str(number))))
+        number: _without_tensors(value, (*begin, names.get(number, str(number))), take_tensor, encoder)
         for number, value in state_dict.get("state", {}).items()
     }
     rest = {key: value for key, value in state_dict.items() if key != "state"}
     plain = encoder.encode(rest, f"optimizer_states[{index}]")
     return {"state": state, **plain} if "state" in state_dict else plain
+
+
+def _without_tensors(
+    value: Any, path: tuple[str, ...], take: Callable[[torch.Tensor, tuple[str, ...]], Any], encoder: Encoder
+) -> Any:
+    """The plain form of ``value``, where ``take`` has the tensors, and says what stands in their place."""
+    # No function in another that calls itself: that is a reference cycle, and would keep all tensors of every save.
+    if _has_values(value, ".".join(path)):
+        return take(value, path)
+    if type(value) is dict and all(type(name) in (str, int) for name in value):
+        return {name: _without_tensors(item, (*path, str(name)), take, encoder) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_without_tensors(item, (*path, str(i)), take, encoder) for i, item in enumerate(value))
+    return encoder.encode(value, ".".join(path))
 
 
 def is_stored(value: Any) -> bool:
@@ -252,21 +261,23 @@ def _has_values(value: Any, key: str) -> bool:
 def restore(common: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     """Lightning's checkpoint dictionary again, from what :func:`take` made of it."""
 
-    def fill(value: Any) -> Any:
-        if isinstance(value, dict):
-            if value.get(TAG) == "tensor":
-                return tensors[value["key"]]
-            if TAG in value:
-                return decode(value)
-            return {key: fill(item) for key, item in value.items()}
-        if type(value) in (list, tuple):
-            return type(value)(map(fill, value))
-        return decode(value)
-
     checkpoint: dict[str, Any] = decode({key: value for key, value in common.items() if key not in (MODEL, OPTIMIZERS)})
     prefix = f"{MODEL}."
     checkpoint[MODEL] = {key[len(prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(prefix)}
     checkpoint[MODEL].update(decode(common.get(MODEL, {})))
     if OPTIMIZERS in common:
-        checkpoint[OPTIMIZERS] = [fill(state) for state in common[OPTIMIZERS]]
+        checkpoint[OPTIMIZERS] = [_fill(state, tensors) for state in common[OPTIMIZERS]]
     return checkpoint
+
+
+def _fill(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
+    """What :func:`_without_tensors` was given."""
+    if isinstance(value, dict):
+        if value.get(TAG) == "tensor":
+            return tensors[value["key"]]
+        if TAG in value:
+            return decode(value)
+        return {key: _fill(item, tensors) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_fill(item, tensors) for item in value)
+    return decode(value)
