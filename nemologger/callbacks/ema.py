@@ -104,6 +104,9 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         """
         return dict(self._averages.values)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_module": None}  # a copy, or what another process gets, belongs to no model yet
+
     # --- training -------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import pickle
+from copy import deepcopy
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -388,3 +390,12 @@ def test_deepspeed_is_refused():
     trainer.strategy.__class__ = type("Spread", (pl.strategies.DeepSpeedStrategy,), {})
     with pytest.raises(ConfigurationError, match="EMA does not work with Spread"):
         ema.setup(trainer, ToyModel(), "fit")
+
+
+def test_one_that_has_trained_can_be_copied_and_sent_to_another_process():
+    ema = EMA(DECAY)
+    run(None, ema)
+    for copied in (deepcopy(ema), pickle.loads(pickle.dumps(ema))):
+        by_hand = ByHand()
+        run(None, copied, by_hand)
+        assert same(copied.averages, by_hand.averages)
