@@ -205,6 +205,8 @@ def _callbacks(section: Section, notes: Notes) -> list[Call]:
         add("FLOPsMeasurement")
     for switch, parameters in _SWITCHED.items():
         is_on = ema_is_on(config) if switch == "ema.enable" else getattr(config, switch)
+        if switch == "log_step_timing":
+            is_on = is_on or config.log_delta_step_timing
         if not is_on and section.asks_for(parameters):
             notes.warn(parameters, f"has no effect: {switch} is off")
     return calls
@@ -216,6 +218,7 @@ def ema_is_on(config: ExpManagerConfig) -> bool:
 
 
 _SWITCHED = {
+    "log_step_timing": "step_timing_kwargs",
     "ema.enable": "ema",
     "create_early_stopping_callback": "early_stopping_callback_params",
     "create_ipl_epoch_stopper_callback": "ipl_epoch_stopper_callback_params",

@@ -257,5 +257,5 @@ def _writing_to(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise ConfigurationError(
             f"cannot write to the run directory {directory}: {type(error).__name__}: {error}. Make it writable, free "
-            "some space, or choose another place with log_dir or explicit_log_dir."
+            "some space, or choose another place with log_dir (exp_manager: exp_dir) or explicit_log_dir."
         ) from error

@@ -24,6 +24,7 @@ SWITCHES = {
     "neptune_logger_kwargs": {"create_neptune_logger": True},
     "early_stopping_callback_params": {"create_early_stopping_callback": True},
     "ipl_epoch_stopper_callback_params": {"create_ipl_epoch_stopper_callback": True},
+    "step_timing_kwargs": {"log_step_timing": True},
     "ema": {"ema": {"enable": True}},
     "straggler_detection_params": {"create_straggler_detection_callback": True},
     "fault_tolerance": {"create_fault_tolerance_callback": True},
