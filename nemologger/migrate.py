@@ -18,7 +18,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import (
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
 from yaml import YAMLError
 
 from nemologger.disk import LocalDisk
@@ -26,7 +31,7 @@ from nemologger.errors import ConfigurationError, NemologgerError, NotFoundError
 from nemologger.exp_manager import beside
 from nemologger.exp_manager.calls import Call, Name
 from nemologger.exp_manager.checkpoints import PARAMS
-from nemologger.exp_manager.config import ExpManagerConfig, read
+from nemologger.exp_manager.config import NESTED, ExpManagerConfig, read
 from nemologger.exp_manager.notes import Note
 from nemologger.exp_manager.plan import Plan, translate
 from nemologger.exp_manager.source import expression, imports, text
@@ -34,7 +39,11 @@ from nemologger.exp_manager.table import new_home
 from nemologger.resolvers import register_resolvers
 
 _SECTION = "exp_manager"
+_OF_A_WHOLE_FILE = ("trainer", "model", *beside.SECTIONS)  # what stands beside the section, and is no key of it
 _WIDTH = 88
+# How Hydra is to make what a _target_ names, and what it does when it is not told; _convert_ is about configurations that
+# are handed over as such, and here they are plain values anyway.
+_HYDRAS = {"_partial_": False, "_recursive_": True, "_args_": []}
 
 
 @dataclass(frozen=True)
@@ -107,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = migrate(options.config)
     except (NemologgerError, OmegaConfBaseException, YAMLError) as error:
         sys.stderr.write(f"{options.config}: {error}\n")
+        if isinstance(error, UnsupportedInterpolationType):
+            sys.stderr.write("Your script knows what that is: give what it prints with --cfg job --resolve.\n")
         return 2
     if options.out is None:
         sys.stdout.write(code)
@@ -129,9 +140,11 @@ def _load(path: Path) -> _Document:
         raise ConfigurationError(f"{path} is no mapping: expected keys, among them {_SECTION}")
     known = {one.name for one in fields(ExpManagerConfig)}
     if _SECTION in content:
-        spoken_of = (_SECTION, "trainer", *beside.spoken_of(content))
+        spoken_of = [_SECTION, *beside.spoken_of(content)]
+        if isinstance(content.get("trainer"), DictConfig):
+            spoken_of.append("trainer")
         section, others = content[_SECTION], [str(key) for key in content if key not in spoken_of]
-    elif any(key in known for key in content) and "trainer" not in content:
+    elif any(key in known for key in content) and not any(key in content for key in _OF_A_WHOLE_FILE):
         section, others = content, []
     else:
         raise ConfigurationError(
@@ -214,9 +227,12 @@ def _made(value: Any) -> Any:
         return [_made(one) for one in value]
     if not isinstance(value, dict):
         return value
-    arguments = {str(key): _made(one) for key, one in value.items() if key != "_target_"}
     if "_target_" not in value:
-        return arguments
+        return {str(key): _made(one) for key, one in value.items()}
+    for key, usual in _HYDRAS.items():
+        if value.get(key, usual) != usual:
+            raise ValueError(f"{key} is for Hydra, and asks for more than a call of {value['_target_']}")
+    arguments = {str(key): _made(one) for key, one in value.items() if key not in ("_target_", "_convert_", *_HYDRAS)}
     # A strategy of the package pytorch_lightning is none for a trainer of lightning.pytorch.
     path = re.sub(r"^pytorch_lightning\b", "lightning.pytorch", str(value["_target_"]))
     module, _, name = path.rpartition(".")
@@ -232,7 +248,10 @@ def _head(document: _Document, given: Sequence[str], notes: Sequence[Note]) -> l
     lines = ["# What became of each key:"]
     for key in given:
         lines += _comment(f"{key}: {new_home(key)}")
-    if not given:
+    empty = [str(key) for key, value in document.section.items() if key in NESTED and not value]
+    for key in empty:
+        lines += _comment(f"{key}: nothing is below it, so it has NeMo 1's defaults")
+    if not given and not empty:
         lines.append("#   none was set: these are NeMo 1's defaults.")
     for title, kinds in (
         ("What works otherwise than in NeMo 1:", ("told",)),
@@ -294,7 +313,7 @@ def _imports(plan: Plan, settings: Mapping[str, Any]) -> list[str]:
 
 def _isort_key(name: str) -> tuple[int, str]:
     kind = 0 if name.isupper() and len(name) > 1 else 1 if name[:1].isupper() else 2
-    return kind, name
+    return kind, name.lower()
 
 
 def _from(module: str, names: Sequence[str]) -> str:

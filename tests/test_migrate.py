@@ -8,6 +8,7 @@ import re
 import runpy
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from toy import names
 import nemologger as nl
 from nemologger.combination import VARIABLE
 from nemologger.errors import ConfigurationError, NotFoundError
-from nemologger.exp_manager import exp_manager
+from nemologger.exp_manager import ExpManagerConfig, exp_manager
 from nemologger.exp_manager.calls import Call, Name
 from nemologger.exp_manager.source import expression
 from nemologger.migrate import main, migrate
@@ -152,8 +153,12 @@ def test_so_it_does_when_it_resumes(tmp_path, monkeypatch):
 )
 def test_what_is_written_passes_the_linter(command, tmp_path):
     pytest.importorskip("ruff")
-    for case in CASES:
-        assert main([str(FIXTURES / f"{case}.yaml"), "--out", str(tmp_path / f"{case}.py")]) == 0
+    everything = tmp_path / "everything_on.yaml"
+    section = {f.name: True for f in fields(ExpManagerConfig) if f.name.startswith("create_")}
+    section |= {"ema": {"enable": True}, "max_time_per_run": "00:01:00:00"}
+    OmegaConf.save({"exp_manager": section}, everything)
+    for file in (*(FIXTURES / f"{case}.yaml" for case in CASES), everything):
+        assert main([str(file), "--out", str(tmp_path / f"{file.stem}.py")]) == 0
     done = subprocess.run(
         [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "."],
         capture_output=True, text=True, cwd=tmp_path,
@@ -229,6 +234,49 @@ def test_what_hydra_would_make_for_the_trainer_is_made(tmp_path):
     assert type(trainer.strategy) is DDPStrategy
     assert trainer.strategy._ddp_kwargs["gradient_as_bucket_view"] is True
     assert trainer.max_epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("hydras", "said"),
+    [
+        ("_convert_: all, _recursive_: true", None),
+        ("_partial_: true", "_partial_ is for Hydra, and asks for more than a call of lightning.pytorch"),
+        ("_recursive_: false", "_recursive_ is for Hydra"),
+        ("_args_: [1]", "_args_ is for Hydra"),
+    ],
+)
+def test_how_hydra_would_make_it_is_no_argument(tmp_path, hydras, said):
+    file = tmp_path / "c.yaml"
+    target = f"{{_target_: lightning.pytorch.strategies.DDPStrategy, {hydras}}}"
+    file.write_text(f"trainer: {{strategy: {target}}}\nexp_manager: {{name: n}}\n")
+    text = migrate(file)
+    assert ('"strategy": DDPStrategy(),' in text) == (said is None)
+    assert said is None or said in " ".join(text.replace("#", "").split())
+
+
+def test_what_has_nothing_below_it_is_accounted_for(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text(
+        "trainer: 3\nhydra: text\ndefaults: other\ns3_checkpointing: [1]\n"
+        "exp_manager: {ema: null, checkpoint_callback_params: {}}\n"
+    )
+    text = migrate(file)
+    for key in ("ema", "checkpoint_callback_params"):
+        assert f"#   {key}: nothing is below it, so it has NeMo 1's defaults" in text
+    assert "# Other sections of the file are not used here: trainer, hydra, defaults,\n#   s3_checkpointing." in text
+
+
+def test_what_can_be_no_argument_is_left_out_and_said(tmp_path):
+    kwargs = {"project": "p", "log-model": True, 3: 4, "class": 5}
+    section = {"create_wandb_logger": True, "wandb_logger_kwargs": kwargs}
+    file = tmp_path / "c.yaml"
+    OmegaConf.save({"exp_manager": section}, file)
+    text = migrate(file)
+    compile(text, "recipe.py", "exec")
+    for key in ("log-model", 3, "class"):
+        assert f"#   wandb_logger_kwargs.{key} cannot be set: no argument has such a name." in text
+    with pytest.raises(ConfigurationError, match=r"wandb_logger_kwargs\.log-model cannot be set"):
+        exp_manager(bare_trainer(), section)
 
 
 def test_the_plugin_for_s3_is_accounted_for(tmp_path):
@@ -319,6 +367,8 @@ def test_what_is_not_possible_is_left_out_and_said(tmp_path):
         ("exp_manager:\n  name: ${gone}\n", "Interpolation key 'gone' not found"),
         ("exp_manager:\n  ema: {decay: slow}\n", "full_key: ema.decay"),
         ("model: {}\n", "has no section exp_manager (found: model)"),
+        ("name: n\nmodel: {}\nexp_manger: {}\n", "has no section exp_manager (found: name, model, exp_manger)"),
+        ("exp_manager: {version: '${now:%Y}'}\n", "give what it prints with --cfg job --resolve"),
         ("exp_manager: 3\n", "exp_manager is 3"),
         ("- a\n", "is no mapping"),
         ("a: [\n", "while parsing"),

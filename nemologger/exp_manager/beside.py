@@ -11,14 +11,15 @@ from nemologger.exp_manager.checkpoints import PARAMS
 from nemologger.exp_manager.notes import Note
 from nemologger.stores.store import PART, WHOLE
 
-S3, HYDRA, DEFAULTS = "s3_checkpointing", "hydra", "defaults"
+S3, HYDRA, DEFAULTS = SECTIONS = ("s3_checkpointing", "hydra", "defaults")
 _ASYNC = "enable_async_checkpointing"
 _READER = "for Hydra, and read by what nl.hydra_runner decorates, not by this file"
 
 
 def spoken_of(content: DictConfig) -> list[str]:
     """The sections that :func:`notes` has something on, if it is given ``content``."""
-    return [key for key in (S3, HYDRA, DEFAULTS) if content.get(key)]
+    sections = [key for key in (S3, HYDRA) if _plain(content, key)]
+    return [*sections, DEFAULTS] if content.get(DEFAULTS) and OmegaConf.is_list(content[DEFAULTS]) else sections
 
 
 def saves_beside_training(content: DictConfig, dirpath: Any) -> bool:

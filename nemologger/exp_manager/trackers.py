@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
+from keyword import iskeyword
 from typing import Any
 
 from nemologger.exp_manager.calls import Call, Name
@@ -53,8 +55,19 @@ def calls(section: Section, notes: Notes) -> dict[str, Any]:
     return {**arguments, "extra_loggers": extra} if extra else arguments
 
 
+def _arguments(key: str, kwargs: Mapping[Any, Any] | None, notes: Notes) -> dict[str, Any]:
+    """The keys of a free section that can be arguments."""
+    arguments = {}
+    for name, value in (kwargs or {}).items():
+        if isinstance(name, str) and name.isidentifier() and not iskeyword(name):
+            arguments[name] = value
+        else:
+            notes.refuse(f"{key}.{name}", "cannot be set: no argument has such a name")
+    return arguments
+
+
 def _tensorboard(config: ExpManagerConfig, notes: Notes) -> Call:
-    kwargs = dict(config.summary_writer_kwargs or {})
+    kwargs = _arguments("summary_writer_kwargs", config.summary_writer_kwargs, notes)
     for key in ("log_dir", "save_dir", "name", "version"):
         if key in kwargs:
             notes.refuse(
@@ -69,7 +82,7 @@ def _tensorboard(config: ExpManagerConfig, notes: Notes) -> Call:
 
 
 def _wandb(config: ExpManagerConfig, notes: Notes) -> Call:
-    kwargs = dict(config.wandb_logger_kwargs or {})
+    kwargs = _arguments("wandb_logger_kwargs", config.wandb_logger_kwargs, notes)
     if "name" not in kwargs and "project" not in kwargs:
         notes.refuse("wandb_logger_kwargs", "needs name and project when create_wandb_logger is on")
     if "version" not in kwargs and "id" not in kwargs:
