@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import contents
-from nemologger.exact.owned import Owned, Values
+from nemologger.exact.owned import Owned, Values, make_generators
 
 _SCALARS = (int, float, bool, str, type(None))
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
@@ -106,6 +106,7 @@ class Attributes:
                 setattr(holders[where], name, back)
         for owned in self._generators():
             owned.restore(Values(plain["generators"]))
+        make_generators(self._drawing(), plain["generators"], device)
 
     def _sign(self, value: Any) -> Any:
         return (type(value), value) if type(value) in _SCALARS else contents.fingerprint(value, self._share)
@@ -136,8 +137,9 @@ class Attributes:
                 if name not in self._not_theirs and _is_of_the_program(value)
             ]
 
-    def _generators(self) -> list[Owned]:
-        found = dict(self._holders())
+    def _drawing(self) -> dict[str, Any]:
+        """The objects that may have generators among their attributes, by path."""
+        found: dict[str, Any] = dict(self._holders())
         for root in self._roots.values():
             if isinstance(root, nn.Module):
                 found |= {
@@ -145,8 +147,11 @@ class Attributes:
                     for name, module in root.named_modules()
                     if name and not type(module).__module__.startswith("torch.nn.")
                 }
+        return {**found, **self._generators_only}
+
+    def _generators(self) -> list[Owned]:
         owned = []
-        for path, holder in {**found, **self._generators_only}.items():
+        for path, holder in self._drawing().items():
             theirs = {
                 k: v for k, v in vars(holder).items() if k not in self._not_theirs and not isinstance(v, _SCALARS)
             }

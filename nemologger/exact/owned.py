@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from nemologger.exact import contents
-from nemologger.exact.rng import GENERATORS, generator_state, set_generator_state
+from nemologger.exact.rng import GENERATORS, generator_from, generator_state, set_generator_state
 
 _DEEPEST = 5
 _MOST_ITEMS = 32
@@ -120,17 +120,24 @@ class Owned:
     def restore(self, values: Values, *, exactly: bool = False) -> None:
         """Set what is still there to ``values``; with ``exactly``, counters that are not among them to what they were."""
         if values.generators:
-            for path, generator in self.generators.items():
-                if path in values.generators:
-                    set_generator_state(generator, values.generators[path])
+            present = self.generators
+            for path, state in values.generators.items():
+                if path in present:
+                    set_generator_state(present[path], state)
+            missing = {path: state for path, state in values.generators.items() if path not in present}
+            make_generators(dict(self._holders()) if missing else {}, missing)
         if not self._counters:
             return
         counters = {**self._at_first, **values.counters} if exactly else values.counters
         holders = dict(self._holders()) if counters or values.contents is not None else {}
         for path, value in counters.items():
             holder, _, name = path.rpartition(".")
-            there = vars(holders[holder]).get(name, self) if holder in holders else self
-            if type(there) in _SCALARS and there != value:
+            if holder not in holders:
+                continue
+            there = vars(holders[holder]).get(name, self)
+            # Not there yet: the program begins to count when it first has something to count.
+            begins = there is self and path in values.counters and _may_begin(holders[holder], name)
+            if begins or (type(there) in _SCALARS and there != value):
                 setattr(holders[holder], name, value)
         if values.contents is None:
             return
@@ -209,6 +216,30 @@ class Owned:
             yield path, value
             if depth < _DEEPEST and not isinstance(value, GENERATORS):
                 waiting += [(f"{path}.{name}", item, depth + 1) for name, item in _parts(value)]
+
+
+def make_generators(holders: Mapping[str, Any], states: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Give objects the generators that they had, and do not have yet: many make one when they first need it.
+
+    Args:
+        holders: The objects, by path.
+        states: States of generators, by path.
+        device: Of generators that are not the CPU's.
+    """
+    for path, state in states.items():
+        where, _, name = path.rpartition(".")
+        holder = holders.get(where)
+        if holder is not None and vars(holder).get(name) is None and _may_begin(holder, name):
+            made = generator_from(state, device)
+            if made is not None:
+                setattr(holder, name, made)
+
+
+def _may_begin(holder: Any, name: str) -> bool:
+    """Whether an object makes such an attribute only when it needs it. What torch's own have is what they were given."""
+    return not type(holder).__module__.startswith("torch.") and not isinstance(
+        getattr(type(holder), name, None), property
+    )
 
 
 def _belongs_to_lightning(value: Any) -> bool:

@@ -149,6 +149,9 @@ def _unplain(value: Any) -> Any:
     return _unpacked(value["array"]) if "array" in value else {key: _unplain(item) for key, item in value.items()}
 
 
+_BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
+
+
 def generator_state(generator: Any) -> Any:
     """The state, as plain types, of a ``torch.Generator``, ``random.Random`` or one of numpy's generators."""
     if isinstance(generator, torch.Generator):
@@ -172,6 +175,28 @@ def set_generator_state(generator: Any, state: Any) -> None:
         generator.set_state(_unplain(state))
     else:
         generator.bit_generator.state = _unplain(state)
+
+
+def generator_from(state: Any, device: Device | None = None) -> Any:
+    """A new generator in the state that :func:`generator_state` returned; None if it is of no known kind.
+
+    Args:
+        state: The state.
+        device: Where one is that is not the CPU's; a state does not say so.
+    """
+    made: Any = None
+    if isinstance(state, torch.Tensor):
+        made = torch.Generator()
+        if made.get_state().numel() != state.numel():
+            made = torch.Generator(device) if _has_generator(device) else None
+    elif "words" in state:
+        made = random.Random()
+    elif state.get("bit_generator") in _BIT_GENERATORS:
+        bits = getattr(np.random, state["bit_generator"])()
+        made = np.random.RandomState(bits) if "has_gauss" in state else np.random.Generator(bits)
+    if made is not None:
+        set_generator_state(made, state)
+    return made
 
 
 GENERATORS: tuple[type, ...] = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)

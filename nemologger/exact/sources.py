@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from types import CellType, FunctionType, MethodType
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch.utils.data import DataLoader
@@ -11,6 +13,8 @@ from typing_extensions import override
 from nemologger.exact import port
 from nemologger.exact.owned import Owned
 from nemologger.exact.rng import Streams
+
+_EMPTY = CellType()
 
 
 @runtime_checkable
@@ -98,7 +102,7 @@ class MapStyle(Source):
 
     @override
     def at_batch(self) -> dict[str, Any]:
-        return {} if self.workers else {"dataset": self.loader.dataset}
+        return {} if self.workers else _loading(self.loader)
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
@@ -165,13 +169,13 @@ class Replayed(Source):
     def at_start(self) -> dict[str, Any]:
         if not isinstance(self.loader, DataLoader):
             return {"loader": self.loader}
-        return {"generator": self.loader.generator, "dataset": None if self.workers else self.loader.dataset}
+        return {"generator": self.loader.generator, **self.at_batch()}
 
     @override
     def at_batch(self) -> dict[str, Any]:
         if not isinstance(self.loader, DataLoader):
             return {"loader": self.loader}
-        return {"dataset": None if self.workers else self.loader.dataset}
+        return {} if self.workers else _loading(self.loader)
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
@@ -218,7 +222,7 @@ class IterableWithState(Source):
 
     @override
     def at_batch(self) -> dict[str, Any]:
-        return {"dataset": self.loader.dataset}
+        return _loading(self.loader)
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
@@ -314,11 +318,25 @@ class WithState(Source):
             port.end_workers(self._loader)
 
 
+def _loading(loader: DataLoader[Any]) -> dict[str, Any]:
+    """What batches are made by, in this process or in a worker."""
+    return {"dataset": loader.dataset, "collate_fn": _behind(loader.collate_fn)}
+
+
+def _behind(function: Any) -> Any:
+    """Where ``function`` may keep something from call to call: itself, or what it was bound to or made with."""
+    if isinstance(function, partial):
+        return [_behind(function.func), *function.args, *function.keywords.values()]
+    if isinstance(function, FunctionType):
+        return [cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY]
+    return function.__self__ if isinstance(function, MethodType) else function
+
+
 def _limits_of_workers(loader: DataLoader[Any]) -> list[str]:
     return [
         f"each worker has its own copy of the generator {path}, which starts from the beginning when a run is resumed; draw "
         "from torch, numpy.random or random instead (they are seeded for every batch), or use num_workers=0"
-        for path in Owned({"dataset": loader.dataset}, counters=False).generators
+        for path in Owned(_loading(loader), counters=False).generators
     ]
 
 

@@ -50,8 +50,8 @@ class Keeps(Net):
     def training_step(self, batch, batch_idx):
         loss = self.loss(self.noise(batch)) * (self.rng.random() + self.annealed.next()) * self.scale
         if self.queue is None:
-            self.queue = torch.zeros(3)
-        self.queue = self.queue.roll(1) + loss.item()
+            self.queue, self.late = torch.zeros(3), random.Random(2)
+        self.queue = self.queue.roll(1) + loss.item() + self.late.random()
         decay = sum(weight.pow(2).sum() for weight in self.weights)
         return self.note(loss + self.queue.mean() / 100 + decay)
 

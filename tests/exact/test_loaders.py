@@ -74,6 +74,43 @@ class Remembers(Augmented):
         self.seen = list(state["seen"])
 
 
+class Late(Augmented):
+    """Begins to count and to draw when it is first asked; its class says what it begins with."""
+
+    served, torch = 0, None
+
+    def __getitem__(self, index):
+        self.served += 1
+        if not hasattr(self, "rngs"):
+            self.rngs, self.torch = np.random.default_rng(1), torch.Generator().manual_seed(4)
+        return super().__getitem__(index) + self.rngs.random() + self.served / 100 + torch.rand(1, generator=self.torch)
+
+
+class LateSampler(LazySampler):
+    """Makes its generator for the first epoch."""
+
+    def __iter__(self):
+        self.rng = getattr(self, "rng", None) or random.Random(3)
+        yield from self.rng.sample(range(self.samples), self.samples)
+
+
+class Masks:
+    """A ``collate_fn`` with a generator of its own."""
+
+    def __init__(self):
+        self.rng, self.batches = random.Random(5), 0
+
+    def __call__(self, samples):
+        self.batches += 1
+        return torch.stack(samples) * self.rng.random() + self.batches / 10
+
+
+def masking():
+    """A function around one."""
+    masks = Masks()
+    return lambda samples: masks(samples)
+
+
 class Stream(IterableDataset):
     """Shuffles with a buffer, from the global generators."""
 
@@ -224,6 +261,8 @@ LOADERS = {
     "no batching": lambda: DataLoader(Augmented(7), batch_size=None, shuffle=True),
     "subclass": lambda: Generating(Augmented(), batch_size=BATCH, shuffle=True),
     "owned": lambda: of(Owner(), shuffle=True),
+    "begins late": lambda: of(Late(), sampler=LateSampler(), collate_fn=masking()),
+    "stream, collate": lambda: of(Stream(), collate_fn=Masks()),
     "map with state": lambda: of(Remembers(), shuffle=True),
     "unsized sampler": lambda: DataLoader(Augmented(), batch_sampler=Unsized()),
     "stream": lambda: of(Stream()),

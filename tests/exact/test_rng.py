@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nemologger.exact.owned import Owned
-from nemologger.exact.rng import RngState, Streams, generator_state, set_generator_state
+from nemologger.exact.rng import RngState, Streams, generator_from, generator_state, set_generator_state
 
 
 def draw() -> list[float]:
@@ -112,16 +112,17 @@ GENERATORS = [
 
 @pytest.mark.parametrize("generator", GENERATORS, ids=lambda generator: type(generator).__name__)
 def test_generators_of_ones_own(generator):
-    def next_one() -> float:
-        return (
-            torch.rand(1, generator=generator).item() if isinstance(generator, torch.Generator) else generator.random()
-        )
+    def next_one(of) -> float:
+        return torch.rand(1, generator=of).item() if isinstance(of, torch.Generator) else of.random()
 
-    next_one()
+    next_one(generator)
     state = through_a_file(generator_state(generator))
-    expected = [next_one() for _ in range(3)]
+    expected = [next_one(generator) for _ in range(3)]
     set_generator_state(generator, state)
-    assert [next_one() for _ in range(3)] == expected
+    assert [next_one(generator) for _ in range(3)] == expected
+    again = generator_from(state)
+    assert type(again) is type(generator)
+    assert [next_one(again) for _ in range(3)] == expected
 
 
 class Transform:
