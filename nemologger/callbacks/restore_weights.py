@@ -64,6 +64,7 @@ class RestoreWeights(Callback):
     def _load_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._model_is_due:
             return
+        lightning_port.settle_precision(trainer)
         strict = pl_module.strict_loading
         if strict and self.checkpoint.is_dir():
             check_model(self.checkpoint, sharded_state.model_state(trainer.strategy), pl_module)

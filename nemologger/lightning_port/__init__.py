@@ -90,6 +90,7 @@ from nemologger.lightning_port.restoring import is_in_hook as is_in_hook
 from nemologger.lightning_port.restoring import loads_as_is as loads_as_is
 from nemologger.lightning_port.restoring import loads_model_as_is as loads_model_as_is
 from nemologger.lightning_port.restoring import restore_again as restore_again
+from nemologger.lightning_port.restoring import settle_precision as settle_precision
 from nemologger.lightning_port.restoring import use_checkpoint_io as use_checkpoint_io
 from nemologger.lightning_port.restoring import will_rewrite_state as will_rewrite_state
 from nemologger.lightning_port.schedules import PlateauSteps as PlateauSteps

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.core.hooks import CheckpointHooks
+from lightning.pytorch.plugins import DoublePrecision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy, Strategy
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
@@ -70,6 +71,17 @@ def restore_again(trainer: pl.Trainer, path: str | Path | None, weights_only: bo
         connector._ckpt_path = None  # what the callback has put back is not a checkpoint of the run
     else:
         connector._restore_modules_and_callbacks(path, weights_only)
+
+
+def settle_precision(trainer: pl.Trainer) -> None:
+    """Give the module the precision that it is trained in, before it gets its weights.
+
+    Lightning does so afterwards: with ``precision="64-true"`` the weights would go through the 32 bits that the program made
+    the module with, and a resumed run begin with rounded ones.
+    """
+    module, plugin = trainer.strategy.lightning_module, trainer.precision_plugin
+    if module is not None and isinstance(plugin, DoublePrecision):
+        plugin.convert_module(module)
 
 
 def loads_as_is(trainer: pl.Trainer, module: pl.LightningModule | None) -> bool:

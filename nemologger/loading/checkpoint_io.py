@@ -93,6 +93,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         kept, self._kept = self._kept, None
         if self._is_asked_for(path) and not lightning_port.is_in_hook(self._trainer):
             self._asked, self._begins = (path, weights_only), True
+        lightning_port.settle_precision(self._trainer)
         directory = settled(self.place_of(path))
         if not directory.is_dir():
             if not directory.exists():

@@ -128,6 +128,13 @@ class Scaled(MixedPrecision):
         super().__init__("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**20, growth_interval=3))
 
 
+class Precise(Net):
+    """Takes batches in the precision of its weights."""
+
+    def loss(self, batch):
+        return (self.net(batch.to(self.net[0].weight.dtype)) - 1).pow(2).mean()
+
+
 class Late(SingleDeviceStrategy):
     """Restores a checkpoint after the optimizers, as sharding strategies do."""
 
@@ -201,6 +208,7 @@ CASES: dict[str, Case] = {
     "pulls itself": Case(shuffled, PullsItself),
     "half precision": Case(shuffled, trainer={"plugins": [Scaled()]}),
     "bf16": Case(shuffled, trainer={"precision": "bf16-mixed"}),
+    "double precision": Case(shuffled, Precise, trainer={"precision": "64-true"}, at=(2, 9)),
     "reloaded": Case(Reloaded, trainer={**EPOCHS, "reload_dataloaders_every_n_epochs": 1}),
     "reloaded every other": Case(
         ReloadedEveryOther, trainer={**EPOCHS, "max_epochs": 4, "reload_dataloaders_every_n_epochs": 2}
