@@ -36,7 +36,7 @@ from nemologger.saving.checks import check_monitor
 from nemologger.saving.settle import place, settle, unsettle
 from nemologger.trackers import tensorboard, wandb
 from nemologger.trackers.continued_steps import ContinuedSteps
-from nemologger.trackers.tracker import Tracker
+from nemologger.trackers.tracker import Tracker, check_apart
 
 log = logging.getLogger(__name__)
 
@@ -324,6 +324,7 @@ class NeMoLogger:
                     tensorboard.move(logger, run, homes, is_default=is_default)
             elif wandb_id is not None:
                 wandb.move(logger, run, homes, wandb_id, directory=self.update_logger_directory)
+        check_apart(loggers)
 
 
 def _check_saving(on_rank_0: list[str], here: list[str]) -> None:

@@ -91,6 +91,11 @@ class ClearMLLogger(Tracker, Logger):
         self._file: _OfflineMetrics | None = None
 
     @property
+    def place(self) -> str:
+        """A process has one task."""
+        return "the ClearML task of this run"
+
+    @property
     def is_open(self) -> bool:
         """See :class:`Tracker`."""
         return self._task is not None

@@ -89,6 +89,11 @@ class CometLogger(Tracker, LightningCometLogger):
         self._earlier: list[Path] = []
 
     @property
+    def place(self) -> str:
+        """The experiment."""
+        return f"Comet experiment {self._given_key}" if self._given_key else "the Comet experiment of this run"
+
+    @property
     def is_open(self) -> bool:
         """See :class:`Tracker`."""
         return self._made

@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nemologger import lightning_port
 from nemologger.trackers import guard, last_call, tensorboard, wandb
-from nemologger.trackers.tracker import Tracker
+from nemologger.trackers.tracker import Tracker, check_apart
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -37,6 +37,7 @@ class ContinuedSteps(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remember whose steps they are."""
         self._trainer = trainer
+        check_apart(trainer.loggers)
         for logger in trainer.loggers:
             if isinstance(logger, (TensorBoardLogger, WandbLogger)):
                 guard.guard(logger)

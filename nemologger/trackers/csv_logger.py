@@ -73,6 +73,13 @@ class CSVLogger(FileTracker, LightningCSVLogger):
         self._where, self._name_prefix = save_dir, prefix
         self._writer: MetricsFile | None = None
 
+    apart_by = ", or give one of them a name=..."
+
+    @property
+    def place(self) -> str:
+        """The file."""
+        return str(Path(self.log_dir, METRICS))
+
     @property
     def is_open(self) -> bool:
         """See :class:`.Tracker`."""

@@ -58,6 +58,13 @@ class DLLogger(FileTracker, Logger):
         if not stdout and not json_file:
             log.warning("DLLogger logs nothing: it has neither a json_file nor stdout=True")
 
+    apart_by = ", or give one of them another json_file=..."
+
+    @property
+    def place(self) -> str | None:
+        """The file."""
+        return str(self._below(self._json_file)) if self._json_file else None
+
     @property
     def is_open(self) -> bool:
         """See :class:`.Tracker`."""

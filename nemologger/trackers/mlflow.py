@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _URI = "MLFLOW_TRACKING_URI"
+_DATABASE = "mlflow.db"
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_/. -]+")
 _LONGEST_VALUE = 250  # what Lightning cuts parameters to
 
@@ -85,6 +86,15 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         self._is_kept, self._ended_as = False, "KILLED"
         self._uploaded = Uploaded("MLFlowLogger")
         self._callback: ModelCheckpoint | None = None
+
+    apart_by = ", or give one of them another experiment_name=..."
+
+    @property
+    def place(self) -> str:
+        """Its run in MLflow."""
+        store = self._store if self._uri else self._directory / _DATABASE
+        run = f"run {self._given_id}" if self._given_id else f"the run of experiment {self._experiment_title}"
+        return f"{run}, MLflow store {store}"
 
     @property
     def is_open(self) -> bool:
@@ -176,12 +186,17 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
     def _directory(self) -> Path:
         return self._below(self._where or "mlruns")
 
-    def _kept_id(self) -> KeptId:
+    @property
+    def _store(self) -> str:
+        """The store, without a password."""
         store = self._uri or "here"
         address = urlsplit(store)
         if address.password or address.username:
             store = store.replace(f"{address.netloc.rpartition('@')[0]}@", "")
-        return self._kept("mlflow", f"{store} {self._experiment_title}".replace("\n", " "))
+        return store
+
+    def _kept_id(self) -> KeptId:
+        return self._kept("mlflow", f"{self._store} {self._experiment_title}".replace("\n", " "))
 
     def _make(self, run_id: str | None) -> None:
         """Open the MLflow run ``run_id``, or a new one."""
@@ -190,7 +205,7 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         uri, artifacts = self._uri, self._artifacts
         if uri is None:
             self._directory.mkdir(parents=True, exist_ok=True)
-            uri = f"sqlite:///{self._directory / 'mlflow.db'}"
+            uri = f"sqlite:///{self._directory / _DATABASE}"
             artifacts = artifacts or (self._directory / "artifacts").as_uri()
         if run_id is not None and run_id != self._given_id and _run_in(MlflowClient(uri), run_id) is None:
             log.warning("MLflow run %s, which this run logged to, is gone: a new one begins", run_id)

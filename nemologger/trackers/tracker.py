@@ -37,6 +37,9 @@ class Tracker:
     :class:`~nemologger.trackers.outbox.Outbox`.
     """
 
+    #: What to do instead of leaving out one of two that write to the same place, for a message.
+    apart_by = ""
+
     _run: RunDirectory | None = None
     _moves = True
     _params: dict[str, Any] | None = None
@@ -48,6 +51,11 @@ class Tracker:
     @property
     def is_open(self) -> bool:
         """Whether it has started to write."""
+        raise NotImplementedError
+
+    @property
+    def place(self) -> str | None:
+        """What it writes to, and no other tracker may; None for nothing."""
         raise NotImplementedError
 
     def settle(self, run: RunDirectory, *, move: bool) -> None:
@@ -261,6 +269,25 @@ def require(package: str, extra: str, what: str) -> None:
         raise ConfigurationError(
             f"{what} needs the package {package}, which is not installed: pip install 'nemologger[{extra}]'"
         )
+
+
+def check_apart(loggers: Iterable[object]) -> None:
+    """See to it that no two trackers of this package write to one place.
+
+    Raises:
+        ConfigurationError: If two do. Each step would be there twice, and a resume would take one for the other.
+    """
+    there: dict[str, Tracker] = {}
+    for tracker in (logger for logger in loggers if isinstance(logger, Tracker)):
+        place = tracker.place
+        if place is None:
+            continue
+        other = there.setdefault(place, tracker)
+        if other is not tracker:
+            raise ConfigurationError(
+                f"two loggers, {type(other).__name__} and {type(tracker).__name__}, would both write to {place}: "
+                f"every step would be there twice. Leave one out{tracker.apart_by}."
+            )
 
 
 def checkpoints_of(checkpoint: ModelCheckpoint) -> list[Path]:

@@ -5,10 +5,21 @@ import subprocess
 import sys
 
 import pytest
+from toy import ToyModel, loader, quiet_trainer
 
 import nemologger.trackers
+from nemologger import NeMoLogger
 from nemologger.errors import ConfigurationError
-from nemologger.trackers import ClearMLLogger, CometLogger, MLFlowLogger, NeptuneLogger
+from nemologger.run.record import close_log
+from nemologger.trackers import (
+    ClearMLLogger,
+    CometLogger,
+    ContinuedSteps,
+    CSVLogger,
+    DLLogger,
+    MLFlowLogger,
+    NeptuneLogger,
+)
 from nemologger.trackers.tracker import KeptId
 
 
@@ -55,3 +66,38 @@ def test_an_id_is_kept_for_each_store(tmp_path):
     assert (KeptId(file, "a b").read(), KeptId(file, "c").read(), KeptId(file).read()) == ("3", "2", None)
     KeptId(None).write("4")
     assert KeptId(None).read() is None
+
+
+@pytest.mark.parametrize(
+    ("make", "other", "said"),
+    [
+        (CSVLogger, {"name": "b"}, r"both write to .*metrics\.csv.*a name="),
+        (DLLogger, {"json_file": "b.json"}, r"both write to .*dllogger\.json.*json_file="),
+        (
+            MLFlowLogger,
+            {"experiment_name": "b"},
+            "the run of experiment lightning_logs, MLflow store .*experiment_name=",
+        ),
+        (ClearMLLogger, None, "the ClearML task of this run"),
+        (CometLogger, {"experiment_key": "b" * 32}, "the Comet experiment of this run"),
+    ],
+)
+def test_two_of_one_place_are_refused_before_anything_is_written(tmp_path, make, other, said):
+    def set_up(second) -> None:
+        trainer = quiet_trainer()
+        try:
+            NeMoLogger(name="toy", log_dir=tmp_path, extra_loggers=[make(), second]).setup(trainer)
+        finally:
+            close_log(trainer)
+
+    with pytest.raises(ConfigurationError, match=f"two loggers, .*{said}"):
+        set_up(make())
+    if other is not None:
+        set_up(make(**other))
+
+
+def test_two_of_one_place_are_refused_by_a_plain_trainer_too(tmp_path):
+    loggers = [CSVLogger(save_dir=tmp_path), CSVLogger(save_dir=tmp_path)]
+    with pytest.raises(ConfigurationError, match="two loggers"):
+        quiet_trainer(max_steps=1, logger=loggers, callbacks=[ContinuedSteps()]).fit(ToyModel(), loader())
+    assert not [*tmp_path.iterdir()]
