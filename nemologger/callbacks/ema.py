@@ -35,11 +35,11 @@ log = logging.getLogger(__name__)
 class EMA(IOMixin, lightning_port.KeepsWeights):
     """Keeps ``ema = decay * ema + (1 - decay) * weight`` of every trained parameter.
 
-    Validation and test see the averages in place of the weights; training, and ``weights/`` of every checkpoint, never do.
-    A checkpoint of ``nemologger.ModelCheckpoint`` holds the averages in a directory ``ema_weights/`` of the same format as
-    ``weights/``, written by the same save; files of Lightning hold them under ``ema_state_dict``, unless they are saved with
-    ``weights_only``. A resumed run goes on with the very same averages. ``nemologger.load_weights(checkpoint, model,
-    ema=True)`` loads them.
+    Validation, test and prediction see the averages in place of the weights; training, and ``weights/`` of every checkpoint,
+    never do. A checkpoint of ``nemologger.ModelCheckpoint`` holds the averages in a directory ``ema_weights/`` of the same
+    format as ``weights/``, written by the same save; files of Lightning hold them under ``ema_state_dict``, unless they are
+    saved with ``weights_only``. A resumed run goes on with the very same averages.
+    ``nemologger.load_weights(checkpoint, model, ema=True)`` loads them.
 
     Where the strategy shards parameters (FSDP2, tensor parallelism, FSDP), each rank keeps, and writes, the averages of
     what it has of them. Any other strategy, on any number of ranks, can go on from such a checkpoint. Those that Lightning
@@ -51,7 +51,7 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
 
     Args:
         decay: How much of the average stays in each update, 0 to 1.
-        validate_original_weights: Validate and test with the weights as they are trained.
+        validate_original_weights: Validate, test and predict with the weights as they are trained.
         every_n_steps: Update at every n-th optimizer step, counted over the whole run.
         cpu_offload: Keep the averages in the memory of the CPU. Each update then copies the weights there; a larger
             ``every_n_steps`` makes that cheaper.
@@ -155,7 +155,7 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
     def _belongs_to(self, module: torch.nn.Module) -> bool:
         return self._module is not None and self._module() is module and bool(self._averages.values)
 
-    # --- validation and test --------------------------------------------------------------------------------------
+    # --- validation, test and prediction --------------------------------------------------------------------------
 
     # At the start of the epoch: a checkpoint callback that still copies weights beside training is told to finish at that of
     # validation, and it comes after this one.
@@ -174,6 +174,14 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         self._lend(trainer, pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give it its weights back."""
+        self._averages.give_back(trainer.strategy)
+
+    def on_predict_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the model have the averages."""
+        self._lend(trainer, pl_module)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Give it its weights back."""
         self._averages.give_back(trainer.strategy)
 

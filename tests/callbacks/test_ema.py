@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -63,7 +64,7 @@ class Seen(pl.Callback):
         if self.fail:
             raise ZeroDivisionError
 
-    on_test_batch_start = on_validation_batch_start
+    on_test_batch_start = on_predict_batch_start = on_validation_batch_start
 
 
 class Order(pl.Callback):
@@ -79,6 +80,9 @@ class Order(pl.Callback):
 class Testable(ToyModel):
     def test_step(self, batch, batch_idx):
         return self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch)
 
 
 def same(one, other) -> bool:
@@ -121,17 +125,18 @@ def test_training_does_not_notice():
 
 
 @pytest.mark.parametrize("original", [False, True])
-def test_validation_and_test_see_the_averages(original):
+def test_validation_test_and_prediction_see_the_averages(original):
     ema, by_hand, seen = EMA(DECAY, validate_original_weights=original), ByHand(), Seen()
     trainer, model = run(None, ema, by_hand, seen, num_sanity_val_steps=1)
     for step in (2, 4, 6):
         expected = by_hand.weights[step] | ({} if original else by_hand.history[step])  # buffers are the model's
         assert same(seen.states[step], expected)
     assert same(model.state_dict(), by_hand.weights[6])
-    seen.states.clear()
-    trainer.test(model, loader(), verbose=False)
-    assert same(seen.states[6], by_hand.weights[6] | ({} if original else by_hand.history[6]))
-    assert same(model.state_dict(), by_hand.weights[6])
+    for use in (partial(trainer.test, verbose=False), trainer.predict):
+        seen.states.clear()
+        use(model, loader())
+        assert same(seen.states[6], by_hand.weights[6] | ({} if original else by_hand.history[6]))
+        assert same(model.state_dict(), by_hand.weights[6])
 
 
 def test_nothing_changes_before_checkpoint_callbacks_know_of_validation():
