@@ -37,6 +37,33 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *args: 
     return int(sdpa_backward_flop_count(*shapes))  # type: ignore[no-untyped-call]
 
 
+def _recurrent(given: Any, *weights: Any, **kwargs: Any) -> int:
+    """Of an LSTM, GRU or RNN that is one operator: each of its matrices is used once for each element of each sequence."""
+    # The weights are a list, or the next four arguments, and biases are among them.
+    tensors = weights[0] if isinstance(weights[0], list | tuple) else weights[:4]
+    elements = sum(tensor.numel() for tensor in tensors if tensor.dim() == 2)
+    return int(2 * elements * (given.numel() // given.shape[-1]))
+
+
+def _recurrent_backward(given: Any, *weights: Any, **kwargs: Any) -> int:
+    return 2 * _recurrent(given, *weights)  # for the gradient of what came in, and for that of the matrices
+
+
+# torch has no formula for recurrent networks that are one operator, as oneDNN (on the CPU) and cuDNN run them.
+_RECURRENT = {
+    torch.ops.aten.mkldnn_rnn_layer: _recurrent,
+    torch.ops.aten.mkldnn_rnn_layer_backward: _recurrent_backward,
+    torch.ops.aten._cudnn_rnn: _recurrent,  # noqa: SLF001  an operator's name
+    torch.ops.aten._cudnn_rnn_backward: _recurrent_backward,  # noqa: SLF001
+    torch.ops.aten.miopen_rnn: _recurrent,
+    torch.ops.aten.miopen_rnn_backward: _recurrent_backward,
+}
+# What multiplies matrices too, and would be left out without a word.
+_WITHOUT_FORMULA = {
+    torch.ops.aten._trilinear,  # noqa: SLF001
+    torch.ops.aten._grouped_mm,  # noqa: SLF001
+    torch.ops.aten._scaled_grouped_mm,  # noqa: SLF001
+}
 # torch counts attention on CUDA; on the CPU it is another operator, with the same arguments.
 _ON_CPU = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,  # noqa: SLF001  an operator's name
@@ -56,7 +83,7 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._formulas = {**flop_registry, **_ON_CPU}
+        self._formulas = {**flop_registry, **_ON_CPU, **_RECURRENT}
         self._compiled = _compiled_graphs()
         self.total = 0
         self.uncounted: dict[str, str] = {}
@@ -89,6 +116,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if out is not NotImplemented:
                 return out
         out = func(*args, **kwargs)
+        if packet in _WITHOUT_FORMULA:
+            self.uncounted[str(packet)] = "there is no formula for it"
         if formula is not None:
             try:
                 self.total += int(formula(*args, **kwargs, out_val=out))
@@ -101,9 +130,10 @@ class FLOPsMeasurement(IOMixin, Callback):
     """Logs ``tflops_per_sec_per_gpu``: trillions of floating point operations per second and device (or CPU process).
 
     The operations of the first training batch of this process, forward and backward, are counted with
-    ``torch.utils.flop_counter`` (matrix products, convolutions, attention); every later batch is taken to need as many. The
-    time is that of the wall clock without validation: waiting for data, the optimizer and saving are in it, the first batch
-    is not. Counting neither draws random numbers nor changes a result, so a resumed run counts its first batch again.
+    ``torch.utils.flop_counter`` (matrix products, convolutions, attention) and for recurrent layers; every later batch
+    is taken to need as many. The time is that of the wall clock without validation: waiting for data, the optimizer and
+    saving are in it, the first batch is not. Counting neither draws random numbers nor changes a result, so a resumed
+    run counts its first batch again.
 
     A compiled model is not counted: the products that its kernels contain cannot be seen. Give ``flops_per_batch`` for it.
     The same is true of the compiled parts of a model that is not compiled as a whole, and of operators that take functions,

@@ -318,3 +318,24 @@ def test_an_interval_that_loggers_will_not_see_is_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         run(FLOPsMeasurement(2), logger=CSVLogger(tmp_path), log_every_n_steps=3, steps=1)
     assert "multiple of 3" in caplog.text
+
+
+class Recurrent(ToyModel):
+    """An LSTM in both directions, and then a bilinear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 16, bidirectional=True, batch_first=True)
+        self.both = nn.Bilinear(32, 32, 1)
+
+    def training_step(self, batch, batch_idx):
+        last = self.lstm(batch[:, None].expand(-1, 5, -1))[0][:, -1]
+        return self.both(last, last).sum()
+
+
+def test_a_recurrent_network_is_counted_and_what_has_no_formula_is_said(caplog):
+    """oneDNN runs a layer of an LSTM as one operator: its matrices are used forward, and twice backward."""
+    flops = FLOPsMeasurement()
+    run(flops, model=Recurrent(), steps=1)
+    assert flops.flops_per_batch == 3 * 2 * (2 * BATCH * 5 * (4 * 16) * (8 + 16))
+    assert "leaves out the operator aten._trilinear" in caplog.text
