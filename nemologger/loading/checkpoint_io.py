@@ -6,6 +6,7 @@ import logging
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from nemologger.checkpoint.reading.load import (
     optimizer_names,
     weights_of,
 )
-from nemologger.checkpoint.state.optimizers import align
+from nemologger.checkpoint.state.optimizers import align, keep_digits
 from nemologger.checkpoint.state.snapshot import is_stored
 from nemologger.checkpoint.weights import described
 from nemologger.errors import CheckpointError, DamagedCheckpointError, ModelMismatchError, NotFoundError, RefusedError
@@ -315,11 +316,21 @@ def align_to(trainer: pl.Trainer, directory: Path, states: list[dict[str, Any]])
             "the run that saved it, or start a new run from its weights with RestoreConfig"
         )
     for i, (state, optimizer) in enumerate(zip(states, trainer.optimizers, strict=False)):
+        groups = optimizer.state_dict().get("param_groups", [])
+        if not (state or groups):
+            continue  # of a module without an optimizer: Lightning's stand-in for one
         try:
-            groups, defaults = optimizer.state_dict()["param_groups"], optimizer.defaults
-            states[i] = align(state, saved[i], groups, now[i], defaults)
+            states[i] = align(state or {"param_groups": []}, saved[i], groups, now[i], optimizer.defaults)
         except ModelMismatchError as error:
             raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
+        if not sharded_state.shards_state(trainer.strategy):
+            keep_digits(optimizer, states[i], partial(_dtype_in, directory, saved[i]))
+
+
+def _dtype_in(checkpoint: Path, names_of: Mapping[int, str], index: int) -> torch.dtype | None:
+    """That of a parameter in ``checkpoint``, by its index in an optimizer."""
+    _, dtype = described(weights_of(checkpoint)).get(f"state_dict.{names_of.get(index)}", (None, None))
+    return dtype
 
 
 def check_model(

@@ -135,6 +135,33 @@ class Precise(Net):
         return (self.net(batch.to(self.net[0].weight.dtype)) - 1).pow(2).mean()
 
 
+class Exact(torch.optim.Optimizer):
+    """Keeps weights in 32 bits, of which the parameters have what fits."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+
+    @torch.no_grad()
+    def step(self, closure):
+        with torch.enable_grad():
+            closure()
+        for parameter in self.param_groups[0]["params"]:
+            weight = self.state[parameter].setdefault("weight", parameter.detach().float().clone())
+            parameter.copy_(weight.sub_(parameter.grad.float(), alpha=1e-3))
+
+
+class KeepsDigits(Precise):
+    def configure_optimizers(self):
+        return Exact(self.parameters())
+
+
+class Untrained(Net):
+    """Only looks at its batches."""
+
+    def configure_optimizers(self):
+        return None
+
+
 class Late(SingleDeviceStrategy):
     """Restores a checkpoint after the optimizers, as sharding strategies do."""
 
@@ -209,6 +236,8 @@ CASES: dict[str, Case] = {
     "half precision": Case(shuffled, trainer={"plugins": [Scaled()]}),
     "bf16": Case(shuffled, trainer={"precision": "bf16-mixed"}),
     "double precision": Case(shuffled, Precise, trainer={"precision": "64-true"}, at=(2, 9)),
+    "optimizer with more digits": Case(shuffled, KeepsDigits, trainer={"precision": "bf16-true"}, at=(2, 9)),
+    "no optimizer": Case(shuffled, Untrained, at=(2, 9)),
     "reloaded": Case(Reloaded, trainer={**EPOCHS, "reload_dataloaders_every_n_epochs": 1}),
     "reloaded every other": Case(
         ReloadedEveryOther, trainer={**EPOCHS, "max_epochs": 4, "reload_dataloaders_every_n_epochs": 2}

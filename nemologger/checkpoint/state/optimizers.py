@@ -6,8 +6,11 @@ a word. Checkpoints of ours know their names.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
+
+import torch
+from torch.optim import Optimizer
 
 from nemologger.errors import ModelMismatchError
 
@@ -44,6 +47,40 @@ def align(
         by_position["params"] = [index_of.get(names.get(i, ""), i) for i in new["params"]]
         aligned.append({**new, **old, **by_position})
     return {**saved, "param_groups": aligned}
+
+
+def keep_digits(
+    optimizer: Optimizer, state: Mapping[str, Any], dtype_then: Callable[[int], torch.dtype | None]
+) -> None:
+    """When ``optimizer`` next loads ``state``, let it have what it had in more digits than its parameters have.
+
+    torch rounds what is loaded to the precision of the parameters: averages that are kept in 32 bits for parameters of 16,
+    say. Optimizers that load in a way of their own see to that themselves.
+
+    Args:
+        optimizer: It has not loaded ``state`` yet.
+        state: Its state dictionary.
+        dtype_then: That of the parameter behind an index when it was saved. Of parameters that have another one now, state
+            is as torch makes it.
+    """
+    if type(optimizer).load_state_dict is not Optimizer.load_state_dict:
+        return
+
+    def put_back(loaded: Optimizer) -> None:
+        handle.remove()
+        for now, then in zip(loaded.param_groups, state["param_groups"], strict=True):
+            for parameter, index in zip(now["params"], then["params"], strict=True):
+                for name, value in state["state"].get(index, {}).items():
+                    present = loaded.state[parameter].get(name)
+                    if _is_rounded(present, value) and dtype_then(index) == parameter.dtype:
+                        loaded.state[parameter][name] = value.to(present.device)
+
+    handle = optimizer.register_load_state_dict_post_hook(put_back)
+
+
+def _is_rounded(present: Any, value: Any) -> bool:
+    both = isinstance(present, torch.Tensor) and isinstance(value, torch.Tensor)
+    return both and value.dtype != present.dtype
 
 
 def _check_groups(
