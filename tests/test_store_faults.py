@@ -134,14 +134,18 @@ def test_keys_that_expire(s3, tmp_path, monkeypatch, caplog):
     monkeypatch.undo()
 
 
-def test_a_store_that_goes_away_at_the_start(s3, impatient):
-    """Behind the check that it can be used."""
+@pytest.mark.parametrize("what", ["list-type", ".metadata"])
+def test_a_store_that_goes_away_at_the_start(s3, impatient, what):
+    """Behind the check that it can be used: when it is looked through, or when what was chosen is read."""
 
     def rule(request: str) -> str:
-        return "refuse" if any(earlier.startswith("DELETE") for earlier in s3.gate.requests[:-1]) else "pass"
+        is_checked = any(earlier.startswith("DELETE") for earlier in s3.gate.requests)
+        return "refuse" if is_checked and what in request else "pass"
 
+    life(s3.url, 5)
+    s3.gate.requests.clear()
     s3.gate.rule = rule
-    with pytest.raises(nl.CheckpointError, match=r"runs cannot be reached(.|\n)*nothing was started"):
+    with pytest.raises(nl.CheckpointError, match=r"cannot be reached(.|\n)*nothing was started"):
         life(s3.url, 10)
 
 

@@ -30,6 +30,7 @@ from nemologger.checkpoint.state.optimizers import align, keep_digits
 from nemologger.checkpoint.state.snapshot import is_stored
 from nemologger.checkpoint.weights import described
 from nemologger.errors import CheckpointError, DamagedCheckpointError, ModelMismatchError, NotFoundError, RefusedError
+from nemologger.stores.client import before_training
 from nemologger.stores.path import in_store, storage_path
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         """Remove a checkpoint file."""
         self._inner.remove_checkpoint(path)
 
+    @before_training("What the checkpoint holds")
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
@@ -136,6 +138,7 @@ class DirectoryCheckpointIO(CheckpointIO):
                 directory,
             )
 
+    @before_training("What the checkpoint holds")
     def load_sharded(self, path: str | Path) -> dict[str, Any] | None:
         """As :meth:`load_checkpoint`, and load model and optimizers; None if ``path`` is not one of ours or NeMo's."""
         directory = settled(self.place_of(path))
