@@ -1,7 +1,7 @@
 """Turn the ``exp_manager`` section of a NeMo 1 configuration into Python: ``python -m nemologger.migrate config.yaml``.
 
 The file that is written sets a run up with the objects that ``exp_manager`` makes from the section. Exit code 0: written;
-2: the section cannot be read.
+2: the section cannot be read, or the file not written.
 """
 
 from __future__ import annotations
@@ -121,10 +121,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.out is None:
         sys.stdout.write(code)
-    else:
-        disk = LocalDisk()
-        disk.make_directory(options.out.absolute().parent)
-        disk.write(options.out.absolute(), [code.encode()])
+        return 0
+    disk, out = LocalDisk(), options.out.absolute()
+    try:
+        if out.is_dir():
+            raise IsADirectoryError(f"it is a directory; give a file in it: {options.out / 'recipe.py'}")
+        disk.make_directory(out.parent)
+        disk.write(out, [code.encode()])
+    except OSError as error:
+        sys.stderr.write(f"--out {options.out} cannot be written: {error}\n")
+        return 2
     return 0
 
 
@@ -135,7 +141,10 @@ def _load(path: Path) -> _Document:
     if not path.is_file():
         raise NotFoundError(f"there is no file {path}")
     register_resolvers()
-    content = OmegaConf.load(path)
+    try:
+        content = OmegaConf.load(path)
+    except (OSError, UnicodeDecodeError) as error:  # OmegaConf has an OSError for a mere number, too
+        raise ConfigurationError(f"{path} cannot be read as YAML: {error}") from error
     if not isinstance(content, DictConfig):
         raise ConfigurationError(f"{path} is no mapping: expected keys, among them {_SECTION}")
     known = {one.name for one in fields(ExpManagerConfig)}

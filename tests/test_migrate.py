@@ -372,6 +372,7 @@ def test_what_is_not_possible_is_left_out_and_said(tmp_path):
         ("exp_manager: 3\n", "exp_manager is 3"),
         ("- a\n", "is no mapping"),
         ("a: [\n", "while parsing"),
+        ("3\n", "c.yaml cannot be read as YAML: Invalid loaded object type: int"),
         ("exp_manager: {checkpoint_callback_params: {train_time_interval: soon}}\n", "train_time_interval='soon'"),
     ],
 )
@@ -381,6 +382,18 @@ def test_a_file_that_cannot_be_read(tmp_path, capsys, content, message):
     assert main([str(file), "--out", str(tmp_path / "recipe.py")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "recipe.py").exists()
+
+
+def test_what_cannot_be_opened_is_said(tmp_path, capsys):
+    (tmp_path / "latin.yaml").write_bytes("exp_manager: {name: für}".encode("latin-1"))
+    assert main([str(tmp_path / "latin.yaml")]) == 2
+    assert "latin.yaml cannot be read as YAML: 'utf-8' codec can't decode" in capsys.readouterr().err
+    for out, why in ((tmp_path, "give a file in it"), (tmp_path / "latin.yaml" / "recipe.py", "File exists")):
+        assert main([str(FIXTURES / "resume.yaml"), "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"--out {out} cannot be written: ")
+        assert why in error
+    assert os.listdir(tmp_path) == ["latin.yaml"]
 
 
 def test_a_file_that_is_not_there(capsys):
