@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 
 _URI = "MLFLOW_TRACKING_URI"
 _DATABASE = "mlflow.db"
+_REFUSED = "INVALID_PARAMETER_VALUE"
 _NOT_IN_A_NAME = re.compile(r"[^a-zA-Z0-9_/. -]+")
 _LONGEST_VALUE = 250  # what Lightning cuts parameters to
 
@@ -86,6 +87,7 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         self._is_kept, self._ended_as = False, "KILLED"
         self._uploaded = Uploaded("MLFlowLogger")
         self._callback: ModelCheckpoint | None = None
+        self._refused: set[str] = set()
 
     apart_by = ", or give one of them another experiment_name=..."
 
@@ -129,10 +131,8 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
 
     def _log(self, metrics: dict[str, Any], step: int | None) -> None:
         rest = self._rest(metrics, step or 0)
-        if not rest:
-            return
         try:
-            LightningMLFlowLogger.log_metrics(self, rest, step)
+            self._log_accepted(rest, lambda some: LightningMLFlowLogger.log_metrics(self, some, step), self._refused)
         except Exception:
             self._logged = Logged(self._steps_of)  # it may have arrived all the same: not twice
             raise
@@ -247,8 +247,36 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
             changes = ", ".join(f"{key} was {before!r}, is {now!r}" for key, (before, now) in changed.items())
             log.warning("MLflow run %s keeps the parameters that it has: %s", self.run_id, changes)
         new = {key: value for key, value in given.items() if key not in known}
-        if new:
-            LightningMLFlowLogger.log_hyperparams(self, new)
+        self._log_accepted(new, lambda some: LightningMLFlowLogger.log_hyperparams(self, some), set())
+
+    def _log_accepted(
+        self, given: Mapping[str, Any], log_them: Callable[[dict[str, Any]], object], refused: set[str]
+    ) -> None:
+        """Log what MLflow accepts of ``given``: for one name that it does not, it refuses all.
+
+        Args:
+            given: Values by name.
+            log_them: Logs some of them.
+            refused: Names that are left out; those that it refuses now join them, and are named in a warning.
+        """
+        from mlflow.exceptions import MlflowException
+
+        some = {name: value for name, value in given.items() if name not in refused}
+        if not some:
+            return
+        try:
+            log_them(some)
+        except MlflowException as error:
+            if error.error_code != _REFUSED:
+                raise
+            if len(some) > 1:
+                for name, value in some.items():
+                    self._log_accepted({name: value}, log_them, refused)
+                return
+            refused.update(some)
+            log.warning(
+                "MLflow refuses %s, which is left out from now on: %s", ", ".join(map(repr, some)), error.message
+            )
 
     def _flush(self) -> None:
         if self._synchronous is False:

@@ -139,3 +139,19 @@ def test_other_ranks_open_nothing(tmp_path, monkeypatch):
     logger.finalize("success")
     assert (logger.version, logger.name, logger.is_open) == (None, None, False)
     assert not [*tmp_path.iterdir()]
+
+
+def test_a_name_that_mlflow_refuses_does_not_take_the_others_along(tmp_path, store, caplog):
+    """It refuses a whole batch. Lightning leaves nothing of a name without Latin letters."""
+    logger = logger_in(tmp_path, store)
+    logger.start_over()
+    logger.log_hyperparams({"width": 8, "/lead": 1, "depth": 2})
+    for step in range(3):
+        logger.log_metrics({"loss": 0.5, "потери": 0.25, "accuracy": 0.75}, step)
+    logger.finalize()
+    about = logger.experiment.get_run(logger.run_id).data
+    assert about.params == {"width": "8", "depth": "2"}
+    assert about.metrics == {"loss": 0.5, "accuracy": 0.75}
+    assert [m.step for m in logger.experiment.get_metric_history(logger.run_id, "loss")] == [0, 1, 2]
+    left_out = [r.getMessage() for r in caplog.records if "MLflow refuses" in r.getMessage()]
+    assert [said.split(",")[0] for said in left_out] == ["MLflow refuses '/lead'", "MLflow refuses 'потери'"]
