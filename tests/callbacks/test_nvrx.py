@@ -59,9 +59,10 @@ def test_its_straggler_detection_says_what_it_lacks():
         trainer.fit(ToyModel(), loader(), loader())
 
 
-@pytest.mark.skipif(find_spec("nvidia_resiliency_ext") is not None, reason="nvidia-resiliency-ext is installed")
 @pytest.mark.parametrize("launched", [True, False])
 def test_a_missing_extension_is_said_how_to_install(monkeypatch, launched):
+    monkeypatch.setitem(sys.modules, "nvidia_resiliency_ext", None)  # also where it is installed
+    monkeypatch.delitem(sys.modules, "nvidia_resiliency_ext.ptl_resiliency", raising=False)
     if launched:
         monkeypatch.setenv("FT_RANK_MONITOR_IPC_SOCKET", "/nowhere")
     with pytest.raises(ConfigurationError, match="pip install nvidia-resiliency-ext"):

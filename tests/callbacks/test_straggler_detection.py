@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -116,7 +116,8 @@ def test_arguments_that_cannot_work(arguments, said):
         StragglerDetection(**arguments)
 
 
-@pytest.mark.skipif(find_spec("nvidia_resiliency_ext") is not None, reason="nvidia-resiliency-ext is installed")
-def test_a_missing_extension_is_said_how_to_install():
+def test_a_missing_extension_is_said_how_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "nvidia_resiliency_ext", None)  # also where it is installed
+    monkeypatch.delitem(sys.modules, "nvidia_resiliency_ext.ptl_resiliency", raising=False)
     with pytest.raises(ConfigurationError, match="pip install nvidia-resiliency-ext"):
         StragglerDetection(use_nvrx=True)
