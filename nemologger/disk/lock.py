@@ -103,8 +103,7 @@ class DirectoryLock:
                 continue
             # The file may have been removed by its owner between open and lock.
             if _is_at(self._path, descriptor):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                _sign(descriptor)
                 self._held = _HELD[self._path] = _Held(self._path, descriptor, os.getpid())
             else:
                 os.close(descriptor)
@@ -119,7 +118,10 @@ class DirectoryLock:
             if _HELD.get(held.path) is held:
                 del _HELD[held.path]
             if _is_at(held.path, held.descriptor):
-                held.path.unlink(missing_ok=True)
+                # Where the disk has become read-only the file stays, which nobody minds: it is not locked. An error here
+                # would replace the one that the run ends with.
+                with contextlib.suppress(OSError):
+                    held.path.unlink(missing_ok=True)
             os.close(held.descriptor)
 
 
@@ -128,6 +130,13 @@ def _open(path: Path) -> int:
         return os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
     except OSError as error:
         raise ConfigurationError(f"{path.parent} cannot be written to: {error.strerror} ({path.name})") from error
+
+
+def _sign(descriptor: int) -> None:
+    """Say who holds the lock. On a full disk nobody can: what dead runs have left there goes when the lock is taken."""
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
 def _lock(descriptor: int) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from processes import started, wait_for
@@ -159,6 +162,36 @@ def test_a_holder_elsewhere_is_waited_for_in_case_it_has_crashed(tmp_path, scrip
         waiting.take()
         waiting.release()
     assert "which may have ended: waiting for up to 60 s" in caplog.text
+
+
+def test_it_can_be_taken_on_a_full_disk(tmp_path):
+    """Whoever holds it may remove there what a dead run has left, which makes room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    lock = DirectoryLock(tmp_path)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # fails a write as a full disk does
+    try:
+        lock.take()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_that_its_file_cannot_be_removed_does_not_replace_what_ends_a_run(tmp_path, monkeypatch):
+    """A disk that has become read-only: what the run is to end with is that it could not save."""
+
+    def read_only(path, **options):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    lock = DirectoryLock(tmp_path)
+    lock.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", read_only)
+        lock.release()
+    again = DirectoryLock(tmp_path)
+    again.take()  # it was given back all the same
+    again.release()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):
