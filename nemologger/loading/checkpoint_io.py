@@ -195,17 +195,22 @@ class DirectoryCheckpointIO(CheckpointIO):
         try:
             with safe_globals(_omegaconf_types()):
                 loaded: dict[str, Any] = self._inner.load_checkpoint(path, weights_only=weights_only, **options)
-        except pickle.UnpicklingError as error:
+        except OSError:
+            raise
+        except Exception as error:
+            if not self._is_of_torch(path):  # torch often says of a file of anything that it wants to be trusted
+                raise DamagedCheckpointError(
+                    f"{path} is no file of torch.save, or damaged: it begins otherwise. Give a *.ckpt file of Lightning, "
+                    "or a checkpoint directory"
+                ) from error
+            if not isinstance(error, pickle.UnpicklingError):
+                raise DamagedCheckpointError(
+                    f"{path} cannot be read as a checkpoint of Lightning: {type(error).__name__}: {error}"
+                ) from error
             raise RefusedError(
                 f"{path} holds more than plain types, and loading it would run code: {error}\nIf you trust it, pass "
                 "trainer.fit(..., weights_only=False). NeMoLogger(ckpt=nemologger.ModelCheckpoint()) writes checkpoints "
                 "that need no trust."
-            ) from error
-        except OSError:
-            raise
-        except Exception as error:
-            raise DamagedCheckpointError(
-                f"{path} cannot be read as a checkpoint of Lightning: {type(error).__name__}: {error}"
             ) from error
         if self._is_asked_for(path) and (not isinstance(loaded, dict) or "pytorch-lightning_version" not in loaded):
             raise CheckpointError(
@@ -213,6 +218,11 @@ class DirectoryCheckpointIO(CheckpointIO):
                 f"{_shown(loaded)}. If these are weights, load them into the model in your program"
             )
         return loaded
+
+    def _is_of_torch(self, path: str | Path) -> bool:
+        """Whether a file begins as an archive, or as the pickle that torch wrote before 1.6."""
+        with self.place_of(path).open("rb") as file:
+            return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
 
     def _is_finished(self, checkpoint: Path) -> bool:
         if not (checkpoint / names.MANIFEST).exists():

@@ -270,7 +270,10 @@ def test_a_file_that_holds_more_than_plain_types_is_an_error_that_says_what_to_d
 @pytest.mark.parametrize(
     ("content", "error", "said"),
     [
-        (b"abc" * 9, DamagedCheckpointError, "cannot be read"),
+        (b"PK\x03\x04" * 9, DamagedCheckpointError, "cannot be read"),
+        (b"abc" * 9, DamagedCheckpointError, "is no file of torch.save, or damaged"),
+        (b"\0" * 999, DamagedCheckpointError, "is no file of torch.save, or damaged"),
+        (b"not a checkpoint", DamagedCheckpointError, "is no file of torch.save, or damaged"),  # torch: it runs code
         (None, CheckpointError, "a dictionary with 'layer.weight'"),
     ],
 )
