@@ -10,7 +10,6 @@ says so in a small file beside them; rank 0 publishes when all have.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -31,6 +30,7 @@ from nemologger.checkpoint.writing.in_flight import InFlight
 from nemologger.checkpoint.writing.memory_disk import MemoryDisk
 from nemologger.checkpoint.writing.plan import Plan, Planner
 from nemologger.checkpoint.writing.progress import EVERY, Progress
+from nemologger.checkpoint.writing.reports import loads, merged, report_of
 from nemologger.checkpoint.writing.staging import Staging
 from nemologger.checkpoint.writing.writer import Writer
 from nemologger.checkpoint.writing.writer_main import Job
@@ -41,7 +41,6 @@ from nemologger.stores.path import in_store
 
 log = logging.getLogger(__name__)
 
-_REPORT = ".written-by-rank-{}"
 #: How long, in seconds, to wait after an exception for what does not move: a device, which may wait for a rank that has
 #: stopped; the files of ranks that may be gone; and a storage that may answer yet.
 _PATIENCE = 60.0
@@ -152,7 +151,7 @@ class AsyncSaver:
             images = tuple((i.name, i.offset, i.size) for i in layout.arena.images)
             complete = replace(manifest, name=checkpoint.name, has_optimizer=snapshot.has_optimizer)
             remote = in_store(checkpoint)
-            report = str(_report(checkpoint, self._ranks.rank)) if self._ranks.rank else ""
+            report = str(report_of(checkpoint, self._ranks.rank)) if self._ranks.rank else ""
 
             def stage() -> None:
                 small = self._small_files(snapshot, checkpoint, write_context) if self._ranks.rank == 0 else {}
@@ -246,7 +245,7 @@ class AsyncSaver:
             self._wait(save)
         try:
             shares = together_at_zero(self._ranks, lambda: save.records)
-            published = decide(self._ranks, lambda: save.published or self._publish(save, _merged(shares)))
+            published = decide(self._ranks, lambda: save.published or self._publish(save, merged(shares)))
         except Exception as error:  # not Ctrl-C: finish_alone() goes on then
             self._in_flight = None
             self._abandon(save.checkpoint)
@@ -283,7 +282,9 @@ class AsyncSaver:
         self._drop_staging()
         self._in_flight = None
         if self._ranks.rank == 0 and save.published is None:
-            missing = [rank for rank in range(1, self._ranks.world_size) if not _report(save.checkpoint, rank).exists()]
+            missing = [
+                rank for rank in range(1, self._ranks.world_size) if not report_of(save.checkpoint, rank).exists()
+            ]
             why = save.error or f"nothing more comes from {', '.join(f'rank {rank}' for rank in missing) or 'rank 0'}"
             log.error("checkpoint %s, which was being written, is lost: %s", save.checkpoint, why)
         return save.published
@@ -389,16 +390,16 @@ class AsyncSaver:
         """The files of all ranks, as soon as all have reported them; each report is read once."""
         for rank in range(len(save.reported) + 1, self._ranks.world_size):
             try:
-                report = json.loads(_report(save.checkpoint, rank).read_bytes())
+                report = report_of(save.checkpoint, rank).read_bytes()
             except OSError:  # it is not there yet, or a store does not answer: finish() gathers it all the same
                 return None
-            save.reported.append({name: FileRecord(r["size"], tuple(r["blocks"])) for name, r in report.items()})
-        return _merged([save.outcome.records if save.outcome is not None else {}, *save.reported])
+            save.reported.append(loads(report))
+        return merged([save.outcome.records if save.outcome is not None else {}, *save.reported])
 
     def _publish(self, save: InFlight, records: dict[str, FileRecord]) -> Manifest:
         save.gathered = records
         for rank in range(1, self._ranks.world_size):
-            self._disk.remove(_report(save.checkpoint, rank))
+            self._disk.remove(report_of(save.checkpoint, rank))
         complete = replace(
             save.manifest,
             time=manifests.now(),
@@ -426,14 +427,6 @@ def _patience(save: InFlight, *, others_are_there: bool) -> float:
     if others_are_there:
         return _STALLED
     return _PATIENCE if uploads else _QUIET
-
-
-def _report(checkpoint: Path, rank: int) -> Path:
-    return checkpoint / names.WEIGHTS / _REPORT.format(rank)
-
-
-def _merged(shares: list[dict[str, FileRecord]]) -> dict[str, FileRecord]:
-    return {name: record for share in shares for name, record in share.items()}
 
 
 def _failed(checkpoint: Path, error: Exception) -> SaveFailedError:

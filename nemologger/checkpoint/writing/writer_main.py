@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import mmap
 import os
 import platform
@@ -18,11 +17,12 @@ import sys
 import traceback
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 from nemologger.checkpoint.manifest import FileRecord, Recorder
+from nemologger.checkpoint.writing.reports import dumps
 from nemologger.disk import LocalDisk
 from nemologger.disk.pages import LARGE, SharedPages
 from nemologger.stores.store import Store
@@ -80,9 +80,8 @@ def perform(job: Job, arena: memoryview, always: Mapping[str, bytes]) -> Outcome
     except Exception as error:  # noqa: BLE001  it travels to the process that trains
         return Outcome({}, f"{type(error).__name__}: {error}", traceback.format_exc())
     if job.report:
-        report = {name: asdict(record) for name, record in outcome.records.items()}
         with contextlib.suppress(OSError):  # the process that trains hears it all the same
-            content = [json.dumps(report).encode()]
+            content = [dumps(outcome.records)]
             if job.store is None:
                 LocalDisk().write(Path(job.report), content)
             else:
