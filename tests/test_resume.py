@@ -1,33 +1,28 @@
-"""What a run goes on from: AutoResume on real checkpoints, damaged ones included."""
+"""What a run goes on from: AutoResume on real checkpoints."""
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from helpers.toy_lives import found_in, live
 from toy import ToyModel, loader, manifests, names, quiet_trainer
 
 from nemologger import (
     AutoResume,
     CheckpointError,
     ConfigurationError,
-    DamagedCheckpointError,
     ModelCheckpoint,
     ModelMismatchError,
     NeMoLogger,
-    NemologgerError,
     NotFoundError,
     RestoreConfig,
     RunCompletedError,
-    UnfinishedCheckpointError,
 )
 from nemologger.checkpoint.reading.load import load_model
-from nemologger.checkpoint.reading.read import read_tensors
-from nemologger.checkpoint.weights import described, payloads
 from nemologger.run.record import close_log
 
 
@@ -35,7 +30,7 @@ from nemologger.run.record import close_log
 def finished(tmp_path_factory) -> Path:
     """The checkpoints of a run of 10 steps that saved every 5, under ``runs/toy/checkpoints``."""
     root = tmp_path_factory.mktemp("runs")
-    _live(root, 10)
+    live(root, 10)
     return root / "toy" / "checkpoints"
 
 
@@ -43,23 +38,6 @@ def finished(tmp_path_factory) -> Path:
 def checkpoints(finished, tmp_path) -> Path:
     """A copy of them to damage."""
     return shutil.copytree(finished, tmp_path / "toy" / "checkpoints", symlinks=True)
-
-
-def _live(root: Path, steps: int, model: ToyModel | None = None, resume: AutoResume | None = None, **checkpoint):
-    """One life of the run ``root/toy``."""
-    trainer = quiet_trainer(max_steps=steps)
-    settings = {"filename": "{step}", "every_n_train_steps": 5, **checkpoint}
-    log = NeMoLogger(name="toy", log_dir=root, ckpt=ModelCheckpoint(**settings))
-    log.setup(trainer, resume_if_exists=True)
-    model = model or ToyModel()
-    resume = resume or AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True)
-    found = resume.setup(trainer, model)
-    trainer.fit(model, loader(), loader())
-    return found, model, trainer
-
-
-def _found(directory: Path, steps: int = 99, **options) -> Path | None:
-    return AutoResume(resume_from_directory=directory, **options).setup(quiet_trainer(max_steps=steps)).path
 
 
 def test_the_names_and_defaults_are_nemos():
@@ -76,9 +54,9 @@ def test_the_names_and_defaults_are_nemos():
 
 
 def test_a_run_goes_on_where_it_was(tmp_path):
-    _, straight, _ = _live(tmp_path / "straight", 15)
-    _live(tmp_path / "two", 10)
-    found, resumed, trainer = _live(tmp_path / "two", 15)
+    _, straight, _ = live(tmp_path / "straight", 15)
+    live(tmp_path / "two", 10)
+    found, resumed, trainer = live(tmp_path / "two", 15)
     assert found.path is not None
     assert (found.path.name, found.step) == ("step=10-last", 10)
     assert resumed.losses == {step: loss for step, loss in straight.losses.items() if step >= 10}
@@ -88,7 +66,7 @@ def test_a_run_goes_on_where_it_was(tmp_path):
 def test_nothing_is_left_to_train(finished, tmp_path, caplog):
     root = Path(shutil.copytree(finished.parent.parent, tmp_path / "runs"))
     before = names(root / "toy" / "checkpoints")
-    found, model, _ = _live(root, 10)
+    found, model, _ = live(root, 10)
     assert found.finished
     assert model.losses == {}
     assert "nothing is left to train" in caplog.text
@@ -132,74 +110,22 @@ def test_newest_is_by_the_manifest_not_by_mtime(checkpoints):
     os.utime(checkpoints / "step=5")
     os.utime(checkpoints / "step=10", (1, 1))
     shutil.rmtree(checkpoints / "step=10-last")
-    assert _found(checkpoints) == checkpoints / "step=10"
+    assert found_in(checkpoints) == checkpoints / "step=10"
 
 
 def test_from_scratch_only_when_it_was_allowed(tmp_path, caplog):
     with pytest.raises(NotFoundError, match="resume_ignore_no_checkpoint=True") as error:
-        _found(tmp_path / "none")
+        found_in(tmp_path / "none")
     assert isinstance(error.value, FileNotFoundError)
-    assert _found(tmp_path / "none", resume_ignore_no_checkpoint=True) is None
+    assert found_in(tmp_path / "none", resume_ignore_no_checkpoint=True) is None
     assert "starts from scratch" in caplog.text
-
-
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "remove"])
-@pytest.mark.parametrize(
-    "file", ["weights/__0_0.distcp", "weights/common.pt", "weights/.metadata", "weights/metadata.json", "manifest.json",
-             "context/io.json"]
-)  # fmt: skip
-def test_a_damaged_newest_falls_back_loudly(checkpoints, caplog, file, damage):
-    shutil.rmtree(checkpoints / "step=10-last")  # its bytes are those of step=10
-    path = checkpoints / "step=10" / file
-    content = bytearray(path.read_bytes())
-    path.unlink()
-    if damage == "flip":
-        content[len(content) // 2] ^= 1
-    if damage != "remove":
-        path.write_bytes({"flip": content, "truncate": content[: len(content) // 2], "empty": b""}[damage])
-    with caplog.at_level(logging.ERROR):
-        assert _found(checkpoints) == checkpoints / "step=5"
-    assert "step=10" in caplog.text
-    assert path.name in caplog.text
-
-
-def test_damage_everywhere_is_an_error_that_lists_it(checkpoints):
-    for name in names(checkpoints):
-        (checkpoints / name / "weights" / "common.pt").unlink()
-    with pytest.raises(DamagedCheckpointError, match=r"step=10(.|\n)*step=5(.|\n)*backup"):
-        _found(checkpoints, resume_ignore_no_checkpoint=True)
-
-
-def test_a_damaged_path_is_an_error(checkpoints):
-    (checkpoints / "step=5" / "weights" / "common.pt").write_bytes(b"")
-    with pytest.raises(DamagedCheckpointError, match=r"common\.pt: has 0 bytes"):
-        AutoResume(resume_from_path=checkpoints / "step=5").setup(quiet_trainer())
-    with pytest.raises(NotFoundError, match=r"Beside it there are: step=10, step=10-last, step=5"):
-        AutoResume(resume_from_path=checkpoints / "step=7").setup(quiet_trainer())
-
-
-def test_only_unfinished_ones_are_an_error(checkpoints):
-    for name in names(checkpoints):
-        (checkpoints / name / "manifest.json").unlink()
-        (checkpoints / f"{name}-unfinished").touch()
-    with pytest.raises(UnfinishedCheckpointError) as error:
-        _found(checkpoints)
-    assert isinstance(error.value, ValueError)
-
-
-def test_an_unfinished_newest_falls_back(checkpoints, caplog):
-    for name in ("step=10", "step=10-last"):
-        (checkpoints / name / "manifest.json").unlink()
-        (checkpoints / f"{name}-unfinished").touch()
-    assert _found(checkpoints) == checkpoints / "step=5"
-    assert "step=10-unfinished is beside it" in caplog.text
 
 
 def test_a_completed_run_says_so(checkpoints):
     (checkpoints / "step=10-last").rename(checkpoints / "step=10-end")
     with pytest.raises(RunCompletedError, match="resume_past_end=True"):
-        _found(checkpoints)
-    assert _found(checkpoints, resume_past_end=True) == checkpoints / "step=10-end"
+        found_in(checkpoints)
+    assert found_in(checkpoints, resume_past_end=True) == checkpoints / "step=10-end"
 
 
 def test_nemos_directories_are_taken_as_nemo_takes_them(tmp_path, caplog):
@@ -207,31 +133,31 @@ def test_nemos_directories_are_taken_as_nemo_takes_them(tmp_path, caplog):
         (tmp_path / name / "weights").mkdir(parents=True)
         os.utime(tmp_path / name, (mtime, mtime))
     (tmp_path / "d-last-unfinished").touch()
-    assert _found(tmp_path) == tmp_path / "b-last"
+    assert found_in(tmp_path) == tmp_path / "b-last"
     assert "cannot be verified" in caplog.text
 
 
 def test_ours_without_a_manifest_is_damaged_not_nemos(checkpoints):
     for name in ("step=10", "step=10-last"):
         (checkpoints / name / "manifest.json").unlink()
-    assert _found(checkpoints) == checkpoints / "step=5"
+    assert found_in(checkpoints) == checkpoints / "step=5"
 
 
 @pytest.mark.parametrize("depth", ["toy", "."])
 def test_a_directory_of_runs_says_where_the_checkpoints_are(finished, depth):
     with pytest.raises(NotFoundError, match="holds runs, not checkpoints") as error:
-        _found(finished.parent.parent / depth, resume_ignore_no_checkpoint=True)
+        found_in(finished.parent.parent / depth, resume_ignore_no_checkpoint=True)
     assert str(finished) in str(error.value)
 
 
 def test_a_run_without_optimizer_at_its_end_goes_on_from_the_newest_that_has_one(tmp_path, caplog):
-    _live(tmp_path, 12, save_optim_on_train_end=False)
+    live(tmp_path, 12, save_optim_on_train_end=False)
     directory = tmp_path / "toy" / "checkpoints"
     assert not manifests(directory)["step=12-last"].has_optimizer
-    found, model, _ = _live(tmp_path, 12)
+    found, model, _ = live(tmp_path, 12)
     assert found.finished
     assert model.losses == {}
-    found, model, trainer = _live(tmp_path, 15)
+    found, model, trainer = live(tmp_path, 15)
     assert found.path == directory / "step=12"
     assert "step=12-last is passed over: it holds no optimizer state" in caplog.text
     assert trainer.global_step == 15
@@ -239,7 +165,7 @@ def test_a_run_without_optimizer_at_its_end_goes_on_from_the_newest_that_has_one
 
 
 def test_lightning_itself_is_told_that_the_optimizer_is_missing(tmp_path):
-    _live(tmp_path, 5, save_optim_on_train_end=False)
+    live(tmp_path, 5, save_optim_on_train_end=False)
     with pytest.raises(CheckpointError, match="RestoreConfig"):
         quiet_trainer(max_steps=9, callbacks=[ModelCheckpoint(dirpath=tmp_path / "x")]).fit(
             ToyModel(), loader(), loader(), ckpt_path=str(tmp_path / "toy" / "checkpoints" / "step=5-last")
@@ -261,12 +187,12 @@ def test_first_weights_of_a_new_run(finished, tmp_path, where, optimizer):
             state = self.optimizers().state
             seen["steps"] = {int(s["step"]) for s in state.values()} or {0}
 
-    found, model, _ = _live(tmp_path, 5, Spy(), AutoResume(restore_config=config, resume_if_exists=True))
+    found, model, _ = live(tmp_path, 5, Spy(), AutoResume(restore_config=config, resume_if_exists=True))
     assert found.weights_from is not None
     assert torch.equal(seen["weight"], load_model(finished / "step=10")["net.0.weight"])
     assert seen["steps"] == ({10} if optimizer else {0})
     assert min(model.losses) == 0
-    found, model, _ = _live(tmp_path, 10, Spy(), AutoResume(restore_config=config, resume_if_exists=True))
+    found, model, _ = live(tmp_path, 10, Spy(), AutoResume(restore_config=config, resume_if_exists=True))
     assert found.weights_from is None  # its own checkpoint comes first
     assert min(model.losses) == 5
 
@@ -275,7 +201,7 @@ def test_a_changed_model_is_refused_by_name(checkpoints):
     with pytest.raises(
         ModelMismatchError, match=r"net\.0\.weight is \(8, 8\) in the checkpoint, \(16, 8\) in the model"
     ):
-        _live(checkpoints.parent.parent, 15, ToyModel(width=16))
+        live(checkpoints.parent.parent, 15, ToyModel(width=16))
     assert "step=10-last" in names(checkpoints)
 
 
@@ -334,7 +260,7 @@ def test_lightnings_own_files_are_found_too(tmp_path):
 def test_first_weights_are_loaded_once(finished, tmp_path):
     """Not again over what has been trained since, by a validation or another fit of the same trainer."""
     resume = AutoResume(restore_config=RestoreConfig(path=str(finished / "step=10")), resume_if_exists=True)
-    _, model, trainer = _live(tmp_path, 5, resume=resume)
+    _, model, trainer = live(tmp_path, 5, resume=resume)
     trained = {key: value.clone() for key, value in model.state_dict().items()}
     trainer.validate(model, loader(), verbose=False)
     assert all(torch.equal(trained[key], value) for key, value in model.state_dict().items())
@@ -347,7 +273,7 @@ def test_first_weights_are_loaded_once(finished, tmp_path):
 
 def test_a_checkpoint_is_for_one_fit(checkpoints):
     """A validation, or another fit, of the same trainer is of what it has trained since."""
-    _, model, trainer = _live(checkpoints.parent.parent, 15)
+    _, model, trainer = live(checkpoints.parent.parent, 15)
     assert trainer.ckpt_path is None
     trained = {key: value.clone() for key, value in model.state_dict().items()}
     trainer.validate(model, loader(), verbose=False)
@@ -376,12 +302,12 @@ def test_not_knowing_where_to_look_is_an_error_not_a_new_run():
 
 
 def test_going_back_begins_another_line_that_the_next_start_follows(tmp_path):
-    _live(tmp_path, 20, save_top_k=-1)
+    live(tmp_path, 20, save_top_k=-1)
     directory = tmp_path / "toy" / "checkpoints"
     back = AutoResume(resume_from_path=directory / "step=10", resume_if_exists=True)
-    _live(tmp_path, 15, resume=back, save_top_k=-1)
+    live(tmp_path, 15, resume=back, save_top_k=-1)
     assert manifests(directory)["step=15-last"].life == 1
-    found, model, _ = _live(tmp_path, 18, save_top_k=-1)
+    found, model, _ = live(tmp_path, 18, save_top_k=-1)
     assert found.path == directory / "step=15-last"
     assert sorted(model.losses) == [15, 16, 17]
     assert manifests(directory)["step=18-last"].life == 1
@@ -392,13 +318,13 @@ def test_a_run_that_died_while_it_replaced_a_checkpoint_goes_on(checkpoints):
         (checkpoints / name).rename(checkpoints / f"{name}-replaced")
         (checkpoints / name / "weights").mkdir(parents=True)
         (checkpoints / f"{name}-unfinished").touch()
-    found, model, _ = _live(checkpoints.parent.parent, 12)
+    found, model, _ = live(checkpoints.parent.parent, 12)
     assert found.step == 10
     assert sorted(model.losses) == [10, 11]
 
 
 def test_validation_needs_no_optimizer_state(tmp_path):
-    _live(tmp_path, 7, save_optim_on_train_end=False, every_n_train_steps=5)
+    live(tmp_path, 7, save_optim_on_train_end=False, every_n_train_steps=5)
     trainer = quiet_trainer(max_steps=99)
     directory = tmp_path / "toy" / "checkpoints"
     found = AutoResume(resume_from_directory=directory).setup(trainer, stage="validate")
@@ -422,7 +348,7 @@ def test_validating_changes_nothing_in_the_directory(checkpoints):
 
 def test_home_directories_are_understood(checkpoints, monkeypatch):
     monkeypatch.setenv("HOME", str(checkpoints.parent))
-    assert _found(Path("~/checkpoints")) == checkpoints / "step=10-last"
+    assert found_in(Path("~/checkpoints")) == checkpoints / "step=10-last"
     resume = AutoResume(resume_from_path="~/checkpoints/step=5")
     assert resume.setup(quiet_trainer(max_steps=99)).path == checkpoints / "step=5"
 
@@ -431,79 +357,3 @@ def test_home_directories_are_understood(checkpoints, monkeypatch):
 def test_mistakes_in_restore_config_are_named(make):
     with pytest.raises(ConfigurationError, match="RestoreConfig"):
         make()
-
-
-def _flip(checkpoint: Path, key: str) -> Path:
-    """Change the last byte of the tensor ``key``; its file."""
-    weights = checkpoint / "weights"
-    (payload,) = payloads(weights, [key])[key]
-    with (weights / payload.file).open("r+b") as file:
-        file.seek(payload.header_start + len(payload.header) + payload.piece.nbytes - 1)
-        (byte,) = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte ^ 1]))
-    return weights / payload.file
-
-
-def test_what_was_read_to_verify_it_is_not_read_again(finished, tmp_path):
-    """The model that will be read into place is, and compared with its checksums once more."""
-    directory = tmp_path / "copy"
-    shutil.copytree(finished, directory)
-    name = "optimizer.0.state.net.2.weight.exp_avg"
-    expected = read_tensors(finished / "step=10" / "weights")[name]
-    trainer = quiet_trainer(max_steps=12)
-    resumed = AutoResume(resume_from_path=directory / "step=10").setup(trainer)
-    kept = trainer.strategy.checkpoint_io._kept[1].tensors
-    assert kept.keys() == {key for key in described(directory / "step=10" / "weights") if key.startswith("optimizer.")}
-    assert torch.equal(kept[name], expected)
-    path = _flip(resumed.path, "state_dict.net.0.weight")
-    with pytest.raises(
-        DamagedCheckpointError, match=rf"{path.name}: its bytes .* have changed since they were written"
-    ):
-        trainer.fit(ToyModel(), loader(), loader())
-
-
-def test_for_a_model_that_rewrites_what_is_loaded_nothing_is_read_twice(finished, tmp_path):
-    """The checkpoint may even be damaged by the time that the fit loads it."""
-
-    class Rewriting(ToyModel):
-        def on_load_checkpoint(self, checkpoint):
-            self.seen = {key: value.clone() for key, value in checkpoint["state_dict"].items()}
-
-    directory = tmp_path / "copy"
-    shutil.copytree(finished, directory)
-    model = Rewriting()
-    trainer = quiet_trainer(max_steps=12)
-    resumed = AutoResume(resume_from_path=directory / "step=10").setup(trainer, model)
-    expected = load_model(finished / "step=10")
-    for file in (resumed.path / "weights").glob("*.distcp"):
-        file.write_bytes(bytes(file.stat().st_size))
-    trainer.fit(model, loader(), loader())
-    assert sorted(model.losses) == [10, 11]
-    assert all(torch.equal(model.seen[key], value) for key, value in expected.items())
-    with pytest.raises(NemologgerError):  # only once: what is on disk now counts
-        trainer.strategy.checkpoint_io.load_checkpoint(str(resumed.path))
-
-
-def test_what_has_changed_since_it_was_verified_is_named_before_or_while_the_model_is_overwritten(finished, tmp_path):
-    for damage, is_partly_there in (("tensor", True), ("header", False), ("end", False)):
-        directory = tmp_path / damage
-        shutil.copytree(finished, directory)
-        model = ToyModel()
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        trainer = quiet_trainer(max_steps=12)
-        resumed = AutoResume(resume_from_path=directory / "step=10").setup(trainer, model)
-        if damage == "tensor":
-            file = _flip(resumed.path, "state_dict.net.0.weight")
-        else:
-            (payload,) = payloads(resumed.path / "weights", ["state_dict.net.0.weight"])["state_dict.net.0.weight"]
-            file = resumed.path / "weights" / payload.file
-            content = bytearray(file.read_bytes())
-            content[payload.header_start + 3] ^= 1
-            file.write_bytes(content if damage == "header" else content[: payload.header_start + 9])
-        with pytest.raises(DamagedCheckpointError) as error:
-            trainer.fit(model, loader(), loader())
-        assert str(file) in str(error.value)
-        assert ("build the model anew" in str(error.value)) is is_partly_there
-        if not is_partly_there:
-            assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
