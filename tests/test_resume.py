@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.toy_lives import found_in, live
+from helpers.toy_lives import found_in, live, ten_steps
 from toy import ToyModel, loader, manifests, names, quiet_trainer
 
 from nemologger import (
@@ -28,15 +28,12 @@ from nemologger.run.record import close_log
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The checkpoints of a run of 10 steps that saved every 5, under ``runs/toy/checkpoints``."""
-    root = tmp_path_factory.mktemp("runs")
-    live(root, 10)
-    return root / "toy" / "checkpoints"
+    return ten_steps(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture
 def checkpoints(finished, tmp_path) -> Path:
-    """A copy of them to damage."""
+    """A copy of them to change."""
     return shutil.copytree(finished, tmp_path / "toy" / "checkpoints", symlinks=True)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers.toy_lives import found_in, live
+from helpers.toy_lives import found_in, ten_steps
 from toy import ToyModel, loader, names, quiet_trainer
 
 from nemologger import (
@@ -26,10 +26,7 @@ from nemologger.checkpoint.weights import described, payloads
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """The checkpoints of a run of 10 steps that saved every 5, under ``runs/toy/checkpoints``."""
-    root = tmp_path_factory.mktemp("runs")
-    live(root, 10)
-    return root / "toy" / "checkpoints"
+    return ten_steps(tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture

@@ -22,5 +22,11 @@ def live(root: Path, steps: int, model: ToyModel | None = None, resume: AutoResu
     return found, model, trainer
 
 
+def ten_steps(root: Path) -> Path:
+    """The checkpoints of a run of 10 steps that saved every 5."""
+    live(root, 10)
+    return root / "toy" / "checkpoints"
+
+
 def found_in(directory: Path, steps: int = 99, **options) -> Path | None:
     return AutoResume(resume_from_directory=directory, **options).setup(quiet_trainer(max_steps=steps)).path
