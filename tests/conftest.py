@@ -28,6 +28,7 @@ os.environ.setdefault("WANDB_INIT_TIMEOUT", "240")
 # Lightning and torch set these when processes start; they are theirs, and harmless to the next test.
 _NOT_OURS = {
     "PYTEST_CURRENT_TEST",
+    "CUDA_DEVICE_ORDER",
     "CUDA_MODULE_LOADING",
     "KMP_INIT_AT_FORK",
     "KMP_DUPLICATE_LIB_OK",

@@ -93,19 +93,23 @@ def test_what_is_saved_is_the_moment_of_the_save(tmp_path, mode, optimizer):
         saver.close()
 
 
-def test_the_host_does_not_wait_for_the_copies(tmp_path):
+@pytest.mark.parametrize("mode", ["at_once", "overlapped"])
+def test_a_save_behind_a_busy_device(tmp_path, mode):
+    """What the device has yet to do is in the checkpoint; overlapped, the host does not wait for it."""
     module = _Deep().cuda()
     state = {"state_dict": module.state_dict()}
-    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
-    matrix = torch.randn(8192, 8192, device="cuda")
+    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging=mode)
     try:
-        for name in ("first", "second"):  # memory is made, and pinned, for the first
-            for _ in range(100):
-                matrix @ matrix
-            saver.start(take(state, frozenset(dict(module.named_parameters()))), tmp_path / name, Manifest(1, 0))
+        for number in (1.0, 2.0):  # memory is made, and pinned, for the first
+            torch.cuda._sleep(1_000_000_000)  # cycles
+            with torch.no_grad():
+                for tensor in _tensors(state):
+                    tensor.fill_(number)
+            saver.start(take(state, frozenset(dict(module.named_parameters()))), tmp_path / "a", Manifest(1, 0))
             busy = not torch.cuda.current_stream().query()
             assert saver.finish() is not None
-        assert busy, "the products were waited for"
+            assert all((t == number).all() for t in _tensors(load_checkpoint(tmp_path / "a"))), number
+        assert busy == (mode == "overlapped")
     finally:
         saver.close()
 
