@@ -59,6 +59,16 @@ def test_a_full_disk_of_one_rank_costs_one_save(tmp_path):
     assert (newest.manifest.step, faults(newest.path)) == (STEPS, [])
 
 
+def test_a_save_that_one_rank_has_lost_is_not_waited_for_by_those_that_are_skipped(tmp_path):
+    """With ``on_busy="skip"``: else none would be made any more."""
+    codes, _ = run(tmp_path / "run", "loses its writer")
+    assert codes == [0, 0]
+    logged = (tmp_path / "run" / "log-0.txt").read_text()
+    assert "step=2 was not saved: rank 1: the writer process" in logged
+    assert "is not saved: the save before" not in logged
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step=4", "step=6"}
+
+
 def taken(directory: Path) -> int:
     """How many steps both ranks have taken. Writers are there after the first."""
     logs = [directory / f"losses-{rank}.txt" for rank in range(2)]

@@ -96,7 +96,7 @@ class SavedCheckpoints(KeptCheckpoints):
         """Finish the save that is under way beside training; False to skip the next one for it."""
         if not self._keeper.busy:
             return True
-        if self.on_busy == "skip" and not final and not self._ranks.broadcast(self._keeper.done):
+        if self.on_busy == "skip" and not final and not self._keeper.can_finish_now():
             if trainer.is_global_zero:
                 log.warning("step %d is not saved: the save before it is still being written", trainer.global_step)
             return False

@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch import Callback
 from toy import ToyModel, loader, quiet_trainer
 
+from helpers.kill_loop import writers
 from helpers.sharded import FSDPOnCPU
 from nemologger import ModelCheckpoint
 from nemologger.callbacks import EMA
@@ -73,6 +74,19 @@ class FailingHook(Callback):
         return {"step": self.step}
 
 
+class LosesItsWriter(Callback):
+    """The writer process of its owner dies before the first save; the next one is due when that has been seen."""
+
+    def __init__(self, dies: bool) -> None:
+        self.dies = dies
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.dies and trainer.global_step == 1:
+            for pid in writers(os.getpid()):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.4 if trainer.global_step > 1 else 0)
+
+
 class FailingModel(ToyModel):
     """The same, of a model."""
 
@@ -113,7 +127,8 @@ def main(directory: Path, how: str) -> None:
         filename="{step}",
         every_n_train_steps=3 if how == "settings" and rank == 1 else 2,
         save_last=False,
-        async_save=how in SIGNALS or how == "hook beside",
+        async_save=how in SIGNALS or how in ("hook beside", "loses its writer"),
+        on_busy="skip" if how == "loses its writer" else "wait",
         save_on_exception=how == "raises",
         save_on_sigterm=how != "both stop",
         rank_timeout=timedelta(seconds={"killed": TIMEOUT, "late": TIMEOUT, "raises": 10.0}.get(how, 60.0)),
@@ -129,6 +144,7 @@ def main(directory: Path, how: str) -> None:
             ckpt,
             Raises(how if rank == 1 else ""),
             *[EMA()] * ("EMA" in how),
+            *[LosesItsWriter(rank == 1)] * (how == "loses its writer"),
         ],
         limit_val_batches=0,
     )

@@ -88,10 +88,20 @@ class Keeper:
         """Whether a save is under way beside training; the same on all ranks."""
         return self._pending is not None
 
-    @property
-    def done(self) -> bool:
-        """Whether the save under way has been settled on this rank, or there is none."""
-        return self._pending is None or self._settled is not None
+    def can_finish_now(self) -> bool:
+        """Whether :meth:`finish` need not wait: the save under way is settled, or some rank has lost its part. Collective.
+
+        A rank tells nobody of a part that it has lost before it is asked.
+        """
+        beside = self._beside
+        if beside is None or self._pending is None:
+            return True
+
+        def answer(states: list[tuple[bool, bool, bool]]) -> bool:
+            is_settled = states[0][0]
+            return is_settled or (all(over for _, over, _ in states) and any(failed for _, _, failed in states))
+
+        return self._ranks.exchange((self._settled is not None, beside.over, beside.failed), answer)
 
     def prune(self, protected: Callable[[], set[str]]) -> None:
         """Remove what is surplus, before anything is saved. Collective.

@@ -92,6 +92,17 @@ class AsyncSaver:
         """Whether a save is under way, or its outcome not yet known to all."""
         return self._in_flight is not None
 
+    @property
+    def over(self) -> bool:
+        """Whether this rank's part of the save under way is written, or lost."""
+        save = self._in_flight
+        return save is None or save.outcome is not None or bool(save.error)
+
+    @property
+    def failed(self) -> bool:
+        """Whether it is lost. The others are told by :meth:`finish`."""
+        return self._in_flight is not None and bool(self._in_flight.error)
+
     def prepare(self, snapshot: Snapshot) -> _Layout:
         """Make arena and writer for saves of this shape. Collective; nothing to do if they are there.
 
