@@ -25,16 +25,26 @@ _REFUSED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 
 def open_direct(path: str | os.PathLike[str]) -> int | None:
-    """A descriptor that writes ``path`` anew past the page cache, or None where the file system cannot do that."""
+    """A descriptor that writes ``path`` anew past the page cache, or None where the file system cannot do that.
+
+    Some file systems take the flag and refuse what is written then: those of FUSE that hand it on to another one, from
+    memory that does not begin on a page. So a page is written here. It is in nobody's way: the file is longer than that.
+    """
     flag = getattr(os, "O_DIRECT", None)
     if flag is None:
         return None
+    descriptor = None
     try:
-        return os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | flag, 0o666)
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | flag, 0o666)
+        with mmap.mmap(-1, mmap.PAGESIZE) as page:
+            os.pwrite(descriptor, page, 0)
     except OSError as error:
+        if descriptor is not None:
+            os.close(descriptor)
         if error.errno in _REFUSED:
             return None
         raise
+    return descriptor
 
 
 def write_direct(descriptor: int, parts: Iterable[memoryview]) -> None:

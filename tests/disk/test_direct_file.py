@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 
 import pytest
@@ -73,3 +74,25 @@ def test_without_it_files_are_written_as_usual(tmp_path, monkeypatch):
     monkeypatch.setattr(direct_file, "open_direct", lambda path: None)
     LocalDisk().write(tmp_path / "large", [b"y" * (direct_file.WORTHWHILE + 3)])
     assert (tmp_path / "large").stat().st_size == direct_file.WORTHWHILE + 3
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_system_that_takes_the_flag_and_refuses_what_is_written(direct, monkeypatch, whole):
+    """As those of FUSE that hand the flag on, mergerfs and unionfs for two: no save succeeded there."""
+    pwrite, refused = os.pwrite, []
+
+    def refusing(descriptor, data, position):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT:
+            refused.append(position)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return pwrite(descriptor, data, position)
+
+    monkeypatch.setattr(os, "pwrite", refusing)
+    content = os.urandom(1) * (5 << 20)
+    if whole:
+        LocalDisk().write_image(direct / "x", memoryview(content), len(content) - 3)
+    else:
+        LocalDisk().write(direct / "x", [content[:-3]])
+    assert (direct / "x").read_bytes() == content[:-3]
+    assert refused == [0]
+    assert names(direct) == ["probe", "x"]
