@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import socket
@@ -214,6 +215,11 @@ def check_shared(ranks: Ranks, disk: Disk, directory: Path) -> None:
         return probe.name
 
     probe = directory / decide(ranks, make)
+    if ranks.rank:
+        # A host of NFS that has looked for the directory before it was made remembers for a minute that there is none. Told
+        # to make it, it asks.
+        with contextlib.suppress(OSError):
+            disk.make_directory(directory)
     end = time.monotonic() + _UNTIL_SEEN
     while not (seen := probe.exists()) and time.monotonic() < end:
         time.sleep(0.1)

@@ -84,6 +84,13 @@ def fail(error: Exception) -> Any:
     raise error
 
 
+class SeesLate(LocalDisk):
+    """Of a host that remembers that there was no directory ``late``, as one of NFS may, until it is to make it."""
+
+    def make_directory(self, path: Path) -> None:
+        path.symlink_to(path.with_name("late"))
+
+
 def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
     ranks = connect(timedelta(seconds=60))
     disk = LocalDisk()
@@ -113,6 +120,12 @@ def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
         place.mkdir(exist_ok=True)
         check_shared(ranks, disk, place)
 
+    def sees_late() -> None:
+        checks._UNTIL_SEEN = 0.5
+        place = directory / "late"
+        place.mkdir(exist_ok=True)
+        check_shared(ranks, SeesLate() if rank else disk, place.with_name("late-seen") if rank else place)
+
     every = Poll(ranks, seconds=0)
     full = FailingDisk(0, only=("write",), forever=True) if rank == 1 else disk
     return {
@@ -129,6 +142,7 @@ def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
         "largest": lambda: ranks.largest([rank, 10.5 - rank]),
         "polls": lambda: [every(rank == 1 and call == 2) for call in range(4)],
         "a shared directory": lambda: sees("shared"),
+        "a directory seen late": sees_late,
         "a directory each": lambda: sees(f"of rank {rank}"),
         "first": first,
         "full disk": lambda: written("full", model_snapshot(rank), full),

@@ -132,7 +132,8 @@ def test_ranks_that_hold_other_tensors_cannot_save(seen, what):
 
 def test_a_directory_that_only_rank_0_sees_is_refused_before_training(seen, directory):
     """A directory of each node has the same path, and is another one."""
-    assert [rank["a shared directory"].get("error") for rank in seen] == [None, None]
+    for shared in ("a shared directory", "a directory seen late"):
+        assert [rank[shared].get("error") for rank in seen] == [None, None]
     assert list((directory / "shared").iterdir()) == []
     for rank in seen:
         told = rank["a directory each"]
