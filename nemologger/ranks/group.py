@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,11 +17,19 @@ import torch.distributed as dist
 from nemologger.errors import RankError
 from nemologger.ranks.tree import RankTree
 
+try:
+    import resource
+except ImportError:  # Windows: no such limit
+    resource = None  # type: ignore[assignment]
+
 T = TypeVar("T")
 R = TypeVar("R")
 
 #: How long one rank waits for another, unless it is told.
 DEFAULT_TIMEOUT = timedelta(minutes=10)
+
+#: Descriptors for what training opens later: files, workers of loaders, NCCL.
+_SPARE = 256
 
 
 class Ranks(Protocol):
@@ -85,12 +95,13 @@ class ProcessGroup:
     Rank 0 itself is given up after twice that time: it may be waiting for another one.
 
     Every rank of a gloo group is connected to every other: descriptors and threads on all of them, which are given back with
-    the process group of the run and no sooner. So :func:`connect` shares one group among all who have the same patience.
+    the process group of the run and no sooner. Two groups of 512 ranks are more descriptors than many a system gives a
+    process. So :func:`connect` shares one among all, whatever their patience.
 
     Args:
         timeout: How long to wait for a rank.
-        shared: Use the group that others have made with this timeout, if there is one and no rank has been silent in it.
-            The same on all ranks.
+        shared: Use the group that others have made, if there is one and no rank has been silent in it. The same on all
+            ranks.
 
     Raises:
         RankError: The ranks cannot reach each other.
@@ -100,6 +111,7 @@ class ProcessGroup:
         leave_at_exit()
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
+        self._seconds = timeout.total_seconds()
         self._tree = _shared_tree(timeout) if shared else _new_tree(timeout)
         self._name = self.broadcast(uuid4().hex)  # its points are not those of others in the same group
 
@@ -109,15 +121,15 @@ class ProcessGroup:
 
     def broadcast(self, value: T) -> T:
         """See :class:`Ranks`."""
-        return self._tree.broadcast(value)  # type: ignore[no-any-return]
+        return self._tree.broadcast(value, self._seconds)  # type: ignore[no-any-return]
 
     def exchange(self, value: T, answer: Callable[[list[T]], R]) -> R:
         """See :class:`Ranks`."""
-        return self._tree.exchange(value, answer)  # type: ignore[no-any-return]
+        return self._tree.exchange(value, answer, self._seconds)  # type: ignore[no-any-return]
 
     def largest(self, values: Sequence[float]) -> list[float]:
         """See :class:`Ranks`."""
-        return self._tree.largest(values)
+        return self._tree.largest(values, self._seconds)
 
     def missing_at(self, point: str, seconds: float) -> int:
         """See :class:`Ranks`."""
@@ -125,24 +137,21 @@ class ProcessGroup:
 
 
 # torch has one process group for the whole process, and what is made of it is here as long as that is there.
-_TREES: WeakKeyDictionary[dist.ProcessGroup, dict[timedelta, RankTree]] = WeakKeyDictionary()
+_TREES: WeakKeyDictionary[dist.ProcessGroup, RankTree] = WeakKeyDictionary()
 
 
 def _shared_tree(timeout: timedelta) -> RankTree:
     world = dist.group.WORLD
     if world is None:
         raise RankError("torch.distributed is not initialized: there are no ranks to connect to")
-    trees = _TREES.setdefault(world, {})
-    if timeout not in trees or trees[timeout].is_broken:
-        whole = next((tree for tree in trees.values() if not tree.is_broken), None)
-        if whole is not None:
-            # Who makes a group does not see that a rank has died which has not come to it yet; a group that is there does.
-            whole.exchange(None, len)
-        trees[timeout] = _new_tree(timeout)
-    return trees[timeout]
+    tree = _TREES.get(world)
+    if tree is None or tree.is_broken:
+        tree = _TREES[world] = _new_tree(timeout)
+    return tree
 
 
 def _new_tree(timeout: timedelta) -> RankTree:
+    _make_room(dist.get_world_size())
     try:
         group = dist.new_group(backend="gloo", timeout=timeout)
     except RuntimeError as error:  # NCCL may get through all the same: it looks for an interface by itself
@@ -151,7 +160,37 @@ def _new_tree(timeout: timedelta) -> RankTree:
             f"name stands for: {error}\nName the one that connects the hosts in the environment of all ranks, for example "
             "GLOO_SOCKET_IFNAME=eth0"
         ) from error
-    return RankTree(group, timeout)
+    return RankTree(group, timeout.total_seconds())
+
+
+def _make_room(connections: int) -> None:
+    """Let this process have so many more descriptors: gloo ends it without an exception where it may not.
+
+    Many a system lets a process open 1024, and more if it says so. With hundreds of ranks that is too few.
+
+    Raises:
+        RankError: It may not have as many.
+    """
+    if resource is None:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        held = len(os.listdir("/proc/self/fd"))
+    except OSError:
+        held = _SPARE
+    wanted = held + connections + _SPARE
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    possible = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (possible, hard))
+        soft = possible
+    if soft < held + connections:
+        raise RankError(
+            f"rank {dist.get_rank()} needs a connection to each of {connections} ranks, but its process may have only {soft}"
+            f" files and connections open, and has {held}: raise the limit on all hosts (ulimit -Hn, LimitNOFILE, or that of"
+            " the container)"
+        )
 
 
 def leave_at_exit() -> None:

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, _get_default_store
+from torch.distributed.distributed_c10d import AllreduceOptions, PrefixStore, _get_default_store
 
 from nemologger.errors import SilentRankError
 
@@ -43,40 +43,41 @@ _NEVER = 1
 class RankTree:
     """The ranks of a gloo group as a tree with rank 0 at its root.
 
+    Whoever asks says how many seconds a rank is waited for, the same on all ranks.
+
     Args:
         group: The group; all ranks of the run are in it.
-        timeout: How long to wait for a rank.
+        seconds: How long a rank is waited for here.
     """
 
-    def __init__(self, group: dist.ProcessGroup, timeout: timedelta) -> None:
+    def __init__(self, group: dist.ProcessGroup, seconds: float) -> None:
         self.rank = dist.get_rank()
         self.world_size = dist.get_world_size()
         self._group = group
-        self._timeout = timeout.total_seconds()
         self._broken = ""
         self._come_to: set[str] = set()
         self._notes = PrefixStore("nemologger", _get_default_store())  # until the ranks have agreed on a name
-        self._notes = PrefixStore(f"nemologger/{self.broadcast(uuid4().hex)}", _get_default_store())
+        self._notes = PrefixStore(f"nemologger/{self.broadcast(uuid4().hex, seconds)}", _get_default_store())
 
     @property
     def is_broken(self) -> bool:
         """Whether a rank has been silent: nothing can be exchanged any more."""
         return bool(self._broken)
 
-    def exchange(self, value: Any, answer: Callable[[list[Any]], Any]) -> Any:
+    def exchange(self, value: Any, answer: Callable[[list[Any]], Any], seconds: float) -> Any:
         """Bring every rank's ``value`` to rank 0, and rank 0's ``answer`` to them back to every rank.
 
         Raises:
-            SilentRankError: On every rank that is left, if one did not answer within the timeout.
+            SilentRankError: On every rank that is left, if one did not answer within ``seconds``.
         """
         self._check()
-        values = self._hear_below(value)
+        values = self._hear_below(value, seconds)
         if self.rank:
-            self._tell(self._above, pickle.dumps(values))
-            return self.broadcast(None)
-        return self.broadcast(answer([values[rank] for rank in range(self.world_size)]))
+            self._tell(self._above, pickle.dumps(values), seconds)
+            return self.broadcast(None, seconds)
+        return self.broadcast(answer([values[rank] for rank in range(self.world_size)]), seconds)
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: Any, seconds: float) -> Any:
         """Rank 0's ``value``, on every rank.
 
         Raises:
@@ -84,23 +85,27 @@ class RankTree:
         """
         self._check()
         # Rank 0 may be waiting for another one.
-        message = self._receive(self._above, 2 * self._timeout + _MARGIN) if self.rank else pickle.dumps(value)
+        patience = 2 * seconds + _MARGIN
+        message = self._receive(self._above, patience, seconds) if self.rank else pickle.dumps(value)
         for child in self._below:
-            self._tell(child, message)
+            self._tell(child, message, seconds)
         return pickle.loads(message) if self.rank else value  # noqa: S301  of a rank of this run
 
-    def largest(self, values: Sequence[float]) -> list[float]:
+    def largest(self, values: Sequence[float], seconds: float) -> list[float]:
         """The largest of all ranks at each place, on every rank: a single collective, for every training step.
 
         Raises:
-            SilentRankError: On every rank that is left, if one did not answer within the timeout.
+            SilentRankError: On every rank that is left, if one did not answer within ``seconds``.
         """
         self._check()
         shared = torch.tensor(values, dtype=torch.float64)
+        options = AllreduceOptions()
+        options.reduceOp = dist.ReduceOp(dist.ReduceOp.MAX)
+        options.timeout = timedelta(seconds=seconds)  # not that of the group, which somebody else may have made
         try:
-            dist.all_reduce(shared, op=dist.ReduceOp.MAX, group=self._group)
+            self._group.allreduce([shared], options).wait()
         except RuntimeError as error:  # it does not say who
-            self._miss([*([self._above] if self.rank else []), *self._below], error)
+            self._miss([*([self._above] if self.rank else []), *self._below], error, seconds)
         return shared.tolist()
 
     def missing_at(self, point: str, seconds: float) -> int:
@@ -121,14 +126,14 @@ class RankTree:
             return 1
         return max(missing, 0)
 
-    def _hear_below(self, value: Any) -> dict[int, Any]:
+    def _hear_below(self, value: Any, seconds: float) -> dict[int, Any]:
         values = {self.rank: value}
         begin = time.monotonic()
         for child in self._below:
-            patience = self._timeout + _MARGIN * self._height(child)
+            patience = seconds + _MARGIN * self._height(child)
             # Whoever waits for one that is late need not wait as long for the next.
             remaining = max(begin + patience - time.monotonic(), _MARGIN)
-            values.update(pickle.loads(self._receive(child, remaining)))  # noqa: S301  of a rank of this run
+            values.update(pickle.loads(self._receive(child, remaining, seconds)))  # noqa: S301  of a rank of this run
         return values
 
     def _check(self) -> None:
@@ -136,7 +141,7 @@ class RankTree:
         if self._broken:
             raise SilentRankError(self._broken)
 
-    def _miss(self, ranks: Sequence[int], error: RuntimeError) -> NoReturn:
+    def _miss(self, ranks: Sequence[int], error: RuntimeError, seconds: float) -> NoReturn:
         """One of ``ranks`` does not answer; find out with the others who is to blame.
 
         Raises:
@@ -147,7 +152,7 @@ class RankTree:
         who = ", ".join(f"rank {number}" for number in sorted(missed))
         why = "; ".join(sorted(set(missed.values())))
         self._broken = (
-            f"{who} of {self.world_size} did not answer (seen by rank {self.rank}, timeout {self._timeout:g} s): {why}. It "
+            f"{who} of {self.world_size} did not answer (seen by rank {self.rank}, timeout {seconds:g} s): {why}. It "
             "has probably died, or hangs; look for the first error in its log file."
         )
         raise SilentRankError(self._broken) from error
@@ -203,32 +208,32 @@ class RankTree:
             height += 1
         return height
 
-    def _tell(self, rank: int, message: bytes) -> None:
+    def _tell(self, rank: int, message: bytes, seconds: float) -> None:
         first = torch.zeros(_FIRST, dtype=torch.uint8)
         head = len(message).to_bytes(_LENGTH, "little") + message[: _FIRST - _LENGTH]
         first[: len(head)] = torch.frombuffer(bytearray(head), dtype=torch.uint8)
         rest = message[_FIRST - _LENGTH :]
         try:
-            self._wait(dist.isend(first, rank, group=self._group), self._timeout)
+            self._wait(dist.isend(first, rank, group=self._group), seconds)
             if rest:
                 payload = torch.frombuffer(bytearray(rest), dtype=torch.uint8)
-                self._wait(dist.isend(payload, rank, group=self._group), self._timeout)
+                self._wait(dist.isend(payload, rank, group=self._group), seconds)
         except RuntimeError as error:
-            self._miss([rank], error)
+            self._miss([rank], error, seconds)
 
-    def _receive(self, rank: int, seconds: float) -> bytes:
+    def _receive(self, rank: int, patience: float, seconds: float) -> bytes:
         first = torch.empty(_FIRST, dtype=torch.uint8)
         try:
-            self._wait(dist.irecv(first, rank, group=self._group), seconds)
+            self._wait(dist.irecv(first, rank, group=self._group), patience)
             head = first.numpy().tobytes()
             length = int.from_bytes(head[:_LENGTH], "little")
             message = head[_LENGTH : _LENGTH + length]
             if len(message) < length:
                 rest = torch.empty(length - len(message), dtype=torch.uint8)
-                self._wait(dist.irecv(rest, rank, group=self._group), seconds)
+                self._wait(dist.irecv(rest, rank, group=self._group), patience)
                 message += rest.numpy().tobytes()
         except RuntimeError as error:
-            self._miss([rank], error)
+            self._miss([rank], error, seconds)
         return message
 
     def _wait(self, work: dist.Work | None, seconds: float) -> None:

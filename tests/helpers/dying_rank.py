@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -24,12 +23,12 @@ def main(rank: int, directory: Path) -> None:
     torch.set_num_threads(1)
     store = dist.TCPStore("127.0.0.1", int(os.environ["PORT"]), WORLD, is_master=rank == 0)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=WORLD)
-    tree = RankTree(dist.new_group(backend="gloo"), timedelta(seconds=60))
-    tree.exchange(rank, len)
+    tree = RankTree(dist.new_group(backend="gloo"), 60)
+    tree.exchange(rank, len, 60)
     seen = ""
     if rank != DIES:
         try:
-            tree.exchange(rank, len)
+            tree.exchange(rank, len, 60)
         except SilentRankError as error:
             seen = str(error)
     (directory / f"rank{rank}.json").write_text(json.dumps(seen))

@@ -38,22 +38,22 @@ def main(rank: int, directory: Path) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{directory}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
     )
-    trees = [RankTree(dist.new_group(backend="gloo"), timedelta(seconds=seconds)) for seconds in (30, TIMEOUT, TIMEOUT)]
+    trees = [RankTree(dist.new_group(backend="gloo"), 30) for _ in range(3)]
     seen: dict[str, Any] = {
-        "exchange": outcome(lambda: trees[0].exchange(rank * 10, list)),
-        "broadcast": outcome(lambda: trees[0].broadcast("zero's" if rank == 0 else "mine")),
-        "long": outcome(lambda: len(trees[0].exchange(LONG, "".join))),
+        "exchange": outcome(lambda: trees[0].exchange(rank * 10, list, 30)),
+        "broadcast": outcome(lambda: trees[0].broadcast("zero's" if rank == 0 else "mine", 30)),
+        "long": outcome(lambda: len(trees[0].exchange(LONG, "".join, 30))),
     }
     seen["late"] = [trees[0].missing_at("all", 20), trees[0].missing_at("all", 0)]
     seen["missing"] = trees[0].missing_at("some", TIMEOUT) if rank != 3 else None
     for silent, tree in ((3, trees[1]), (1, trees[2])):
-        trees[0].exchange(rank, len)  # all begin together
+        trees[0].exchange(rank, len, 30)  # all begin together
         if rank == silent:
             time.sleep(4 * TIMEOUT)
         else:
             with (directory / f"stacks-{rank}.txt").open("w+") as stacks:
                 faulthandler.dump_traceback_later(TIMEOUT / 2, file=stacks)
-                seen[f"without {silent}"] = outcome(lambda tree=tree: tree.exchange(rank, list))
+                seen[f"without {silent}"] = outcome(lambda tree=tree: tree.exchange(rank, list, TIMEOUT))
                 stacks.seek(0)
                 seen[f"waits for {silent}"] = waits_for_others(stacks.read(), threading.get_ident())
     tell(seen, rank, WORLD, directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import resource
 import sys
 import time
 from datetime import timedelta
@@ -33,15 +34,18 @@ def silent(rank: int, directory: Path) -> dict[str, Any]:
     if rank == 1:
         wait_for(directory / "told-0")
     told = []
-    for ranks in (first, second):
+    for ask in (lambda: first.largest([rank]), lambda: second.gather(rank)):
         try:
-            ranks.gather(rank)
+            ask()
         except SilentRankError as error:
             told.append(str(error))
     (directory / f"told-{rank}").touch()
     missing = second.missing_at("exception", 30)
     wait_for(directory / f"told-{1 - rank}")
-    return {"told": told, "missing": missing, "after": connect(SHORT).gather(rank)}
+    after, patient = connect(SHORT).gather(rank), connect(LONG)
+    if rank == 1:
+        time.sleep(SHORT.total_seconds() + 0.5)
+    return {"told": told, "missing": missing, "after": after, "patient": patient.largest([rank])}
 
 
 def wait_for(file: Path) -> None:
@@ -52,14 +56,16 @@ def wait_for(file: Path) -> None:
 def main(rank: int, directory: Path) -> None:
     torch.set_num_threads(1)
     seen: dict[str, Any] = {}
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     for life in ("first", "second"):
         dist.init_process_group(
             "gloo", init_method=f"file://{directory}/store-{life}", rank=rank, world_size=WORLD, timeout=LONG
         )
         before = held()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before + 2, most))  # gloo takes more
         several = [connect(LONG)]
         one = held()
-        several += [connect(LONG) for _ in range(5)]
+        several += [connect(LONG * (1 + number % 2)) for number in range(5)]
         seen[life] = {"first group": one - before, "five more": held() - one}
         seen[life]["gathered"] = [ranks.gather(rank) for ranks in several]
         # Whoever comes to a point of the first has not come to that of the second.

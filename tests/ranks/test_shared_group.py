@@ -43,3 +43,8 @@ def test_who_shares_a_group_with_a_silent_rank_is_told_at_once_and_the_next_one_
     assert all(message.startswith("rank 1 of 2 did not answer") for message in told)
     assert seen[0]["silent"]["missing"] == 1
     assert [rank["silent"]["after"] for rank in seen] == [[0, 1]] * 2
+
+
+def test_each_has_its_own_patience_in_the_group_of_another(seen):
+    """Who is patient gets an answer, later than the one that the group was made by would have waited."""
+    assert [rank["silent"]["patient"] for rank in seen] == [[1.0]] * 2
