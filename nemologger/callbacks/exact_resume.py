@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
 from nemologger.callbacks.not_exact import advice_for, limits_of
+from nemologger.callbacks.packed import pack, unpack
 from nemologger.callbacks.program_state import ProgramState
 from nemologger.exact import buffers, reduction
 from nemologger.exact.rng import RngState
@@ -74,7 +75,7 @@ class ExactResume(Callback):
         self._aside: RngState | None = None
         self._reload_epoch: float | None = None
         self._data: list[dict[str, Any]] | None = None
-        self._places: list[dict[str, Any]] | None = None
+        self._places: list[bytes | dict[str, Any]] | None = None
         self._plateau: lightning_port.PlateauSteps | None = None
         self._program: ProgramState | None = None
         self._program_then: dict[str, Any] | None = None
@@ -125,9 +126,8 @@ class ExactResume(Callback):
         if self._watched is not None:
             self._watched.settle()
         self._fit = self._session = self._unwrap = self._aside = self._reload_epoch = self._data = self._plateau = None
-        self._program = self._program_then = None
-        self._buffers_then = {}
-        self._gradient_order, self._watched, self._said = [], None, set()
+        self._program = self._program_then = self._watched = None
+        self._buffers_then, self._gradient_order, self._said = {}, [], set()
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -253,7 +253,7 @@ class ExactResume(Callback):
             "ranks": ranks,
         }
 
-    def _gather(self) -> list[dict[str, Any]] | None:
+    def _gather(self) -> list[bytes | dict[str, Any]] | None:
         """The places of all ranks, on rank 0, which writes them; thousands of ranks need not know each other's."""
         session, fit = self._session, self._fit
         if session is None or fit is None:
@@ -263,7 +263,7 @@ class ExactResume(Callback):
         apart = fit.ranks > 1 and not buffers.are_exchanged(fit.trainer.strategy.model)
         zeros = decide(self._ranks, lambda: buffers.fingerprints(module)) if apart else {}
 
-        def here() -> dict[str, Any]:
+        def here() -> bytes | dict[str, Any]:
             place = session.place(epoch_over=over, aside=self._aside).to_plain()
             program, limits = (None, {}) if self._program is None else self._program.to_plain()
             for what, limit in limits.items():
@@ -273,7 +273,8 @@ class ExactResume(Callback):
             own, lost = buffers.differing(module, zeros, most) if apart else ({}, {})
             for name, why in lost.items():
                 self._say_once(f"buffer {name}", _OTHER_BUFFER.format(why))
-            return {**place, "program": program, "buffers": own}
+            place |= {"program": program, "buffers": own}
+            return pack(place, self._say_once) if fit.ranks > 1 else place
 
         return together_at_zero(self._ranks, here)
 
@@ -308,7 +309,7 @@ class ExactResume(Callback):
             return
         lightning_port.drop_loader_states(checkpoint)
         places, rank, ranks = state["ranks"], self._ranks.rank, self._ranks.world_size
-        mine = places[rank % len(places)]
+        mine = unpack(places[rank % len(places)])
         place, self._program_then = Place.from_plain(mine), mine.get("program")
         self._buffers_then = mine.get("buffers", {})
         before, readers = state.get("readers", len(places)), lightning_port.data_reader(trainer)[1]

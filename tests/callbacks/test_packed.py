@@ -1,0 +1,41 @@
+"""What a rank adds to a checkpoint is one row of bytes, and comes back as it was, without any code of it being run."""
+
+from __future__ import annotations
+
+import os
+import threading
+from datetime import timedelta
+
+import pytest
+import torch
+
+from nemologger.callbacks.packed import pack, unpack
+from nemologger.checkpoint.weights import dump_common
+from nemologger.errors import DamagedCheckpointError, RefusedError
+
+
+def test_it_comes_back_as_it_was():
+    added = {"rng": torch.arange(9), "positions": [{"batches": 3, "state": (1, b"", timedelta(2))}], "buffers": {}}
+    found = unpack(pack(added, print))
+    assert torch.equal(found.pop("rng"), added.pop("rng"))
+    assert found == added
+    assert unpack(added) is added  # of one rank, or from before they were packed
+
+
+def test_what_has_no_plain_form_is_named():
+    said = {}
+    found = unpack(pack({"state": {"lock": threading.Lock(), "next": 4}}, said.__setitem__))
+    assert found == {"state": {"lock": None, "next": 4}}
+    assert said == {"state.lock": "is not saved: a _thread.lock has no plain form"}
+
+
+class _Runs:
+    def __reduce__(self):
+        return os.getpid, ()
+
+
+def test_nothing_of_it_is_run():
+    with pytest.raises(RefusedError, match=r"what a rank has added .* holds more than plain types"):
+        unpack(dump_common({"state": _Runs()}))
+    with pytest.raises(DamagedCheckpointError, match="what a rank has added"):
+        unpack(pack({"state": 1}, print)[:-30])
