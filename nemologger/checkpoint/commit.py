@@ -18,6 +18,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from nemologger import names
@@ -51,7 +52,7 @@ def begin(disk: Disk, checkpoint: Path, directories: Sequence[str] = (names.WEIG
         if strange and not published:
             _refuse_what_is_no_checkpoint(checkpoint)
         if published or (strange and not os.path.lexists(aside)):
-            retract(disk, aside)
+            _make_way(disk, aside)
             disk.rename(checkpoint, aside)
     elif holds_a_checkpoint(checkpoint):
         raise FileExistsError(errno.EEXIST, "a complete checkpoint has this name", str(checkpoint))
@@ -159,7 +160,7 @@ def supersede(disk: Disk, checkpoint: Path, fresh: Path, manifest: Manifest) -> 
     disk.commit(fresh / names.MANIFEST, manifest.dumps())
     disk.sync(fresh)
     aside = _set_aside(checkpoint)
-    retract(disk, aside)
+    _make_way(disk, aside)
     disk.rename(checkpoint, aside)
     try:
         disk.rename(fresh, checkpoint)
@@ -269,6 +270,20 @@ def _settle_aside(disk: Disk, aside: Path) -> list[str]:
     if _put_back(disk, checkpoint):
         return [f"{checkpoint.name} was being replaced: its earlier state is back"]
     return []
+
+
+def _make_way(disk: Disk, aside: Path) -> None:
+    """Remove what an earlier replacement has left at ``aside``.
+
+    On NFS a directory stays as long as somebody on this host reads a file of it. It gets a name then that is nobody's, and
+    goes when the next run starts.
+    """
+    try:
+        retract(disk, aside)
+    except OSError:
+        hidden = (aside.with_name(f".{aside.name}-{number}.partial") for number in count())
+        disk.rename(aside, next(name for name in hidden if not os.path.lexists(name)))
+        disk.remove(names.marker(aside))
 
 
 def _put_back(disk: Disk, checkpoint: Path) -> bool:

@@ -406,3 +406,20 @@ def test_what_cannot_be_removed_keeps_no_run_from_starting(tmp_path):
     assert any("a-unfinished is left over and could not be dealt with: " in line for line in said)
     assert names_in(tmp_path) == {"a", "a-unfinished", "c"}
     assert newest_step(tmp_path) == 3
+
+
+class _IsRead(LocalDisk):
+    """As NFS, while somebody on this host has a file of what was replaced open: its directory stays, with that file."""
+
+    def remove(self, path):
+        if path.name.endswith("-replaced") and path.is_dir():
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(path))
+        super().remove(path)
+
+
+def test_who_reads_what_was_replaced_keeps_no_save_from_its_name(tmp_path):
+    for step in (1, 2, 3, 4):
+        save(tmp_path / "a", step, _IsRead())
+        assert (step_in(tmp_path / "a"), complete_steps(tmp_path)) == (step, {step})
+    commit.tidy(DISK, tmp_path)
+    assert names_in(tmp_path) == {"a"}
