@@ -9,6 +9,7 @@ one's name in it, which the methods here follow.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -29,6 +30,7 @@ LINK = ".link"
 
 _BUFFER = 4 << 20
 _URL = re.compile(r"(?P<root>(?P<protocol>[a-zA-Z][a-zA-Z0-9+.-]*)://[^/]*)(?P<key>/.*)?", re.DOTALL)
+_LACKING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  # of this process or machine
 _COLLAPSED = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+:/")
 
 
@@ -311,8 +313,11 @@ def in_store(path: Path) -> StorePath | None:
 def is_unknown(path: Path, error: OSError) -> bool:
     """Whether ``error`` says nothing of what is at ``path``: a store that does not answer, or does not let us look.
 
-    A disk that cannot read a file will not read it tomorrow either. A store that is back has every byte.
+    A disk that cannot read a file will not read it tomorrow either. A store that is back has every byte; so has a disk when
+    this process has what it lacks now.
     """
+    if error.errno in _LACKING:
+        return True
     absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
     return in_store(path) is not None and not isinstance(error, absent)
 

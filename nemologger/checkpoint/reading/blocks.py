@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import xxhash
 
 from nemologger.checkpoint.manifest import BLOCK, FileRecord
 from nemologger.errors import DamagedCheckpointError
+from nemologger.stores.path import is_unknown
 
 _STEP = 512 << 10  # fits into the cache of one core
 _MOST_BUFFERS = 512  # the kernel takes 1024 at once
@@ -38,19 +40,17 @@ class CheckedFile:
     """A file that is read block by block; blocks may be read in parallel.
 
     Attributes:
-        descriptor: Of the file.
         path: For messages.
         parts: What has a place in memory, by position, without overlaps. The rest is only looked at.
         record: What was written.
     """
 
-    descriptor: int
     path: Path
     parts: Sequence[Part]
     record: FileRecord
 
-    def read(self, number: int) -> None:
-        """Read block ``number``.
+    def read(self, descriptor: int, number: int) -> None:
+        """Read block ``number`` from a ``descriptor`` of the file.
 
         Raises:
             DamagedCheckpointError: If it is not as it was written, or ends too early.
@@ -59,7 +59,7 @@ class CheckedFile:
         hasher = xxhash.xxh3_64()
         position = start
         for buffers in _steps(self._pieces(start, end)):
-            for buffer in self._fill(buffers, position):
+            for buffer in self._fill(descriptor, buffers, position):
                 hasher.update(buffer)
                 position += len(buffer)
         if hasher.hexdigest() != self.record.blocks[number]:
@@ -83,14 +83,12 @@ class CheckedFile:
                 yield until - start
                 start = until
 
-    def _fill(self, buffers: list[memoryview], position: int) -> list[memoryview]:
+    def _fill(self, descriptor: int, buffers: list[memoryview], position: int) -> list[memoryview]:
         """``buffers``, filled from ``position`` on."""
         left = buffers
         while left:
-            try:
-                count = os.preadv(self.descriptor, left, position)
-            except OSError as error:
-                raise DamagedCheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
+            with reading(self.path):
+                count = os.preadv(descriptor, left, position)
             if count == 0:
                 raise DamagedCheckpointError(f"{self.path} ends at byte {position}, {self.record.size} were written")
             position += count
@@ -100,6 +98,17 @@ class CheckedFile:
             if left and count:
                 left = [left[0][count:], *left[1:]]
         return buffers
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """What the file system says while ``path`` is read is damage of it, unless it is of something else."""
+    try:
+        yield
+    except OSError as error:
+        if is_unknown(path, error):
+            raise
+        raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def _steps(pieces: Iterator[memoryview | int]) -> Iterator[list[memoryview]]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import torch
 
 from nemologger.checkpoint.manifest import BLOCK, FileRecord
-from nemologger.checkpoint.reading.blocks import CheckedFile, Part
+from nemologger.checkpoint.reading.blocks import CheckedFile, Part, reading
 from nemologger.checkpoint.reading.fetch import fetch
 from nemologger.checkpoint.reading.in_place import Places, fitting
 from nemologger.checkpoint.reading.overlaps import Block, Rows, Run, to_read
@@ -29,6 +30,7 @@ from nemologger.errors import DamagedCheckpointError, ModelMismatchError
 from nemologger.stores.path import in_store
 
 _THREADS = 4
+_OPEN = 64
 
 
 def read_tensors(
@@ -149,8 +151,7 @@ def read_blocks(
 def _read_local(
     weights: Path, blocks: Mapping[str, Block], records: Mapping[str, FileRecord], *, verify: bool, live: bool
 ) -> None:
-    with ExitStack() as files, ThreadPoolExecutor(_THREADS, thread_name_prefix="nemologger-read") as pool:
-        opened = _Files(weights, files)
+    with _Files(weights) as opened, ThreadPoolExecutor(_THREADS, thread_name_prefix="nemologger-read") as pool:
         found = payloads(weights, blocks.keys())
         opened.check_ends(payload for group in found.values() for payload in group)
         # A header that is not as expected was written by another torch, or by chance has the same length.
@@ -222,45 +223,58 @@ def _jobs(
             else:
                 yield files.job(one)  # not in one run, or nothing of ours: read by itself
         if numbers:
-            file = CheckedFile(files.descriptor(name), files.path(name), parts, record)
-            yield from (partial(file.read, number) for number in sorted(numbers))
+            file = CheckedFile(files.path(name), parts, record)
+            yield from (partial(files.check, name, file, number) for number in sorted(numbers))
 
 
 class _Files:
-    """The weights files, each opened once."""
+    """The weights files. A few stay open: of thousands of ranks there are more than a process may have open."""
 
-    def __init__(self, weights: Path, files: ExitStack) -> None:
+    def __init__(self, weights: Path) -> None:
         self._weights = weights
-        self._files = files
-        self._descriptors: dict[str, int] = {}
+        self._idle: list[tuple[str, int]] = []  # whoever uses one has it for himself
+        self._lock = Lock()
+
+    def __enter__(self) -> _Files:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for _, descriptor in self._idle:
+            os.close(descriptor)
+        self._idle.clear()
 
     def path(self, file: str) -> Path:
         return self._weights / file
 
-    def descriptor(self, file: str) -> int:
-        if file not in self._descriptors:
-            try:
+    @contextmanager
+    def descriptor(self, file: str) -> Iterator[int]:
+        with self._lock:
+            at = next((i for i, (name, _) in enumerate(self._idle) if name == file), None)
+            descriptor = None if at is None else self._idle.pop(at)[1]
+        if descriptor is None:
+            with reading(self.path(file)):
                 descriptor = os.open(self.path(file), os.O_RDONLY)
-            except OSError as error:
-                raise DamagedCheckpointError(f"{self.path(file)} cannot be read: {error.strerror}") from error
-            self._files.callback(os.close, descriptor)
-            self._descriptors[file] = descriptor
-        return self._descriptors[file]
+        try:
+            yield descriptor
+        finally:
+            with self._lock:
+                self._idle.append((file, descriptor))
+                surplus = self._idle.pop(0)[1] if len(self._idle) > _OPEN else None
+            if surplus is not None:
+                os.close(surplus)
 
     def has_header(self, payload: Payload, record: FileRecord | None) -> bool:
         """Whether ``payload`` begins as it should. If not, its file is what was written, as far as there is a ``record``."""
         start, end = payload.header_start, payload.header_start + len(payload.header)
-        descriptor, path = self.descriptor(payload.file), self.path(payload.file)
-        found = bytearray(len(payload.header))
-        try:
-            count = os.preadv(descriptor, [found], start)
-        except OSError as error:
-            raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
-        if found[:count] == payload.header:
-            return True
-        if record is not None and end <= record.size:
-            for number in range(start // BLOCK, -(-end // BLOCK)):
-                CheckedFile(descriptor, path, (), record).read(number)
+        path, found = self.path(payload.file), bytearray(len(payload.header))
+        with self.descriptor(payload.file) as descriptor:
+            with reading(path):
+                count = os.preadv(descriptor, [found], start)
+            if found[:count] == payload.header:
+                return True
+            if record is not None and end <= record.size:
+                for number in range(start // BLOCK, -(-end // BLOCK)):
+                    CheckedFile(path, (), record).read(descriptor, number)
         return False
 
     def check_ends(self, stored: Iterable[Payload]) -> None:
@@ -269,30 +283,35 @@ class _Files:
         for one in stored:
             ends[one.file] = max(ends.get(one.file, 0), one.header_start + len(one.header) + one.piece.nbytes)
         for file, end in ends.items():
-            size = os.fstat(self.descriptor(file)).st_size
+            with self.descriptor(file) as descriptor:
+                size = os.fstat(descriptor).st_size
             if size < end:
                 raise DamagedCheckpointError(f"{self.path(file)} ends at byte {size}, in the middle of a tensor")
 
+    def check(self, name: str, file: CheckedFile, number: int) -> None:
+        """Read block ``number`` of the file called ``name``."""
+        with self.descriptor(name) as descriptor:
+            file.read(descriptor, number)
+
     def job(self, one: Run | Rows) -> Callable[[], None]:
         """What reads ``one``, in any thread."""
-        return partial(_read, self.descriptor(one.file), self.path(one.file), one)
+        return partial(self._read, one)
 
-
-def _read(descriptor: int, path: Path, one: Run | Rows) -> None:
-    if isinstance(one, Run):
-        _fill(descriptor, path, one.start, one.target)
-    else:
-        rows = one.empty()
-        _fill(descriptor, path, one.start, memory_of(rows))
-        one.place(rows)
+    def _read(self, one: Run | Rows) -> None:
+        path = self.path(one.file)
+        with self.descriptor(one.file) as descriptor:
+            if isinstance(one, Run):
+                _fill(descriptor, path, one.start, one.target)
+            else:
+                rows = one.empty()
+                _fill(descriptor, path, one.start, memory_of(rows))
+                one.place(rows)
 
 
 def _fill(descriptor: int, path: Path, position: int, target: memoryview) -> None:
     while target:
-        try:
+        with reading(path):
             count = os.preadv(descriptor, [target], position)
-        except OSError as error:
-            raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
         if count == 0:
             raise DamagedCheckpointError(f"{path} ends at byte {position}, in the middle of a tensor")
         target, position = target[count:], position + count

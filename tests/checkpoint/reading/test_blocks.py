@@ -48,9 +48,9 @@ def test_every_part_gets_its_bytes(tmp_path, monkeypatch, seed):
         position += length
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        file = CheckedFile(descriptor, path, parts, _record(content))
+        file = CheckedFile(path, parts, _record(content))
         for number in range(len(file.record.blocks)):
-            file.read(number)
+            file.read(descriptor, number)
         assert [bytes(part.target) for part in parts] == wanted
         changed = bytearray(content)
         at = draw.randrange(len(content))
@@ -59,12 +59,12 @@ def test_every_part_gets_its_bytes(tmp_path, monkeypatch, seed):
         for number in range(len(file.record.blocks)):
             if number == at // block:
                 with pytest.raises(DamagedCheckpointError, match="have changed since they were written"):
-                    file.read(number)
+                    file.read(descriptor, number)
             else:
-                file.read(number)
+                file.read(descriptor, number)
         path.write_bytes(content[:-1])
         with pytest.raises(DamagedCheckpointError, match="ends at byte"):
-            file.read(len(file.record.blocks) - 1)
+            file.read(descriptor, len(file.record.blocks) - 1)
     finally:
         os.close(descriptor)
 

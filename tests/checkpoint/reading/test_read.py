@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import resource
 import tracemalloc
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from helpers.engine import save
 
+from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.reading import read
+from nemologger.checkpoint.reading.load import load_checkpoint, open_verified
 from nemologger.checkpoint.reading.read import read_parts, read_tensors
+from nemologger.checkpoint.state.snapshot import take
+from nemologger.checkpoint.verify import problems
 from nemologger.checkpoint.weights import described, payloads
+from nemologger.checkpoint.writing.saver import Saver
+from nemologger.disk import LocalDisk
 from nemologger.errors import DamagedCheckpointError, ModelMismatchError
+from nemologger.ranks import SingleProcess
 
 
 @pytest.fixture
@@ -72,15 +83,43 @@ def test_a_missing_file_is_named(weights):
         read_tensors(weights)
 
 
-def test_no_python_copy_of_the_data_is_made(tmp_path):
-    from nemologger.checkpoint.manifest import Manifest
-    from nemologger.checkpoint.state import snapshot
-    from nemologger.checkpoint.writing.saver import Saver
-    from nemologger.disk import LocalDisk
-    from nemologger.ranks import SingleProcess
+@contextmanager
+def _room_for(files):
+    """At most so many files more can be open."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as filled:
+        try:
+            top = max(map(int, os.listdir("/proc/self/fd"))) + 1
+            resource.setrlimit(resource.RLIMIT_NOFILE, (top, limits[1]))
+            with suppress(OSError):
+                while True:
+                    filled.callback(os.close, os.open(os.devnull, os.O_RDONLY))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (top + files, limits[1]))
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
+
+def test_more_files_are_read_than_may_be_open(tmp_path):
+    """As of hundreds of ranks: 1024 are allowed in most places."""
+    state = {"state_dict": {f"w{i}": torch.full((3,), float(i)) for i in range(200)}}
+    Saver(LocalDisk(), SingleProcess(), files_per_rank=200).save(take(state), tmp_path / "x", Manifest(step=1, epoch=0))
+    with _room_for(files=80):
+        read = load_checkpoint(tmp_path / "x")["state_dict"]
+    assert all(torch.equal(read[key], value) for key, value in state["state_dict"].items())
+
+
+def test_that_a_process_may_open_no_more_files_is_no_damage_of_a_checkpoint(tmp_path, weights):
+    """A run would go on from an older one, which could be read a moment later."""
+    for look in (problems, load_checkpoint, open_verified):
+        with _room_for(files=0), pytest.raises(OSError, match="Too many open files") as raised:
+            look(weights.parent)
+        assert raised.value.errno == errno.EMFILE
+
+
+def test_no_python_copy_of_the_data_is_made(tmp_path):
     state = {"state_dict": {"w": torch.ones(5_000_000)}}
-    Saver(LocalDisk(), SingleProcess()).save(snapshot.take(state), tmp_path / "x", Manifest(step=1, epoch=0))
+    Saver(LocalDisk(), SingleProcess()).save(take(state), tmp_path / "x", Manifest(step=1, epoch=0))
     tracemalloc.start()
     read_tensors(tmp_path / "x" / "weights")
     _, peak = tracemalloc.get_traced_memory()
