@@ -87,7 +87,11 @@ class Arena:
         self._touching = threading.Thread(
             target=self._touch, args=(pages, device), name="nemologger-arena", daemon=True
         )
-        self._touching.start()
+        try:
+            self._touching.start()
+        except RuntimeError:  # there are too many already
+            os.close(self.descriptor)
+            raise
         self._targets: list[tuple[Piece, torch.Tensor]] = []
         for image, places in zip(self.images, files.values(), strict=True):
             for place in places:

@@ -118,9 +118,9 @@ class AsyncSaver:
             together_at_zero(self._ranks, lambda: self._make(plan, snapshot))
         except SilentRankError:
             raise
-        except (OSError, NemologgerError) as error:
+        except Exception as error:  # also that no thread can be started, or no memory be had
             self.close()
-            raise SaveFailedError(f"saving beside training could not be set up: {error}") from error
+            raise SaveFailedError(f"saving beside training could not be set up: {_cause(error)}") from error
         if self._layout is None:
             raise SaveFailedError("saving beside training could not be set up")
         return self._layout
@@ -441,5 +441,8 @@ def _patience(save: InFlight, *, others_are_there: bool) -> float:
 
 
 def _failed(checkpoint: Path, error: Exception) -> SaveFailedError:
-    cause = str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"
-    return SaveFailedError(f"checkpoint {checkpoint} was not saved: {cause}")
+    return SaveFailedError(f"checkpoint {checkpoint} was not saved: {_cause(error)}")
+
+
+def _cause(error: Exception) -> str:
+    return str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"

@@ -1,6 +1,12 @@
-"""What rank 0 does between the steps of training while thousands of others write."""
+"""What can go wrong before the first save; what rank 0 does between the steps of training while others write."""
 
 from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+from helpers.engine import snapshot_of
 
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.writing.async_saver import AsyncSaver
@@ -8,6 +14,7 @@ from nemologger.checkpoint.writing.in_flight import InFlight
 from nemologger.checkpoint.writing.reports import dumps, report_of
 from nemologger.checkpoint.writing.writer_main import Job, Outcome
 from nemologger.disk import LocalDisk
+from nemologger.errors import SaveFailedError
 from nemologger.ranks import SingleProcess
 
 
@@ -28,3 +35,15 @@ def test_a_report_is_read_once_however_often_rank_zero_looks(tmp_path):
     report_of(checkpoint, 1).unlink()
     report(2)
     assert saver._all_records(save) == {**records[0], **records[1], **records[2]}
+
+
+def test_where_no_thread_can_be_started_saves_are_not_beside_training():
+    """Whoever prepares goes on with synchronous saves after this error, and ends with any other."""
+    descriptors = os.listdir("/proc/self/fd")
+    before = threading.stack_size(1 << 47)  # nobody has so much
+    try:
+        with pytest.raises(SaveFailedError, match="could not be set up: RuntimeError: can't start new thread"):
+            AsyncSaver(LocalDisk(), SingleProcess()).prepare(snapshot_of(1))
+    finally:
+        threading.stack_size(before)
+    assert len(os.listdir("/proc/self/fd")) == len(descriptors)
