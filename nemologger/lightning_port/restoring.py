@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 
 def use_checkpoint_io(
-    trainer: pl.Trainer, plugin: CheckpointIO, load: Callable[[str | Path], dict[str, Any] | None] | None = None
+    trainer: pl.Trainer,
+    plugin: CheckpointIO,
+    load: Callable[[str | Path], dict[str, Any] | None] | None = None,
+    align: Callable[[], None] | None = None,
 ) -> None:
     """Let the trainer's strategy read and write checkpoints through ``plugin``.
 
@@ -30,10 +33,15 @@ def use_checkpoint_io(
         plugin: For strategies that use one.
         load: For those that do not, because they restore model and optimizers themselves: does so, and returns Lightning's
             dictionary; or None to leave it to the strategy.
+        align: For the others: called when there are optimizers, before they get what the plugin has returned for them.
     """
     strategy = trainer.strategy
     strategy.checkpoint_io = plugin
-    if load is None or not sharded_state.shards_state(strategy):
+    if not sharded_state.shards_state(strategy):
+        if align is not None:
+            strategy.load_optimizer_state_dict = _Aligned(strategy, align)  # type: ignore[method-assign]
+        return
+    if load is None:
         return
     inner = strategy.load_checkpoint
 
@@ -42,6 +50,19 @@ def use_checkpoint_io(
         return inner(checkpoint_path, weights_only=weights_only) if loaded is None else loaded
 
     strategy.load_checkpoint = load_checkpoint  # type: ignore[method-assign]
+
+
+class _Aligned:
+    """A strategy's ``load_optimizer_state_dict``, and what comes before. Strategies are sent to processes: no closure."""
+
+    def __init__(self, strategy: Strategy, align: Callable[[], None]) -> None:
+        self._align = align
+        self.__func__ = type(strategy).load_optimizer_state_dict
+        self._strategy = strategy
+
+    def __call__(self, checkpoint: Mapping[str, Any]) -> None:
+        self._align()
+        self.__func__(self._strategy, checkpoint)
 
 
 def is_in_hook(trainer: pl.Trainer) -> bool:

@@ -186,6 +186,12 @@ class DirectoryCheckpointIO(CheckpointIO):
         (directory, states), self._loaded = self._loaded, None
         align_to(self._trainer, directory, states)
 
+    def align_at_last(self) -> None:
+        """As :meth:`align_optimizers`, where no callback of ours has done so. Who renames parameters has the order alone."""
+        module = self._trainer.lightning_module
+        if module is not None and not lightning_port.will_rewrite_state(module):
+            self.align_optimizers()
+
     def _is_asked_for(self, path: str | Path) -> bool:
         """Whether it is what ``fit`` or the like was asked to go on from. Lightning also reads files of its own."""
         return str(self._trainer.ckpt_path) == str(path)
@@ -260,7 +266,7 @@ def install(trainer: pl.Trainer, place: Path | None = None) -> None:
     current = trainer.strategy.checkpoint_io
     plugin = current if isinstance(current, DirectoryCheckpointIO) else DirectoryCheckpointIO(trainer, current)
     if plugin is not current:
-        lightning_port.use_checkpoint_io(trainer, plugin, plugin.load_sharded)
+        lightning_port.use_checkpoint_io(trainer, plugin, plugin.load_sharded, plugin.align_at_last)
     if place is not None:
         plugin.remember(place)
     plugin.begin()
