@@ -320,6 +320,11 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         """Count samples; save if ``every_n_train_steps`` or ``train_time_interval`` say so."""
         self._counted_here += batch_size(batch)
         step_is_due = self._due.at_step(trainer.global_step)
+        self._due.put_off_stop(trainer)
+        if lightning_port.is_stopping(trainer):
+            for callback in lightning_port.callbacks(trainer):
+                if isinstance(callback, ExactResume):
+                    callback.look_ahead(trainer)
         self._poll(trainer)
         if (
             self.async_save
@@ -366,6 +371,8 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self._validated = self._validated or (trainer.state.fn == "fit" and not trainer.sanity_checking)
         if self._should_skip_saving_checkpoint(trainer):
             return
+        self._due.put_off_stop(trainer)
+        due = due or (lightning_port.is_stopping(trainer) and not lightning_port.epoch_is_trained(trainer))
         if due or (not self._save_on_train_epoch_end and self._due.at_epoch(trainer.current_epoch)):
             if self._due.is_accumulating(trainer):
                 self._postponed = True  # to the optimizer's step
@@ -378,7 +385,8 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         """Save what ``every_n_epochs`` says, with ``save_on_train_epoch_end`` or where no validation runs."""
         self._keeper.hold()
         here = self._save_on_train_epoch_end or not lightning_port.has_validation(trainer)
-        if not (here and self._due.at_epoch(trainer.current_epoch)) or self._should_skip_saving_checkpoint(trainer):
+        due = (here and self._due.at_epoch(trainer.current_epoch)) or lightning_port.is_stopping(trainer)
+        if not due or self._should_skip_saving_checkpoint(trainer):
             return
         if self._due.is_accumulating(trainer):
             self._postponed = True

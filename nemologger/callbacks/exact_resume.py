@@ -190,9 +190,13 @@ class ExactResume(Callback):
         if self._session is not None:
             lightning_port.count_left_out(trainer, epoch_ends=False)
             self._session.batch_trained()
-            if self._validates and lightning_port.validation_follows(trainer):
-                # The module may draw in its own hook, which is part of training.
-                lightning_port.behind_module(trainer, "on_train_batch_end", self._put_aside)
+            self.look_ahead(trainer)
+
+    def look_ahead(self, trainer: pl.Trainer) -> None:
+        """For ``on_train_batch_end``, also of a later callback: a stop asked for in between is validated first."""
+        if self._session is not None and self._validates and lightning_port.validation_follows(trainer):
+            # The module may draw in its own hook, which is part of training.
+            lightning_port.behind_module(trainer, "on_train_batch_end", self._put_aside)
 
     # --- validation -----------------------------------------------------------------------------------------------
 

@@ -82,6 +82,7 @@ from nemologger.lightning_port.progress import goes_on_within_epoch as goes_on_w
 from nemologger.lightning_port.progress import has_validation as has_validation
 from nemologger.lightning_port.progress import is_accumulating as is_accumulating
 from nemologger.lightning_port.progress import is_over as is_over
+from nemologger.lightning_port.progress import is_stopping as is_stopping
 from nemologger.lightning_port.progress import is_trial as is_trial
 from nemologger.lightning_port.progress import leave_fit as leave_fit
 from nemologger.lightning_port.progress import modes_of_training as modes_of_training

@@ -43,7 +43,12 @@ def is_over(trainer: pl.Trainer) -> bool:
     max_epochs = trainer.fit_loop.max_epochs
     by_epochs = max_epochs not in (None, -1) and epochs_done(trainer) >= max_epochs
     by_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
-    return by_epochs or by_steps or (trainer.should_stop and trainer.fit_loop._can_stop_early)
+    return by_epochs or by_steps or is_stopping(trainer)
+
+
+def is_stopping(trainer: pl.Trainer) -> bool:
+    """As :func:`is_over`: because somebody has set ``trainer.should_stop``."""
+    return trainer.should_stop and trainer.fit_loop._can_stop_early
 
 
 def leave_fit() -> NoReturn:

@@ -32,6 +32,7 @@ class Due:
         """Training goes on from ``step``, now."""
         self._asked = time.monotonic()
         self._before, self._has_stepped = step, True
+        self._stop_is_due = False
 
     @property
     def has_clock(self) -> bool:
@@ -70,3 +71,9 @@ class Due:
         """
         by_hand = not trainer.lightning_module.automatic_optimization
         return lightning_port.is_accumulating(trainer) or (by_hand and not self._has_stepped)
+
+    def put_off_stop(self, trainer: pl.Trainer) -> None:
+        """While gradients are accumulated, let ``trainer.should_stop`` wait for the step that takes them."""
+        trainer.should_stop, self._stop_is_due = trainer.should_stop or self._stop_is_due, False
+        if lightning_port.is_stopping(trainer) and self.is_accumulating(trainer):
+            trainer.should_stop, self._stop_is_due = False, True

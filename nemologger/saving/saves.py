@@ -263,9 +263,10 @@ class SavedCheckpoints(KeptCheckpoints):
 
 
 def is_last_step(trainer: pl.Trainer) -> bool:
-    """Whether ``max_steps`` is reached: the save of this step is the last one."""
-    # Once Lightning leaves its loop it counts the epoch as over: a run that is given more steps later would skip the rest.
-    return trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    """Whether the save of this step is the last one: ``max_steps`` is reached, or a stop was asked for."""
+    # Once Lightning leaves its loop it counts the epoch as over: a run that goes on later would skip the rest.
+    reached = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    return reached or lightning_port.is_stopping(trainer)
 
 
 def _write_context(trainer: pl.Trainer, output: Path, disk: Disk) -> None:

@@ -1,0 +1,47 @@
+"""Stops in the middle of an epoch by ``trainer.should_stop``: those of ``max_time``, of EarlyStopping, of a program."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from exact.runs import SELDOM, Case, shuffled, train
+from lightning.pytorch.callbacks import Callback
+
+NO_VALIDATION = {"limit_val_batches": 0}
+
+
+class AfterBatch(Callback):
+    def __init__(self, batches: int) -> None:
+        self.batches = batches
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.should_stop or len(pl_module.losses) == self.batches
+
+
+class InValidation(Callback):
+    def on_validation_end(self, trainer, pl_module):
+        trainer.should_stop = not trainer.sanity_checking
+
+
+STOPS = {
+    "after a batch": (AfterBatch(10), Case(shuffled, trainer=NO_VALIDATION, ckpt=SELDOM)),
+    "saved beside": (AfterBatch(10), Case(shuffled, trainer=NO_VALIDATION, ckpt={**SELDOM, "async_save": True})),
+    "validated": (AfterBatch(10), Case(shuffled, ckpt=SELDOM)),
+    "in validation": (InValidation(), Case(shuffled, ckpt=SELDOM)),
+    "at the end of an epoch": (AfterBatch(6), Case(shuffled, trainer=NO_VALIDATION, ckpt=SELDOM)),
+    "while gradients are accumulated": (
+        AfterBatch(3),
+        Case(shuffled, trainer={**NO_VALIDATION, "accumulate_grad_batches": 2}, ckpt=SELDOM, steps=6),
+    ),
+}
+
+
+@pytest.mark.parametrize(("stop", "case"), STOPS.values(), ids=STOPS)
+def test_a_run_that_was_asked_to_stop_goes_on_at_the_next_batch(stop, case, tmp_path):
+    straight, _, _ = train(case, tmp_path / "straight", seed=1)
+    losses, _, trainer = train(replace(case, callbacks=lambda: [stop]), tmp_path / "stopped", seed=1)
+    newest = tmp_path / "stopped" / f"step={trainer.global_step}"
+    rest, _, _ = train(case, tmp_path / "rest", seed=1000, resume=newest)
+    assert 0 < len(losses) < len(straight)
+    assert losses + rest == straight
