@@ -14,9 +14,11 @@ import sysconfig
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from itertools import chain, islice
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -26,7 +28,12 @@ from nemologger.exact.owned import Owned, Values, make_generators
 
 _SCALARS = (int, float, bool, str, type(None))
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
+#: Of a user, of an environment below this one, of Debian.
+_PACKAGES = {"site-packages", "dist-packages"}
 _RECORDS = (list, dict, set, deque)
+_ARRAYS = (np.ndarray, np.generic, torch.Tensor)
+#: Parts of a module of which everything is in the checkpoint already, or kept in another way.
+_WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
 _ABSENT = object()
 _LOOKED_AT = 64
 
@@ -35,8 +42,9 @@ class Attributes:
     """The attributes of some objects, as they are now and as they were when this was made.
 
     Only what has changed in between is kept: what the program gives today stays. Counters and contents are those of classes
-    of the program itself. What a library changes in its objects is its business, and so are buffers that a module does not
-    want to be saved, with all that the module keeps beside them; their generators go on where they were all the same.
+    of the program itself, and, of the parts of a module that libraries have made, numbers, arrays and tensors: memory banks
+    and queues. To both belong buffers that a module does not want to be saved. What a library changes in other objects is
+    its business; their generators go on where they were all the same.
 
     Args:
         roots: The objects by name.
@@ -87,6 +95,10 @@ class Attributes:
                 lost[path] = str(error)
             if any(tensor.device.type != "cpu" for tensor in _tensors_in(value)):
                 on_device.append(path)
+        # A bank without its pointer, or the other way round, would be worse than both as the program makes them.
+        together = {path for path, _ in self._libraries()} | {path for path, part in self._holders() if _passing(part)}
+        partly = together & {path.rpartition(".")[0] for path in lost}
+        kept = {path: value for path, value in kept.items() if path.rpartition(".")[0] not in partly}
         generators: dict[str, Any] = {}
         for owned in self._generators():
             generators |= owned.values(counters=False).generators
@@ -94,12 +106,12 @@ class Attributes:
 
     def restore(self, plain: Mapping[str, Any], device: torch.device) -> None:
         """Set what has changed to what :meth:`to_plain` returned; what was on a GPU goes to ``device``."""
-        holders = dict(self._holders())
+        holders = dict([*self._holders(), *self._libraries()])
         for path, saved in plain["attributes"].items():
             where, _, name = path.rpartition(".")
             if where not in holders or not _is_plain(holders[where], name):
                 continue
-            present = vars(holders[where]).get(name)
+            present = _passing(holders[where]).get(name, vars(holders[where]).get(name))
             value = contents.unkept(saved)
             back = contents.fill(present, _moved(value, device) if path in plain["on_device"] else value, same=True)
             if back is not present:
@@ -112,12 +124,15 @@ class Attributes:
         return (type(value), value) if type(value) in _SCALARS else contents.fingerprint(value, self._share)
 
     def _walk(self) -> Iterator[tuple[str, Any]]:
-        for path, holder in self._holders():
-            for name, value in vars(holder).items():
-                if name in self._not_theirs:
-                    continue
-                plain = type(value) in _SCALARS or isinstance(value, contents.KINDS)
-                if plain and not any(_memory_of(tensor) in self._of_model for tensor in _tensors_in(value)):
+        for holders, kinds in ((self._holders(), contents.KINDS), (self._libraries(), _ARRAYS)):
+            for path, holder in holders:
+                for name, value in vars(holder).items():
+                    if name in self._not_theirs:
+                        continue
+                    plain = type(value) in _SCALARS or isinstance(value, kinds)
+                    if plain and not any(_memory_of(tensor) in self._of_model for tensor in _tensors_in(value)):
+                        yield f"{path}.{name}", value
+                for name, value in _passing(holder).items():
                     yield f"{path}.{name}", value
 
     def _holders(self) -> Iterator[tuple[str, Any]]:
@@ -136,6 +151,16 @@ class Attributes:
                 for name, value in inner.items()
                 if name not in self._not_theirs and _is_of_the_program(value)
             ]
+
+    def _libraries(self) -> Iterator[tuple[str, nn.Module]]:
+        """The parts of modules that libraries have made, by path."""
+        seen = {id(holder) for _, holder in self._holders()}
+        for path, root in self._roots.items():
+            if isinstance(root, nn.Module):
+                for name, part in root.named_modules():
+                    with_more = not f"{type(part).__module__}.".startswith(_WITHOUT_MORE)
+                    if name and with_more and id(part) not in seen:
+                        yield f"{path}.{name}", part
 
     def _drawing(self) -> dict[str, Any]:
         """The objects that may have generators among their attributes, by path."""
@@ -181,8 +206,18 @@ def _moved(value: Any, device: torch.device) -> Any:
     return type(value)(_moved(item, device) for item in value) if isinstance(value, list | tuple | deque) else value
 
 
+def _passing(holder: Any) -> dict[str, torch.Tensor]:
+    """The buffers that a module does not want to be saved."""
+    if not isinstance(holder, nn.Module):
+        return {}
+    found = {name: holder._buffers.get(name) for name in sorted(holder._non_persistent_buffers_set)}  # noqa: SLF001
+    return {name: buffer for name, buffer in found.items() if buffer is not None}
+
+
 def _is_plain(holder: Any, name: str) -> bool:
-    """Whether the attribute is one to set: there as plain data, or not at all, and no part of a module."""
+    """Whether the attribute is one to set: there as plain data, or not at all, and no other part of a module."""
+    if name in _passing(holder):
+        return True
     if any(name in (vars(holder).get(parts) or {}) for parts in ("_parameters", "_buffers", "_modules")):
         return False
     present = vars(holder).get(name, getattr(type(holder), name, None))
@@ -193,11 +228,10 @@ def _is_of_the_program(value: Any) -> bool:
     """Whether to look into ``value``: an object of a class that is no library's."""
     if isinstance(value, type | Dataset | Sampler | DataLoader | torch.Tensor) or not hasattr(value, "__dict__"):
         return False
-    if isinstance(value, nn.Module) and value._non_persistent_buffers_set:  # noqa: SLF001  no public name
-        return False
     kinds = [kind for kind in type(value).__mro__ if kind is not object]
     if any(kind.__module__.startswith("lightning.pytorch.") for kind in kinds):
         return False
     module = sys.modules.get(kinds[0].__module__)
     file = getattr(module, "__file__", None)
-    return kinds[0].__module__ == "__main__" or (file is not None and not file.startswith(_INSTALLED))
+    installed = file is None or file.startswith(_INSTALLED) or not _PACKAGES.isdisjoint(Path(file).parts)
+    return kinds[0].__module__ == "__main__" or not installed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import random
+import sys
 
 import lightning.pytorch as pl
 import numpy as np
@@ -99,6 +101,61 @@ CASES = {
     "data module with state": Case(DataWithState),
     "callback": Case(shuffled, callbacks=lambda: [Mixing()]),
 }
+
+
+BANK = """
+import torch
+class Bank(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.pointer, self.labels, self.record = 0, torch.zeros(3), []
+        self.register_buffer("bank", torch.rand(3), persistent=False)
+    def forward(self, loss):
+        mean = (self.bank * (1 + self.labels)).mean() * loss
+        self.bank[self.pointer], self.labels = loss.item(), self.labels.roll(1) + loss.item() / 9
+        self.pointer = (self.pointer + 1) % 3
+        self.record.append(mean)
+        return mean
+"""
+
+
+@pytest.fixture(params=["of the program", "of a library"])
+def bank(request, tmp_path, monkeypatch):
+    """A memory bank as self-supervised and metric learning have them; its buffer is in no state dictionary."""
+    place = tmp_path / ("site-packages" if request.param == "of a library" else "here")
+    place.mkdir()
+    (place / "a_memory_bank.py").write_text(BANK)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.delitem(sys.modules, "a_memory_bank", raising=False)
+    return importlib.import_module("a_memory_bank").Bank
+
+
+def with_bank(bank):
+    class Banked(Net):
+        def __init__(self):
+            super().__init__()
+            self.bank = bank()
+
+        def training_step(self, batch, batch_idx):
+            return self.note(self.bank(self.loss(batch)))
+
+    return Case(shuffled, Banked, at=[2, 7])
+
+
+def test_a_memory_bank_that_no_state_dictionary_holds(bank, tmp_path):
+    check(with_bank(bank), tmp_path)
+
+
+def test_parts_of_a_library_that_belong_together(bank, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("nemologger.exact.session.most_of_each", lambda ranks: 20)
+    monkeypatch.setattr("nemologger.callbacks.program_state.most_of_each", lambda ranks: 20)
+    case = with_bank(bank)
+    train(case, tmp_path, 1)
+    _, _, trainer = train(case, tmp_path / "again", 2, tmp_path / "step=1", stop_at=2)
+    assert trainer.lightning_module.bank.pointer == 1  # not 2: the bank is another one
+    assert (
+        caplog.text.count("module.bank.bank has changed since training began, and is not saved: it is too large") == 2
+    )
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
