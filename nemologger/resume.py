@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.fabric import Fabric
-from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from nemologger import names
 from nemologger.callbacks.restore_weights import RestoreWeights
@@ -350,8 +350,10 @@ def _has_timer(trainer: pl.Trainer) -> bool:
 
 def _directory_of(trainer: pl.Trainer) -> Path | None:
     """Where this run writes its checkpoints."""
-    for callback in trainer.checkpoint_callbacks:
-        directory = getattr(callback, "dirpath", None)
+    # Others, OnExceptionCheckpoint among them, also have a directory, in which the run does not go on.
+    own = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    for callback in sorted(own, key=lambda callback: not hasattr(callback, "storage_options")):
+        directory = callback.dirpath
         is_ours = hasattr(callback, "storage_options")
         if directory is not None and ("://" not in str(directory) or is_ours):
             return storage_path(str(directory), getattr(callback, "storage_options", None)).absolute()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.toy_lives import found_in, live, ten_steps
+from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from toy import ToyModel, loader, manifests, names, quiet_trainer
 
 from nemologger import (
@@ -291,6 +292,15 @@ def test_a_directory_that_the_checkpoint_callback_was_given_is_looked_in(tmp_pat
         trainer.fit(model, loader(), loader())
         steps.append(sorted(model.losses))
     assert steps == [list(range(5)), list(range(5, 10))]
+
+
+def test_a_callback_that_saves_elsewhere_does_not_say_where_the_run_goes_on(tmp_path):
+    ten_steps(tmp_path)
+    trainer = quiet_trainer(max_steps=15, callbacks=[OnExceptionCheckpoint(tmp_path / "exceptions")])
+    NeMoLogger(name="toy", log_dir=tmp_path, ckpt=ModelCheckpoint()).setup(trainer, resume_if_exists=True)
+    found = AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
+    close_log(trainer)
+    assert found.step == 10
 
 
 def test_not_knowing_where_to_look_is_an_error_not_a_new_run():
