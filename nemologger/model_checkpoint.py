@@ -243,6 +243,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self._postponed = False
         self._validated = False
         self._has_warned = self._has_told_of_name = False
+        self._told: set[str] = set()
         # Lightning has settled what is due if nobody says so.
         self._due = Due(self._every_n_train_steps, self._train_time_interval, self._every_n_epochs)
         self._keeper = self._keep(Shelf(), beside=False)
@@ -277,6 +278,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         check_shared(self._ranks, self._disk, directory)
         self._keeper = self._keep(shelf, beside=self.async_save, staging=self.staging)
         self._is_prepared = self._has_warned = self._has_told_of_name = False
+        self._told = set()
         self._due_after_validation = self._postponed = False
         self._failed_saves = 0
         if trainer.global_step == 0:  # else the trainer that it has served before goes on
@@ -465,7 +467,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         def dump() -> None:
             state = lightning_port.training_state(trainer, weights_only=weights_only)
             names = (state.parameter_names, state.optimizer_names, state.trained_names)
-            taken.append(take(state.checkpoint, *names))
+            taken.append(take(state.checkpoint, *names, lightning_port.places_of(trainer)))
 
         with ExitStack() as stack:
             for callback in lightning_port.callbacks(trainer):

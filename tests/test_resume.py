@@ -303,6 +303,31 @@ def test_a_callback_that_saves_elsewhere_does_not_say_where_the_run_goes_on(tmp_
     assert found.step == 10
 
 
+class Scale:
+    """An object without a plain form."""
+
+
+class SavesObjects(ToyModel):
+    def __init__(self):
+        super().__init__()
+        self.scales = {"own": Scale()}
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["special"] = {"own": self.scales["own"], "other": Scale()}
+
+    def on_load_checkpoint(self, checkpoint):
+        self.loaded = checkpoint["special"]
+
+
+def test_objects_that_a_hook_saves_are_those_that_the_program_makes(tmp_path, caplog):
+    live(tmp_path, 15, SavesObjects())
+    assert caplog.text.count("special.other is not saved: a ") == 1
+    assert "special.own" not in caplog.text
+    _, model, _ = live(tmp_path, 20, SavesObjects())
+    assert model.loaded == {"own": model.scales["own"], "other": None}
+    assert "does not hold special.other: None takes its place" in caplog.text
+
+
 def test_not_knowing_where_to_look_is_an_error_not_a_new_run():
     with pytest.raises(ConfigurationError, match=r"NeMoLogger\.setup\(trainer, resume_if_exists=True\) first"):
         AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(quiet_trainer(max_steps=5))

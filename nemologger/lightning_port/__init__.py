@@ -64,6 +64,8 @@ from nemologger.lightning_port.loggers import set_default_directory as set_defau
 from nemologger.lightning_port.loggers import wandb_artifact as wandb_artifact
 from nemologger.lightning_port.loggers import wandb_metric as wandb_metric
 from nemologger.lightning_port.loggers import wandb_run_id as wandb_run_id
+from nemologger.lightning_port.own_objects import at as at
+from nemologger.lightning_port.own_objects import places_of as places_of
 from nemologger.lightning_port.processes import connect_as_patiently as connect_as_patiently
 from nemologger.lightning_port.processes import forget_decisions as forget_decisions
 from nemologger.lightning_port.processes import forks_later as forks_later

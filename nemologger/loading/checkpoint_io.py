@@ -6,6 +6,7 @@ import logging
 import pickle
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from nemologger.checkpoint.reading.load import (
     weights_of,
 )
 from nemologger.checkpoint.state.optimizers import align, keep_digits
+from nemologger.checkpoint.state.plain import fill_in
 from nemologger.checkpoint.state.snapshot import is_stored
 from nemologger.checkpoint.weights import described
 from nemologger.errors import CheckpointError, DamagedCheckpointError, ModelMismatchError, NotFoundError, RefusedError
@@ -107,6 +109,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         opened = (kept[1] if kept is not None and is_verified else None) or open_checkpoint(
             directory, verified=is_verified
         )
+        opened = self._with_own_objects(opened, path)
         if module is not None and not lightning_port.will_rewrite_state(module):
             check_model(directory, sharded_state.model_state(strategy), module)
         is_fit = self._trainer.state.fn == "fit"
@@ -127,6 +130,14 @@ class DirectoryCheckpointIO(CheckpointIO):
         if is_fit and self._trainer.is_global_zero:
             self._say_what_nobody_keeps(directory)
         return checkpoint
+
+    def _with_own_objects(self, opened: Opened, path: str | Path) -> Opened:
+        """``opened``, with objects of the program where its hooks had put such into the checkpoint."""
+        common, missing = fill_in(dict(opened.common), lambda place: lightning_port.at(self._trainer, place))
+        missing = [name for name in missing if not name.startswith("hyper_parameters.")]  # nobody asks for them
+        if missing and self._trainer.is_global_zero:
+            log.warning("%s does not hold %s: None takes its place", path, ", ".join(missing))
+        return replace(opened, common=common)
 
     def _say_what_nobody_keeps(self, directory: Path) -> None:
         keeps = any(

@@ -40,6 +40,7 @@ class SavedCheckpoints(KeptCheckpoints):
     _failed_saves: int
     _has_told_of_name: bool
     _has_warned: bool
+    _told: set[str]
     _holds: bool
     _life: int
     _origin: int
@@ -163,8 +164,7 @@ class SavedCheckpoints(KeptCheckpoints):
 
     def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool, beside: bool) -> None:
         taken = self._take(trainer, weights_only=weights_only)
-        for where, why in taken.left_out.items():
-            log.warning("checkpoint %s: %s is not saved: %s", self._disk.path(decision.path).name, where, why)
+        self._say_what_is_left_out(taken, self._disk.path(decision.path).name)
         manifest = Manifest(
             step=trainer.global_step,
             epoch=trainer.current_epoch,
@@ -185,6 +185,20 @@ class SavedCheckpoints(KeptCheckpoints):
             write(taken, decision, manifest, partial(_write_context, trainer) if with_context else None, others)
         finally:
             self._reflect()
+
+    def _say_what_is_left_out(self, taken: Snapshot, name: str) -> None:
+        """Once in a fit."""
+        new = [where for where in taken.left_out if where not in self._told]
+        self._told.update(new)
+        own = [where for where in new if where in taken.places]
+        for where in new:
+            if where not in taken.places:
+                log.warning("checkpoint %s, and later ones: %s is not saved: %s", name, where, taken.left_out[where])
+        if own:
+            log.info(
+                "checkpoints do not hold %s, which have no plain form: a resumed run takes those that the program makes",
+                ", ".join(own),
+            )
 
     def _is_saved(self, trainer: pl.Trainer) -> bool:
         return self._last_global_step_saved == trainer.global_step

@@ -2,7 +2,8 @@
 
 ``torch.load(weights_only=True)`` reads tensors, numbers, strings, lists, tuples and dictionaries, and nothing else. State
 dictionaries hold more: paths, timedeltas, enums, dataclasses, numpy arrays, config objects. Each becomes a dictionary
-tagged with :data:`TAG`; :func:`decode` turns it back. What cannot be put into plain types is left out, and named.
+tagged with :data:`TAG`; :func:`decode` turns it back. What cannot be put into plain types is left out, and named; where
+the program has the very object, its place there is kept, and :func:`fill_in` puts the object of a later start there.
 
 Many bytes in a row are a tensor of bytes there: the pickle protocol that torch uses has them as text, in twice the space,
 slowly, and no more than 4 GB of them.
@@ -34,12 +35,18 @@ _MANY = 4096  # bytes; a tensor has a record of its own in the file
 class Encoder:
     """Turns values into plain types.
 
+    Args:
+        place: Where the program has an object, if it does.
+
     Attributes:
         left_out: ``path -> why`` of every value that has no plain form.
+        places: The paths of those that the program has, and where.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: Callable[[Any], tuple[str | int, ...] | None] = lambda value: None) -> None:
         self.left_out: dict[str, str] = {}
+        self.places: dict[str, tuple[str | int, ...]] = {}
+        self._place = place
         self._inside: set[int] = set()
 
     def encode(self, value: Any, path: str = "") -> Any:
@@ -69,10 +76,14 @@ class Encoder:
             return self._mapping(value, path)
         return self._tagged(value, path)
 
-    def _leave_out(self, value: Any, path: str, why: str = "has no plain form") -> dict[str, str]:
-        name = f"{type(value).__module__}.{type(value).__qualname__}"
+    def _leave_out(self, value: Any, path: str, why: str = "has no plain form") -> dict[str, Any]:
+        name = _class_of(value)
         self.left_out[path or "<root>"] = f"a {name} {why}"
-        return {TAG: "left out", "class": name}
+        place = self._place(value)
+        if place is None:
+            return {TAG: "left out", "class": name}
+        self.places[path or "<root>"] = place
+        return {TAG: "left out", "class": name, "place": list(place)}
 
     def _tensor(self, tensor: torch.Tensor, path: str) -> Any:
         if tensor.device.type == "meta" or is_made_of_others(tensor):
@@ -161,6 +172,34 @@ def _tensor_of(data: Any) -> torch.Tensor:
     return torch.from_numpy(row.copy())
 
 
+def fill_in(value: Any, there: Callable[[list[str | int]], Any], path: str = "") -> tuple[Any, list[str]]:
+    """The plain form ``value``, for :func:`decode`, with objects of this program where it had them when it was saved.
+
+    Args:
+        value: A plain form.
+        there: What this program has in such a place now; None if nothing.
+        path: That of ``value``.
+
+    Returns:
+        The plain form, and the paths of what is still missing.
+    """
+    if not isinstance(value, dict | list | tuple):
+        return value, []
+    if isinstance(value, dict) and value.get(TAG) == "left out":
+        found = there(value["place"]) if "place" in value else None
+        fits = found is not None and _class_of(found) == value.get("class")
+        return ({TAG: "of the program", "value": found}, []) if fits else (value, [path])
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    parts = {key: fill_in(item, there, f"{path}.{key}" if path else str(key)) for key, item in items}
+    missing = [name for _, names in parts.values() for name in names]
+    filled = [part for part, _ in parts.values()]
+    return (dict(zip(parts, filled, strict=True)) if isinstance(value, dict) else type(value)(filled)), missing
+
+
+def _class_of(value: Any) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
 def decode(value: Any) -> Any:
     """What :class:`Encoder` was given. A class that this program does not know leaves its plain value."""
     if isinstance(value, list):
@@ -180,6 +219,8 @@ def _decode_tagged(value: dict[str, Any]) -> Any:
         return {_hashable(decode(key)): decode(item) for key, item in value["items"]}
     if kind in _DECODERS:
         return _DECODERS[kind](decode(value["value"]))
+    if kind == "of the program":
+        return value["value"]
     if kind == "no bytes":
         return b""
     if kind == "bytes":

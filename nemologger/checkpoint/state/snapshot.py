@@ -58,6 +58,7 @@ class Snapshot:
         may_change: The keys whose value may change before an optimizer steps: buffers, and parameters that none trains.
         common: Everything else, as plain types.
         left_out: ``path -> why`` of values that have no plain form.
+        places: The paths of those that the program has, and where.
         optimizer_names: For each optimizer, the parameter name behind each index.
         beside: For each directory besides ``weights/``, what its ``common.pt`` holds.
     """
@@ -70,6 +71,7 @@ class Snapshot:
     left_out: dict[str, str] = field(default_factory=dict)
     optimizer_names: list[dict[int, str]] = field(default_factory=list)
     beside: dict[str, dict[str, Any]] = field(default_factory=dict)
+    places: dict[str, tuple[str | int, ...]] = field(default_factory=dict)
 
     @property
     def directories(self) -> tuple[str, ...]:
@@ -118,6 +120,7 @@ def take(
     parameter_names: frozenset[str] | None = None,
     optimizer_names: list[dict[int, str]] | None = None,
     trained_names: frozenset[str] | None = None,
+    place: Callable[[Any], tuple[str | int, ...] | None] = lambda value: None,
 ) -> Snapshot:
     """Split Lightning's checkpoint dictionary into a :class:`Snapshot`. No tensor is copied.
 
@@ -126,10 +129,11 @@ def take(
         parameter_names: The keys of ``state_dict`` that are parameters; default all.
         optimizer_names: For each optimizer, the parameter name behind each index; default the index itself.
         trained_names: The keys of ``state_dict`` that nothing but an optimizer's step changes; default ``parameter_names``.
+        place: Where the program has an object, if it does.
     """
     tensors: dict[str, torch.Tensor] = {}
     paths: dict[str, tuple[str, ...]] = {}
-    encoder = Encoder()
+    encoder = Encoder(place)
     others = {key: directory for key, directory in BESIDE.items() if isinstance(checkpoint.get(key), OtherWeights)}
     rest = {key: value for key, value in checkpoint.items() if key not in (MODEL, OPTIMIZERS, *others)}
 
@@ -162,9 +166,8 @@ def take(
             _take_optimizer(i, state, (optimizer_names or [{}] * (i + 1))[i], tensors, paths, encoder)
             for i, state in enumerate(checkpoint[OPTIMIZERS])
         ]
-    return Snapshot(
-        tensors, paths, rank_zero, may_change, common, encoder.left_out, list(optimizer_names or []), beside
-    )
+    names_of = list(optimizer_names or [])
+    return Snapshot(tensors, paths, rank_zero, may_change, common, encoder.left_out, names_of, beside, encoder.places)
 
 
 def home_of(key: str) -> tuple[str, str]:
