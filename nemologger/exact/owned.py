@@ -210,7 +210,12 @@ class Owned:
         waiting = [(name, root, 0) for name, root in self._roots.items()]
         while waiting and len(seen) < _MOST_OBJECTS:
             path, value, depth = waiting.pop(0)
-            if isinstance(value, _CLOSED) or id(value) in seen or _belongs_to_lightning(value):
+            if (
+                isinstance(value, _CLOSED)
+                or id(value) in seen
+                or _belongs_to_lightning(value)
+                or (depth and _is_data(value))
+            ):
                 continue
             seen.add(id(value))
             yield path, value
@@ -245,6 +250,11 @@ def _may_begin(holder: Any, name: str) -> bool:
 def _belongs_to_lightning(value: Any) -> bool:
     # A dataset may hold the trainer or the data module; their state is Lightning's business.
     return any(kind.__module__.startswith("lightning.pytorch.") for kind in type(value).__mro__)
+
+
+def _is_data(value: Any) -> bool:
+    """Whether ``value`` is a table or column, of pandas say: data like an array, with caches that say nothing of the run."""
+    return hasattr(type(value), "__array__")
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:

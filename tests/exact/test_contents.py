@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, deque
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -299,4 +300,19 @@ def test_a_dataset_with_state_and_lightnings_own_wrappers_are_left_alone(tmp_pat
     owned = Owned({"sampler": wrapper})
     list(wrapper)
     assert set(owned.values().contents or {}) == {"sampler.dataset._sampler.order"}
+    assert owned.lost == {}
+
+
+def test_caches_of_tables_are_not_told_of():
+    class Table:
+        def __init__(self):
+            self._cache = {}
+
+        def __array__(self, dtype=None, copy=None):
+            return np.zeros(3)
+
+    holder = SimpleNamespace(table=Table())
+    owned = Owned({"sampler": holder})
+    holder.table._cache["dtype"] = type
+    owned.values()
     assert owned.lost == {}
