@@ -47,7 +47,7 @@ class ConstructorSignature:
     def __get__(self, instance: object | None, owner: type[Any]) -> inspect.Signature:
         if instance is not None:
             raise AttributeError("__signature__")
-        signature = inspect.signature(owner.__init__)
+        signature = configs.signature_of(owner.__init__)
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import fiddle as fdl
-from fiddle import daglish, signatures
+from fiddle import daglish
+from fiddle._src import signatures
+
+if sys.version_info >= (3, 14):
+    from annotationlib import Format
 
 Arguments = dict["str | int", Any]
 
@@ -17,6 +22,7 @@ def make(kind: type[Any], target: Callable[..., Any], arguments: Mapping[str | i
 
     Fiddle's own constructor would also record where each argument was set, and evaluate the annotations of ``target``.
     """
+    signature(target)
     metadata = fdl.BuildableTraverserMetadata(target, tuple(arguments), {}, {})
     return kind.__unflatten__(tuple(arguments.values()), metadata)
 
@@ -32,8 +38,22 @@ def config(target: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
 def signature(target: Callable[..., Any]) -> inspect.Signature:
     """The signature under which fiddle will call ``target``."""
-    known: inspect.Signature = signatures.get_signature(target)
+    try:
+        known: inspect.Signature = signatures.get_signature(target)
+    except NameError:  # of an annotation; fiddle would fail in the same way whenever it meets ``target``
+        known = signature_of(target)
+        signatures._signature_cache[target] = known  # noqa: SLF001  nothing public tells it
     return known
+
+
+def signature_of(target: Callable[..., Any]) -> inspect.Signature:
+    """The signature of ``target``, whatever its annotations name.
+
+    Since Python 3.14 they are evaluated when somebody asks for them, and may name what only a type checker imports.
+    """
+    if sys.version_info >= (3, 14):
+        return inspect.signature(target, annotation_format=Format.FORWARDREF)
+    return inspect.signature(target)
 
 
 def bind(

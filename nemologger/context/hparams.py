@@ -69,7 +69,7 @@ def _parameters(instance: object) -> dict[str, inspect.Parameter]:
     if type(instance).__init__ in _TAKE_NOTHING:
         return {}
     try:
-        return dict(inspect.signature(class_of(instance)).parameters)
+        return dict(configs.signature_of(class_of(instance)).parameters)
     except (TypeError, ValueError):  # a class written in C that does not tell
         return {"?": inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL)}
 

@@ -90,7 +90,7 @@ def _partial(value: functools.partial[Any], memo: Memo) -> Any:
 
 def _dataclass(value: Any, memo: Memo) -> Any:
     """A config of the fields that are not at their defaults; ``value`` itself if it could not be built from those."""
-    parameters = inspect.signature(type(value)).parameters
+    parameters = configs.signature_of(type(value)).parameters
     fields = {field.name: field for field in dataclasses.fields(value) if field.init}
     if any(p.default is p.empty and name not in fields for name, p in parameters.items() if p.kind not in _VARIADIC):
         return value  # an InitVar, or a constructor of its own: the instance does not know what it was given

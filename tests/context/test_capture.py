@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import inspect
 import pickle
+import sys
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +19,7 @@ import torch
 from ctxmod import Anything, Base, Cfg, Model, Part, SubCfg, SubModel
 
 from nemologger.errors import ConfigurationError, ContextError
-from nemologger.io import IOMixin, config_of, reinit, track_io
+from nemologger.io import IOMixin, config_of, load_context, reinit, track_io
 
 
 def arguments(config: Any) -> dict[Any, Any]:
@@ -351,3 +354,46 @@ def test_nothing_is_known_of_other_objects():
     assert config_of(ctxmod.Plain()) is None
     assert config_of(ctxmod.Forgetful(1)) is None
     assert config_of(Model) is None
+
+
+_NAMES_FOR_TYPE_CHECKERS = """
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+from nemologger.io import IOMixin
+
+if TYPE_CHECKING:
+    from somewhere import Thing
+
+@dataclass
+class Sizes:
+    width: int = 8
+    thing: Thing | None = None
+
+def scaled(x: Thing, k: int) -> Thing:
+    return x * k
+
+class Model(pl.LightningModule, IOMixin):
+    def __init__(self, sizes: Sizes, thing: Thing, scale: partial[Thing]) -> None:
+        super().__init__()
+        self.sizes, self.thing, self.scale = sizes, thing, scale
+"""
+
+
+def test_annotations_may_name_what_only_type_checkers_import(tmp_path, monkeypatch):
+    """From Python 3.14 on they do without ``from __future__ import annotations``."""
+    header = "" if sys.version_info >= (3, 14) else "from __future__ import annotations\n"
+    (tmp_path / "annotated.py").write_text(header + _NAMES_FOR_TYPE_CHECKERS)
+    monkeypatch.syspath_prepend(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        here = importlib.import_module("annotated")
+        here.Model(here.Sizes(width=3), 5, functools.partial(here.scaled, k=2)).io_dump(tmp_path / "context")
+        monkeypatch.delitem(sys.modules, "annotated")
+        elsewhere = importlib.import_module("annotated")  # where nothing was asked yet
+        again = load_context(tmp_path / "context")
+    monkeypatch.delitem(sys.modules, "annotated")
+    assert isinstance(again, elsewhere.Model)
+    assert (again.sizes, again.thing, again.scale(4)) == (elsewhere.Sizes(width=3), 5, 8)
