@@ -112,8 +112,8 @@ class Store:
     def read(self, url: str, start: int = 0, end: int | None = None) -> bytes:
         """The bytes of an object, or those from ``start`` to before ``end``, as far as it goes, by one request."""
         options: dict[str, Any] = {} if start == 0 and end is None else {"start": start, "end": end}
-        if self.protocol in S3:
-            options["max_concurrency"] = 1  # else it asks for the size first
+        if self.protocol in S3 and "max_concurrency" in signature(self._fs.cat_file).parameters:
+            options["max_concurrency"] = 1  # else s3fs asks for the size first, since 2026.3
         data: bytes = self._call(url, "cat_file", url, carries=max((end or 0) - start, 0), **options)
         return data
 

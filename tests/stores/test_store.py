@@ -14,6 +14,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry as registry
 from helpers.s3 import SLOW
+from s3fs import S3FileSystem
 
 from nemologger.stores import store
 from nemologger.stores.path import in_store, storage_path
@@ -215,6 +216,21 @@ def test_an_upload_that_nobody_knows_of_does_not_stay(s3, small_parts):
     disk_of(root).write(root / "large", [LARGE])
     assert (root / "large").read_bytes() == LARGE
     assert s3.pending() == ["runs/large-too"]
+
+
+class Earlier(S3FileSystem):
+    """s3fs before 2026.3."""
+
+    async def _cat_file(self, path, version_id=None, start=None, end=None):
+        return await super()._cat_file(path, version_id=version_id, start=start, end=end)
+
+
+def test_an_s3fs_that_reads_an_object_in_one_way_alone(s3, monkeypatch):
+    monkeypatch.setitem(registry, "s3", Earlier)
+    path = storage_path(s3.url) / "a"
+    client = store.Store(in_store(path).store.root)
+    client.write(str(path), [b"abc"])
+    assert client.read(str(path)) == b"abc"
 
 
 def test_options_come_before_the_environment(s3):
