@@ -27,6 +27,7 @@ import xxhash
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from nemologger.disk.there import exists
 from nemologger.errors import ConfigurationError
 from nemologger.logger import NeMoLogger
 from nemologger.model_checkpoint import ModelCheckpoint
@@ -81,7 +82,7 @@ def load_recipe(where: str) -> Any:
     name, _, function = where.partition(":")
     if name.endswith(".py"):
         path = Path(name).absolute()
-        if not path.exists():
+        if not exists(path):
             raise ConfigurationError(f"there is no file {path}")
         sys.path.insert(0, str(path.parent))
         name = path.stem

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemologger.disk import LocalDisk
+from nemologger.disk.there import exists
 from nemologger.errors import ConfigurationError
 
 VARIABLE = "NEMOLOGGER_SWEEP_JOB"
@@ -69,7 +70,7 @@ class SweepJob:
     def postponed(self) -> str | None:
         """The reason given to :meth:`postpone`, None without one."""
         path = self.directory / _POSTPONED
-        return path.read_text() if path.exists() else None
+        return path.read_text() if exists(path) else None
 
     def claim(self, run_directory: Path) -> None:
         """Note in ``run_directory`` whose it is.

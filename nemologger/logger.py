@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from nemologger import lightning_port
 from nemologger.combination import sweep_job
 from nemologger.condition import kind_of
+from nemologger.disk.there import exists
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import decide, together
 from nemologger.run import files as run_files
@@ -253,7 +254,7 @@ class NeMoLogger:
         """The run directory, what to warn of, and where its version comes from."""
         if self.explicit_log_dir is not None:
             run = explicit_directory(self.explicit_log_dir, here=here)
-            surprising = run.log_dir.exists() and not resume_if_exists
+            surprising = exists(run.log_dir) and not resume_if_exists
             notes = [f"explicit_log_dir={str(run.log_dir)!r} already exists"] if surprising else []
             return run, notes, Version(None)
         version = choose_version(

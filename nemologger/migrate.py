@@ -27,6 +27,7 @@ from omegaconf.errors import (
 from yaml import YAMLError
 
 from nemologger.disk import LocalDisk
+from nemologger.disk.there import is_dir, is_file
 from nemologger.errors import ConfigurationError, NemologgerError, NotFoundError
 from nemologger.exp_manager import beside
 from nemologger.exp_manager.calls import Call, Name
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     disk, out = LocalDisk(), options.out.absolute()
     try:
-        if out.is_dir():
+        if is_dir(out):
             raise IsADirectoryError(f"it is a directory; give a file in it: {options.out / 'recipe.py'}")
         disk.make_directory(out.parent)
         disk.write(out, [code.encode()])
@@ -138,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _load(path: Path) -> _Document:
-    if not path.is_file():
+    if not is_file(path):
         raise NotFoundError(f"there is no file {path}")
     register_resolvers()
     try:

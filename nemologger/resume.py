@@ -20,6 +20,7 @@ from nemologger.checkpoint.manifest import Manifest
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.disk.lock import DirectoryLock
+from nemologger.disk.there import is_dir
 from nemologger.errors import (
     ConfigurationError,
     NemologgerError,
@@ -211,7 +212,7 @@ class AutoResume:
         """The ``context/`` of the checkpoint to go on from, or None."""
         path = self.get_trainer_ckpt_path(model)
         context = None if path is None else path / names.CONTEXT
-        return context if context is not None and context.is_dir() else None
+        return context if context is not None and is_dir(context) else None
 
     def get_trainer_ckpt_path(self, model: pl.LightningModule | None = None) -> Path | None:
         """The checkpoint to go on from, or None. Looks anew each time; after :meth:`setup` also in the run directory.
@@ -306,7 +307,7 @@ class AutoResume:
     def _clean_up(self) -> None:
         """Finish what a dead run left half done in our own directory, before looking at it."""
         directory = self._own_directory
-        if directory is None or directory != self._directory or not self._wants_checkpoint or not directory.is_dir():
+        if directory is None or directory != self._directory or not self._wants_checkpoint or not is_dir(directory):
             return
         remote = disk_of(directory)
         lock = None if remote is not None else DirectoryLock(directory)
@@ -370,7 +371,7 @@ def _use_weights(trainer: pl.Trainer, model: pl.LightningModule | None, weights:
 
 
 def _restore_tokenizer(model: pl.LightningModule, checkpoint: Path) -> None:
-    if not (checkpoint / names.CONTEXT).is_dir():
+    if not is_dir(checkpoint / names.CONTEXT):
         return
     try:
         model.tokenizer = load_context(checkpoint, subpath="model.tokenizer")

@@ -19,6 +19,7 @@ from nemologger import names
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import Status, inspect, survey
 from nemologger.checkpoint.verify import Problem, problems
+from nemologger.disk.there import exists, is_dir, is_symlink
 from nemologger.errors import ConfigurationError, DamagedCheckpointError, NotFoundError, UnfinishedCheckpointError
 from nemologger.stores.path import storage_path
 
@@ -68,7 +69,7 @@ def verify_checkpoint(
     checkpoint = storage_path(path, storage_options)
     if checkpoint.name in (names.WEIGHTS, names.EMA_WEIGHTS):
         checkpoint = checkpoint.parent
-    if not checkpoint.is_dir():
+    if not is_dir(checkpoint):
         raise NotFoundError(f"there is no checkpoint at {path}")
     found = inspect(checkpoint)
     if found.status is Status.UNFINISHED:
@@ -105,12 +106,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _checkpoints(path: Path) -> list[Path]:
-    if any((path / part).exists() for part in (names.MANIFEST, names.WEIGHTS)) or path.name == names.WEIGHTS:
+    if any(exists(path / part) for part in (names.MANIFEST, names.WEIGHTS)) or path.name == names.WEIGHTS:
         return [path]
     for directory in (path / names.CHECKPOINTS, path):
         found = survey(directory)
         if found:
-            return [one.path for one in found if not one.path.is_symlink()]
+            return [one.path for one in found if not is_symlink(one.path)]
     return []
 
 

@@ -23,6 +23,7 @@ from nemologger.checkpoint.reading.load import averages_of
 from nemologger.checkpoint.state.snapshot import EMA_STATE, MODEL, OtherWeights
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
+from nemologger.disk.there import is_dir
 from nemologger.errors import ConfigurationError
 from nemologger.loading.checkpoint_io import place_of
 
@@ -264,7 +265,7 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         """Go on with the averages of the checkpoint that the trainer has loaded. Whether it holds some."""
         from_file, self._saved = self._saved, None
         path = settled(place_of(trainer, str(trainer.ckpt_path)))
-        saved = averages_of(path) if path.is_dir() else from_file  # in a directory it is somebody else's
+        saved = averages_of(path) if is_dir(path) else from_file  # in a directory it is somebody else's
         if saved is None:
             return False
         if self._saved_names is not None:

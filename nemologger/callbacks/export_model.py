@@ -16,6 +16,7 @@ from nemologger.checkpoint.reading.load import open_checkpoint
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.context.uncaptured import class_of
+from nemologger.disk.there import is_file
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.export import FORMATS, export_weights
 from nemologger.loading.checkpoint_io import place_of
@@ -181,7 +182,7 @@ def _load(strategy: Strategy, state: dict[str, Any]) -> None:
 
 
 def _upload(disk: RemoteDisk, file: Path, target: Path) -> None:
-    if not file.is_file():
+    if not is_file(file):
         raise NotFoundError(f"save_to(save_path={str(file)!r}) has left no file there, which was to go to {target}")
     with file.open("rb") as content:
         disk.write(target, iter(lambda: content.read(_CHUNK), b""))

@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.reading.load import open_checkpoint
+from nemologger.disk.there import is_dir
 from nemologger.errors import CheckpointError, ModelMismatchError
 from nemologger.loading.checkpoint_io import align_to, check_model
 
@@ -66,7 +67,7 @@ class RestoreWeights(Callback):
             return
         lightning_port.settle_precision(trainer)
         strict = pl_module.strict_loading
-        if strict and self.checkpoint.is_dir():
+        if strict and is_dir(self.checkpoint):
             check_model(self.checkpoint, sharded_state.model_state(trainer.strategy), pl_module)
         checkpoint = self._read(trainer, optimizer=False)
         if sharded_state.shards_state(trainer.strategy):  # it only loads what a run goes on from
@@ -82,7 +83,7 @@ class RestoreWeights(Callback):
         checkpoint = self._read(trainer, model=False)
         if "optimizer_states" not in checkpoint:
             raise CheckpointError(f"{self.checkpoint} holds no optimizer state: set load_optim_state=False")
-        if self.checkpoint.is_dir():
+        if is_dir(self.checkpoint):
             align_to(trainer, self.checkpoint, checkpoint["optimizer_states"])
         if sharded_state.shards_state(trainer.strategy):
             by_number = lightning_port.optimizer_names(trainer)
@@ -95,7 +96,7 @@ class RestoreWeights(Callback):
         """The checkpoint; if it is a directory, without what is not asked for."""
         strategy = trainer.strategy
         sharded = sharded_state.shards_state(strategy)
-        if self.checkpoint.is_dir():
+        if is_dir(self.checkpoint):
             opened = open_checkpoint(self.checkpoint, verified=True)  # by AutoResume
             if sharded:
                 return opened.read(sharded_state.templates(strategy), model=model, optimizer=optimizer)

@@ -25,6 +25,7 @@ from nemologger import names
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.disk import Disk
+from nemologger.disk.there import exists, is_dir, is_file, is_symlink
 from nemologger.errors import DamagedCheckpointError
 from nemologger.stores.path import in_store
 
@@ -48,7 +49,7 @@ def begin(disk: Disk, checkpoint: Path, directories: Sequence[str] = (names.WEIG
         _make_durable(disk, checkpoint.parent)
         aside = _set_aside(checkpoint)
         published = is_published(checkpoint)
-        strange = checkpoint.exists() and not names.marker(checkpoint).exists()
+        strange = exists(checkpoint) and not exists(names.marker(checkpoint))
         if strange and not published:
             _refuse_what_is_no_checkpoint(checkpoint)
         if published or (strange and not os.path.lexists(aside)):
@@ -93,7 +94,7 @@ def abandon(disk: Disk, checkpoint: Path) -> None:
     if is_published(checkpoint):  # it failed before it touched the earlier one
         disk.remove(names.marker(checkpoint))
         return
-    if names.marker(checkpoint).exists():
+    if exists(names.marker(checkpoint)):
         disk.remove(checkpoint)
         disk.sync(checkpoint.parent)
         disk.remove(names.marker(checkpoint))
@@ -114,9 +115,9 @@ def unpublish(disk: Disk, checkpoint: Path) -> bool:
     Returns:
         Whether there is something left for :func:`clear`.
     """
-    if not checkpoint.exists() and not checkpoint.is_symlink():
+    if not exists(checkpoint) and not is_symlink(checkpoint):
         return False
-    if checkpoint.is_symlink() or not checkpoint.is_dir():
+    if is_symlink(checkpoint) or not is_dir(checkpoint):
         disk.remove(checkpoint)
         disk.sync(checkpoint.parent)
         return False
@@ -181,7 +182,7 @@ def point(disk: Disk, checkpoint: Path, link: Path) -> None:
     Raises:
         OSError: If that failed; a FileExistsError if what is there must not be replaced.
     """
-    if not link.is_symlink() and link.exists():
+    if not is_symlink(link) and exists(link):
         _refuse_what_is_no_checkpoint(link)
         retract(disk, link)
     disk.symlink(link, checkpoint.name)
@@ -197,10 +198,10 @@ def tidy(disk: Disk, directory: Path) -> list[str]:
         A line for each thing that was done.
     """
     done: list[str] = []
-    if not directory.is_dir():
+    if not is_dir(directory):
         return done
     for mark in sorted(directory.glob(f"*{names.UNFINISHED}")):
-        if mark.is_file() and not mark.stat().st_size:  # else somebody's text
+        if is_file(mark) and not mark.stat().st_size:  # else somebody's text
             done += _settle(disk, mark, _settle_marked)
     for aside in sorted(directory.glob(f"*{names.REPLACED}")):
         done += _settle(disk, aside, _settle_aside)
@@ -229,7 +230,7 @@ def is_published(checkpoint: Path) -> bool:
 
 def holds_a_checkpoint(checkpoint: Path) -> bool:
     """Whether a complete checkpoint lies at ``checkpoint`` itself, not where it points to."""
-    return is_published(checkpoint) and not checkpoint.is_symlink()
+    return is_published(checkpoint) and not is_symlink(checkpoint)
 
 
 def _settle(disk: Disk, path: Path, how: Callable[[Disk, Path], list[str]]) -> list[str]:
@@ -262,7 +263,7 @@ def _settle_partial(disk: Disk, partial: Path) -> list[str]:
 
 def _settle_aside(disk: Disk, aside: Path) -> list[str]:
     checkpoint = aside.with_name(aside.name[: -len(names.REPLACED)])
-    if not aside.is_symlink() and not (aside / names.WEIGHTS).is_dir():
+    if not is_symlink(aside) and not is_dir(aside / names.WEIGHTS):
         return []  # a stranger's, who likes the name
     if is_published(checkpoint):
         retract(disk, aside)
@@ -289,7 +290,7 @@ def _make_way(disk: Disk, aside: Path) -> None:
 def _put_back(disk: Disk, checkpoint: Path) -> bool:
     """Give what was set aside its name again, if it is free. Whether there was something."""
     aside = _set_aside(checkpoint)
-    if not aside.exists() or names.marker(aside).exists() or os.path.lexists(checkpoint):
+    if not exists(aside) or exists(names.marker(aside)) or os.path.lexists(checkpoint):
         return False
     disk.rename(aside, checkpoint)
     disk.sync(checkpoint.parent)
@@ -308,8 +309,8 @@ def _refuse_what_is_no_checkpoint(path: Path) -> None:
         FileExistsError: If there is such a thing.
     """
     parts = (names.WEIGHTS, names.EMA_WEIGHTS, names.CONTEXT, names.MANIFEST, names.DCP_METADATA)
-    is_one = path.is_symlink() or path.suffix == ".ckpt" or any((path / part).exists() for part in parts)
-    if not is_one and not (path.is_dir() and not any(path.iterdir())):
+    is_one = is_symlink(path) or path.suffix == ".ckpt" or any(exists(path / part) for part in parts)
+    if not is_one and not (is_dir(path) and not any(path.iterdir())):
         raise FileExistsError(
             errno.EEXIST, "this is no checkpoint, and is not replaced by one: move it, or change filename", str(path)
         )
@@ -321,7 +322,7 @@ def _set_aside(checkpoint: Path) -> Path:
 
 def _make_durable(disk: Disk, directory: Path) -> None:
     """Create ``directory`` so that it outlives a crash: a new entry lasts once the directory above it is synced."""
-    fresh = [d for d in (directory, *directory.parents) if not d.exists()]
+    fresh = [d for d in (directory, *directory.parents) if not exists(d)]
     disk.make_directory(directory)
     for one in reversed(fresh):
         disk.sync(one.parent)

@@ -16,6 +16,7 @@ from nemologger import names
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.weights import read_common
+from nemologger.disk.there import exists, is_dir, is_symlink
 from nemologger.errors import CheckpointError, DamagedCheckpointError, NemologgerError, UnfinishedCheckpointError
 from nemologger.stores.path import in_store, is_unknown
 
@@ -66,7 +67,7 @@ class Found:
 
 def survey(directory: Path) -> list[Found]:
     """Every checkpoint in ``directory``, by name; also the damaged and unfinished ones."""
-    if not directory.is_dir():
+    if not is_dir(directory):
         return []
     paths = sorted(directory.iterdir())
     if in_store(directory) is None:
@@ -107,21 +108,21 @@ def survey_below(directory: Path) -> list[Found]:
 
 def inspect(path: Path) -> Found:
     """What the checkpoint at ``path`` is, by its manifest; its files are not read."""
-    if (path / names.MANIFEST).exists():
+    if exists(path / names.MANIFEST):
         try:
             return Found(path, Status.COMPLETE, manifest=manifests.read(path))
         except DamagedCheckpointError as error:
             return Found(path, Status.DAMAGED, str(error))
     for mark in (names.marker(path), names.marker(path.with_name(path.name.removesuffix(".ckpt")))):
-        if mark.exists():  # NeMo marks a file X.ckpt with X-unfinished
+        if exists(mark):  # NeMo marks a file X.ckpt with X-unfinished
             return Found(path, Status.UNFINISHED, f"{mark.name} is beside it")
-    if path.is_symlink() and not path.exists():
+    if is_symlink(path) and not exists(path):
         return Found(path, Status.DAMAGED, f"a link to {path.readlink()}, which is not there")
-    if path.is_dir() and _is_ours(path):
+    if is_dir(path) and _is_ours(path):
         return Found(path, Status.DAMAGED, f"it has no {names.MANIFEST}")
-    if (path / names.WEIGHTS).is_dir() or (path / names.CONTEXT).is_dir():
+    if is_dir(path / names.WEIGHTS) or is_dir(path / names.CONTEXT):
         for part in (names.DCP_METADATA, names.COMMON):
-            if not (path / names.WEIGHTS / part).exists():
+            if not exists(path / names.WEIGHTS / part):
                 why = f"it has no {names.WEIGHTS}/{part}"
                 if any((path / names.WEIGHTS).glob("*")):
                     return Found(path, Status.DAMAGED, why)
@@ -137,7 +138,7 @@ def settled(path: Path) -> Path:
     (:func:`nemologger.checkpoint.commit.tidy`), perhaps after somebody has chosen to go on from it.
     """
     home = path.with_name(path.name.removesuffix(names.REPLACED))
-    return home if home.exists() and not path.exists() else path
+    return home if exists(home) and not exists(path) else path
 
 
 def newest(
@@ -214,11 +215,11 @@ def _is_beside(path: Path) -> bool:
 def _looks_like_one(path: Path) -> bool:
     if _is_beside(path):
         return False
-    if path.is_symlink() and not path.exists():
+    if is_symlink(path) and not exists(path):
         return True
-    if path.is_dir():
-        return any((path / part).exists() for part in (names.WEIGHTS, names.MANIFEST, names.CONTEXT)) or (
-            names.marker(path).exists()
+    if is_dir(path):
+        return any(exists(path / part) for part in (names.WEIGHTS, names.MANIFEST, names.CONTEXT)) or (
+            exists(names.marker(path))
         )
     # NeMo 1 writes averaged weights beside a checkpoint X.ckpt: nothing to go on from.
     return path.suffix == ".ckpt" and not path.name.endswith("-EMA.ckpt")

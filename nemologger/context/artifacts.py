@@ -15,6 +15,7 @@ from nemologger.context import configs
 from nemologger.context.capture import is_tracked
 from nemologger.context.configs import step
 from nemologger.disk import Disk
+from nemologger.disk.there import exists, is_dir, is_file
 from nemologger.errors import ContextError, RefusedError
 
 _BLOCK = 16 << 20
@@ -90,7 +91,7 @@ class Copies:
         if not text:
             return
         source = Path(text)
-        is_there = source.is_dir() if isinstance(artifact, DirArtifact) else source.is_file()
+        is_there = is_dir(source) if isinstance(artifact, DirArtifact) else is_file(source)
         if is_there:
             name = self._name(source)
             kept = configs.config(pathlib.Path, name) if isinstance(value, fdl.Buildable) else name
@@ -126,9 +127,9 @@ class Copies:
         """Copy the files into ``directory``."""
         for name, source in self.sources.items():
             target = directory / name
-            if target.exists() and target.samefile(source):
+            if exists(target) and target.samefile(source):
                 continue  # the object was loaded from this very context
-            if source.is_dir():
+            if is_dir(source):
                 disk.remove(target)
                 _copy_tree(source, target, disk)
             else:

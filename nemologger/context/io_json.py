@@ -16,6 +16,7 @@ from nemologger.context.policy import Policy, Trust
 from nemologger.context.serialized import Reader
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.context.uncaptured import Uncaptured
+from nemologger.disk.there import is_dir, is_file
 from nemologger.errors import ContextError, NotFoundError
 from nemologger.names import CHECKPOINTS, CONTEXT, IO_JSON, WEIGHTS
 from nemologger.stores.path import storage_path
@@ -72,12 +73,12 @@ def load_context(path: str | Path, subpath: str | None = None, build: bool = Tru
 def _find(path: Path) -> Path:
     candidates = [path, path / CONTEXT, *([path.parent / CONTEXT] if path.name == WEIGHTS else [])]
     for candidate in candidates:
-        if (candidate / IO_JSON).is_file():
+        if is_file(candidate / IO_JSON):
             return candidate
-    checkpoints = path / CHECKPOINTS if (path / CHECKPOINTS).is_dir() else path
+    checkpoints = path / CHECKPOINTS if is_dir(path / CHECKPOINTS) else path
     inside = sorted(found.parent.parent.name for found in checkpoints.glob(f"*/{CONTEXT}/{IO_JSON}"))
     hint = f" The checkpoints in {checkpoints} have one: {', '.join(inside)}." if inside else ""
-    what = "is a directory without" if path.is_dir() else "does not exist, so it has no"
+    what = "is a directory without" if is_dir(path) else "does not exist, so it has no"
     raise NotFoundError(f"{path} {what} {IO_JSON} or {CONTEXT}/{IO_JSON}.{hint}")
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, ClassVar, Protocol
 
 from nemologger.disk import direct_file
+from nemologger.disk.there import is_dir, is_symlink
 
 
 class Disk(Protocol):
@@ -149,7 +150,7 @@ class LocalDisk:
 
     def remove(self, path: Path) -> None:
         """See :class:`Disk`."""
-        if path.is_symlink() or not path.is_dir():
+        if is_symlink(path) or not is_dir(path):
             path.unlink(missing_ok=True)
         else:
             shutil.rmtree(path)

@@ -12,6 +12,7 @@ from nemologger.checkpoint.commit import retract
 from nemologger.checkpoint.find import survey
 from nemologger.disk import LocalDisk
 from nemologger.disk.lock import DirectoryLock
+from nemologger.disk.there import is_dir, is_file, is_symlink
 
 log = logging.getLogger("nemologger.exp_manager")
 
@@ -36,7 +37,7 @@ def clean_exp_ckpt(exp_log_dir: str | Path | None, remove_ckpt: bool = True, rem
     if exp_log_dir is None:
         return
     directory = Path(exp_log_dir) / names.CHECKPOINTS
-    if not directory.is_dir():
+    if not is_dir(directory):
         return
     disk = LocalDisk()
     lock = DirectoryLock(directory)
@@ -44,8 +45,8 @@ def clean_exp_ckpt(exp_log_dir: str | Path | None, remove_ckpt: bool = True, rem
     try:
         doomed = [found.path for found in survey(directory)] if remove_ckpt else []
         # Links first: none of them points into the void, even for a moment.
-        for path in sorted(doomed, key=lambda path: not path.is_symlink()):
-            if path.is_file() and not path.is_symlink():
+        for path in sorted(doomed, key=lambda path: not is_symlink(path)):
+            if is_file(path) and not is_symlink(path):
                 disk.remove(path)
             else:
                 retract(disk, path)

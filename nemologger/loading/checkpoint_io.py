@@ -31,6 +31,7 @@ from nemologger.checkpoint.state.optimizers import align, keep_digits
 from nemologger.checkpoint.state.plain import fill_in
 from nemologger.checkpoint.state.snapshot import is_stored
 from nemologger.checkpoint.weights import described
+from nemologger.disk.there import exists, is_dir
 from nemologger.errors import CheckpointError, DamagedCheckpointError, ModelMismatchError, NotFoundError, RefusedError
 from nemologger.stores.client import before_training
 from nemologger.stores.path import in_store, storage_path
@@ -100,8 +101,8 @@ class DirectoryCheckpointIO(CheckpointIO):
             self._asked, self._begins = (path, weights_only), True
         lightning_port.settle_precision(self._trainer)
         directory = settled(self.place_of(path))
-        if not directory.is_dir():
-            if not directory.exists():
+        if not is_dir(directory):
+            if not exists(directory):
                 raise NotFoundError(f"there is no checkpoint at {path}")
             return self._load_file(path, map_location, weights_only)
         strategy, module = self._trainer.strategy, self._trainer.lightning_module
@@ -153,9 +154,9 @@ class DirectoryCheckpointIO(CheckpointIO):
     def load_sharded(self, path: str | Path) -> dict[str, Any] | None:
         """As :meth:`load_checkpoint`, and load model and optimizers; None if ``path`` is not one of ours or NeMo's."""
         directory = settled(self.place_of(path))
-        if not any((part / names.DCP_METADATA).exists() for part in (directory, directory / names.WEIGHTS)):
+        if not any(exists(part / names.DCP_METADATA) for part in (directory, directory / names.WEIGHTS)):
             return None
-        if not any((part / names.COMMON).exists() for part in (directory, directory / names.WEIGHTS)):
+        if not any(exists(part / names.COMMON) for part in (directory, directory / names.WEIGHTS)):
             return None  # Lightning's own
         trainer = self._trainer
         checkpoint = self.load_checkpoint(directory)
@@ -242,7 +243,7 @@ class DirectoryCheckpointIO(CheckpointIO):
             return file.read(4).startswith((b"PK\x03\x04", b"\x80\x02"))
 
     def _is_finished(self, checkpoint: Path) -> bool:
-        if not (checkpoint / names.MANIFEST).exists():
+        if not exists(checkpoint / names.MANIFEST):
             return False
         manifest = manifests.read(checkpoint)
         return manifest.is_finished(max_steps=self._trainer.max_steps, max_epochs=self._trainer.max_epochs)

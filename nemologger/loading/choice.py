@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemologger import names
 from nemologger.checkpoint.find import Found, Status, inspect, newest, survey, survey_below
+from nemologger.disk.there import exists, is_dir, is_symlink
 from nemologger.errors import (
     CheckpointError,
     DamagedCheckpointError,
@@ -31,9 +32,9 @@ def named(path: Path, faults: Faults) -> Found:
         DamagedCheckpointError: If it is damaged.
         UnfinishedCheckpointError: If it was never finished.
     """
-    if path.name == names.WEIGHTS and (path.parent / names.MANIFEST).exists():
+    if path.name == names.WEIGHTS and exists(path.parent / names.MANIFEST):
         path = path.parent
-    if not path.exists() and not path.is_symlink():
+    if not exists(path) and not is_symlink(path):
         raise NotFoundError(f"there is no checkpoint at {path}{_nearby(path)}")
     found = inspect(path)
     if found.status is Status.UNFINISHED:
@@ -42,7 +43,7 @@ def named(path: Path, faults: Faults) -> Found:
         found = Found(path, Status.DAMAGED, "; ".join(wrong))
     if found.status is Status.DAMAGED:
         raise DamagedCheckpointError(f"{path} is damaged and was not loaded: {found.why}")
-    if path.is_dir() and found.status is Status.FOREIGN and not _holds_weights(path):
+    if is_dir(path) and found.status is Status.FOREIGN and not _holds_weights(path):
         _explain_wrong_directory(path)
         raise NotFoundError(f"{path} is not a checkpoint: it has no {names.WEIGHTS}/")
     return _warn_if_foreign(found) or found
@@ -99,7 +100,7 @@ def start_of(path: Path, faults: Faults) -> Path:
 
 
 def _holds_weights(path: Path) -> bool:
-    return any((weights / names.DCP_METADATA).exists() for weights in (path, path / names.WEIGHTS))
+    return any(exists(weights / names.DCP_METADATA) for weights in (path, path / names.WEIGHTS))
 
 
 def _warn_if_foreign(found: Found | None) -> Found | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nemologger.disk import Disk, LocalDisk
+from nemologger.disk.there import exists, is_dir, is_file
 from nemologger.errors import ConfigurationError, NemologgerError, NotFoundError
 from nemologger.run.directory import (
     COMMAND,
@@ -93,9 +94,9 @@ def to_copy(files: Sequence[str | Path], here: Path) -> dict[str, Path]:
     chosen: dict[str, Path] = {}
     for file in files:
         path = absolute(file, here)
-        if path.is_dir():
+        if is_dir(path):
             raise ConfigurationError(f"files_to_copy: {path} is a directory; name the files in it that matter.")
-        if not path.is_file():
+        if not is_file(path):
             raise NotFoundError(f"files_to_copy: there is no file {path} (given as {str(file)!r}, seen from {here}).")
         if path in chosen.values():
             continue
@@ -124,9 +125,9 @@ def put_aside(directory: Path, also: Sequence[str] = (), *, disk: Disk | None = 
     disk = disk or LocalDisk()
     gathered = directory / ".run.partial"
     earlier = [
-        file for file in sorted(directory.iterdir()) if file.is_file() and (is_log_file(file.name) or file.name in also)
+        file for file in sorted(directory.iterdir()) if is_file(file) and (is_log_file(file.name) or file.name in also)
     ]
-    if not earlier and not gathered.exists():
+    if not earlier and not exists(gathered):
         return None
     number = 0
     while os.path.lexists(directory / earlier_life(number)):

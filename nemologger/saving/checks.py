@@ -16,6 +16,7 @@ from torch.distributed.fsdp import FlatParameter
 
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.state.snapshot import check_form
+from nemologger.disk.there import exists
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import decide
 from nemologger.saving.monitor import is_of_validation, why_it_cannot_appear
@@ -221,7 +222,7 @@ def check_shared(ranks: Ranks, disk: Disk, directory: Path) -> None:
         with contextlib.suppress(OSError):
             disk.make_directory(directory)
     end = time.monotonic() + _UNTIL_SEEN
-    while not (seen := probe.exists()) and time.monotonic() < end:
+    while not (seen := exists(probe)) and time.monotonic() < end:
         time.sleep(0.1)
 
     def blind(all_seen: list[tuple[str, bool]]) -> str:

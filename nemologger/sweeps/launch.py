@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemologger import names
+from nemologger.disk.there import exists
 from nemologger.errors import SweepError
 from nemologger.sweeps import launchers, record
 from nemologger.sweeps.record import State
@@ -71,7 +72,7 @@ def report(note: Path, launch: str) -> None:
     Raises:
         SweepError: Combinations have failed.
     """
-    if not note.exists():
+    if not exists(note):
         return
     sweep = Path(json.loads(note.read_text()))
     done = record.of_launch(sweep, launch)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nemologger.combination import VARIABLE, SweepJob
+from nemologger.disk.there import exists
 from nemologger.errors import ConfigurationError, SweepError
 from nemologger.run.directory import VERSION_VARIABLE
 from nemologger.sweeps import child, devices, launchers, record
@@ -176,7 +177,7 @@ def _how_it_ended(code: int, output: Path | None) -> str:
     text = f"its process ended {_code(code)} before the job function returned"
     if code == 0:
         return text + ": does the script call the decorated function when it is run?"
-    if output is None or not output.exists():
+    if output is None or not exists(output):
         return text + "; what it printed is above"
     return f"{text}; the end of {output}:\n{output.read_text(errors='replace')[-_TAIL:]}"
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
 
+from nemologger.disk.there import is_dir, is_file
 from nemologger.trackers.tracker import Logged, Tracker, Uploaded, require
 
 if TYPE_CHECKING:
@@ -158,7 +159,7 @@ class ClearMLLogger(Tracker, Logger):
         if not checkpoints:
             return
         model, newest = self._output_model(), checkpoints[-1]
-        if newest.is_dir():
+        if is_dir(newest):
             model.update_weights_package(weights_path=str(newest), auto_delete_file=False)
         else:
             model.update_weights(weights_filename=str(newest), auto_delete_file=False)
@@ -268,7 +269,7 @@ class _OfflineMetrics:
         return steps
 
     def _events(self) -> Iterator[dict[str, Any]]:
-        for line in self._path.read_text(encoding="utf-8").splitlines() if self._path.is_file() else ():
+        for line in self._path.read_text(encoding="utf-8").splitlines() if is_file(self._path) else ():
             try:
                 yield from json.loads(line)
             except ValueError:  # the process was killed while it wrote

@@ -17,6 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger.condition import holds
 from nemologger.disk import LocalDisk
+from nemologger.disk.there import exists, is_file
 from nemologger.errors import ConfigurationError
 from nemologger.trackers.own_file import Entry, FileTracker, LoggedAgain, append, is_whole, put_aside, read_lines
 
@@ -147,7 +148,7 @@ class MetricsFile:
         self.metrics: list[dict[str, Any]] = []
         self.hparams: dict[str, Any] = {}
         self._path = directory / METRICS
-        self._had_rows = self._path.exists()
+        self._had_rows = exists(self._path)
         self._is_checked = False
         self._again = LoggedAgain()
         self._columns = self._read_columns()
@@ -172,7 +173,7 @@ class MetricsFile:
         earlier = self._rows() if any(self._again.concerns(row["step"]) for row in rows) else []
         names = {key for row in rows if self._again.concerns(row["step"]) for key in row}
         gone = self._again.replaced(map(_entry, earlier), names)
-        if new or not self._columns or gone or not self._path.is_file():
+        if new or not self._columns or gone or not is_file(self._path):
             columns = [*(self._columns or ["step"]), *new]
             there = [row for number, row in enumerate(self._rows()) if number not in gone]
             self._rewrite([*there, *rows], columns)
@@ -210,7 +211,7 @@ class MetricsFile:
             self._columns, self._had_rows = [], False
 
     def _read_columns(self) -> list[str]:
-        if not self._path.is_file():
+        if not is_file(self._path):
             return []
         with self._path.open(encoding="utf-8", newline="") as file:
             columns = next(csv.reader(file), [])

@@ -22,6 +22,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger import lightning_port
 from nemologger.disk import LocalDisk
+from nemologger.disk.there import exists
 from nemologger.trackers.own_file import Entry, FileTracker, LoggedAgain, append, is_whole, put_aside, read_lines
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class LineStream:
         self.path = path
         self._verbosity, self._stdout = verbosity, stdout
         self._start = time.time()
-        self._had_lines = path is not None and path.exists()
+        self._had_lines = path is not None and exists(path)
         self._is_checked = False
         self._again = LoggedAgain()
         self._units: dict[str, str] = {}

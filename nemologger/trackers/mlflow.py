@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import MLFlowLogger as LightningMLFlowLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger import lightning_port
+from nemologger.disk.there import is_file
 from nemologger.trackers.outbox import PATIENCE
 from nemologger.trackers.tracker import KeptId, Logged, Tracker, Uploaded, require
 
@@ -286,8 +287,8 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
 
     def _upload(self, callback: ModelCheckpoint) -> None:
         for path in self._uploaded.new(callback):
-            log_to = "checkpoints" if path.is_file() else f"checkpoints/{path.name}"
-            log_it = self.experiment.log_artifact if path.is_file() else self.experiment.log_artifacts
+            log_to = "checkpoints" if is_file(path) else f"checkpoints/{path.name}"
+            log_it = self.experiment.log_artifact if is_file(path) else self.experiment.log_artifacts
             log_it(str(self.run_id), str(path), log_to)
             self._uploaded.add(path)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 from nemologger.disk import LocalDisk
+from nemologger.disk.there import exists, is_file
 from nemologger.trackers.tracker import Logged, Tracker
 
 
@@ -87,7 +88,7 @@ class LoggedAgain:
 
 def read_lines(path: Path) -> list[str]:
     """The lines of ``path`` with their ends; without a last one that a killed process did not write to its end."""
-    if not path.is_file():
+    if not is_file(path):
         return []
     with path.open(encoding="utf-8", errors="replace", newline="") as file:
         return [line for line in file if line.endswith("\n")]
@@ -99,7 +100,7 @@ def append(path: Path, text: str) -> None:
     Raises:
         OSError: It could not be written.
     """
-    size = path.stat().st_size if path.is_file() else 0
+    size = path.stat().st_size if is_file(path) else 0
     try:
         with path.open("a", encoding="utf-8", newline="") as file:
             file.write(text)
@@ -111,7 +112,7 @@ def append(path: Path, text: str) -> None:
 
 def is_whole(path: Path) -> bool:
     """Whether the last line of ``path`` was written to its end."""
-    if not path.is_file() or not path.stat().st_size:
+    if not is_file(path) or not path.stat().st_size:
         return True
     with path.open("rb") as file:
         file.seek(-1, 2)
@@ -121,6 +122,6 @@ def is_whole(path: Path) -> bool:
 def put_aside(path: Path) -> Path:
     """Rename ``metrics.csv`` to the first of ``metrics-0.csv``, ``metrics-1.csv``, … that is free."""
     numbered = (path.with_stem(f"{path.stem}-{number}") for number in itertools.count())
-    aside = next(name for name in numbered if not name.exists())
+    aside = next(name for name in numbered if not exists(name))
     LocalDisk().rename(path, aside)
     return aside

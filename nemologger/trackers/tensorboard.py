@@ -8,6 +8,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from nemologger import lightning_port
+from nemologger.disk.there import is_dir
 from nemologger.run.directory import RunDirectory
 
 
@@ -53,4 +54,4 @@ def void_from(logger: TensorBoardLogger, step: int) -> None:
 
 def _event_files(logger: TensorBoardLogger) -> list[Path]:
     directory = Path(logger.log_dir)
-    return [*directory.glob("events.out.tfevents.*")] if directory.is_dir() else []
+    return [*directory.glob("events.out.tfevents.*")] if is_dir(directory) else []

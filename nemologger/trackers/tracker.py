@@ -13,6 +13,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger.checkpoint import manifest
 from nemologger.disk import LocalDisk
+from nemologger.disk.there import exists, is_file
 from nemologger.errors import ConfigurationError, DamagedCheckpointError
 from nemologger.run.directory import RunDirectory
 from nemologger.saving.kept_checkpoints import KeptCheckpoints
@@ -221,7 +222,7 @@ class KeptId:
         disk.sync(self._file.parent)
 
     def _lines(self) -> dict[str, str]:
-        if self._file is None or not self._file.is_file():
+        if self._file is None or not is_file(self._file):
             return {}
         pairs = [line.partition(" ") for line in self._file.read_text(encoding="utf-8").splitlines()]
         return {of: run_id for run_id, _, of in pairs}
@@ -293,7 +294,7 @@ def check_apart(loggers: Iterable[object]) -> None:
 def checkpoints_of(checkpoint: ModelCheckpoint) -> list[Path]:
     """The checkpoints that ``checkpoint`` keeps, files or directories, the last one last. None that are in a store."""
     paths = [*checkpoint.best_k_models, checkpoint.best_model_path, checkpoint.last_model_path]
-    there = dict.fromkeys(Path(path).resolve() for path in paths if path and Path(path).exists())
+    there = dict.fromkeys(Path(path).resolve() for path in paths if path and exists(Path(path)))
     return sorted(there, key=_saved_at)
 
 

@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 
 from nemologger import lightning_port
 from nemologger.disk import Disk, LocalDisk
+from nemologger.disk.there import is_dir, is_file
 from nemologger.run.directory import WANDB_ID, RunDirectory
 from nemologger.saving.kept_checkpoints import KeptCheckpoints
 from nemologger.trackers import wandb_file
@@ -39,7 +40,7 @@ def run_id(directory: Path, loggers: Sequence[WandbLogger], *, disk: Disk | None
     """
     disk = disk or LocalDisk()
     file = directory / WANDB_ID
-    kept = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    kept = file.read_text(encoding="utf-8").strip() if is_file(file) else ""
     given = next((i for i in map(_given_id, loggers) if i), None) or os.environ.get("WANDB_RUN_ID")
     chosen = given or kept or secrets.token_hex(4)
     if chosen != kept:
@@ -94,7 +95,7 @@ def _log_checkpoints(logger: WandbLogger, known: Uploaded, checkpoint: ModelChec
     title = lightning_port.wandb_artifact(logger) or f"model-{logger.experiment.id}"
     best = checkpoint.best_model_path
     for path in known.new(checkpoint):
-        if path.is_dir():
+        if is_dir(path):
             scores = {Path(of).resolve(): float(score) for of, score in checkpoint.best_k_models.items()}
             about = {"original_filename": path.name, "score": scores.get(path), "monitor": checkpoint.monitor}
             artifact = wandb.Artifact(title, type="model", metadata={**about, "mode": checkpoint.mode})

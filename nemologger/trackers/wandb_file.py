@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from nemologger.disk.there import is_file
+
 log = logging.getLogger(__name__)
 
 _MAGIC = b":W&B"
@@ -41,7 +43,7 @@ def history(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _records(file: Path) -> Iterator[bytes]:
-    data = file.read_bytes() if file.is_file() else b""
+    data = file.read_bytes() if is_file(file) else b""
     if not data.startswith(_MAGIC):
         return
     at, parts = _HEADER, b""

@@ -19,6 +19,7 @@ from nemologger.checkpoint.keeping.decision import Decision
 from nemologger.checkpoint.keeping.retention import Kept, Policy
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.disk import Disk
+from nemologger.disk.there import is_symlink
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def look(disk: Disk, directory: Path, owner: Owner, *, alone: bool) -> Shelf:
     ]
     mine = [(path, manifest) for path, manifest in complete if _is_mine(path, manifest, owner, alone=alone)]
     lasts = [(manifest.order, str(path)) for path, manifest in mine if path.name.endswith(names.LAST)]
-    kept = tuple(as_kept(path, manifest) for path, manifest in mine if not path.is_symlink())
+    kept = tuple(as_kept(path, manifest) for path, manifest in mine if not is_symlink(path))
     newest = max((manifest for _, manifest in complete), key=lambda m: m.order, default=Manifest(step=-1, epoch=0))
     strangers = [path.name for path, manifest in complete if manifest.owner.get("monitor") != owner.get("monitor")]
     if strangers and alone:
@@ -90,7 +91,7 @@ def look(disk: Disk, directory: Path, owner: Owner, *, alone: bool) -> Shelf:
 
 
 def _is_mine(path: Path, manifest: Manifest, owner: Owner, *, alone: bool) -> bool:
-    original = path.resolve().name if path.is_symlink() else path.name
+    original = path.resolve().name if is_symlink(path) else path.name
     if manifest.name not in ("", original):
         return False  # a copy that somebody made under another name
     same = all(manifest.owner.get(key) == owner.get(key) for key in ("monitor", "mode"))
@@ -108,7 +109,7 @@ def prune(disk: Disk, remove: Remove, shelf: Shelf, policy: Policy, *, protected
         protected: Paths that must stay, such as the one that the run has resumed from.
     """
     pointer = disk.path(shelf.last)
-    last = str(pointer.resolve()) if shelf.last and pointer.is_symlink() else shelf.last
+    last = str(pointer.resolve()) if shelf.last and is_symlink(pointer) else shelf.last
     going = [k for k in policy.surplus(shelf.kept, last) if k.path not in protected]
     for victim in going:
         remove(disk.path(victim.path))
@@ -175,7 +176,7 @@ def settle(
     doomed = [k.path for k in going] + ([decision.replaces] if decision.replaces else [])
     is_there_still = shelf.last in ("", last, *doomed, *(k.path for k in kept))
     # What is kept is no link. Asking a store might fail, and a checkpoint is published.
-    if not is_there_still and (not disk.can_rename or disk.path(shelf.last).is_symlink()):
+    if not is_there_still and (not disk.can_rename or is_symlink(disk.path(shelf.last))):
         doomed.insert(0, shelf.last)
     for victim in doomed:
         if victim not in protected:

@@ -21,6 +21,7 @@ from nemologger.checkpoint.manifest import BLOCK, FileRecord
 from nemologger.checkpoint.reading.overlaps import Block, Rows, Run, to_read
 from nemologger.checkpoint.state.stage import memory_of
 from nemologger.checkpoint.weights import Payload
+from nemologger.disk.there import exists
 from nemologger.errors import DamagedCheckpointError
 from nemologger.stores.path import StorePath, is_unknown
 
@@ -166,7 +167,7 @@ class _IntoColumns:
 def _records(weights: StorePath) -> dict[str, FileRecord]:
     """What the manifest says of the files; nothing if there is none, because another tool wrote them."""
     checkpoint = weights.parent
-    if not (checkpoint / names.MANIFEST).exists():
+    if not exists(checkpoint / names.MANIFEST):
         return {}
     files = manifests.read(cast(Path, checkpoint)).files
     return {

@@ -19,6 +19,7 @@ from nemologger.checkpoint.reading.read import read_parts, read_tensors
 from nemologger.checkpoint.state.snapshot import MODEL, OPTIMIZERS, restore
 from nemologger.checkpoint.verify import first_problem, problems
 from nemologger.checkpoint.weights import read_common
+from nemologger.disk.there import exists
 from nemologger.errors import DamagedCheckpointError, NotFoundError
 
 Template = Callable[[str, tuple[int, ...]], "torch.Tensor | None"]
@@ -104,7 +105,7 @@ def recorded(weights: Path) -> dict[str, FileRecord]:
         DamagedCheckpointError: If the manifest or a small file is not as it was written.
     """
     checkpoint, home = weights.parent, weights.name
-    if home not in (names.WEIGHTS, names.EMA_WEIGHTS) or not (checkpoint / names.MANIFEST).exists():
+    if home not in (names.WEIGHTS, names.EMA_WEIGHTS) or not exists(checkpoint / names.MANIFEST):
         return {}
     manifest = manifests.read(checkpoint)
     inside = [file for file in manifest.files if Path(file).parent == Path(home)]
@@ -221,7 +222,7 @@ def averages_of(checkpoint: Path) -> Path | None:
     """The directory with the averaged weights of ``checkpoint``, which may be its ``weights/`` or that directory itself."""
     home = checkpoint.parent if checkpoint.name in (names.WEIGHTS, names.EMA_WEIGHTS) else checkpoint
     averages = home / names.EMA_WEIGHTS
-    return averages if (averages / names.DCP_METADATA).exists() else None
+    return averages if exists(averages / names.DCP_METADATA) else None
 
 
 def weights_of(checkpoint: Path) -> Path:
@@ -231,7 +232,7 @@ def weights_of(checkpoint: Path) -> Path:
         NotFoundError: If there is none.
     """
     for candidate in (checkpoint / names.WEIGHTS, checkpoint):
-        if (candidate / names.DCP_METADATA).exists():
+        if exists(candidate / names.DCP_METADATA):
             return candidate
     raise NotFoundError(
         f"{checkpoint} holds no weights: neither it nor its {names.WEIGHTS}/ has a {names.DCP_METADATA}. A checkpoint "

@@ -35,6 +35,7 @@ from nemologger.checkpoint.writing.staging import Staging
 from nemologger.checkpoint.writing.writer import Writer
 from nemologger.checkpoint.writing.writer_main import Job
 from nemologger.disk import Disk
+from nemologger.disk.there import exists
 from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
 from nemologger.ranks import Ranks, decide, together_at_zero
 from nemologger.stores.path import in_store
@@ -294,7 +295,7 @@ class AsyncSaver:
         self._in_flight = None
         if self._ranks.rank == 0 and save.published is None:
             missing = [
-                rank for rank in range(1, self._ranks.world_size) if not report_of(save.checkpoint, rank).exists()
+                rank for rank in range(1, self._ranks.world_size) if not exists(report_of(save.checkpoint, rank))
             ]
             why = save.error or f"nothing more comes from {', '.join(f'rank {rank}' for rank in missing) or 'rank 0'}"
             log.error("checkpoint %s, which was being written, is lost: %s", save.checkpoint, why)

@@ -17,6 +17,7 @@ from nemologger.checkpoint.writing.directories import common_files
 from nemologger.checkpoint.writing.plan import Plan, Planner
 from nemologger.checkpoint.writing.write import write_file, write_share
 from nemologger.disk import Disk
+from nemologger.disk.there import exists, is_file
 from nemologger.errors import CheckpointError, NemologgerError, SaveFailedError, SilentRankError
 from nemologger.ranks import Ranks, decide, together_at_zero
 from nemologger.stores.path import in_store
@@ -120,7 +121,7 @@ def _check_shares(checkpoint: Path, shares: list[dict[str, FileRecord]]) -> None
     for rank, share in enumerate(shares):
         for name, record in share.items():
             path = checkpoint / name
-            if not path.exists() or path.stat().st_size != record.size:
+            if not exists(path) or path.stat().st_size != record.size:
                 raise CheckpointError(
                     f"rank 0 does not see {path}, which rank {rank} wrote: the run directory must be on a file system "
                     "that all ranks share"
@@ -131,7 +132,7 @@ def _records_below(checkpoint: Path, directory: Path) -> dict[str, FileRecord]:
     """The records of files that somebody else wrote into ``directory``."""
     records = {}
     for path in sorted(directory.rglob("*")):
-        if path.is_file():
+        if is_file(path):
             recorder = manifests.Recorder()
             with path.open("rb") as file:
                 for _ in recorder.over(iter(lambda file=file: file.read(_READ_SIZE), b"")):  # type: ignore[misc]
