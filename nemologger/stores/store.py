@@ -209,9 +209,10 @@ class Store:
                 raise
 
     def _create(self, url: str, content: Sequence[bytes | memoryview]) -> None:
-        if self.protocol not in S3:  # clients of other stores may not know the mode, or take it and not care
+        knows_the_mode = "mode" in signature(self._fs.pipe_file).parameters
+        if self.protocol not in S3 or not knows_the_mode:  # clients of other stores may take it and not care
             self._refuse_if_there(url)
-            if "mode" not in signature(self._fs.pipe_file).parameters:
+            if not knows_the_mode:
                 self._send(url, content)
                 return
         try:
