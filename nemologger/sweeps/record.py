@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ OUTPUT = "output.log"
 SWEEPS = "sweeps"
 
 
-class State(str, Enum):
+class State(StrEnum):
     """How far a combination got."""
 
     RUNNING = "running"  # or its process was killed: nobody was left to say so

@@ -36,7 +36,7 @@ VALUES = {
     "path": pathlib.Path("a/b"),
     "pure path": pathlib.PurePosixPath("c"),
     "timedelta": datetime.timedelta(days=-1, hours=3, microseconds=5),
-    "datetime": datetime.datetime(2020, 1, 1, 5, tzinfo=datetime.timezone.utc),
+    "datetime": datetime.datetime(2020, 1, 1, 5, tzinfo=datetime.UTC),
     "naive datetime": datetime.datetime(2020, 1, 1, 5),  # noqa: DTZ001
     "date": datetime.date(2020, 2, 3),
     "enum": Color.RED,

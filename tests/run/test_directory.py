@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from nemologger.run.directory import (
     run_directory,
 )
 
-NOON = datetime(2026, 11, 20, 12, 0, 5, tzinfo=timezone.utc)
+NOON = datetime(2026, 11, 20, 12, 0, 5, tzinfo=UTC)
 HERE = Path("/place/here")
 
 

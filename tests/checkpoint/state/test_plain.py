@@ -12,7 +12,7 @@ import sys
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass, field, fields
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta, timezone
 from enum import Enum, Flag, IntEnum
 from pathlib import Path
 
@@ -120,7 +120,7 @@ hashables = st.one_of(
     st.text(st.characters(categories=["L"]), min_size=1, max_size=5).map(Path),
     st.timedeltas(),
     st.datetimes(),
-    st.datetimes(timezones=st.sampled_from([timezone.utc, timezone(timedelta(hours=5, minutes=30))])),
+    st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))])),
     st.dates(),
     st.sampled_from([torch.float32, torch.uint16, torch.device("cpu"), torch.Size([2, 3]), Path, Schedule, a_function]),
 )
@@ -429,7 +429,7 @@ def test_random_states_come_back():
 
 
 def test_dates_keep_their_zone():
-    moment = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=timezone.utc)
+    moment = datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=UTC)
     back, _ = saved([moment, date(2026, 1, 2), timedelta(days=-1, microseconds=1), pathlib.PurePosixPath("a")])
     assert back == [moment, date(2026, 1, 2), timedelta(days=-1, microseconds=1), Path("a")]
     assert back[0].utcoffset() == timedelta(0)
