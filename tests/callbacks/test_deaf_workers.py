@@ -21,12 +21,13 @@ class Data:
     def __len__(self): return 9
     def __getitem__(self, index): return index if index < 2 else time.sleep(3600)
 
-deaf_workers._LEAVING = 0.5
-loader = DataLoader(Data(), num_workers=2, prefetch_factor=2)
-deaf_workers.DeafWorkers(15).add(loader)
-batches = iter(loader)
-next(batches)
-sys.exit(3)
+if __name__ == "__main__":  # workers that are not forked read this too
+    deaf_workers._LEAVING = 0.5
+    loader = DataLoader(Data(), num_workers=2, prefetch_factor=2)
+    deaf_workers.DeafWorkers(15).add(loader)
+    batches = iter(loader)
+    next(batches)
+    sys.exit(3)
 """
 
 
