@@ -157,6 +157,37 @@ def test_a_flipped_byte_is_found_and_the_one_before_is_used(s3, caplog, capsys):
         nl.AutoResume(resume_from_path=f"{s3.url}/step=5").setup(trainer)
 
 
+def test_an_upload_without_a_marker_is_dropped_by_the_next_run(s3):
+    """A rank that hangs may begin one when the others have given up the save, and is killed then. Its parts cost money."""
+    for key in ("step=7/weights/__1_0.distcp", "step=7/context/tokens", "data.bin", "data/weights/of/others"):
+        s3.client.create_multipart_upload(Bucket=s3.name, Key=f"runs/{key}")
+    names_in(s3.url)  # a reader drops nothing
+    assert len(s3.pending()) == 4
+    life(s3.url, 5)
+    assert s3.pending() == ["runs/data.bin", "runs/data/weights/of/others"]
+
+
+def test_a_listing_that_is_old(s3, monkeypatch):
+    """What it does not show yet is asked for by name."""
+    with monkeypatch.context() as patch:
+        patch.setattr(store.Store, "below", lambda self, url: {})
+        life(s3.url, 5, resume=False)
+    assert names_in(s3.url) == ["step=5", "step=5-last"]
+    (found,) = [one for one in survey(storage_path(s3.url)) if one.path.name == "step=5"]
+    assert "context/io.json" in found.manifest.files
+    assert problems(found.path) == []
+
+
+def test_an_object_with_the_name_of_the_directory(s3):
+    """As some tools make to mark it: what is below is seen all the same."""
+    s3.client.put_object(Bucket=s3.name, Key="runs", Body=b"")
+    life(s3.url, 5)
+    _, model = life(s3.url, 8)
+    assert sorted(model.losses) == [5, 6, 7]
+    assert storage_path(s3.url).is_dir()
+    assert not storage_path(f"{s3.url}/step=5/manifest.json").is_dir()
+
+
 def test_weights_go_where_they_are_wanted(s3, tmp_path):
     _, trained = life(s3.url, 5)
     wanted = trained.state_dict()

@@ -198,6 +198,12 @@ def tidy(disk: Disk, directory: Path) -> list[str]:
         A line for each thing that was done.
     """
     done: list[str] = []
+    remote = in_store(directory)
+    if remote is not None:  # no marker tells of those that a rank began when the others had given up
+        done += [
+            f"an upload of {file} was never finished: dropped"
+            for file in remote.store.drop_uploads(str(remote), _is_of_checkpoint)
+        ]
     if not is_dir(directory):
         return done
     for mark in sorted(directory.glob(f"*{names.UNFINISHED}")):
@@ -231,6 +237,12 @@ def is_published(checkpoint: Path) -> bool:
 def holds_a_checkpoint(checkpoint: Path) -> bool:
     """Whether a complete checkpoint lies at ``checkpoint`` itself, not where it points to."""
     return is_published(checkpoint) and not is_symlink(checkpoint)
+
+
+def _is_of_checkpoint(file: str) -> bool:
+    """Whether a path seen from the directory is that of a file of a checkpoint: others may keep theirs there, too."""
+    parts = file.split("/")
+    return len(parts) == 3 and parts[1] in (names.WEIGHTS, names.EMA_WEIGHTS, names.CONTEXT)
 
 
 def _settle(disk: Disk, path: Path, how: Callable[[Disk, Path], list[str]]) -> list[str]:
@@ -333,9 +345,13 @@ def _check_there(checkpoint: Path, manifest: Manifest) -> None:
     remote = in_store(checkpoint)
     sizes = {} if remote is None else remote.sizes()
     for file, record in manifest.files.items():
-        if sizes.get(file) != record.size:
-            found = f"{sizes[file]} bytes are" if file in sizes else "it is not"
-            raise OSError(errno.EIO, f"{record.size} bytes were written, {found} there", str(checkpoint / file))
+        if sizes.get(file) == record.size:
+            continue
+        path = checkpoint / file  # a listing may be some seconds old
+        found = path.stat().st_size if path.exists() else None
+        if found != record.size:
+            what = "it is not" if found is None else f"{found} bytes are"
+            raise OSError(errno.EIO, f"{record.size} bytes were written, {what} there", str(path))
 
 
 def _directories(checkpoint: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import io
+import logging
 import os
 import time
 from bisect import bisect_right
@@ -17,8 +18,15 @@ from nemologger.errors import CheckpointError, ConfigurationError, NemologgerErr
 
 #: The protocols of stores that speak S3.
 S3 = ("s3", "s3a")
+_AZURE = ("az", "abfs", "abfss")
 
-_PACKAGES = {"s3": "'nemologger[s3]'", "s3a": "'nemologger[s3]'", "gs": "gcsfs", "gcs": "gcsfs"}
+_PACKAGES = {
+    "s3": "'nemologger[s3]'",
+    "s3a": "'nemologger[s3]'",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    **dict.fromkeys(_AZURE, "adlfs"),
+}
 _FINAL = (
     FileNotFoundError,
     FileExistsError,
@@ -27,6 +35,7 @@ _FINAL = (
     NotADirectoryError,
     NotImplementedError,
     ImportError,
+    RecursionError,
     ValueError,
     TypeError,
     AttributeError,
@@ -42,11 +51,14 @@ _OF_KEYS = {
     "SignatureDoesNotMatch",
     "TokenRefreshRequired",
 }
+# Answers of a server that another try does not change, from "bad request" on; not those for "later" and "in conflict".
+_REFUSALS = set(range(400, 407)) | {410}
 _LEAVING = 10.0  # seconds
 
 #: What to do about a store that cannot be used.
 ADVICE = (
-    "Check bucket, endpoint, region and credentials: they come from the environment (AWS_*) or from storage_options."
+    "Check bucket, endpoint, region and credentials: they come from the client's usual environment (s3: AWS_*, abfs: "
+    "AZURE_STORAGE_*, gs: GOOGLE_APPLICATION_CREDENTIALS) or from storage_options."
 )
 
 
@@ -131,7 +143,7 @@ def open_file_system(root: str, options: Mapping[str, Any]) -> Any:
     """The fsspec file system of ``root``, with nothing cached.
 
     Raises:
-        ConfigurationError: If nobody here knows the protocol.
+        ConfigurationError: If nobody here knows the protocol, or its client does not take the options.
     """
     from fsspec.core import url_to_fs
 
@@ -143,12 +155,18 @@ def open_file_system(root: str, options: Mapping[str, Any]) -> Any:
         settings["config_kwargs"] = {**client, **settings.get("config_kwargs", {})}
     try:
         system, _ = url_to_fs(root, **settings)
-    except (ImportError, ValueError) as error:
+    except ImportError as error:
         raise ConfigurationError(
             f"{root}: {error}. Install what brings it: python -m pip install {_PACKAGES.get(protocol, '<package>')}"
         ) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"{root}: {error}. {ADVICE}") from error
     if protocol in S3:
         system.retries = 1
+    elif protocol in _AZURE:
+        chatter = logging.getLogger("azure.core.pipeline.policies.http_logging_policy")
+        if chatter.level == logging.NOTSET:  # ten lines for each request, into the run's log file
+            chatter.setLevel(logging.WARNING)
     return system
 
 
@@ -164,8 +182,9 @@ def check_protocol(root: str) -> None:
     try:
         get_filesystem_class(protocol)
     except ImportError as error:
-        package = _PACKAGES.get(protocol, "the package that it names")
-        raise ConfigurationError(f"{root}: {error}: python -m pip install {package}") from error
+        package = _PACKAGES.get(protocol)
+        how = f": python -m pip install {package}" if package else ""  # fsspec names what is missing
+        raise ConfigurationError(f"{root}: {error}{how}") from error
     except ValueError as error:
         raise ConfigurationError(f"{root}: {error}; give a local path, or a URL that fsspec knows") from error
 
@@ -194,7 +213,7 @@ def is_final(error: Exception) -> bool:
     """Whether trying again cannot help."""
     if isinstance(error, _FINAL) or type(error).__name__ in _FINAL_NAMES:
         return True
-    return isinstance(error, OSError) and error.errno in _FINAL_NUMBERS
+    return _status(error) in _REFUSALS or (isinstance(error, OSError) and error.errno in _FINAL_NUMBERS)
 
 
 def as_os_error(error: Exception, url: str, more: str = "") -> OSError:
@@ -204,15 +223,19 @@ def as_os_error(error: Exception, url: str, more: str = "") -> OSError:
     known = errno.EEXIST if _is_taken(error) else known
     number = known or (error.errno if isinstance(error, OSError) else None) or errno.EIO
     said = (error.strerror if isinstance(error, OSError) else None) or str(error)
-    said = said.rstrip(". ") or ("no answer in time" if isinstance(error, TimeoutError) else type(error).__name__)
-    if isinstance(error, NotImplementedError):
+    said = said.partition("\n")[0].rstrip(". ") or (
+        "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
+    )
+    if isinstance(error, RecursionError):  # S3's client does so after a 301 that names no region
+        said = "it is sent elsewhere without end: the bucket may be in another region than the one that is set"
+    elif isinstance(error, NotImplementedError):
         number = errno.ENOSYS
     return OSError(number, f"{said}{more}", url)  # Python makes it a FileNotFoundError and so on by the number
 
 
 def is_of_keys(error: Exception) -> bool:
     """Whether the store takes the credentials no longer, or there are none."""
-    return _code(error) in _OF_KEYS or type(error).__name__ in _FINAL_NAMES
+    return _code(error) in _OF_KEYS or type(error).__name__ in _FINAL_NAMES or _status(error) in (401, 403)
 
 
 def _is_taken(error: Exception) -> bool:
@@ -222,6 +245,12 @@ def _is_taken(error: Exception) -> bool:
     condition that anything here is asked under.
     """
     return _code(error) in ("PreconditionFailed", "412")
+
+
+def _status(error: Exception) -> int | None:
+    """The number of a server's answer, from clients that say it: Azure's and Google's. (Of S3 there is an OSError.)"""
+    known = (str(getattr(error, name, "")) for name in ("status_code", "status", "code"))
+    return next((int(status) for status in known if status.isdigit()), None)
 
 
 def _code(error: Exception) -> str:

@@ -142,8 +142,9 @@ class StorePath:
         return self._kind() is not None
 
     def is_dir(self) -> bool:
-        """Whether there are objects below."""
-        return self._kind() == "directory"
+        """Whether there are objects below. There may be one of this very name, too: some tools mark directories so."""
+        kind = self._kind()
+        return kind == "directory" or (kind == "file" and bool(self.store.names(str(self.resolve()))))
 
     def is_file(self) -> bool:
         """Whether there is an object."""

@@ -14,15 +14,16 @@ import os
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from inspect import signature
 from itertools import chain, count
 from typing import Any
 
 from nemologger.errors import NemologgerError
 from nemologger.stores.client import S3, Body, as_os_error, is_final, is_of_keys, open_file_system, while_it_moves
+from nemologger.stores.parts import AT_ONCE, cut, drop_uploads, write_parts
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +41,11 @@ _KNOWN_DOWN = 10.0
 #: An object of up to so many bytes is one request, a larger one is written in parts of :data:`PART`.
 WHOLE = 64 << 20
 PART = 16 << 20
-_GROW_AFTER = 1000  # parts: S3 takes 10,000, so every so many they double
-_AT_ONCE = 8  # requests of one object
 _SMALLEST_RANGE = 4 << 20
+# Stores that show an object when all of it is there.
+_WHOLE_ONLY = (*S3, "gs", "gcs", "az", "abfs", "abfss", "oss", "r2")
 # Stores that have no directories: a key is written without making anything first.
-_FLAT = (*S3, "gs", "gcs", "az", "abfs", "abfss", "oss", "r2", "memory")
+_FLAT = (*_WHOLE_ONLY, "memory")
 
 
 class Store:
@@ -62,6 +63,8 @@ class Store:
         self._lock = threading.Lock()
         self._opened: tuple[int, Any] | None = None
         self._failed_at = -_KNOWN_DOWN
+        self._sent = 0
+        self._sending: set[Body] = set()
 
     def __reduce__(self) -> Any:
         return Store, (self.root, self.options)
@@ -121,7 +124,7 @@ class Store:
         """As :meth:`read`, a long range by several requests at once."""
         if end - start < 2 * _SMALLEST_RANGE:
             return self.read(url, start, end)
-        step = max(_SMALLEST_RANGE, -(-(end - start) // _AT_ONCE))
+        step = max(_SMALLEST_RANGE, -(-(end - start) // AT_ONCE))
         starts = range(start, end, step)
         with ThreadPoolExecutor(len(starts), thread_name_prefix="nemologger-get") as pool:
             return b"".join(pool.map(lambda at: self.read(url, at, min(at + step, end)), starts))
@@ -151,8 +154,16 @@ class Store:
             found = self._call(url, method, url, detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
-        entries = found if isinstance(found, dict) else {entry["name"]: entry for entry in found}
+        if not isinstance(found, dict):  # Azure's client gives bare names if ``url`` itself is an object
+            found = {entry["name"]: entry for entry in found if not isinstance(entry, str)}
+        entries: dict[str, dict[str, Any]] = found
         return {key: entry for key, entry in entries.items() if key.rstrip("/") != own}
+
+    @property
+    def sent(self) -> int:
+        """Bytes of objects that were sent by this process; of what is on its way, those that have left."""
+        with self._lock:
+            return self._sent + sum(body.tell() for body in self._sending)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -187,10 +198,12 @@ class Store:
             else:
                 self._send(url, first)
         elif self.protocol in S3:
-            self._write_parts(url, _cut(chain(first, rest)), {"IfNoneMatch": "*"} if create else {})
+            bucket, key = self._split(url)
+            metadata = self.options.get("s3_additional_kwargs", {}).get("Metadata")
+            write_parts(self._s3(url), bucket, key, cut(chain(first, rest), PART), create=create, metadata=metadata)
         else:
             self._prepare(url)
-            self._write_stream(url, _cut(chain(first, rest)))
+            self._write_stream(url, cut(chain(first, rest), PART))
 
     def create(self, url: str, content: bytes) -> None:
         """Write an object that must not be there.
@@ -232,6 +245,8 @@ class Store:
         body = Body(content)
         what = body if self.protocol in S3 and len(body) else b"".join(content)
         self._call(url, "pipe_file", url, what, carries=len(body), **options)
+        if what is not body:
+            self._count(len(body))
 
     def copy(self, source: str, target: str) -> None:
         """Copy an object; its bytes stay in the store."""
@@ -242,86 +257,44 @@ class Store:
         """Remove an object, all below ``url``, and what was begun there and never finished; nothing is fine too."""
         going = [f"{url}/{name}" for name in self.below(url)]
         if not going:
-            self.remove_object(url)
+            try:
+                self.remove_object(url)
+            except PermissionError:  # to remove nothing may be forbidden, too
+                if self._call(url, "exists", url):
+                    raise
         else:
-            with ThreadPoolExecutor(min(_AT_ONCE, len(going)), thread_name_prefix="nemologger-remove") as pool:
+            with ThreadPoolExecutor(min(AT_ONCE, len(going)), thread_name_prefix="nemologger-remove") as pool:
                 for _ in pool.map(self.remove_object, going):
                     pass
         if self.protocol not in _FLAT:
             with contextlib.suppress(OSError):
                 self._call(url, "rm", url, recursive=True)
-        self._abort_uploads(url, f"{self._split(url)[1]}/")
+        self.drop_uploads(url)
 
     def remove_object(self, url: str) -> None:
         """Remove one object; nothing to do if it is not there."""
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             self._call(url, "rm_file", url)
 
-    def _abort_uploads(self, url: str, prefix: str) -> None:
-        """Drop what was begun and never finished of the object ``prefix``; if it ends with a slash, of all below."""
+    def drop_uploads(self, url: str, which: Callable[[str], bool] = lambda below: True) -> list[str]:
+        """Drop what was begun below ``url`` and never finished, if the store tells of such things.
+
+        Args:
+            url: The directory.
+            which: Whether the one of that path, seen from ``url``, is to be dropped.
+
+        Returns:
+            The paths of those that were.
+        """
         if self.protocol not in S3:
-            return
-        bucket, _ = self._split(url)
-        more: dict[str, Any] = {}
-        try:
-            while True:
-                found = self._call(url, "call_s3", "list_multipart_uploads", Bucket=bucket, Prefix=prefix, **more)
-                for upload in found.get("Uploads") or ():
-                    if prefix.endswith("/") or upload["Key"] == prefix:
-                        with contextlib.suppress(FileNotFoundError):
-                            self._abort(url, bucket, upload["Key"], upload["UploadId"])
-                if not found.get("IsTruncated"):
-                    return
-                more = {"KeyMarker": found["NextKeyMarker"], "UploadIdMarker": found["NextUploadIdMarker"]}
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EPERM, errno.EACCES):
-                raise
-            log.debug("%s does not say which uploads are pending: %s", self.root, error)
-
-    def _abort(self, url: str, bucket: str, key: str, upload: str) -> None:
-        self._call(url, "call_s3", "abort_multipart_upload", Bucket=bucket, Key=key, UploadId=upload)
-
-    def _write_parts(self, url: str, chunks: Iterator[list[memoryview]], condition: dict[str, Any]) -> None:
+            return []
         bucket, key = self._split(url)
-        target: dict[str, Any] = {"Bucket": bucket, "Key": key}
-        begun = self._call(url, "call_s3", "create_multipart_upload", **target)
-        target["UploadId"] = begun["UploadId"]
-        done: list[dict[str, Any]] = []
-        size = 0
+        prefix = f"{key}/".lstrip("/")
+        dropped = drop_uploads(self._s3(url), bucket, prefix, lambda found: which(found[len(prefix) :]))
+        return [found[len(prefix) :] for found in dropped]
 
-        def put(number: int, body: Body) -> dict[str, Any]:
-            answer = self._call(url, "call_s3", "upload_part", **target, PartNumber=number, Body=body)
-            sums = {name: value for name, value in answer.items() if name.startswith("Checksum") and value}
-            sums.pop("ChecksumType", None)
-            return {"PartNumber": number, "ETag": answer["ETag"], **sums}
-
-        pending: deque[Future[dict[str, Any]]] = deque()
-        pool = ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="nemologger-put")
-        try:
-            for number, chunk in enumerate(chunks, 1):
-                if len(pending) == _AT_ONCE:
-                    done.append(pending.popleft().result())
-                body = Body(chunk)
-                size += len(body)
-                pending.append(pool.submit(put, number, body))
-            done += [part.result() for part in pending]
-            try:
-                complete: dict[str, Any] = {**target, **condition, "MultipartUpload": {"Parts": done}}
-                self._call(url, "call_s3", "complete_multipart_upload", **complete)
-            except FileNotFoundError:  # there is no such upload: it was completed, and the answer lost
-                if int(self.info(url).get("size") or 0) != size:
-                    raise
-            with contextlib.suppress(OSError):  # one that was begun, and the answer lost, has no other end
-                self._abort_uploads(url, key)
-        except BaseException:
-            for part in pending:
-                part.cancel()
-            pool.shutdown(wait=True)
-            with contextlib.suppress(OSError):
-                self._abort(url, bucket, key, target["UploadId"])
-            raise
-        finally:
-            pool.shutdown(wait=True)
+    def _s3(self, url: str) -> Callable[..., Any]:
+        return partial(self._call, url, "call_s3")
 
     def _write_stream(self, url: str, chunks: Iterator[list[memoryview]]) -> None:
         """For stores that take an object as one stream: what fails in the middle cannot be tried again."""
@@ -329,17 +302,23 @@ class Store:
             file = self._fs.open(url, "wb")
             try:
                 for chunk in chunks:
-                    file.write(b"".join(chunk))
+                    self._count(file.write(b"".join(chunk)))
             except BaseException:
                 # Closing it would publish the half that there is.
                 with contextlib.suppress(Exception):
                     file.discard()
                     file.closed = True
-                self.remove_object(url)
+                if self.protocol not in _WHOLE_ONLY:
+                    self.remove_object(url)
                 raise
             file.close()
         except Exception as error:
             raise as_os_error(error, url) from error
+
+    def _count(self, size: int, body: Body | None = None) -> None:
+        with self._lock:
+            self._sent += size
+            self._sending.discard(body)
 
     def _prepare(self, url: str) -> None:
         if self.protocol not in _FLAT:
@@ -403,21 +382,12 @@ class Store:
         if body is None:
             return sync(client.loop, coroutine, *arguments, timeout=limit, **named)
         body.rewind()
-        return sync(client.loop, lambda: while_it_moves(coroutine(*arguments, **named), body, LIMIT))
-
-
-def _cut(parts: Iterator[memoryview]) -> Iterator[list[memoryview]]:
-    """``parts``, gathered and cut into what one request carries."""
-    pending: list[memoryview] = []
-    size = number = 0
-    for part in parts:
-        while part:
-            room = (PART << (number // _GROW_AFTER)) - size
-            taken, part = part[:room], part[room:]
-            pending.append(taken)
-            size += len(taken)
-            if len(taken) == room:
-                yield pending
-                pending, size, number = [], 0, number + 1
-    if pending:
-        yield pending
+        with self._lock:
+            self._sending.add(body)
+        size = 0
+        try:
+            answer = sync(client.loop, lambda: while_it_moves(coroutine(*arguments, **named), body, LIMIT))
+            size = len(body)
+        finally:
+            self._count(size, body)
+        return answer

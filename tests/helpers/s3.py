@@ -23,6 +23,7 @@ _ANSWERS = {
     "deny": ("403 Forbidden", "AccessDenied", "not for you"),
     "busy": ("503 Slow Down", "SlowDown", "Please reduce your request rate."),
     "broken": ("500 Internal Server Error", "InternalError", "We encountered an internal error."),
+    "taken": ("412 Precondition Failed", "PreconditionFailed", "At least one of the pre-conditions did not hold"),
     "expired": ("400 Bad Request", "ExpiredToken", "The provided token has expired."),
 }
 #: What may happen to any request, and is over at the next one.
@@ -36,10 +37,10 @@ class Gate:
     """Passes requests on to ``target``, as ``rule(method and path)`` says.
 
     ``"pass"``; ``"refuse"``: the connection ends at once; ``"hold"``: nothing happens until :meth:`release`;
-    ``"deny"``, ``"busy"``, ``"broken"`` and ``"expired"``: an answer of S3's, and the server is told nothing; ``"reset"``:
-    the connection breaks while the request is sent; ``"half"``: it breaks in the middle of the answer; ``"lose"``: the
-    server does it, the answer is lost; ``"bare"``: the answer does not say which condition did not hold, as some servers' do
-    not; ``"slow"``: :data:`SLOW` bytes per second, there and back.
+    ``"deny"``, ``"busy"``, ``"broken"``, ``"taken"`` and ``"expired"``: an answer of S3's, and the server is told
+    nothing; ``"reset"``: the connection breaks while the request is sent; ``"half"``: it breaks in the middle of the
+    answer; ``"lose"``: the server does it, the answer is lost; ``"bare"``: the answer does not say which condition did
+    not hold, as some servers' do not; ``"slow"``: :data:`SLOW` bytes per second, there and back.
 
     What is signed with the key :attr:`expired` is answered as ``"expired"``.
     """

@@ -7,7 +7,7 @@ import io
 
 import pytest
 
-from nemologger.stores.client import Body, while_it_moves
+from nemologger.stores.client import Body, as_os_error, is_final, while_it_moves
 
 
 def test_a_request_whose_bytes_stop_on_their_way_is_given_up():
@@ -35,3 +35,10 @@ def test_a_body_reads_as_one_file():
             assert body.tell() == file.tell()
     body.rewind()
     assert body.read() == b"abcdefgh"
+
+
+def test_a_redirection_without_end():
+    """As S3's client follows a 301 that does not name the bucket's region."""
+    error = RecursionError("maximum recursion depth exceeded")
+    assert is_final(error)
+    assert "another region" in str(as_os_error(error, "s3://bucket/a"))

@@ -107,6 +107,55 @@ class Plain(MemoryFileSystem):
         super().pipe_file(path, value)
 
 
+class Bare(MemoryFileSystem):
+    """As Azure's client: what is below an object is that object, by its bare name."""
+
+    protocol = "bare"
+
+    def find(self, path, *arguments, **options):
+        return [path] if self.isfile(path) else super().find(path, *arguments, **options)
+
+
+def test_an_object_has_nothing_below(monkeypatch):
+    monkeypatch.setitem(registry, "bare", Bare)
+    root = storage_path("bare://bucket/runs")
+    disk = disk_of(root)
+    disk.write(root / "a" / "b", [b"x"])
+    assert (root / "a" / "b").sizes() == {}
+    assert (root / "a").sizes() == {"b": 1}
+    disk.remove(root / "a" / "b")
+    assert not (root / "a" / "b").exists()
+    disk.remove(root)
+
+
+class Answered(Exception):
+    """As Azure's client says what the server has answered."""
+
+    def __init__(self, status_code):
+        super().__init__(f"The container\nRequestId:1\nErrorCode:{status_code}")
+        self.status_code = status_code
+
+
+@pytest.mark.parametrize(("status", "tries"), [(404, 1), (403, 1), (429, 2), (503, 2)])
+def test_a_refusal_is_not_tried_again(monkeypatch, status, tries):
+    """Of any client that gives the number of an answer. Its first line is what is said."""
+
+    class Refusing(MemoryFileSystem):
+        protocol = "refusing"
+        asked = 0
+
+        def info(self, path, **options):
+            Refusing.asked += 1
+            raise Answered(status)
+
+    monkeypatch.setitem(registry, "refusing", Refusing)
+    monkeypatch.setattr(store, "PATIENCE", 0.0)
+    with pytest.raises(OSError, match="The container") as error:
+        storage_path("refusing://bucket/runs").exists()
+    assert Refusing.asked == tries
+    assert "RequestId" not in str(error.value)
+
+
 @pytest.mark.parametrize("kind", [Careless, Plain])
 def test_a_client_that_creates_nothing_only_if_it_is_not_there(monkeypatch, kind):
     monkeypatch.setitem(registry, kind.protocol, kind)
@@ -205,6 +254,19 @@ def test_the_answer_to_a_write_is_lost(s3, small_parts):
     disk.write(root / "large", [LARGE])
     assert (root / "large").read_bytes() == LARGE
     assert s3.pending() == []
+
+
+def test_a_second_try_to_complete_an_upload_is_told_that_the_object_is_there(s3, small_parts):
+    """As AWS does where the first try was done, and its answer lost. If another upload has made the object, that counts."""
+    answers = iter(["lose", "taken", "taken"])
+    s3.gate.rule = lambda request: next(answers) if request.startswith("POST") and "uploadId" in request else "pass"
+    root = in_store(storage_path(s3.url, {"s3_additional_kwargs": {"Metadata": {"project": "p"}}}))
+    root.store.write(str(root / "large"), [LARGE], create=True)
+    with pytest.raises(FileExistsError):
+        root.store.write(str(root / "large"), [LARGE], create=True)
+    assert (root / "large").read_bytes() == LARGE
+    assert s3.pending() == []
+    assert s3.client.head_object(Bucket=s3.name, Key="runs/large")["Metadata"]["project"] == "p"
 
 
 def test_an_upload_that_nobody_knows_of_does_not_stay(s3, small_parts):

@@ -15,11 +15,12 @@ from nemologger.checkpoint.keeping.errand import Errand
 from nemologger.checkpoint.keeping.remover import Remover
 from nemologger.checkpoint.keeping.retention import Policy
 from nemologger.checkpoint.keeping.shelf import Shelf, prune, settle
-from nemologger.checkpoint.manifest import Manifest
+from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.state.snapshot import Snapshot
 from nemologger.checkpoint.writing.async_saver import AsyncSaver, StagingMode
 from nemologger.checkpoint.writing.memory_disk import MemoryDisk
 from nemologger.checkpoint.writing.saver import Saver
+from nemologger.checkpoint.writing.write import write_file
 from nemologger.disk import Disk
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import Ranks, decide
@@ -137,16 +138,19 @@ class Keeper:
         published = self._saver.save(snapshot, self._disk.path(decision.path), manifest, context)
         self._take(decide(self._ranks, lambda: self._settle(decision, published, protected)))
 
-    def _write_context(self, write: ContextWriter, output: Path) -> None:
+    def _write_context(self, write: ContextWriter, output: Path) -> dict[str, FileRecord] | None:
         if not isinstance(self._disk, RemoteDisk):
             write(output, self._disk)
-            return
+            return None
         memory = MemoryDisk()  # what is written for a disk costs a store a dozen requests
         write(output, memory)
         disk = OverlappingDisk(self._disk.store)
-        for path, content in memory.files.items():
-            disk.write(path, [content])
+        records = {
+            path.relative_to(output.parent).as_posix(): write_file(disk, path, iter([content]))
+            for path, content in memory.files.items()
+        }
         disk.sync(output)
+        return records
 
     def prepare(self, snapshot: Snapshot) -> None:
         """Make ready to save beside training. Collective.

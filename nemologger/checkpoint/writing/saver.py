@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +25,8 @@ from nemologger.stores.path import in_store
 log = logging.getLogger(__name__)
 
 _READ_SIZE = 16 << 20
+
+ContextWriter = Callable[[Path], Mapping[str, FileRecord] | None]
 
 
 class Saver:
@@ -47,7 +49,7 @@ class Saver:
         snapshot: Snapshot,
         checkpoint: Path,
         manifest: Manifest,
-        write_context: Callable[[Path], None] | None = None,
+        write_context: ContextWriter | None = None,
     ) -> Manifest:
         """Write and publish ``checkpoint``. Collective.
 
@@ -55,7 +57,8 @@ class Saver:
             snapshot: What to save; the same keys and shapes on every rank.
             checkpoint: The directory.
             manifest: Step, metrics and so on; files and versions are filled in here.
-            write_context: Called on rank 0 with the directory for ``context/``.
+            write_context: Called on rank 0 with the directory for ``context/``; gives the records of what it has written, by
+                path below the checkpoint, or None if that is to be read again.
 
         Returns:
             The manifest that was published.
@@ -93,15 +96,15 @@ class Saver:
         checkpoint: Path,
         manifest: Manifest,
         shares: list[dict[str, FileRecord]],
-        write_context: Callable[[Path], None] | None,
+        write_context: ContextWriter | None,
     ) -> Manifest:
         _check_shares(checkpoint, shares)
         files = {name: record for share in shares for name, record in share.items()}
         for name, content in {**common_files(snapshot), **plan.metadata}.items():
             files[name] = write_file(self._disk, checkpoint / name, iter([content]))
         if write_context is not None:
-            write_context(checkpoint / names.CONTEXT)
-            files.update(_records_below(checkpoint, checkpoint / names.CONTEXT))
+            written = write_context(checkpoint / names.CONTEXT)
+            files.update(_records_below(checkpoint, checkpoint / names.CONTEXT) if written is None else written)
         complete = replace(
             manifest,
             name=checkpoint.name,
