@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import re
 import threading
 import time
 
@@ -17,6 +18,7 @@ from toy import names as local_names
 import nemologger as nl
 from nemologger.checkpoint.find import survey
 from nemologger.checkpoint.verify import problems
+from nemologger.checkpoint.writing import async_saver, progress
 from nemologger.stores import store
 from nemologger.stores.path import storage_path
 from nemologger.verify import main as verify_main
@@ -95,6 +97,28 @@ def test_beside_training_too_a_failed_save_is_counted(s3, caplog):
     assert "save 1 of at most 3 in a row that may fail" in caplog.text
     assert "not for you" in caplog.text
     assert names_in(s3.url) == ["step=15", "step=15-last", "step=5"]
+
+
+def test_without_the_right_to_remove_any_more_saves_go_on(s3):
+    """What is surplus stays."""
+
+    def deny() -> None:
+        s3.gate.rule = lambda request: "deny" if request.startswith("DELETE") else "pass"
+
+    life(s3.url, 20, others=[At({7: deny})])
+    s3.gate.rule = lambda request: "pass"
+    found = [f.manifest.step for f in survey(storage_path(s3.url)) if f.manifest]
+    assert set(found) >= {5, 10, 15, 20}
+
+
+def test_an_upload_that_is_waited_for_says_how_far_it_is(s3, monkeypatch, caplog):
+    """The store shows nothing of a file before all of it is there."""
+    monkeypatch.setattr(async_saver, "EVERY", 0.2)
+    monkeypatch.setattr(progress, "EVERY", 0.2)
+    s3.gate.rule = lambda request: "slow" if "__0_0" in request and "step%3D5" in request else "pass"
+    with caplog.at_level(logging.INFO):
+        life(s3.url, 6, model=ToyModel(width=60_000), async_save=True, files_per_rank=1)
+    assert [int(sent) for sent in re.findall(r"step=5: (\d+) of 9 MB written", caplog.text) if sent != "0"]
 
 
 def test_an_exception_in_training_waits_for_what_is_on_its_way(s3):

@@ -377,13 +377,13 @@ class AsyncSaver:
         """Wait for the writer, and say how far it is."""
         progress = Progress(save)
         while not self._take_outcome(save, timeout=EVERY):
-            # An object is seen when it is complete.
+            # Who uploads knows whether the store answers.
             if progress.idle(save.written) > _STALLED and save.job.store is None:
                 save.error = f"nothing was written for {_STALLED:g} s: the storage does not answer"
                 self.close()
                 return
 
-    def _take_outcome(self, save: InFlight, timeout: float | None) -> bool:
+    def _take_outcome(self, save: InFlight, timeout: float) -> bool:
         """Ask the writer; whether the save has come to an end on this rank."""
         try:
             outcome = self._layout.writer.outcome(timeout) if self._layout is not None else None
@@ -392,6 +392,7 @@ class AsyncSaver:
             self.close()  # the next save gets another writer
             return True
         if outcome is None:
+            save.uploaded = self._layout.writer.sent if self._layout is not None else 0
             return False
         save.outcome, save.error, save.details = outcome, outcome.error, outcome.details
         if outcome.error:

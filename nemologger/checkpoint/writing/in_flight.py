@@ -33,6 +33,7 @@ class InFlight:
         details: The traceback of it, from the writer process, or "".
         gathered: The files of all ranks, on the rank that publishes, once it knows them.
         published: The manifest, on the rank that has published it.
+        uploaded: Bytes that this rank has sent to a store.
         reported: On rank 0, what the other ranks have reported, from rank 1 on.
     """
 
@@ -45,6 +46,7 @@ class InFlight:
     details: str = ""
     gathered: dict[str, FileRecord] | None = None
     published: Manifest | None = None
+    uploaded: int = 0
     reported: list[dict[str, FileRecord]] = field(default_factory=list)
 
     @property
@@ -54,7 +56,9 @@ class InFlight:
 
     @property
     def written(self) -> int:
-        """How many of them are there."""
+        """How many of them are there, or on their way to a store, which shows a file when all of it is there."""
+        if self.job.store is not None:
+            return min(self.uploaded, self.size)
         total = 0
         for name, _, _ in self.job.images:
             path = self.checkpoint / name

@@ -31,6 +31,9 @@ class Writer:
         always: Files that are the same in every job, by their path below the checkpoint: ``.metadata`` of thousands of ranks
             takes hundreds of MB.
 
+    Attributes:
+        sent: Bytes of the job that have gone to a store, as the process has said last.
+
     Raises:
         SaveFailedError: If the process could not be started.
     """
@@ -51,6 +54,7 @@ class Writer:
         theirs.close()
         self._connection = ours
         self._busy = False
+        self.sent = 0
         self._end = weakref.finalize(self, _end, self._process, ours, os.getpid())
         if not ours.poll(_START_TIMEOUT):
             self._end()
@@ -92,17 +96,24 @@ class Writer:
         except OSError as error:
             raise self._died() from error
         self._busy = True
+        self.sent = 0
 
     def outcome(self, timeout: float | None = 0.0) -> Outcome | None:
         """The outcome of the job, or None if it is not known within ``timeout`` seconds (None waits for ever).
 
+        How far it is by then, if the job is for a store, is :attr:`sent`.
+
         Raises:
             SaveFailedError: If the process has died.
         """
-        if not self._connection.poll(timeout):
+        while self._connection.poll(timeout):
+            received = self._receive()
+            if not isinstance(received, int):
+                break
+            self.sent, timeout = received, None if timeout is None else 0.0
+        else:
             return None
         self._busy = False
-        received = self._receive()
         if not isinstance(received, Outcome):
             raise SaveFailedError(f"the writer process {self.pid} answered {received!r}")
         return received

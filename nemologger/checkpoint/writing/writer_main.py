@@ -12,14 +12,16 @@ import ctypes
 import mmap
 import os
 import platform
+import select
 import signal
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Event
 
 from nemologger.checkpoint.manifest import FileRecord, Recorder
 from nemologger.checkpoint.writing.reports import dumps
@@ -33,6 +35,7 @@ STAND_BY = "stand by"
 # The least that still makes progress beside processes that keep every core busy.
 _NICE = 19
 _UPLOADS = 4
+_TOLD_EVERY = 2.0  # seconds
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _LOWEST_BEST_EFFORT = (2 << 13) | 7
 _PR_SET_PDEATHSIG = 1
@@ -154,6 +157,26 @@ def _end_with(parent: int) -> None:
         sys.exit(1)
 
 
+@contextlib.contextmanager
+def _telling(connection: Connection, store: Store | None) -> Iterator[None]:
+    """Say now and then how many bytes have gone to ``store``: it shows an object when all of it is there."""
+    done = Event()
+
+    def tell(store: Store) -> None:
+        before = store.sent
+        while not done.wait(_TOLD_EVERY):
+            if select.select((), (connection,), (), 0)[1]:  # else nobody has listened for hours
+                connection.send(store.sent - before)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="nemologger-tell") as beside:
+        if store is not None:
+            beside.submit(tell, store)
+        try:
+            yield
+        finally:
+            done.set()
+
+
 def main(channel: int, descriptor: int, size: int, parent: int, may_join: bool) -> None:
     """Perform jobs until told to stop, or until the other end is closed.
 
@@ -184,6 +207,8 @@ def main(channel: int, descriptor: int, size: int, parent: int, may_join: bool) 
                 job = connection.recv()
             if job is None:
                 return
-            connection.send(perform(job, arena, always))
+            with _telling(connection, job.store):
+                outcome = perform(job, arena, always)
+            connection.send(outcome)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         return
