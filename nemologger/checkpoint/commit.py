@@ -348,7 +348,7 @@ def _check_there(checkpoint: Path, manifest: Manifest) -> None:
         if sizes.get(file) == record.size:
             continue
         path = checkpoint / file  # a listing may be some seconds old
-        found = path.stat().st_size if path.exists() else None
+        found = path.stat().st_size if exists(path) else None
         if found != record.size:
             what = "it is not" if found is None else f"{found} bytes are"
             raise OSError(errno.EIO, f"{record.size} bytes were written, {what} there", str(path))
