@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from exact import ddp
-from helpers.gpu import NEEDS_GPU
+from helpers.gpu import NEEDS_GPU, SIMULATED
 from processes import torchrun
 from torch import nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
@@ -30,7 +30,7 @@ from nemologger.ranks import ProcessGroup, SingleProcess, together
 pytestmark = NEEDS_GPU
 
 SCRIPT = Path(ddp.__file__)
-WIDTH = 4096
+WIDTH = 512 if SIMULATED else 4096
 
 
 class _Deep(nn.Module):

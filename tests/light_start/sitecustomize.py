@@ -7,6 +7,7 @@ several hundred processes that the tests start, none of which uses them.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 
 _HIDDEN = ("scipy", "matplotlib")
@@ -21,3 +22,5 @@ def _without_hidden(name: str) -> importlib.metadata.Distribution:
 
 importlib.metadata.distribution = _without_hidden
 sys.modules.update(dict.fromkeys(_HIDDEN))  # None: an import of it fails
+if "SIMULATED_CUDA" in os.environ:
+    import simulated_cuda.patches  # noqa: F401
