@@ -44,13 +44,14 @@ class ExactResume(Callback):
     Covered are DataLoaders over datasets with and without length, with any sampler, with and without workers, several of
     them at once, and other iterables. Generators, numbers, lists, dictionaries, arrays and tensors among the attributes of
     samplers, and of datasets without workers, go on as they were, and so do those of the module, of objects of the program
-    that it holds, and of a data module without ``state_dict()``; of callbacks, generators. So do, on each rank, buffers that
-    nobody exchanges between the ranks. Lists and dictionaries of the
-    module, which are most often records of one life, are named at the first save after they change, and not kept. What
-    is logged for an epoch, and what metrics of torchmetrics have counted, is kept. Neither validation nor a second
-    look at the training loader shifts training. What cannot be promised for the loaders at hand is logged when
-    training starts, with what would help, or at the first save after it shows. On another number of ranks a run goes
-    on after as many samples, with new random states.
+    that it holds, and of a data module without ``state_dict()``; of callbacks, generators. So do objects with a
+    ``state_dict()`` that the module or a callback holds and that are no modules, averages of weights for example, and, on
+    each rank, buffers that nobody exchanges between the ranks. Lists and dictionaries of the module, which are most
+    often records of one life, are named at the first save after they change, and not kept. What is logged for an epoch,
+    and what metrics of torchmetrics have counted, is kept. Neither validation nor a second look at the training loader
+    shifts training. What cannot be promised for the loaders at hand is logged when training starts, with what would
+    help, or at the first save after it shows. On another number of ranks a run goes on after as many samples, with new
+    random states.
 
     What a GPU computes must repeat as well. Some kernels, and NCCL on some machines, add in an order that differs from run
     to run: ``Trainer(deterministic=True)`` keeps torch to those that do not, and ``Trainer(benchmark=False)``, the default,
@@ -151,7 +152,7 @@ class ExactResume(Callback):
         buffers.restore(pl_module, self._buffers_then)
         self._program = ProgramState(trainer, pl_module)
         if self._program_then is not None:
-            self._program.restore(self._program_then)
+            self._program.restore(self._program_then, self._say_once)
             self._program_then = None
         if lightning_port.goes_on_within_epoch(trainer):
             lightning_port.go_on_averaging(trainer)

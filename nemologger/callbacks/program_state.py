@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.callbacks import Callback
+
 from nemologger import lightning_port
 from nemologger.exact.attributes import Attributes
+from nemologger.exact.own_states import OwnStates
 from nemologger.exact.session import most_of_each
 from nemologger.exact.settings import Settings
 from nemologger.lightning_port import epoch_results
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import lightning.pytorch as pl
 
 _NOT_SAVED = (
@@ -22,6 +27,13 @@ _RECORD = (
     "is a {} that has changed since training began, and is not saved: most are records. If it decides about training, "
     "register it as a buffer, or save it in on_save_checkpoint()"
 )
+
+_OWN_STATE_LOST = (
+    "has a state_dict() and has changed since training began, and is not saved: it {}. A resumed run begins with it as the "
+    "program makes it. Save it in on_save_checkpoint(), or make it a torch.nn.Module that the module holds"
+)
+
+_OWN_STATE_NOT_BACK = "was saved, and begins as the program makes it: {}"
 
 
 class ProgramState:
@@ -44,12 +56,25 @@ class ProgramState:
         data = lightning_port.data_module(trainer)
         if data is not None:
             (drawing if lightning_port.saves_itself(data) else roots)["data module"] = data
-        self._attributes = Attributes(roots, drawing, {"module"}, lightning_port.names_of_lightning(), self._most)
+        theirs = lightning_port.names_of_lightning()
+        self._attributes = Attributes(roots, drawing, {"module"}, theirs, self._most)
+        self._own_states = OwnStates(self._may_hold_states, theirs, self._most)
+
+    def _may_hold_states(self) -> dict[str, object]:
+        """Parts of the module, and callbacks that save nothing themselves; what data have is kept with the loaders."""
+        return {
+            path: holder
+            for path, holder in self._attributes.holders().items()
+            if path.split(".")[0] == "module"
+            or (isinstance(holder, Callback) and not lightning_port.callback_saves_itself(holder))
+        }
 
     @property
     def records(self) -> dict[str, str]:
         """Lists and dictionaries of the module that had changed when it was last saved and are not kept."""
-        return {f"attribute {path}": _RECORD.format(kind) for path, kind in self._attributes.records.items()}
+        within = tuple(f"{path}." for path in self._own_states.paths)  # they say themselves what is to be kept
+        records = self._attributes.records.items()
+        return {f"attribute {path}": _RECORD.format(kind) for path, kind in records if not path.startswith(within)}
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""
@@ -59,19 +84,30 @@ class ProgramState:
             f"metric {name}": "is too large to be saved: after a resume it counts from there" for name in too_large
         }
         attributes, lost = self._attributes.to_plain()
-        if not lightning_port.saves_more(trainer.lightning_module):  # else it may be saved there
-            limits |= {f"attribute {path}": _NOT_SAVED.format(why) for path, why in lost.items()}
+        own_states, own_lost = self._own_states.to_plain()
+        within = tuple(f"{path}." for path in self._own_states.paths)
+        named = {path: _NOT_SAVED.format(why) for path, why in lost.items() if not path.startswith(within)}
+        named |= {path: _OWN_STATE_LOST.format(why) for path, why in own_lost.items()}
+        if lightning_port.saves_more(trainer.lightning_module):  # it may be saved there
+            named = {path: why for path, why in named.items() if path.split(".")[0] != "module"}
+        limits |= {f"attribute {path}": why for path, why in named.items()}
         changed = trainer.accumulate_grad_batches != self._accumulate
         plain = {
             "logged": logged,
             "attributes": attributes,
+            "own_states": own_states,
             "settings": self._settings.to_plain(lightning_port.modes_of_training(trainer)),
             "accumulate": trainer.accumulate_grad_batches if changed else None,
         }
         return plain, limits
 
-    def restore(self, plain: dict[str, Any]) -> None:
-        """Go on from what :meth:`to_plain` returned; without what was logged if that is None."""
+    def restore(self, plain: dict[str, Any], say: Callable[[str, str], None]) -> None:
+        """For ``on_train_start``: go on from what :meth:`to_plain` returned; without what was logged if that is None.
+
+        Args:
+            plain: That.
+            say: Called with what could not be brought back, and why.
+        """
         trainer = self._trainer
         if plain["logged"] is not None:
             epoch_results.restore(trainer, plain["logged"])
@@ -79,3 +115,11 @@ class ProgramState:
         self._settings.restore(plain["settings"])
         if plain["accumulate"] is not None:
             lightning_port.go_on_accumulating(trainer, plain["accumulate"])
+
+        def load_own_states() -> None:
+            failed = self._own_states.restore(plain.get("own_states", {}), trainer.strategy.root_device)
+            for path, why in failed.items():
+                say(f"attribute {path}", _OWN_STATE_NOT_BACK.format(why))
+
+        # Averages are often made in the module's or a callback's own on_train_start, of weights that are there by then.
+        lightning_port.behind_module(trainer, "on_train_start", load_own_states)

@@ -118,7 +118,7 @@ class Attributes:
                 setattr(holders[where], name, back)
         for owned in self._generators():
             owned.restore(Values(plain["generators"]))
-        make_generators(self._drawing(), plain["generators"], device)
+        make_generators(self.holders(), plain["generators"], device)
 
     def _sign(self, value: Any) -> Any:
         return (type(value), value) if type(value) in _SCALARS else contents.fingerprint(value, self._share)
@@ -162,8 +162,8 @@ class Attributes:
                     if name and with_more and id(part) not in seen:
                         yield f"{path}.{name}", part
 
-    def _drawing(self) -> dict[str, Any]:
-        """The objects that may have generators among their attributes, by path."""
+    def holders(self) -> dict[str, Any]:
+        """The objects that may have generators, or objects with a state of their own, among their attributes, by path."""
         found: dict[str, Any] = dict(self._holders())
         for root in self._roots.values():
             if isinstance(root, nn.Module):
@@ -176,7 +176,7 @@ class Attributes:
 
     def _generators(self) -> list[Owned]:
         owned = []
-        for path, holder in self._drawing().items():
+        for path, holder in self.holders().items():
             theirs = {
                 k: v for k, v in vars(holder).items() if k not in self._not_theirs and not isinstance(v, _SCALARS)
             }

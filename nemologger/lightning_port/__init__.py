@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from nemologger.lightning_port.hooks import at_end_of_backward as at_end_of_backward
 from nemologger.lightning_port.hooks import behind_module as behind_module
+from nemologger.lightning_port.hooks import callback_saves_itself as callback_saves_itself
 from nemologger.lightning_port.hooks import callbacks as callbacks
 from nemologger.lightning_port.hooks import callbacks_of_the_program as callbacks_of_the_program
 from nemologger.lightning_port.hooks import forget_behind_module as forget_behind_module

@@ -14,11 +14,17 @@ if TYPE_CHECKING:
 
 
 _EPOCH_END = "on_train_epoch_end"
+_START = "on_train_start"
 
 
 def callbacks(trainer: pl.Trainer) -> list[Callback]:
     """The trainer's list of callbacks itself."""
     return trainer.callbacks  # type: ignore[attr-defined, no-any-return]  # set by a connector
+
+
+def callback_saves_itself(callback: Callback) -> bool:
+    """Whether ``callback`` has state of its own for checkpoints."""
+    return any(is_overridden(hook, callback) for hook in ("state_dict", "on_save_checkpoint"))
 
 
 def callbacks_of_the_program(trainer: pl.Trainer) -> dict[str, object]:
@@ -37,13 +43,13 @@ def move_to_end(trainer: pl.Trainer, callback: Callback) -> None:
 
 
 def behind_module(trainer: pl.Trainer, hook: str, call: Callable[[], None]) -> None:
-    """For a callback's ``on_train_batch_end`` or ``on_validation_end``: ``call()`` behind the ``hook`` of the module.
+    """For a callback's ``hook``, one of :func:`_next_after_module`: ``call()`` behind that of the module.
 
     Lightning calls the module's own after those of all callbacks. Several calls are made in the order in which they came
-    in; where the module has no such hook of its own, at once. Behind ``on_train_epoch_end`` is when the epoch has been
-    ended by everybody: callbacks, schedules, loggers.
+    in; where the module has no such hook of its own, at once. But ``on_train_epoch_end`` and ``on_train_start`` are always
+    waited for: behind them everybody has ended the epoch (callbacks, schedules, loggers), and made what training needs.
     """
-    if hook != _EPOCH_END and not is_overridden(hook, trainer.lightning_module):
+    if hook not in (_EPOCH_END, _START) and not is_overridden(hook, trainer.lightning_module):
         call()
         return
     owner, name = _next_after_module(trainer)[hook]
@@ -94,14 +100,14 @@ def is_behind_epoch(trainer: pl.Trainer) -> bool:
 
 def go_on_accumulating(trainer: pl.Trainer, batches: int) -> None:
     """For ``on_train_start``: accumulate so many batches, once callbacks have checked the Trainer's own number."""
-    behind = _Behind(trainer.strategy, "on_train_start")
-    behind.calls.append(lambda: setattr(trainer, "accumulate_grad_batches", batches))
+    behind_module(trainer, _START, lambda: setattr(trainer, "accumulate_grad_batches", batches))
 
 
 def _next_after_module(trainer: pl.Trainer) -> dict[str, tuple[Any, str]]:
     """What Lightning calls once both the callbacks and the module have had their turn."""
     return {
         _EPOCH_END: (trainer.fit_loop.epoch_progress, "increment_completed"),
+        _START: (trainer.strategy, "on_train_start"),
         "on_train_batch_end": (trainer._logger_connector, "on_batch_end"),
         "on_validation_end": (trainer.strategy, "on_validation_end"),
     }

@@ -1,0 +1,154 @@
+"""Objects that are no modules and have a state of their own, as averages of weights do: diffusers' EMAModel, torch_ema's.
+
+No checkpoint holds what is no module. Who writes ``state_dict()`` and ``load_state_dict()`` says with them what there is to
+be kept, so those are called, whoever's class it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import chain, count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nemologger.exact import contents
+
+#: Somebody else's business: what is in the checkpoint already, what belongs to optimizers and to data.
+_OTHERS = (nn.Module, Optimizer, LRScheduler, torch.amp.GradScaler, Dataset, Sampler, DataLoader)
+_MOST_ITEMS = 32
+_ABSENT = object()
+
+
+class OwnStates:
+    """The states of such objects among the attributes of others, or in short lists and dictionaries there.
+
+    All of a state is kept, changed or not, as of an optimizer. One that cannot be kept is named when it has changed since
+    this was made.
+
+    Args:
+        holders: Gives the objects that may hold some, by path.
+        not_theirs: For each of them, the names of attributes that belong to the framework.
+        most: Bytes that are kept at most.
+    """
+
+    def __init__(self, holders: Callable[[], Mapping[str, object]], not_theirs: Collection[str], most: int) -> None:
+        self._holders = holders
+        self._not_theirs = not_theirs
+        self._most = most
+        self._first = {path: _sign(_state_of(found)) for path, found in self._found().items()}
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Where they are."""
+        return tuple(self._found())
+
+    def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """The states, as plain types, and why the others are not kept."""
+        left = [self._most]
+        kept: dict[str, Any] = {}
+        lost: dict[str, str] = {}
+        for path, found in self._found().items():
+            state = _state_of(found)
+            try:
+                if isinstance(state, Exception):
+                    raise contents.CannotBeKeptError(f"raises {type(state).__name__}: {state}")
+                if sum(leaf.nbytes for leaf in _leaves(state) if isinstance(leaf, torch.Tensor)) > left[0]:
+                    raise contents.CannotBeKeptError("is too large")  # said before anything is copied
+                plain = contents.keep(state, left)
+            except contents.CannotBeKeptError as error:
+                if self._first.get(path, _ABSENT) != _sign(state):
+                    lost[path] = str(error)
+                continue
+            tensors = [leaf for leaf in _leaves(state) if isinstance(leaf, torch.Tensor)]
+            kept[path] = {"state": plain, "on_device": [i for i, t in enumerate(tensors) if t.device.type != "cpu"]}
+        return kept, lost
+
+    def restore(self, plain: Mapping[str, Any], device: torch.device) -> dict[str, str]:
+        """Load what :meth:`to_plain` returned, what was on a GPU onto ``device``; why that was not possible, by path."""
+        found = self._found()
+        failed: dict[str, str] = {}
+        for path, saved in plain.items():
+            if path not in found:
+                failed[path] = "there is no such object when training starts"
+                continue
+            try:
+                found[path].load_state_dict(_state_in(saved, device))
+            except Exception as error:  # noqa: BLE001  the program may be another one today
+                failed[path] = f"its load_state_dict() raises {type(error).__name__}: {error}"
+        return failed
+
+    def _found(self) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        seen: set[int] = set()
+        for path, holder in self._holders().items():
+            for name, value in vars(holder).items():
+                for place, item in () if name in self._not_theirs else _items(f"{path}.{name}", value):
+                    if _has_state(item) and id(item) not in seen:
+                        seen.add(id(item))
+                        found[place] = item
+        return found
+
+
+def _items(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    yield path, value
+    if type(value) in (list, tuple, dict) and len(value) <= _MOST_ITEMS:
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield f"{path}.{key}", item
+
+
+def _has_state(value: Any) -> bool:
+    kind = type(value)
+    # What can be iterated may be a loader, whose place is not to be changed here.
+    methods = all(callable(getattr(kind, name, None)) for name in ("state_dict", "load_state_dict"))
+    if not methods or isinstance(value, _OTHERS) or hasattr(kind, "__iter__"):
+        return False
+    return not any(base.__module__.startswith("lightning.") for base in kind.__mro__)
+
+
+def _state_of(value: Any) -> Any:
+    try:
+        return value.state_dict()
+    except Exception as error:  # noqa: BLE001  whatever a stranger's raises is no reason to end training
+        return error
+
+
+def _state_in(saved: Mapping[str, Any], device: torch.device) -> Any:
+    numbers, on_device = count(), set(saved["on_device"])
+    return _mapped(
+        contents.unkept(saved["state"]), lambda tensor: tensor.to(device) if next(numbers) in on_device else tensor
+    )
+
+
+def _leaves(state: Any) -> Iterator[Any]:
+    if isinstance(state, dict):
+        yield from chain.from_iterable(map(_leaves, state.values()))
+    elif isinstance(state, list | tuple):
+        yield from chain.from_iterable(map(_leaves, state))
+    else:
+        yield state
+
+
+def _mapped(state: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``state`` with every tensor of :func:`_leaves` changed, in that order."""
+    if isinstance(state, torch.Tensor):
+        return change(state)
+    if isinstance(state, dict):
+        return {key: _mapped(item, change) for key, item in state.items()}
+    return type(state)(_mapped(item, change) for item in state) if isinstance(state, list | tuple) else state
+
+
+def _sign(state: Any) -> list[Any]:
+    if isinstance(state, Exception):
+        return [repr(state)]
+    large = (torch.Tensor, np.ndarray, np.generic)
+    plain = (int, float, bool, str, bytes, type(None))
+    return [
+        contents.fingerprint(leaf) if isinstance(leaf, large) else leaf if isinstance(leaf, plain) else id(leaf)
+        for leaf in _leaves(state)
+    ]

@@ -1,0 +1,119 @@
+"""Objects that are no modules and have a ``state_dict()``, as libraries that average weights have them."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from exact.runs import Case, Net, check, shuffled, train
+
+AVERAGES = """
+import torch
+class Averages:
+    def __init__(self, parameters):
+        self.shadow, self.updates, self.temp = [p.detach().clone() for p in parameters], 0, None
+    def step(self, parameters):
+        self.updates += 1
+        for mean, parameter in zip(self.shadow, parameters):
+            mean.lerp_(parameter.detach(), 1 / (1 + self.updates))
+    def state_dict(self):
+        return {"shadow": self.shadow, "updates": self.updates}
+    def load_state_dict(self, state):
+        self.shadow, self.updates = list(state["shadow"]), state["updates"]
+"""
+
+
+@pytest.fixture(params=["of the program", "of a library"])
+def averages(request, tmp_path, monkeypatch):
+    place = tmp_path / ("site-packages" if request.param == "of a library" else "here")
+    place.mkdir()
+    (place / "some_averages.py").write_text(AVERAGES)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.delitem(sys.modules, "some_averages", raising=False)
+    return importlib.import_module("some_averages").Averages
+
+
+def in_module(averages):
+    """Its losses show the averages, of which there are two: one made when training starts."""
+
+    class Averaged(Net):
+        def __init__(self):
+            super().__init__()
+            self.means = {"first": averages(self.net.parameters())}
+
+        def on_train_start(self):
+            self.late = averages(self.net.parameters())
+
+        def training_step(self, batch, batch_idx):
+            shown = sum(mean.sum() for mean in [*self.means["first"].shadow, *self.late.shadow])
+            return self.note(self.loss(batch) + shown)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            for mean in (self.means["first"], self.late):
+                mean.step(self.net.parameters())
+
+    return Case(shuffled, Averaged, at=[7])
+
+
+def in_callback(averages):
+    class Averaging(pl.Callback):
+        def on_fit_start(self, trainer, pl_module):
+            self.mean = averages(pl_module.net.parameters())
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            batch.mul_(1 + sum(mean.mean() for mean in self.mean.shadow))
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.mean.step(pl_module.net.parameters())
+
+    return Case(shuffled, callbacks=lambda: [Averaging()], at=[7])
+
+
+@pytest.mark.parametrize("where", [in_module, in_callback])
+def test_averages_go_on_as_they_were(averages, where, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        check(where(averages), tmp_path)
+    assert "shadow" not in caplog.text  # none of them is said to be lost
+
+
+def test_what_is_too_large_is_named_once_with_what_to_do(averages, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("nemologger.callbacks.program_state.most_of_each", lambda ranks: 300)
+    case = in_module(averages)
+    with caplog.at_level(logging.INFO):
+        train(case, tmp_path, 1)
+    told = [record.getMessage() for record in caplog.records if "module.late" in record.getMessage()]
+    assert len(told) == 1
+    assert (
+        "module.late has a state_dict() and has changed since training began, and is not saved: it is too large"
+        in told[0]
+    )
+    assert "on_save_checkpoint()" in told[0]
+    assert "module.means" not in caplog.text  # that one was kept
+
+
+def test_a_state_that_does_not_fit_is_named_and_training_goes_on(tmp_path, caplog):
+    class Fickle:
+        def __init__(self, size):
+            self.value = torch.zeros(size)
+
+        def state_dict(self):
+            return {"value": self.value}
+
+        def load_state_dict(self, state):
+            self.value.copy_(state["value"])
+
+    def with_size(size):
+        model = Net()
+        model.fickle = Fickle(size)
+        return model
+
+    train(Case(shuffled, lambda: with_size(2), steps=2), tmp_path, 1)
+    train(Case(shuffled, lambda: with_size(3), steps=3), tmp_path / "other", 1, tmp_path / "step=1")
+    assert "module.fickle was saved, and begins as the program makes it: its load_state_dict() raises" in caplog.text
+    losses, _, _ = train(Case(shuffled, Net, steps=3), tmp_path / "without", 1, tmp_path / "step=1")
+    assert len(losses) == 2
+    assert "there is no such object when training starts" in caplog.text
