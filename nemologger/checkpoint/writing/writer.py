@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
+import struct
 import subprocess
 import sys
 import weakref
@@ -16,6 +18,8 @@ from nemologger.checkpoint.writing.writer_main import STAND_BY, Job, Outcome
 from nemologger.errors import SaveFailedError
 
 _START_TIMEOUT = 60.0
+#: It has nothing to do but to take what it is sent: jobs come when there is none.
+_SEND_TIMEOUT = 60.0
 _END_TIMEOUT = 30.0
 _KILL_TIMEOUT = 2.0
 
@@ -52,6 +56,7 @@ class Writer:
             start_new_session=True,
         )
         theirs.close()
+        _limit_sends(ours, _SEND_TIMEOUT)
         self._connection = ours
         self._busy = False
         self.sent = 0
@@ -60,10 +65,7 @@ class Writer:
             self._end()
             raise SaveFailedError(f"the writer process did not start within {_START_TIMEOUT:g} s")
         self._receive()
-        try:
-            ours.send(dict(always))
-        except OSError as error:
-            raise self._died() from error
+        self._send(dict(always))
 
     @property
     def busy(self) -> bool:
@@ -89,12 +91,9 @@ class Writer:
         """Hand over a job; the arena must not change until its outcome is known.
 
         Raises:
-            SaveFailedError: If the process has died.
+            SaveFailedError: If the process has died, or hangs, which ends it.
         """
-        try:
-            self._connection.send(job)
-        except OSError as error:
-            raise self._died() from error
+        self._send(job)
         self._busy = True
         self.sent = 0
 
@@ -130,6 +129,17 @@ class Writer:
         with contextlib.suppress(subprocess.TimeoutExpired):  # it cannot end while the kernel waits for storage
             self._process.wait(timeout=_KILL_TIMEOUT)
 
+    def _send(self, what: object) -> None:
+        try:
+            self._connection.send(what)
+        except BlockingIOError as error:  # it is stopped, or waits for memory; what is half sent is of no use to it
+            self.kill()
+            raise SaveFailedError(
+                f"the writer process {self.pid} has taken nothing for {_SEND_TIMEOUT:g} s, and was ended"
+            ) from error
+        except OSError as error:
+            raise self._died() from error
+
     def _receive(self) -> object:
         try:
             return self._connection.recv()
@@ -140,6 +150,13 @@ class Writer:
     def _died(self) -> SaveFailedError:
         code = self._process.wait(timeout=_END_TIMEOUT)
         return SaveFailedError(f"the writer process {self.pid} has died (exit code {code})")
+
+
+def _limit_sends(connection: Connection, seconds: float) -> None:
+    """Have the kernel let ``connection.send()`` wait no longer for room than so; it raises BlockingIOError then."""
+    whole, part = divmod(seconds, 1)
+    with socket.socket(fileno=os.dup(connection.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(whole), int(part * 1e6)))
 
 
 def _end(process: subprocess.Popen[bytes], connection: Connection, owner: int) -> None:

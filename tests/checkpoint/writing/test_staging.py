@@ -352,3 +352,25 @@ def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
         assert saver.finish() is not None
     finally:
         saver.close()
+
+
+def test_a_writer_that_takes_no_job_holds_training_up_for_a_bounded_time(tmp_path, monkeypatch):
+    training = _Training("adam")
+    saver = AsyncSaver(LocalDisk(), SingleProcess())
+
+    def more_than_fits_on_the_way(directory, disk):
+        disk.write(directory / "large", [bytes(2**21)])
+
+    try:
+        with monkeypatch.context() as impatient:
+            impatient.setattr(writer, "_SEND_TIMEOUT", 0.2)
+            saver.prepare(training.snapshot())
+            os.kill(saver._layout.writer.pid, signal.SIGSTOP)
+            saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0), more_than_fits_on_the_way)
+            with pytest.raises(SaveFailedError, match=r"the writer process \d+ has taken nothing for 0.2 s"):
+                saver.finish()
+            assert names_in(tmp_path) == set()
+        saver.start(training.snapshot(), tmp_path / "b", Manifest(step=2, epoch=0), more_than_fits_on_the_way)
+        assert saver.finish() is not None
+    finally:
+        saver.close()
