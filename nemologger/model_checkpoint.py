@@ -322,11 +322,11 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         """Count samples; save if ``every_n_train_steps`` or ``train_time_interval`` say so."""
         self._counted_here += batch_size(batch)
         step_is_due = self._due.at_step(trainer.global_step)
-        self._due.put_off_stop(trainer)
-        if lightning_port.is_stopping(trainer):
-            for callback in lightning_port.callbacks(trainer):
-                if isinstance(callback, ExactResume):
-                    callback.look_ahead(trainer)
+        self._look_at_stop(trainer)
+        if not lightning_port.is_stopping(
+            trainer
+        ):  # the module's own hook, which is called after this, may ask for one
+            lightning_port.behind_module(trainer, "on_train_batch_end", partial(self._save_if_stopping, trainer))
         self._poll(trainer)
         if (
             self.async_save
@@ -341,15 +341,34 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         if self._should_skip_saving_checkpoint(trainer) or self._due.is_accumulating(trainer):
             return
         postponed, self._postponed = self._postponed, False
-        if not (postponed or step_is_due or is_last_step(trainer) or self._due.at_this_time(self._ranks)):
-            return
+        if postponed or step_is_due or is_last_step(trainer) or self._due.at_this_time(self._ranks):
+            self._save_behind_batch(trainer)
+
+    def _look_at_stop(self, trainer: pl.Trainer) -> None:
+        self._due.put_off_stop(trainer)
+        if lightning_port.is_stopping(trainer):
+            for callback in lightning_port.callbacks(trainer):
+                if isinstance(callback, ExactResume):
+                    callback.look_ahead(trainer)
+
+    def _save_if_stopping(self, trainer: pl.Trainer) -> None:
+        self._look_at_stop(trainer)
+        if lightning_port.is_stopping(trainer) and not self._should_skip_saving_checkpoint(trainer):
+            self._save_behind_batch(trainer)
+
+    def _save_behind_batch(self, trainer: pl.Trainer) -> None:
+        """Save when this batch has been dealt with by everybody, and after the validation that follows it."""
         if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
             self._due_after_validation = True
         else:
             # Whoever resumes after the last batch of an epoch begins the next: the hooks that end it belong to this one.
             is_last = lightning_port.epoch_is_trained(trainer)
             hook = "on_train_epoch_end" if is_last else "on_train_batch_end"
-            lightning_port.behind_module(trainer, hook, partial(self._save_once, trainer))
+            lightning_port.behind_module(trainer, hook, partial(self._save_unless_validated, trainer))
+
+    def _save_unless_validated(self, trainer: pl.Trainer) -> None:
+        if not self._due_after_validation:
+            self._save_once(trainer)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let nobody swap parameters for validation while they are being copied."""

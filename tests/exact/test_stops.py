@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from exact.runs import SELDOM, Case, shuffled, train
+from exact.runs import SELDOM, Case, Net, shuffled, train
 from lightning.pytorch.callbacks import Callback
 
 NO_VALIDATION = {"limit_val_batches": 0}
@@ -43,5 +43,43 @@ def test_a_run_that_was_asked_to_stop_goes_on_at_the_next_batch(stop, case, tmp_
     losses, _, trainer = train(replace(case, callbacks=lambda: [stop]), tmp_path / "stopped", seed=1)
     newest = tmp_path / "stopped" / f"step={trainer.global_step}"
     rest, _, _ = train(case, tmp_path / "rest", seed=1000, resume=newest)
+    assert 0 < len(losses) < len(straight)
+    assert losses + rest == straight
+
+
+class EndsEpochs(Net):
+    """Asks for a stop itself, in a hook that comes after those of callbacks; what ends an epoch decides about losses."""
+
+    def __init__(self, stop_at: int | None = None) -> None:
+        super().__init__()
+        self.stop_at, self.scale = stop_at, 1.0
+
+    def loss(self, batch):
+        return super().loss(batch) * self.scale
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        if len(self.losses) == self.stop_at:
+            self.trainer.should_stop = True
+
+    def on_train_epoch_end(self):
+        self.scale *= 1.1
+
+
+OWN_STOPS = {
+    "after a batch": (10, Case(shuffled, EndsEpochs, trainer=NO_VALIDATION, ckpt=SELDOM)),
+    "at the end of an epoch": (6, Case(shuffled, EndsEpochs, trainer=NO_VALIDATION, ckpt=SELDOM)),
+    "validated": (10, Case(shuffled, EndsEpochs, ckpt=SELDOM)),
+    "while gradients are accumulated": (
+        3,
+        Case(shuffled, EndsEpochs, trainer={**NO_VALIDATION, "accumulate_grad_batches": 2}, ckpt=SELDOM, steps=6),
+    ),
+}
+
+
+@pytest.mark.parametrize(("stop_at", "case"), OWN_STOPS.values(), ids=OWN_STOPS)
+def test_a_module_that_asks_for_the_stop_itself(stop_at, case, tmp_path):
+    straight, _, _ = train(case, tmp_path / "straight", seed=1)
+    losses, _, trainer = train(replace(case, model=lambda: EndsEpochs(stop_at)), tmp_path / "stopped", seed=1)
+    rest, _, _ = train(case, tmp_path / "rest", seed=1000, resume=tmp_path / "stopped" / f"step={trainer.global_step}")
     assert 0 < len(losses) < len(straight)
     assert losses + rest == straight
