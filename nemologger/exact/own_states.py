@@ -35,6 +35,9 @@ class OwnStates:
         holders: Gives the objects that may hold some, by path.
         not_theirs: For each of them, the names of attributes that belong to the framework.
         most: Bytes that are kept at most.
+
+    Attributes:
+        paths: Where they were when this was made, or asked for them last.
     """
 
     def __init__(self, holders: Callable[[], Mapping[str, object]], not_theirs: Collection[str], most: int) -> None:
@@ -42,18 +45,16 @@ class OwnStates:
         self._not_theirs = not_theirs
         self._most = most
         self._first = {path: _sign(_state_of(found)) for path, found in self._found().items()}
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Where they are."""
-        return tuple(self._found())
+        self.paths = tuple(self._first)
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """The states, as plain types, and why the others are not kept."""
         left = [self._most]
         kept: dict[str, Any] = {}
         lost: dict[str, str] = {}
-        for path, found in self._found().items():
+        objects = self._found()
+        self.paths = tuple(objects)
+        for path, found in objects.items():
             state = _state_of(found)
             try:
                 if isinstance(state, Exception):
