@@ -323,9 +323,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self._counted_here += batch_size(batch)
         step_is_due = self._due.at_step(trainer.global_step)
         self._look_at_stop(trainer)
-        if not lightning_port.is_stopping(
-            trainer
-        ):  # the module's own hook, which is called after this, may ask for one
+        if not lightning_port.is_stopping(trainer):  # the module's own hook, called after this, may ask for it
             lightning_port.behind_module(trainer, "on_train_batch_end", partial(self._save_if_stopping, trainer))
         self._poll(trainer)
         if (
@@ -353,7 +351,8 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
 
     def _save_if_stopping(self, trainer: pl.Trainer) -> None:
         self._look_at_stop(trainer)
-        if lightning_port.is_stopping(trainer) and not self._should_skip_saving_checkpoint(trainer):
+        stops = lightning_port.is_stopping(trainer) and not self._due.is_accumulating(trainer)
+        if stops and not self._should_skip_saving_checkpoint(trainer):
             self._save_behind_batch(trainer)
 
     def _save_behind_batch(self, trainer: pl.Trainer) -> None:

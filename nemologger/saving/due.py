@@ -73,7 +73,10 @@ class Due:
         return lightning_port.is_accumulating(trainer) or (by_hand and not self._has_stepped)
 
     def put_off_stop(self, trainer: pl.Trainer) -> None:
-        """While gradients are accumulated, let ``trainer.should_stop`` wait for the step that takes them."""
+        """While gradients are accumulated, let ``trainer.should_stop`` wait for the step that takes them.
+
+        With manual optimization nobody knows whether there will be one: steps of plain optimizers are not counted.
+        """
         trainer.should_stop, self._stop_is_due = trainer.should_stop or self._stop_is_due, False
-        if lightning_port.is_stopping(trainer) and self.is_accumulating(trainer):
+        if lightning_port.is_stopping(trainer) and lightning_port.is_accumulating(trainer):
             trainer.should_stop, self._stop_is_due = False, True

@@ -83,3 +83,25 @@ def test_a_module_that_asks_for_the_stop_itself(stop_at, case, tmp_path):
     rest, _, _ = train(case, tmp_path / "rest", seed=1000, resume=tmp_path / "stopped" / f"step={trainer.global_step}")
     assert 0 < len(losses) < len(straight)
     assert losses + rest == straight
+
+
+class PlainSteps(Net):
+    """Takes its steps with a plain optimizer, which Lightning does not count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        optimizer.zero_grad()
+        self.note(self.loss(batch)).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("validation", [NO_VALIDATION, {}], ids=["no validation", "validation"])
+def test_a_stop_is_not_put_off_until_a_step_that_nobody_counts(validation, tmp_path):
+    trainer = {**validation, "max_steps": -1, "max_epochs": 2}
+    case = Case(shuffled, PlainSteps, trainer=trainer, ckpt=SELDOM, callbacks=lambda: [AfterBatch(4)])
+    losses, _, _ = train(case, tmp_path, seed=1)
+    assert len(losses) == 4
