@@ -307,9 +307,11 @@ class AutoResume:
     def _clean_up(self) -> None:
         """Finish what a dead run left half done in our own directory, before looking at it."""
         directory = self._own_directory
-        if directory is None or directory != self._directory or not self._wants_checkpoint or not is_dir(directory):
+        if directory is None or directory != self._directory or not self._wants_checkpoint:
             return
         remote = disk_of(directory)
+        if remote is None and not is_dir(directory):
+            return
         lock = None if remote is not None else DirectoryLock(directory)
         if lock is not None:
             lock.take()

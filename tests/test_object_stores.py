@@ -83,6 +83,8 @@ def test_what_many_checkpoints_cost(s3, monkeypatch):
     s3.gate.requests.clear()
     life(s3.url, 8, **every_step)
     assert [request.split()[0] for request in s3.gate.requests if "/step%3D3" in request] == ["GET"] * 2
+    assert len([request for request in s3.gate.requests if "-last.link" in request]) < 10, "the link is followed once"
+    assert len(s3.gate.requests) < 90
 
 
 @pytest.mark.parametrize("last", [True, "link", False])
@@ -214,7 +216,7 @@ def test_a_new_run_takes_its_weights_from_a_store(s3, tmp_path):
     trainer = quiet_trainer(max_steps=1, callbacks=[nl.ModelCheckpoint(dirpath=tmp_path, monitor=None)])
     restore = nl.RestoreConfig(path=s3.url, load_optim_state=True)
     found = nl.AutoResume(restore_config=restore, resume_if_exists=True).setup(trainer)
-    assert found.weights_from == storage_path(f"{s3.url}/step=5-last")
+    assert found.weights_from == storage_path(f"{s3.url}/step=5")
     model = ToyModel()
     start = {}
     trainer.callbacks.append(At({0: lambda: start.update({k: v.clone() for k, v in model.state_dict().items()})}))

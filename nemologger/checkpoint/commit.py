@@ -204,15 +204,17 @@ def tidy(disk: Disk, directory: Path) -> list[str]:
             f"an upload of {file} was never finished: dropped"
             for file in remote.store.drop_uploads(str(remote), _is_of_checkpoint)
         ]
-    if not is_dir(directory):
+    elif not is_dir(directory):
         return done
-    for mark in sorted(directory.glob(f"*{names.UNFINISHED}")):
+    there = sorted(directory.iterdir())
+    for mark in (path for path in there if path.name.endswith(names.UNFINISHED)):
         if is_file(mark) and not mark.stat().st_size:  # else somebody's text
             done += _settle(disk, mark, _settle_marked)
-    for aside in sorted(directory.glob(f"*{names.REPLACED}")):
-        done += _settle(disk, aside, _settle_aside)
-    for partial in sorted(directory.glob(".*.partial")):
-        done += _settle(disk, partial, _settle_partial)
+    if disk.can_rename:  # else nothing was set aside, and nothing hidden
+        for aside in sorted(directory.glob(f"*{names.REPLACED}")):
+            done += _settle(disk, aside, _settle_aside)
+        for partial in sorted(directory.glob(".*.partial")):
+            done += _settle(disk, partial, _settle_partial)
     if done:
         disk.sync(directory)
     return done

@@ -67,11 +67,10 @@ class Found:
 
 def survey(directory: Path) -> list[Found]:
     """Every checkpoint in ``directory``, by name; also the damaged and unfinished ones."""
-    if not is_dir(directory):
-        return []
-    paths = sorted(directory.iterdir())
     if in_store(directory) is None:
+        paths = sorted(directory.iterdir()) if is_dir(directory) else []
         return [found for path in paths if (found := _look_at(path)) is not None]
+    paths = sorted(directory.iterdir())  # a store lists nothing where there is nothing
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="nemologger-find") as pool:  # it is all waiting for answers
         return [found for found in pool.map(_look_in_store, paths) if found is not None]
 
@@ -138,7 +137,7 @@ def settled(path: Path) -> Path:
     (:func:`nemologger.checkpoint.commit.tidy`), perhaps after somebody has chosen to go on from it.
     """
     home = path.with_name(path.name.removesuffix(names.REPLACED))
-    return home if exists(home) and not exists(path) else path
+    return home if home != path and exists(home) and not exists(path) else path
 
 
 def newest(
@@ -203,8 +202,11 @@ def newest(
     )
 
 
-def _newest_last(found: Found) -> tuple[tuple[int, int, float], bool]:
-    return found.manifest.order if found.manifest else (0, 0, 0.0), found.is_last
+def _newest_last(found: Found) -> tuple[tuple[int, int, float], bool, bool]:
+    """By age; then what stands by itself. Whoever reads by way of a link follows it for each file: in a store, a request."""
+    if found.manifest is None:
+        return (0, 0, 0.0), False, found.is_last
+    return found.manifest.order, found.manifest.name == found.path.name, found.is_last
 
 
 def _is_beside(path: Path) -> bool:
