@@ -70,7 +70,12 @@ class LocalDisk:
 
     def make_directory(self, path: Path) -> None:
         """See :class:`Disk`."""
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:  # which of them is in the way, they do not say
+            found = next(one for one in (path, *path.parents) if os.path.lexists(one))
+            what = "a link that leads to none" if is_symlink(found) else "no directory"
+            raise NotADirectoryError(errno.ENOTDIR, f"{found} is {what}", str(path)) from error
 
     def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
         """See :class:`Disk`."""

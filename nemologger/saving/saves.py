@@ -141,6 +141,7 @@ class SavedCheckpoints(KeptCheckpoints):
         score = metrics.get(self.monitor) if self.monitor is not None else None
         if again:
             return choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
+        self._keeper.look_again()
         path = self._path(trainer, metrics)
         self._say_what_the_name_lacks(trainer, metrics)
         candidate = Kept(

@@ -52,6 +52,41 @@ def test_a_failed_save_is_loud_and_training_goes_on(tmp_path, caplog):
     assert names(tmp_path) == ["step=1", "step=2", "step=5", "step=6", "step=6-last"]
 
 
+class _TakeAway(pl.Callback):
+    """Moves the directory of checkpoints away before step 4, and puts ``instead`` there."""
+
+    def __init__(self, directory, instead) -> None:
+        self.directory, self.instead = directory, instead
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == 4:
+            self.directory.rename(self.directory.with_name("moved"))
+            self.instead(self.directory)
+
+
+@pytest.mark.parametrize("instead", [lambda path: None, lambda path: path.mkdir()], ids=["gone", "empty"])
+def test_checkpoints_that_are_gone_keep_no_other_from_being_saved(tmp_path, caplog, instead):
+    """As when a disk is no longer mounted: the best ones were on it, and what is saved now is not among them."""
+    directory = tmp_path / "checkpoints"
+    settings = {"filename": "{step}", "every_n_train_steps": 1, "save_top_k": 2, "save_last": False}
+    checkpoint = ModelCheckpoint(dirpath=directory, **settings)
+    trainer = quiet_trainer(max_steps=8, val_check_interval=1, callbacks=[_TakeAway(directory, instead), checkpoint])
+    trainer.fit(Scored(scores=[1.0, 2.0, 3.0, 4.0, 8.0, 7.0, 6.0, 5.0]), loader(), loader())
+    assert names(directory) == ["step=7", "step=8"]
+    assert "2 of the 2 checkpoints that were kept there" in caplog.text
+    assert checkpoint.best_model_path == str(directory / "step=8")
+
+
+def test_a_file_in_place_of_the_directory_is_named_and_the_third_save_that_fails_ends_the_run(tmp_path, caplog):
+    directory = tmp_path / "checkpoints"
+    checkpoint = ModelCheckpoint(dirpath=directory / "a", filename="{step}", every_n_train_steps=1)
+    taken = _TakeAway(directory, lambda path: path.write_text("not a directory"))
+    trainer = quiet_trainer(max_steps=20, val_check_interval=1, callbacks=[taken, checkpoint])
+    with pytest.raises(SaveFailedError, match=r"step=7 was not saved: .*checkpoints is no directory"):
+        trainer.fit(ToyModel(), loader(), loader())
+    assert [r.levelno for r in caplog.records if "that may fail" in r.getMessage()] == [logging.ERROR] * 2
+
+
 class _Litter(pl.Callback):
     """Looks, after each step, for tensors that nobody but the garbage collector would free."""
 

@@ -22,6 +22,7 @@ from nemologger.checkpoint.writing.memory_disk import MemoryDisk
 from nemologger.checkpoint.writing.saver import Saver
 from nemologger.checkpoint.writing.write import write_file
 from nemologger.disk import Disk
+from nemologger.disk.there import exists
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import Ranks, decide
 from nemologger.stores.client import before_training
@@ -103,6 +104,26 @@ class Keeper:
             return is_settled or (all(over for _, over, _ in states) and any(failed for _, _, failed in states))
 
         return self._ranks.exchange((self._settled is not None, beside.over, beside.failed), answer)
+
+    def look_again(self) -> None:
+        """Before it is chosen what to keep: what is gone (its disk is no longer mounted, say) keeps nothing else out.
+
+        On rank 0, with nothing under way.
+        """
+        kept = sorted(self._shelf.kept, key=lambda kept: kept.order)
+        with contextlib.suppress(OSError):  # then nothing is known, and the save will tell
+            if not kept or not self._disk.can_rename or exists(self._disk.path(kept[-1].path)):
+                return
+            there = tuple(one for one in kept if exists(self._disk.path(one.path)))
+            log.warning(
+                "%s is gone, and so are %d of the %d checkpoints that were kept there. Were they moved, or is a disk no "
+                "longer mounted? Saves go on.",
+                kept[-1].path,
+                len(kept) - len(there),
+                len(kept),
+            )
+            last = self._shelf.last if self._shelf.last and exists(self._disk.path(self._shelf.last)) else ""
+            self._shelf = replace(self._shelf, kept=there, last=last)
 
     def prune(self, protected: Callable[[], set[str]]) -> None:
         """Remove what is surplus, before anything is saved. Collective.
