@@ -59,10 +59,12 @@ def test_of_one_step_the_later_is_the_newest(tmp_path):
     assert newest_in(tmp_path).path.name == "a"
 
 
-def test_of_equals_the_last_is_taken(tmp_path):
+def test_of_equals_the_last_is_taken_unless_it_points_to_the_other(tmp_path):
     save(tmp_path / "z", 5)
     commit.point(LocalDisk(), tmp_path / "z", tmp_path / "a-last")
-    assert newest_in(tmp_path).path.name == "a-last"
+    assert newest_in(tmp_path).path.name == "z"
+    commit.duplicate(LocalDisk(), tmp_path / "z", tmp_path / "b-last", read(tmp_path / "z"))
+    assert newest_in(tmp_path).path.name == "b-last"
 
 
 def test_looking_changes_nothing(tmp_path):
