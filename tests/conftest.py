@@ -45,12 +45,12 @@ _NOT_OURS = {
 
 #: Files that take long, the longest first: begun last, one of them keeps the run waiting when all others are done.
 _LONG = (
-    "test_object_stores", "test_kill", "test_resumed_run", "test_failing_rank", "test_states_in_stores", "test_sweeps",
-    "test_preemption", "test_fault_tolerance", "test_ddp", "test_byte_gpt", "test_loaders", "test_training",
-    "test_check_resume", "test_nemo_sweep", "test_migrate", "test_sharded", "test_workers", "test_straggler_detection",
-    "test_trackers", "test_ema", "test_max_time", "test_sharded_averages", "test_async_save", "test_module_hooks",
-    "test_logger_ranks", "test_profiles", "test_clearml", "test_staging", "test_sharded_models", "test_outages",
-    "test_uploads", "test_two_ranks", "test_digits", "test_recipe_sweep",
+    "test_object_stores", "test_kill", "test_resumed_run", "test_simulated_cuda", "test_failing_rank",
+    "test_states_in_stores", "test_sweeps", "test_preemption", "test_fault_tolerance", "test_ddp", "test_byte_gpt",
+    "test_loaders", "test_training", "test_check_resume", "test_nemo_sweep", "test_migrate", "test_sharded",
+    "test_workers", "test_straggler_detection", "test_trackers", "test_ema", "test_max_time", "test_sharded_averages",
+    "test_async_save", "test_module_hooks", "test_logger_ranks", "test_profiles", "test_clearml", "test_staging",
+    "test_sharded_models", "test_outages", "test_uploads", "test_two_ranks", "test_digits", "test_recipe_sweep",
 )  # fmt: skip
 
 

@@ -388,7 +388,7 @@ def test_what_cannot_be_opened_is_said(tmp_path, capsys):
     (tmp_path / "latin.yaml").write_bytes("exp_manager: {name: für}".encode("latin-1"))
     assert main([str(tmp_path / "latin.yaml")]) == 2
     assert "latin.yaml cannot be read as YAML: 'utf-8' codec can't decode" in capsys.readouterr().err
-    for out, why in ((tmp_path, "give a file in it"), (tmp_path / "latin.yaml" / "recipe.py", "File exists")):
+    for out, why in ((tmp_path, "give a file in it"), (tmp_path / "latin.yaml" / "recipe.py", "is no directory")):
         assert main([str(FIXTURES / "resume.yaml"), "--out", str(out)]) == 2
         error = capsys.readouterr().err
         assert error.startswith(f"--out {out} cannot be written: ")

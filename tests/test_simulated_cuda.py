@@ -35,9 +35,10 @@ def on_devices(library: Path, tests: list[str]) -> str:
 
 
 def test_saves_beside_training(library):
-    file = str(HERE / "test_cuda.py")
-    last = on_devices(library, [file, "-k", f"not {REPEATS} and not callbacks"])  # torch's profilers want its CUDA
-    assert last.startswith("14 passed")
+    files = ("test_cuda.py", "checkpoint/writing/test_arena.py", "watch/test_own_time.py")
+    others = f"not {REPEATS} and not callbacks"  # torch's profilers want its CUDA
+    last = on_devices(library, [*(str(HERE / file) for file in files), "-m", "gpu", "-k", others])
+    assert last.startswith("16 passed")
 
 
 def test_resumed_runs(library):
