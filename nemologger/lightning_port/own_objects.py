@@ -33,8 +33,10 @@ def places_of(trainer: pl.Trainer) -> Callable[[Any], Place | None]:
     return place
 
 
-def at(trainer: pl.Trainer, place: list[str | int]) -> Any:
-    """What the program has in a place of :func:`places_of` now; None if there is nothing."""
+def at(trainer: pl.Trainer, place: object) -> Any:
+    """What the program has in a place of :func:`places_of` now; None if there is nothing, or that is no place."""
+    if not isinstance(place, list) or not all(isinstance(step, str | int) for step in place):
+        return None  # a stranger's file may say anything
     value: Any = _roots(trainer)
     for step in place:
         if isinstance(value, list | tuple):

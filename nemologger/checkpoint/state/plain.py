@@ -172,7 +172,7 @@ def _tensor_of(data: Any) -> torch.Tensor:
     return torch.from_numpy(row.copy())
 
 
-def fill_in(value: Any, there: Callable[[list[str | int]], Any], path: str = "") -> tuple[Any, list[str]]:
+def fill_in(value: Any, there: Callable[[Any], Any], path: str = "") -> tuple[Any, list[str]]:
     """The plain form ``value``, for :func:`decode`, with objects of this program where it had them when it was saved.
 
     Args:
