@@ -17,7 +17,8 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from nemologger import lightning_port
 from nemologger.combination import sweep_job
 from nemologger.condition import kind_of
-from nemologger.disk.there import exists
+from nemologger.disk.lock import DirectoryLock
+from nemologger.disk.there import exists, is_dir
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import decide, together
 from nemologger.run import files as run_files
@@ -240,6 +241,7 @@ class NeMoLogger:
         job = sweep_job()
         if job is not None:
             job.claim(run.log_dir)
+        self._refuse_if_in_use(run)
         run_files.put_aside(run.log_dir, [*copies])
         notes += run_files.write(run, copies, task_config, here=here)
         wandb_loggers = [logger for logger in loggers if isinstance(logger, WandbLogger)]
@@ -247,6 +249,19 @@ class NeMoLogger:
         if wandb_loggers:
             wandb_id = wandb.run_id(run.log_dir, wandb_loggers)
         return _plan(run, notes, wandb_id, version)
+
+    def _refuse_if_in_use(self, run: RunDirectory) -> None:
+        """Before anything is moved: the log files of a live run stay where they are.
+
+        Raises:
+            DirectoryInUseError: If another process trains there.
+        """
+        given = getattr(self.ckpt, "dirpath", None)
+        directory = run.checkpoint_dir if given is None else Path(given)
+        if "://" not in str(given) and is_dir(directory):
+            lock = DirectoryLock(directory)
+            lock.take()
+            lock.release()
 
     def _choose(
         self, trainer: pl.Trainer, here: Path, resume_if_exists: bool

@@ -89,5 +89,6 @@ def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
     with started(SCRIPT, tmp_path, 500, "--every", 2, "--pause", 0.05):
         wait_for((tmp_path / "losses-0.txt").exists)
         second = python(SCRIPT, tmp_path, 500, "--every", 2, check=False)
+        assert not (tmp_path / "toy" / "run_0").exists()  # the live one's log files stay where it writes them
     assert second.returncode != 0
     assert "another run is writing to" in second.stderr
