@@ -24,6 +24,7 @@ from typing import Any
 from nemologger.errors import NemologgerError
 from nemologger.stores.client import S3, Body, as_os_error, is_final, is_of_keys, open_file_system, while_it_moves
 from nemologger.stores.parts import AT_ONCE, cut, drop_uploads, write_parts
+from nemologger.stores.stream import write_stream
 
 log = logging.getLogger(__name__)
 
@@ -203,7 +204,10 @@ class Store:
             write_parts(self._s3(url), bucket, key, cut(chain(first, rest), PART), create=create, metadata=metadata)
         else:
             self._prepare(url)
-            self._write_stream(url, cut(chain(first, rest), PART))
+            if create:
+                self._refuse_if_there(url)
+            half = None if self.protocol in _WHOLE_ONLY else partial(self.remove_object, url)
+            write_stream(self._fs, url, cut(chain(first, rest), PART), create=create, sent=self._count, drop_half=half)
 
     def create(self, url: str, content: bytes) -> None:
         """Write an object that must not be there.
@@ -295,25 +299,6 @@ class Store:
 
     def _s3(self, url: str) -> Callable[..., Any]:
         return partial(self._call, url, "call_s3")
-
-    def _write_stream(self, url: str, chunks: Iterator[list[memoryview]]) -> None:
-        """For stores that take an object as one stream: what fails in the middle cannot be tried again."""
-        try:
-            file = self._fs.open(url, "wb")
-            try:
-                for chunk in chunks:
-                    self._count(file.write(b"".join(chunk)))
-            except BaseException:
-                # Closing it would publish the half that there is.
-                with contextlib.suppress(Exception):
-                    file.discard()
-                    file.closed = True
-                if self.protocol not in _WHOLE_ONLY:
-                    self.remove_object(url)
-                raise
-            file.close()
-        except Exception as error:
-            raise as_os_error(error, url) from error
 
     def _count(self, size: int, body: Body | None = None) -> None:
         with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -87,6 +88,61 @@ def test_a_large_object_that_is_there_is_not_overwritten(s3, small_parts):
         where.write(f"{root}/a", [LARGE], create=True)
     assert (root / "a").read_bytes() == b"first"
     assert s3.pending() == []
+
+
+class Unknowing(MemoryFileSystem):
+    """Has no mode for what is to be created."""
+
+    protocol = "unknowing"
+
+    def _open(self, path, mode="rb", **options):
+        if mode == "xb":
+            raise NotImplementedError("File mode not supported")
+        return super()._open(path, mode, **options)
+
+
+class Raced(MemoryFileSystem):
+    """Another writes the object just after it was asked for."""
+
+    protocol = "raced"
+
+    def exists(self, path, **options):
+        there = super().exists(path, **options)
+        if not there:
+            self.pipe_file(path, b"first")
+        return there
+
+
+class RacedLate(Raced):
+    """As Google's client: that it is there is said while its bytes are sent."""
+
+    protocol = "raced-late"
+
+    def _open(self, path, mode="rb", **options):
+        return Taken() if mode == "xb" else super()._open(path, mode, **options)
+
+
+class Taken(io.BytesIO):
+    def write(self, data):
+        raise FileExistsError("https://upload")
+
+
+@pytest.mark.parametrize("kind", [MemoryFileSystem, Unknowing, Raced, RacedLate])
+def test_a_large_object_of_another_store_is_not_overwritten(monkeypatch, small_parts, kind):
+    """A writer that outlives its killed run may come to it when the next run has written it."""
+    monkeypatch.setitem(registry, kind.protocol, kind)
+    root = in_store(storage_path(f"{kind.protocol}://bucket/runs"))
+    try:
+        if not issubclass(kind, Raced):
+            root.store.write(f"{root}/new", [LARGE], create=True)
+            assert (root / "new").read_bytes() == LARGE
+            root.store.write(f"{root}/a", [b"first"])
+        with pytest.raises(FileExistsError) as error:
+            root.store.write(f"{root}/a", [LARGE], create=True)
+        assert error.value.filename == f"{root}/a"
+        assert (root / "a").read_bytes() == b"first"
+    finally:
+        root.store.remove(str(root))
 
 
 class Careless(MemoryFileSystem):
