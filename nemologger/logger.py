@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -260,7 +261,9 @@ class NeMoLogger:
         directory = run.checkpoint_dir if given is None else Path(given)
         if "://" not in str(given) and is_dir(directory):
             lock = DirectoryLock(directory)
-            lock.take()
+            # Where nothing can be written nobody trains, and this run may only read there.
+            with contextlib.suppress(ConfigurationError):
+                lock.take()
             lock.release()
 
     def _choose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -36,6 +37,21 @@ def test_the_run_directory_is_base_name_version(tmp_path, make):
     assert run.log_dir.is_dir()
     with pytest.raises(AttributeError):
         run.name = "other"
+
+
+def test_checkpoints_that_are_only_read_may_be_where_nothing_can_be_written(tmp_path, make, monkeypatch):
+    """Whoever validates takes no lock there; whoever trains is told by ModelCheckpoint."""
+    opened = os.open
+
+    def read_only(path, *args, **options):
+        if Path(path).parent == tmp_path / "kept":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, *args, **options)
+
+    (tmp_path / "kept").mkdir()
+    monkeypatch.setattr(os, "open", read_only)
+    run = NeMoLogger(name="mnist", ckpt=ModelCheckpoint(dirpath=tmp_path / "kept")).setup(make())
+    assert (run.log_dir / "cmd-args.log").is_file()
 
 
 def test_the_version_is_the_time_and_two_runs_of_one_second_are_two(tmp_path, make):
