@@ -18,8 +18,16 @@ from nemologger.errors import CheckpointError, ConfigurationError, NemologgerErr
 
 #: The protocols of stores that speak S3.
 S3 = ("s3", "s3a")
+#: Those of Google's.
+GOOGLE = ("gs", "gcs")
 _AZURE = ("az", "abfs", "abfss")
 
+# Loggers that would fill the run's log file, and what they may say: ten lines for each request; a warning for each, and a
+# traceback for each that fails, whose error is raised as well.
+_CHATTER = {
+    **dict.fromkeys(_AZURE, ("azure.core.pipeline.policies.http_logging_policy", logging.WARNING)),
+    **dict.fromkeys(GOOGLE, ("gcsfs", logging.CRITICAL)),
+}
 _PACKAGES = {
     "s3": "'nemologger[s3]'",
     "s3a": "'nemologger[s3]'",
@@ -163,10 +171,11 @@ def open_file_system(root: str, options: Mapping[str, Any]) -> Any:
         raise ConfigurationError(f"{root}: {error}. {ADVICE}") from error
     if protocol in S3:
         system.retries = 1
-    elif protocol in _AZURE:
-        chatter = logging.getLogger("azure.core.pipeline.policies.http_logging_policy")
-        if chatter.level == logging.NOTSET:  # ten lines for each request, into the run's log file
-            chatter.setLevel(logging.WARNING)
+    if protocol in _CHATTER:
+        name, level = _CHATTER[protocol]
+        chatter = logging.getLogger(name)
+        if chatter.level == logging.NOTSET:
+            chatter.setLevel(level)
     return system
 
 

@@ -22,7 +22,16 @@ from itertools import chain, count
 from typing import Any
 
 from nemologger.errors import NemologgerError
-from nemologger.stores.client import S3, Body, as_os_error, is_final, is_of_keys, open_file_system, while_it_moves
+from nemologger.stores.client import (
+    GOOGLE,
+    S3,
+    Body,
+    as_os_error,
+    is_final,
+    is_of_keys,
+    open_file_system,
+    while_it_moves,
+)
 from nemologger.stores.parts import AT_ONCE, cut, drop_uploads, write_parts
 from nemologger.stores.stream import write_stream
 
@@ -177,8 +186,12 @@ class Store:
         if self.protocol in S3:
             bucket, prefix = self._split(url)
             self._call(url, "call_s3", "list_objects_v2", Bucket=bucket, Prefix=f"{prefix}/".lstrip("/"), MaxKeys=1)
-        else:
-            self.names(url)
+        elif not self.names(url) and self.protocol in GOOGLE:
+            try:
+                self._call(url, "find", url)  # unlike "ls", it tells nothing there from no bucket
+            except FileNotFoundError as error:
+                bucket, _ = self._split(url)
+                raise FileNotFoundError(errno.ENOENT, f"there is no bucket {bucket}", url) from error
 
     def write(self, url: str, parts: Iterable[bytes | memoryview], *, create: bool = False) -> None:
         """Write an object: it is there when all of it is. At most a few parts of it are asked for ahead.
@@ -347,8 +360,10 @@ class Store:
                         self._opened = None  # there may be new ones where they come from, when it is opened again
                     raise as_os_error(error, url) from error
                 waited = time.monotonic() - began
-                # One that took all the time there is, because nobody answered, is tried once more all the same.
-                if is_down or (number > 1 and waited + pause > PATIENCE):
+                # One that took all the time there is, because nobody answered, is tried once more all the same; but clients
+                # of other stores than S3 try again by themselves.
+                too_long = waited + pause > PATIENCE if number > 1 else waited > PATIENCE and self.protocol not in S3
+                if is_down or too_long:
                     self._failed_at = time.monotonic()
                     raise as_os_error(error, url, f" (tried for {waited:.0f} s)") from error
                 log.debug("%s: %s: %s; once more in %.1f s", url, type(error).__name__, error, pause)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import logging
 import os
 import subprocess
 import sys
@@ -202,14 +203,49 @@ def test_a_refusal_is_not_tried_again(monkeypatch, status, tries):
 
         def info(self, path, **options):
             Refusing.asked += 1
-            raise Answered(status)
+            raise Answered(status if Refusing.asked == 1 else 403)
 
     monkeypatch.setitem(registry, "refusing", Refusing)
-    monkeypatch.setattr(store, "PATIENCE", 0.0)
     with pytest.raises(OSError, match="The container") as error:
         storage_path("refusing://bucket/runs").exists()
     assert Refusing.asked == tries
     assert "RequestId" not in str(error.value)
+
+
+def test_a_client_that_has_tried_all_that_time_is_not_asked_again(monkeypatch):
+    """As Azure's and Google's do by themselves while nothing answers."""
+
+    class Trying(MemoryFileSystem):
+        protocol = "trying"
+        asked = 0
+
+        def info(self, path, **options):
+            Trying.asked += 1
+            time.sleep(0.1)
+            raise ConnectionError("nobody listens")
+
+    monkeypatch.setitem(registry, "trying", Trying)
+    monkeypatch.setattr(store, "PATIENCE", 0.05)
+    with pytest.raises(OSError, match=r"nobody listens .tried for"):
+        storage_path("trying://bucket/runs").exists()
+    assert Trying.asked == 1
+
+
+class NoBucket(MemoryFileSystem):
+    """As Google's client where there is no bucket: it names its own request."""
+
+    def find(self, path, *arguments, **options):
+        raise FileNotFoundError("https://storage/b/runs/o")
+
+
+def test_a_bucket_of_google_that_is_not_there(monkeypatch):
+    monkeypatch.setitem(registry, "gs", NoBucket)
+    chatter = logging.getLogger("gcsfs")
+    monkeypatch.setattr(chatter, "level", logging.NOTSET)
+    root = storage_path("gs://bucket/runs")
+    with pytest.raises(FileNotFoundError, match="there is no bucket "):
+        disk_of(root).make_directory(root)
+    assert chatter.level == logging.CRITICAL, "it logs a traceback for each request that fails"
 
 
 @pytest.mark.parametrize("kind", [Careless, Plain])
