@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from nemologger.errors import NemologgerError
+from nemologger.signals import unheard
 from nemologger.watch.board import Board
 from nemologger.watch.guard_main import Orders
 
@@ -32,8 +33,8 @@ log = logging.getLogger(__name__)
 class Guard:
     """Starts the monitor of this process; it ends with :meth:`close`, or with this process, however that may end.
 
-    It is started afresh, not forked from a process with threads, in a session of its own, so that Ctrl-C does not reach
-    it. A real-time signal that nothing else handles makes this process write down where its threads are; that is taken
+    It is started afresh, not forked from a process with threads, and hears no signal that is sent to all processes of a job.
+    A real-time signal that nothing else handles makes this process write down where its threads are; that is taken
     back by :meth:`close`.
 
     Args:
@@ -77,14 +78,15 @@ class Guard:
             stacks=stacks.fileno(),
         )
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _CODE, json.dumps(asdict(orders))],
-                pass_fds=(theirs.fileno(), board.descriptor, stacks.fileno()),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
+            with unheard():
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _CODE, json.dumps(asdict(orders))],
+                    pass_fds=(theirs.fileno(), board.descriptor, stacks.fileno()),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+                )
         except OSError as error:
             _forget(ask, stacks, ours)
             raise NemologgerError(f"the monitor of rank {rank} could not be started: {error}") from error

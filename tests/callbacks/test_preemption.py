@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from helpers.disks import FailingDisk
 from helpers.stopped import Run, Watch
@@ -339,12 +340,16 @@ def test_killed_after_the_grace_period_nothing_published_is_lost(tmp_path):
 @pytest.mark.dist
 @pytest.mark.parametrize("devices", [1, 2])
 def test_all_processes_of_the_job_get_the_signal(tmp_path, devices):
-    """Workers of data loaders too: training goes on to the end of the step."""
-    options = ("--devices", devices, "--workers", 2, "--pause", 0.1)
+    """Workers of data loaders and writers too: training goes on to the end of the step, and so does a save."""
+    options = ("--devices", devices, "--workers", 2, "--pause", 0.1, "--beside", "--every", 1)
     with started(SCRIPT, tmp_path, 30, *options) as process:
         wait_for(lambda: len(lines(tmp_path, devices - 1)) >= 6)
-        os.killpg(process.pid, signal.SIGTERM)
+        main = psutil.Process(process.pid)
+        for one in (*main.children(recursive=True), main):  # as Slurm does, whatever sessions they are in
+            one.send_signal(signal.SIGTERM)
+        output = process.stdout.read()
         assert process.wait(timeout=60) == 143
+    assert "has died" not in output
     taken = len(lines(tmp_path))
     assert 6 <= taken < 30
     assert f"step={taken}-last" in names(tmp_path / "toy" / "checkpoints")

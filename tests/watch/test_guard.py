@@ -101,6 +101,16 @@ def test_signs_of_life_keep_it_alive():
     assert (code, errors, log) == (0, "", "earlier\n")
 
 
+def test_the_monitor_hears_no_signal_that_is_sent_to_all_processes_of_a_job():
+    process = rank()
+    monitor = int(process.stdout.readline())
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(monitor, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGKILL, errors
+    assert "hangs: no sign of life" in errors
+
+
 @pytest.mark.parametrize("how", ["killed", "exits"])
 def test_the_monitor_ends_with_its_rank(how):
     process = rank("time.sleep(60)" if how == "killed" else "os._exit(5)", timeout=1e9)

@@ -16,6 +16,7 @@ from nemologger.checkpoint.writing import writer_main
 from nemologger.checkpoint.writing.arena import Arena
 from nemologger.checkpoint.writing.writer_main import STAND_BY, Job, Outcome
 from nemologger.errors import SaveFailedError
+from nemologger.signals import unheard
 
 _START_TIMEOUT = 60.0
 #: It has nothing to do but to take what it is sent: jobs come when there is none.
@@ -27,8 +28,9 @@ _KILL_TIMEOUT = 2.0
 class Writer:
     """Writes the files of ``arena`` in a process of its own, one job at a time.
 
-    It is started afresh, not forked from a process with threads, and in a session of its own, so that Ctrl-C does not reach
-    it. It ends when this object is closed or collected, and when this process ends, however that may be.
+    It is started afresh, not forked from a process with threads, and hears no signal that is sent to all processes of a job:
+    the one that trains wants to save then. It ends when this object is closed or collected, and when this process ends,
+    however that may be.
 
     Args:
         arena: The memory that both see.
@@ -49,12 +51,13 @@ class Writer:
         # a file may be called like one of Python's own.
         places = [place for place in sys.path if isinstance(place, str)]
         start = f"import sys; sys.path[:] = {places}\nfrom {writer_main.__name__} import main; main{arguments}"
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", start],
-            pass_fds=(theirs.fileno(), arena.descriptor),
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with unheard():
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", start],
+                pass_fds=(theirs.fileno(), arena.descriptor),
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
         theirs.close()
         _limit_sends(ours, _SEND_TIMEOUT)
         self._connection = ours

@@ -146,6 +146,22 @@ def test_its_death_is_an_error_that_says_so(arena, tmp_path):
     writer.close()
 
 
+def test_signals_to_all_processes_of_a_job_do_not_end_it(arena, tmp_path):
+    """``--signal`` of Slurm, a preemption, Ctrl-C: the process that trains wants to save then."""
+    writer = Writer(arena, {})
+    try:
+        writer.submit(_job(arena, tmp_path))
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            os.kill(writer.pid, number)
+        outcome = writer.outcome(None)
+        assert outcome is not None
+        assert outcome.error == ""
+        assert writer.alive
+    finally:
+        writer.close()
+    assert _gone(writer.pid)
+
+
 def _perform(writer: Writer, job: Job) -> None:
     writer.submit(job)
     writer.outcome(None)
