@@ -65,8 +65,8 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         verbose: Log every save.
         save_last: Also keep what to resume from under ``<filename>-last``: True for a directory that stands by itself
             (sharing its bytes through hard links), ``"link"`` for a symbolic link, also where there are no hard links, False
-            for none. The final state of a run is saved when training ends, as ``-last``; without it only if it is among the
-            best.
+            for none. Where there are no links at all it is a copy. The final state of a run is saved when training ends, as
+            ``-last``; without it only if it is among the best.
         save_top_k: How many of the best to keep; 0 none, -1 all.
         save_weights_only: Leave out optimizers, schedulers and callbacks. A run cannot resume from such a checkpoint.
         mode: ``"min"`` or ``"max"``: which values of ``monitor`` are better.

@@ -6,6 +6,7 @@ package renames or deletes. Reading needs no protocol: it changes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -128,7 +129,7 @@ class LocalDisk:
         except OSError as error:
             if error.errno not in _NO_HARD_LINKS:
                 raise
-            with source.open("rb") as file:
+            with source.open("rb") as file:  # where the disk has failed, this fails as well
                 self.write(target, iter(lambda: file.read(16 << 20), b""))
 
     def can_link(self, source: Path, target: Path) -> bool:
@@ -137,7 +138,8 @@ class LocalDisk:
             os.link(source, target)
         except OSError as error:
             return error.errno not in _NO_HARD_LINKS
-        target.unlink()
+        with contextlib.suppress(OSError):  # it goes when the next run starts
+            target.unlink()
         return True
 
     def symlink(self, path: Path, points_to: str) -> None:
@@ -173,7 +175,10 @@ class LocalDisk:
             os.close(descriptor)
 
 
-_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EACCES}
+# The last two are what some network mounts answer to what they do not know.
+_NO_HARD_LINKS = {
+    errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EACCES, errno.EINVAL, errno.EIO,
+}  # fmt: skip
 
 
 def _write_durably(path: Path, parts: Iterator[memoryview]) -> None:

@@ -86,7 +86,7 @@ def test_a_link_shares_the_bytes(tmp_path):
     assert (tmp_path / "b").read_bytes() == b"x"
 
 
-@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.EACCES])
+@pytest.mark.parametrize("code", [errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.EACCES, errno.EIO])
 def test_without_hard_links_a_link_is_a_copy(tmp_path, monkeypatch, code):
     def refuse(source, target):
         raise OSError(code, os.strerror(code))

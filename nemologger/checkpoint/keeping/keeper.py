@@ -22,7 +22,7 @@ from nemologger.checkpoint.writing.memory_disk import MemoryDisk
 from nemologger.checkpoint.writing.saver import Saver
 from nemologger.checkpoint.writing.write import write_file
 from nemologger.disk import Disk
-from nemologger.disk.there import exists
+from nemologger.disk.there import exists, is_symlink
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import Ranks, decide
 from nemologger.stores.client import before_training
@@ -47,7 +47,7 @@ class Keeper:
         disk: Where they are.
         ranks: The processes that write together.
         policy: What is to be kept.
-        link: Whether ``-last`` is a symbolic link; on a disk without renames or hard links it always is one.
+        link: Whether ``-last`` is to be a symbolic link. Without renames or hard links it is one, where such links exist.
         shelf: What is kept now.
         files_per_rank: At most so many weights files for each rank.
         beside: Whether :meth:`start` is wanted: saving beside training.
@@ -70,7 +70,9 @@ class Keeper:
         self._disk = disk
         self._ranks = ranks
         self._policy = policy
-        self._link = self._link_is_settled = link or not disk.can_rename
+        self._link = self._wants_link = link or not disk.can_rename
+        self._is_probed = not disk.can_rename
+        self._told = ""
         self._remover = Remover(disk)
         overlapping = OverlappingDisk(disk.store) if isinstance(disk, RemoteDisk) else disk
         apart = policy.states != -1
@@ -315,6 +317,8 @@ class Keeper:
             link=self._points(decision),
             protected=protected,
         )
+        if shelf.failed and self._disk.can_rename:
+            self._is_probed = False  # the disk may have been full, or away: what it can do is asked again
         for kept in self._policy.thinned(shelf.kept):
             if kept.path not in protected and not shelf.failed:
                 self._remover.thin(kept)
@@ -322,17 +326,39 @@ class Keeper:
 
     def _points(self, decision: Decision) -> bool:
         """Whether ``-last`` is a symbolic link. Without hard links it is: a copy of all bytes would hold up training."""
-        if not self._link_is_settled and decision.last not in (None, decision.path):
-            self._link_is_settled = True
+        if not self._is_probed and decision.last not in (None, decision.path):
+            self._is_probed = True
             checkpoint = self._disk.path(decision.path)
             probe = checkpoint.with_name(f".{checkpoint.name}.partial")
-            self._link = not self._disk.can_link(checkpoint / names.MANIFEST, probe)
-            if self._link:
-                log.warning(
-                    "the file system of %s has no hard links: -last is a symbolic link, as with save_last='link'",
-                    checkpoint.parent,
+            shares = self._disk.can_link(checkpoint / names.MANIFEST, probe)
+            self._link = (self._wants_link or not shares) and self._can_point(checkpoint, probe)
+            if self._link and not self._wants_link:
+                self._say_once(
+                    f"{checkpoint.parent} has no hard links: -last is a symbolic link, as with save_last='link'"
                 )
+            elif not self._link and not shares:
+                self._say_once(
+                    f"{checkpoint.parent} has neither hard nor symbolic links: -last is a copy, which takes as much room as "
+                    "the checkpoint, and time again. save_last=False does without"
+                )
+            elif not self._link and self._wants_link:
+                self._say_once(f"{checkpoint.parent} has no symbolic links: -last shares its files through hard links")
         return self._link
+
+    def _can_point(self, checkpoint: Path, probe: Path) -> bool:
+        """Whether a symbolic link can be made here. Any error is a no: which one is given, file systems do not agree on."""
+        try:
+            self._disk.symlink(probe, checkpoint.name)
+            is_one = is_symlink(probe)
+            self._disk.remove(probe)
+        except OSError:
+            return False
+        return is_one
+
+    def _say_once(self, what: str) -> None:
+        if what != self._told:
+            self._told = what
+            log.warning("the file system of %s", what)
 
     def _take(self, shelf: Shelf) -> None:
         self._shelf = shelf

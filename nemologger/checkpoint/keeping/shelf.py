@@ -176,12 +176,20 @@ def settle(
     doomed = [k.path for k in going] + ([decision.replaces] if decision.replaces else [])
     is_there_still = shelf.last in ("", last, *doomed, *(k.path for k in kept))
     # What is kept is no link. Asking a store might fail, and a checkpoint is published.
-    if not is_there_still and (not disk.can_rename or is_symlink(disk.path(shelf.last))):
+    if not is_there_still and (not disk.can_rename or _is_link(disk.path(shelf.last))):
         doomed.insert(0, shelf.last)
     for victim in doomed:
         if victim not in protected:
             remove(disk.path(victim))
     return replace(shelf, kept=tuple(k for k in kept if k not in going), last=last, failed="")
+
+
+def _is_link(path: Path) -> bool:
+    try:
+        return is_symlink(path)
+    except OSError as error:
+        log.warning("%s, which has a successor, may be left over: %s", path, error)
+        return False
 
 
 def as_kept(path: Path, manifest: Manifest, *, last: bool | None = None) -> Kept:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from functools import partial
+from pathlib import Path
 
 from helpers.engine import names_in, save
 
@@ -56,3 +59,24 @@ def test_settling_publishes_last_and_removes_the_one_before(tmp_path):
         assert shelf.last == decision.last
         assert shelf.failed == ""
     assert names_in(tmp_path) == {"s2", "s2-last"}
+
+
+def test_a_disk_that_fails_behind_the_new_last_costs_no_save(tmp_path, monkeypatch, caplog):
+    """The checkpoint and its ``-last`` are there; only the link before them is not removed."""
+    shelf, stat = look(DISK, tmp_path, OWNER, alone=True), Path.stat
+
+    def fails(path, **options):
+        if path.name == "s1-last":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return stat(path, **options)
+
+    for step in (1, 2):
+        published = _save(tmp_path, f"s{step}", step, 1 / step)
+        decision = Decision(str(tmp_path / f"s{step}"), str(tmp_path / f"s{step}-last"), 1 / step, ranked=True)
+        with monkeypatch.context() as patch:
+            if step == 2:
+                patch.setattr(Path, "stat", fails)
+            shelf = settle(DISK, REMOVE, shelf, Policy(1), decision, published, link=True, protected=set())
+        assert (shelf.last, shelf.failed) == (decision.last, "")
+    assert "s1-last, which has a successor, may be left over" in caplog.text
+    assert names_in(tmp_path) == {"s1-last", "s2", "s2-last"}
