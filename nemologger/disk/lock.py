@@ -24,6 +24,10 @@ log = logging.getLogger(__name__)
 
 FILE = ".lock"
 _TAKEN = {errno.EACCES, errno.EAGAIN}
+#: What a file system without locks answers: Lustre and NFS may be set up so, and many others know none.
+_NONE_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+#: How often, and after how many seconds, to try again where the file has gone meanwhile.
+_TRIES, _PAUSE = 20, 0.05
 #: Seconds that a network file system may keep the lock of a host that has crashed: NFS servers give it 90.
 _LEASE = 120.0
 _LOOK_EVERY = 1.0
@@ -42,6 +46,8 @@ class _Held:
 # The kernel's lock is the whole process's as well: whoever takes it a second time must not be refused, and the first one to
 # release it must not give it away.
 _HELD: dict[Path, _Held] = {}
+# Where no lock could be had, which is said once for each answer.
+_TOLD: set[tuple[Path, int | None]] = set()
 
 
 class DirectoryLock:
@@ -59,7 +65,7 @@ class DirectoryLock:
         self._held: _Held | None = None
 
     def take(self) -> None:
-        """Take the lock. On file systems that have none, nothing happens.
+        """Take the lock. On file systems that have none, or that fail to give one, nothing happens but a line in the log.
 
         A holder that cannot be seen to be alive, because it is on another host or has just died, is waited for: a network
         file system keeps the locks of a host that has crashed for a while.
@@ -76,16 +82,21 @@ class DirectoryLock:
             shared.takers += 1
             self._held = shared
             return
-        end, told = time.monotonic() + _LEASE, False
+        end, told, gone = time.monotonic() + _LEASE, False, 0
         while self._held is None:
             descriptor = _open(self._path)
             try:
-                _lock(descriptor)
+                _lock(self._path, descriptor)
             except OSError as error:
-                owner = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
-                os.close(descriptor)
+                owner = _owner(descriptor)
+                _close(descriptor)
+                if error.errno == errno.ESTALE and gone < _TRIES:
+                    gone += 1
+                    time.sleep(_PAUSE)
+                    continue
                 if error.errno not in _TAKEN:
-                    return  # this file system has no locks
+                    _say_without(self._path.parent, error)
+                    return
                 if _is_alive(owner) or time.monotonic() > end:
                     raise DirectoryInUseError(
                         f"another run is writing to {self._path.parent} ({owner or 'unknown process'}): two of them would "
@@ -100,13 +111,9 @@ class DirectoryLock:
                     )
                     told = True
                 time.sleep(_LOOK_EVERY)
-                continue
-            # The file may have been removed by its owner between open and lock.
-            if _is_at(self._path, descriptor):
+            else:
                 _sign(descriptor)
                 self._held = _HELD[self._path] = _Held(self._path, descriptor, os.getpid())
-            else:
-                os.close(descriptor)
 
     def release(self) -> None:
         """Give it back; nothing to do if it is not held."""
@@ -122,7 +129,7 @@ class DirectoryLock:
                 # would replace the one that the run ends with.
                 with contextlib.suppress(OSError):
                     held.path.unlink(missing_ok=True)
-            os.close(held.descriptor)
+            _close(held.descriptor)
 
 
 def _open(path: Path) -> int:
@@ -139,7 +146,48 @@ def _sign(descriptor: int) -> None:
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
-def _lock(descriptor: int) -> None:
+def _owner(descriptor: int) -> str:
+    """Who has signed; "" if that cannot be read, as on a mount that lets nobody read what is open for writing."""
+    try:
+        return os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _close(descriptor: int) -> None:
+    """Close it. A disk that answers no more may say so here; the descriptor, and its lock, is given up all the same."""
+    with contextlib.suppress(OSError):
+        os.close(descriptor)
+
+
+def _say_without(directory: Path, error: OSError) -> None:
+    """That nothing keeps a second run out: quietly where there are no locks, aloud where there should be."""
+    if (directory, error.errno) in _TOLD:
+        return
+    _TOLD.add((directory, error.errno))
+    if error.errno in _NONE_HERE:
+        log.info("the file system of %s has no locks: a second run in it would not be refused", directory)
+        return
+    log.warning(
+        "%s could not be locked: %s. The run goes on, but a second one in this directory would not be refused, and the two "
+        "would remove each other's checkpoints: see that there is none",
+        directory,
+        error.strerror,
+    )
+
+
+def _lock(path: Path, descriptor: int) -> None:
+    """Lock the file that is at ``path``.
+
+    Raises:
+        OSError: As of :func:`_lock_opened`; ESTALE if its owner has removed it since it was opened.
+    """
+    _lock_opened(descriptor)
+    if not _is_at(path, descriptor):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+
+def _lock_opened(descriptor: int) -> None:
     """Lock the file for this opening of it, where there is such a lock, else for this process.
 
     A lock of the process is lost as soon as anything in it closes the file: a copy of the directory does, or an upload.

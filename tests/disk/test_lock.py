@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import logging
 import multiprocessing
 import os
 import re
@@ -198,3 +200,67 @@ def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / FILE).mkdir()  # what root, who may write everywhere, cannot either
     with pytest.raises(ConfigurationError, match=re.escape(f"{tmp_path} cannot be written to: Is a directory")):
         DirectoryLock(tmp_path).take()
+
+
+@pytest.mark.parametrize(
+    "code", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EIO, errno.ENOTCONN]
+)
+def test_where_no_lock_can_be_had_the_run_goes_on_and_it_is_said_once(tmp_path, monkeypatch, caplog, code):
+    def refuse(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    caplog.set_level(logging.INFO, "nemologger")
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    for _ in range(2):
+        lock = DirectoryLock(tmp_path)
+        lock.take()
+        lock.release()
+    has_none = code not in (errno.EIO, errno.ENOTCONN)
+    what = "has no locks" if has_none else f"{tmp_path} could not be locked: {os.strerror(code)}. The run goes on"
+    assert [record.levelname for record in caplog.records] == ["INFO" if has_none else "WARNING"]
+    assert what in caplog.text
+
+
+def test_whoever_cannot_read_who_holds_it_is_refused_all_the_same(tmp_path, script, monkeypatch):
+    """A mount may let nobody read what is open for writing too."""
+
+    def refuse(*arguments):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "pread", refuse)
+    monkeypatch.setattr("nemologger.disk.lock._LOOK_EVERY", 0.05)
+    monkeypatch.setattr("nemologger.disk.lock._LEASE", 0.1)
+    with started(script, tmp_path):
+        wait_for((tmp_path / "held").exists)
+        with pytest.raises(DirectoryInUseError, match="unknown process"):
+            DirectoryLock(tmp_path).take()
+
+
+def test_a_file_that_is_never_seen_at_its_path_does_not_hold_up_the_start(tmp_path, monkeypatch, caplog):
+    stat = Path.stat
+
+    def fails(path, **options):
+        if path.name == FILE:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return stat(path, **options)
+
+    monkeypatch.setattr("nemologger.disk.lock._PAUSE", 0.0)
+    monkeypatch.setattr(Path, "stat", fails)
+    DirectoryLock(tmp_path).take()
+    assert "could not be locked" in caplog.text
+
+
+def test_a_disk_that_fails_when_it_is_given_back_does_not_replace_what_ends_a_run(tmp_path, monkeypatch):
+    close = os.close
+
+    def fails(descriptor):
+        close(descriptor)
+        raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+
+    lock = DirectoryLock(tmp_path)
+    lock.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "close", fails)
+        lock.release()
+    assert not taken_elsewhere(tmp_path)
