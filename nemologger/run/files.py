@@ -124,16 +124,15 @@ def put_aside(directory: Path, also: Sequence[str] = (), *, disk: Disk | None = 
     """
     disk = disk or LocalDisk()
     gathered = directory / ".run.partial"
-    earlier = [
-        file for file in sorted(directory.iterdir()) if is_file(file) and (is_log_file(file.name) or file.name in also)
-    ]
-    if not earlier and not exists(gathered):
-        return None
-    number = 0
-    while os.path.lexists(directory / earlier_life(number)):
-        number += 1
-    target = directory / earlier_life(number)
     with _writing_to(directory):
+        there = sorted(directory.iterdir())
+        earlier = [file for file in there if is_file(file) and (is_log_file(file.name) or file.name in also)]
+        if not earlier and not exists(gathered):
+            return None
+        number = 0
+        while os.path.lexists(directory / earlier_life(number)):
+            number += 1
+        target = directory / earlier_life(number)
         disk.make_directory(gathered)
         for file in earlier:
             disk.rename(file, gathered / file.name)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -121,6 +122,17 @@ def test_a_full_disk_is_a_clear_error(tmp_path):
 
     with pytest.raises(ConfigurationError, match="No space left on device"):
         run_files.write(run_in(tmp_path / "run"), {}, here=tmp_path, disk=Full())
+
+
+def test_a_disk_that_does_not_answer_when_log_files_are_put_aside_is_a_clear_error(tmp_path, monkeypatch):
+    def stale(path):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+
+    monkeypatch.setattr(Path, "iterdir", stale)
+    with pytest.raises(
+        ConfigurationError, match=rf"run directory {tmp_path}: .*Stale file handle.*choose another place"
+    ):
+        run_files.put_aside(tmp_path)
 
 
 # --- git --------------------------------------------------------------------------------------------------------------
