@@ -15,7 +15,7 @@ from torch import nn
 
 from nemologger import names
 from nemologger.checkpoint.reading import load
-from nemologger.checkpoint.reading.in_place import places_of
+from nemologger.checkpoint.reading.in_place import fill_special, places_of
 from nemologger.checkpoint.state.snapshot import is_stored
 from nemologger.checkpoint.state.stage import payload
 from nemologger.context.io_json import load_context
@@ -68,6 +68,7 @@ def load_weights(
     check_model(path, state, module, strict=strict)
     wanted = (lambda name: True) if strict else state.__contains__
     loaded = load.load_model(path, into=places_of(module), wanted=wanted)
+    fill_special(module, loaded)
     module.load_state_dict(loaded, strict=strict)
 
 

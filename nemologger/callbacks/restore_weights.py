@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port, sharded_state
+from nemologger.checkpoint.reading.in_place import fill_special
 from nemologger.checkpoint.reading.load import open_checkpoint
 from nemologger.disk.there import is_dir
 from nemologger.errors import CheckpointError, ModelMismatchError
@@ -70,6 +71,7 @@ class RestoreWeights(Callback):
         if strict and is_dir(self.checkpoint):
             check_model(self.checkpoint, sharded_state.model_state(trainer.strategy), pl_module)
         checkpoint = self._read(trainer, optimizer=False)
+        fill_special(pl_module, checkpoint["state_dict"])
         if sharded_state.shards_state(trainer.strategy):  # it only loads what a run goes on from
             sharded_state.load_model(trainer.strategy, checkpoint["state_dict"], strict=strict)
         else:

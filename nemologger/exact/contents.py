@@ -12,6 +12,9 @@ import numpy as np
 import torch
 import xxhash
 
+from nemologger.checkpoint.state.plain import can_be_written
+from nemologger.checkpoint.state.stage import can_be_filled
+
 KINDS = (list, tuple, dict, set, frozenset, deque, bytearray, np.ndarray, np.generic, torch.Tensor)
 
 #: No more than this is kept of a dataset or sampler.
@@ -90,8 +93,9 @@ def _add_tensor(digest: Any, tensor: torch.Tensor, share: int) -> None:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    strided = tensor.layout is torch.strided and not tensor.is_quantized and tensor.device.type != "meta"
-    return strided and type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    special = tensor.is_quantized or tensor.is_nested or tensor.device.type == "meta"
+    plain = tensor.layout is torch.strided and type(tensor) in (torch.Tensor, torch.nn.Parameter) and not special
+    return plain and can_be_written(tensor.dtype)
 
 
 def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
@@ -186,7 +190,7 @@ def _kept(value: Any, left: list[int]) -> Any:
         return {"array": parts, "dtype": array.dtype.str, "shape": shape}
     if isinstance(value, torch.Tensor):
         if not _is_plain(value):
-            raise CannotBeKeptError(f"is a special {kind.__name__}")
+            raise CannotBeKeptError("is a nested tensor" if value.is_nested else f"is a special {kind.__name__}")
         _pay(left, _nbytes(value))
         return {"tensor": value.detach().cpu().clone()}
     if isinstance(value, list | tuple | set | frozenset | deque) and kind in (list, tuple, set, frozenset, deque):
@@ -254,7 +258,8 @@ def fill(present: Any, value: Any, *, same: bool) -> Any:
     """What is to be in the place of ``present``, to hold what ``value`` does; see :func:`put_back`."""
     if isinstance(present, np.ndarray | torch.Tensor):
         fits = type(value) is type(present) and value.shape == present.shape and value.dtype == present.dtype
-        if not (same and fits and (isinstance(present, torch.Tensor) or present.flags.writeable)):
+        fillable = can_be_filled(present) if isinstance(present, torch.Tensor) else present.flags.writeable
+        if not (same and fits and fillable):
             return value.to(present.device) if isinstance(present, torch.Tensor) and hasattr(value, "to") else value
         if isinstance(present, torch.Tensor):
             with torch.no_grad():

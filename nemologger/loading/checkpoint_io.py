@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
+from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # what a module says of itself, a value of any size
 from torch.serialization import safe_globals
 
 from nemologger import lightning_port, names, sharded_state
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import settled
-from nemologger.checkpoint.reading.in_place import loaded_otherwise, loads_plainly
+from nemologger.checkpoint.reading.in_place import fill_special, loaded_otherwise, loads_plainly
 from nemologger.checkpoint.reading.load import (
     Opened,
     averages_of,
@@ -30,7 +31,7 @@ from nemologger.checkpoint.reading.load import (
 from nemologger.checkpoint.state.optimizers import align, keep_digits
 from nemologger.checkpoint.state.plain import fill_in
 from nemologger.checkpoint.state.snapshot import is_stored
-from nemologger.checkpoint.weights import described
+from nemologger.checkpoint.weights import described, read_common
 from nemologger.disk.there import exists, is_dir
 from nemologger.errors import CheckpointError, DamagedCheckpointError, ModelMismatchError, NotFoundError, RefusedError
 from nemologger.stores.client import before_training
@@ -125,6 +126,8 @@ class DirectoryCheckpointIO(CheckpointIO):
         else:
             sharded = sharded_state.shards_state(strategy)
             checkpoint = opened.read(*([sharded_state.templates(strategy)] if sharded else []))
+        if module is not None:
+            fill_special(module, checkpoint["state_dict"])
         if is_fit and not opened.has_optimizer:
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
         self._loaded = (directory, checkpoint["optimizer_states"]) if is_fit else None
@@ -387,17 +390,20 @@ def check_model(
         for key, value in state.items()
         if not key.startswith(otherwise) and is_stored(value) and not torch.nn.parameter.is_lazy(value)
     }
+    extra = {key for key in wanted if key.rpartition(".")[2] == _EXTRA_STATE_KEY_SUFFIX}
     differences = []
     if strict:
-        differences += [
-            f"missing in the checkpoint: {key} {shape}" for key, shape in wanted.items() if key not in stored
-        ]
+        missing_here = [key for key in wanted if key not in stored]
+        if extra.intersection(missing_here):  # it may be of another kind today: no tensor then
+            others = read_common(weights_of(checkpoint)).get("state_dict", {})
+            missing_here = [key for key in missing_here if key not in extra or key not in others]
+        differences += [f"missing in the checkpoint: {key} {wanted[key]}" for key in missing_here]
         missing = [(key, shape) for key, (shape, _) in stored.items() if key not in state]
         differences += [f"missing in the model: {key} {shape}" for key, shape in missing]
     differences += [
         f"{key} is {stored[key][0]} in the checkpoint, {shape} in the model"
         for key, shape in wanted.items()
-        if key in stored and stored[key][0] != shape
+        if key in stored and stored[key][0] != shape and key not in extra
     ]
     if differences:
         more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""

@@ -7,17 +7,19 @@ import logging
 import secrets
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch.callbacks import Callback, Timer
 from torch.distributed.fsdp import FlatParameter
 
 from nemologger import lightning_port, sharded_state
+from nemologger.checkpoint.reading.in_place import loaded_otherwise
 from nemologger.checkpoint.state.snapshot import check_form
 from nemologger.disk.there import exists
-from nemologger.errors import ConfigurationError
+from nemologger.errors import CheckpointError, ConfigurationError
 from nemologger.ranks import decide
 from nemologger.saving.monitor import is_of_validation, why_it_cannot_appear
 
@@ -135,11 +137,25 @@ def check_state(trainer: pl.Trainer) -> None:
         ConfigurationError: Its parameters have no names.
     """
     if sharded_state.flattened(trainer.strategy) is None:  # FSDP makes tensors of its own
-        check_form(sharded_state.model_state(trainer.strategy), "state_dict.")
+        state = sharded_state.model_state(trainer.strategy)
+        check_form(state, "state_dict.")
+        _check_nested(state, trainer.lightning_module)
     elif any(isinstance(parameter, FlatParameter) for parameter in trainer.lightning_module.parameters()):
         raise ConfigurationError(
             "FSDPStrategy(use_orig_params=False) leaves parameters no names of their own, so no run could go on from its "
             "checkpoints. Leave use_orig_params at True, which is Lightning's default, or use nemologger's FSDP2Strategy."
+        )
+
+
+def _check_nested(state: Mapping[str, Any], module: torch.nn.Module) -> None:
+    """Refuse nested tensors: ``load_state_dict`` of torch takes none."""
+    otherwise = tuple(loaded_otherwise(module))
+    nested = [key for key, value in state.items() if isinstance(value, torch.Tensor) and value.is_nested]
+    refused = [key for key in nested if not key.startswith(otherwise)]
+    if refused:
+        raise CheckpointError(
+            f"state_dict.{refused[0]} is a nested tensor, which torch's load_state_dict() cannot load, so no run could go "
+            "on from its checkpoints: register_buffer(..., persistent=False), or keep its parts as tensors of their own"
         )
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from nemologger.checkpoint.state.snapshot import is_stored
+from nemologger.checkpoint.state.stage import can_be_filled, expanded_along
 
 #: For what is stored, size and dtype by key: the live tensors for it, by key. Several of them may be the same memory; what
 #: is stored for the last of them belongs there, as when one is copied after the other.
@@ -45,6 +46,37 @@ def places_of(module: nn.Module) -> Places:
         )
 
     return places
+
+
+def fill_special(module: nn.Module, state: dict[str, Any]) -> None:
+    """Load what ``load_state_dict`` of ``module`` cannot copy to its place; of ``state``, it finds that to be its own.
+
+    That are expanded tensors, of which several elements are the same memory, and buffers that inference has made.
+    """
+    for name, part in module.named_modules(remove_duplicate=False):
+        for tensors in (part._parameters, part._buffers):  # noqa: SLF001  as in torch's load_state_dict()
+            for key, own in tensors.items():
+                path = f"{name}.{key}" if name else key
+                value = state.get(path)
+                if type(own) not in _PLAIN or type(value) is not torch.Tensor or own.layout is not torch.strided:
+                    continue
+                if own.is_nested or own.shape != value.shape or can_be_filled(own):
+                    continue
+                if own.is_inference():
+                    tensors.update({key: own.clone()} if type(own) is torch.Tensor else {})
+                else:
+                    _fill_expanded(own, value)
+                    state[path] = own
+
+
+def _fill_expanded(own: torch.Tensor, value: torch.Tensor) -> None:
+    once, values = own.detach(), value
+    for dim in expanded_along(own):
+        once, values = once.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
+    if torch.equal(values.expand_as(value), value):
+        once.copy_(values)
+    else:  # it was another tensor when it was saved
+        own.data = value.to(own.device, own.dtype, copy=True)
 
 
 def loads_plainly(module: nn.Module) -> bool:

@@ -14,12 +14,14 @@ Classes are only looked up in modules that the program has already imported: dec
 from __future__ import annotations
 
 import dataclasses
+import io
 import sys
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
 from datetime import date, datetime, timedelta
 from enum import Enum, Flag
+from functools import cache
 from pathlib import Path, PurePath
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -90,6 +92,8 @@ class Encoder:
             return self._leave_out(
                 tensor, path, "has no values" if tensor.device.type == "meta" else "has no plain form"
             )
+        if not can_be_written(tensor.dtype):
+            return self._leave_out(tensor, path, f"of {tensor.dtype} cannot be written by torch.save")
         tensor = tensor.detach()
         if type(tensor) is not torch.Tensor:
             tensor = tensor.as_subclass(torch.Tensor)
@@ -162,6 +166,16 @@ class Encoder:
 def is_made_of_others(value: Any) -> bool:
     """Whether ``value`` is a tensor that has no values of its own: quantized by torchao, sharded, or yet to come."""
     return is_traceable_wrapper_subclass(value)
+
+
+@cache
+def can_be_written(dtype: torch.dtype) -> bool:
+    """Whether ``torch.save`` knows ``dtype``: it does not those of one to seven bits, as ``torch.uint4``."""
+    try:
+        torch.save(torch.empty(0, dtype=dtype), io.BytesIO())
+    except KeyError:
+        return False
+    return True
 
 
 def _tensor_of(data: Any) -> torch.Tensor:

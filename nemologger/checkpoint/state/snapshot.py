@@ -27,7 +27,7 @@ import torch
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 from nemologger import names
-from nemologger.checkpoint.state.plain import TAG, Encoder, decode, is_made_of_others
+from nemologger.checkpoint.state.plain import TAG, Encoder, can_be_written, decode, is_made_of_others
 from nemologger.checkpoint.state.shards import is_sharded, local
 from nemologger.errors import CheckpointError
 
@@ -242,6 +242,11 @@ def check_form(state: Mapping[str, Any], prefix: str = "") -> None:
             raise CheckpointError(
                 f"{prefix}{name} is a {type(value).__name__}, a tensor made of others, which a checkpoint cannot hold: put "
                 "plain tensors in its place, in the model before it is trained, or in its state dictionary by a hook"
+            )
+        if isinstance(value, torch.Tensor) and not can_be_written(value.dtype):
+            raise CheckpointError(
+                f"{prefix}{name} is of {value.dtype}, which torch.save cannot write: keep its bytes as torch.uint8, and "
+                "look at them with view()"
             )
 
 

@@ -15,6 +15,16 @@ def memory_of(tensor: torch.Tensor) -> memoryview:
     return _bytes(tensor)
 
 
+def can_be_filled(tensor: torch.Tensor) -> bool:
+    """Whether values can be copied into ``tensor``: not where several elements are the same memory, or inference made it."""
+    return not (tensor.is_inference() or expanded_along(tensor))
+
+
+def expanded_along(tensor: torch.Tensor) -> list[int]:
+    """The dimensions along which all elements of ``tensor`` are the same memory, as ``expand()`` leaves them."""
+    return [dim for dim in range(tensor.dim()) if tensor.stride(dim) == 0 and tensor.size(dim) > 1]
+
+
 def _bytes(part: torch.Tensor) -> memoryview:
     if not part.numel():
         return memoryview(b"")
