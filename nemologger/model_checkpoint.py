@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from nemologger import lightning_port
 from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.callbacks.preemption import AddedPreemption
+from nemologger.callbacks.requeue import Requeue
 from nemologger.checkpoint.keeping.shelf import Shelf
 from nemologger.checkpoint.state.snapshot import Snapshot, take
 from nemologger.checkpoint.writing.async_saver import StagingMode
@@ -118,7 +119,10 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         save_on_sigterm: On SIGTERM, which schedulers send before they take a machine away, to any rank: save when the
             optimizer's step that is under way is done, and exit with code 143; see
             :class:`~nemologger.callbacks.PreemptionCallback`, which the trainer is given unless it has one. With False all
-            ranks stop there together and publish what is being written, and nothing more is saved.
+            ranks stop there together and publish what is being written, and nothing more is saved. On Slurm, where Lightning
+            would save and requeue the job (on SIGUSR1, unless it is told ``SLURMEnvironment(auto_requeue=False)``), this is
+            done instead, whatever is set here: save at that boundary, requeue the job, exit with code 138; its next life
+            goes on from there. No ``hpc_ckpt_*.ckpt`` is written, nor loaded if not by ``fit(ckpt_path="hpc")``.
         storage_options: For a ``dirpath`` that is a URL: what the fsspec file system takes, such as ``endpoint_url``,
             ``key`` and ``secret``. What is not given comes from the usual environment. They are kept out of ``context/``.
         disk: Where to write; default what ``dirpath`` is on.
@@ -227,6 +231,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self.exact_resume = exact_resume
         self.save_on_sigterm = save_on_sigterm
         self.consumed_samples = 0
+        self.given_directory = directory
         self._given_disk = disk
         self._disk = disk or (directory is not None and disk_of(directory)) or LocalDisk()
         self._check_disk()
@@ -255,6 +260,8 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         # Lightning warns about a directory that is not empty only in stage "fit"; ours is there to be continued.
         super().setup(trainer, pl_module, stage="setup")
         checkpoint_io.install(trainer)
+        if not self.save_weights_only:  # else Lightning's file is what the job goes on from
+            lightning_port.leave_requeue_files(trainer)
         if stage != "fit" or lightning_port.is_trial(trainer):
             return
         directory = storage_path(str(self.dirpath), self.storage_options).absolute()
@@ -269,7 +276,10 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         if self.exact_resume:
             ExactResume.attach(trainer, pl_module, self.rank_timeout)
         # The ranks ask each other in every step: not with less patience than training has.
-        AddedPreemption.attach(trainer, pl_module, max(self.rank_timeout, lightning_port.patience(trainer)))
+        patience = max(self.rank_timeout, lightning_port.patience(trainer))
+        if not self.save_weights_only:
+            Requeue.attach(trainer, pl_module, self, patience)
+        AddedPreemption.attach(trainer, pl_module, patience)
         self._ranks = connect(self.rank_timeout)
         check_ranks(self._ranks, trainer, self)
         # Such hooks may change parameters, and often only log: whoever asks for overlapping gets it all the same.

@@ -26,12 +26,13 @@ from nemologger.errors import (
     NemologgerError,
     NotFoundError,
 )
-from nemologger.lightning_port import callbacks, ranks_before_fit
+from nemologger.lightning_port import callbacks, ranks_before_fit, requeue_file
 from nemologger.loading import checkpoint_io
 from nemologger.loading.choice import named, newest_in, start_of
 from nemologger.loading.verified_reads import Ask, VerifiedReads, faults
 from nemologger.ranks import decide_with_help
 from nemologger.run.record import record_of, run_of
+from nemologger.saving.kept_checkpoints import ours
 from nemologger.stores.client import before_training
 from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
@@ -192,6 +193,8 @@ class AutoResume:
             others = [callback for callback in callbacks(trainer) if not isinstance(callback, ResumeOnce)]
             callbacks(trainer)[:] = [*others, ResumeOnce(str(path))]
             log.info("resuming from %s (step %d)", path, found["step"])
+        elif trainer.is_global_zero and trainer.ckpt_path is None and all(c.save_weights_only for c in ours(trainer)):
+            _tell_of_requeue_file(trainer)
         if found["finished"] and stage == "fit":
             log.warning(
                 "nothing is left to train: %s is at step %d, and max_steps=%s, max_epochs=%s. Raise one of them to go on.",
@@ -344,6 +347,17 @@ class AutoResume:
             suitable,
             past_end=self.resume_past_end,
             is_named=self.resume_from_directory is not None,
+        )
+
+
+def _tell_of_requeue_file(trainer: pl.Trainer) -> None:
+    file = requeue_file(trainer)
+    if file is not None:
+        log.warning(
+            "this run goes on from %s: Lightning has left it there when Slurm requeued a job, perhaps another one, and "
+            "loads it where nothing else was found. Remove it to start anew. With a nemologger.ModelCheckpoint such files "
+            "are neither written nor loaded.",
+            file,
         )
 
 

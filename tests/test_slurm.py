@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from processes import environment, free_port
-from toy import names
+from toy import ToyModel, names, quiet_trainer
+
+import nemologger as nl
 
 SCRIPT = """
 import sys
@@ -50,3 +53,13 @@ def test_one_dated_directory_for_all_ranks(tmp_path):
     assert len(seen) == 1
     (version,) = names(tmp_path / "runs" / "x")
     assert "__1_0.distcp" in names(tmp_path / "runs" / "x" / version / "checkpoints" / "step=2-last" / "weights")
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_what_lightning_is_about_to_load_is_said_where_it_saves(monkeypatch, caplog, ours):
+    for name in ("SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+        monkeypatch.setenv(name, str(int(name == "SLURM_NTASKS")))
+    Path("hpc_ckpt_1.ckpt").touch()
+    checkpoint = nl.ModelCheckpoint(dirpath="checkpoints", save_weights_only=not ours)
+    nl.AutoResume().setup(quiet_trainer(max_steps=1, callbacks=[checkpoint]), ToyModel())
+    assert ("hpc_ckpt_1.ckpt: Lightning has left it there" in caplog.text) is not ours

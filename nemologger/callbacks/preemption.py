@@ -8,7 +8,7 @@ import threading
 from datetime import timedelta
 from functools import partial
 from operator import index
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -48,9 +48,9 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
     costs nothing. With several, they exchange 16 bytes on the CPU (gloo): in every step, or if steps take less than 0.1 s,
     about every 0.1 s, but at least in every 16th step.
 
-    On Slurm, Lightning requeues the job itself on ``SIGUSR1``; with ``sig=signal.SIGUSR1`` this callback takes that over,
-    and the job's script is to requeue on the exit code. ``torchrun`` passes SIGTERM on to all ranks, kills them 30 s later,
-    and has an exit code of its own.
+    On Slurm, a ModelCheckpoint does the same on ``SIGUSR1``, where Lightning would, and has the job requeued; with
+    ``sig=signal.SIGUSR1`` this callback takes that over, and the job's script is to requeue on the exit code. ``torchrun``
+    passes SIGTERM on to all ranks, kills them 30 s later, and has an exit code of its own.
 
     Args:
         sig: The signal.
@@ -133,7 +133,7 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         self._received = True  # no more than that: the handler may run in the middle of anything
 
-    def _leave(self, trainer: pl.Trainer, failed: SaveFailedError | None) -> NoReturn:
+    def _leave(self, trainer: pl.Trainer, failed: SaveFailedError | None) -> None:
         if failed is not None:
             log.error("the run could not be saved before it stops; the checkpoint before is the newest: %s", failed)
         lightning_port.let_processes_end()

@@ -6,14 +6,14 @@ import logging
 from abc import abstractmethod
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port
 from nemologger.condition import holds
 from nemologger.errors import ConfigurationError, SaveFailedError
-from nemologger.ranks import Poll, connect
+from nemologger.ranks import Poll, Ranks, connect
 from nemologger.saving.kept_checkpoints import KeptCheckpoints, ours
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class StopAtBoundary(Callback):
                 "or None"
             )
         self.rank_timeout = rank_timeout
+        self._ranks: Ranks | None = None
         self._poll: Poll | None = None
         self._step = 0
         self._at_boundary = False
@@ -55,8 +56,8 @@ class StopAtBoundary(Callback):
         """Why this rank wants to stop, or None."""
 
     @abstractmethod
-    def _leave(self, trainer: pl.Trainer, failed: SaveFailedError | None) -> NoReturn:
-        """Stop, now that everything is saved, unless that ``failed``."""
+    def _leave(self, trainer: pl.Trainer, failed: SaveFailedError | None) -> None:
+        """Stop, now that everything is saved, unless that ``failed``; to return is to go on. Collective."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the last place among the callbacks, and see who saves."""
@@ -64,7 +65,8 @@ class StopAtBoundary(Callback):
             return
         lightning_port.move_to_end(trainer, self)
         given = self.rank_timeout
-        self._poll = Poll(lightning_port.connect_as_patiently(trainer) if given is None else connect(given))
+        self._ranks = lightning_port.connect_as_patiently(trainer) if given is None else connect(given)
+        self._poll = Poll(self._ranks)
         self._at_boundary = self._after_validation = False
         if trainer.is_global_zero and self._saving(trainer) is None and not lightning_port.is_trial(trainer):
             self._warn_of_no_save()
@@ -107,7 +109,7 @@ class StopAtBoundary(Callback):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Another fit makes its own agreement."""
-        self._poll = None
+        self._ranks = self._poll = None
 
     def _say(self, trainer: pl.Trainer, when: str = "") -> None:
         log.warning(
@@ -118,7 +120,7 @@ class StopAtBoundary(Callback):
             when,
         )
 
-    def _stop(self, trainer: pl.Trainer) -> NoReturn:
+    def _stop(self, trainer: pl.Trainer) -> None:
         self._say(trainer)
         failed: SaveFailedError | None = None
         checkpoint = self._saving(trainer)

@@ -12,6 +12,7 @@ its tests (``tests/lightning_port``) say which line.
     epoch_results.py  what has been logged for the epoch so far, and what torchmetrics have counted
     loaders.py    the loaders that a fit trains from, and what it has taken of them
     processes.py  the processes of a run: before training starts, in it, and at the end
+    requeue.py    what Lightning saves and loads where Slurm requeues a job
     loggers.py    Lightning's loggers
 
 Others call ``lightning_port.is_over(trainer)``, wherever that is here.
@@ -90,6 +91,11 @@ from nemologger.lightning_port.progress import is_trial as is_trial
 from nemologger.lightning_port.progress import leave_fit as leave_fit
 from nemologger.lightning_port.progress import modes_of_training as modes_of_training
 from nemologger.lightning_port.progress import validation_follows as validation_follows
+from nemologger.lightning_port.requeue import go_on_from as go_on_from
+from nemologger.lightning_port.requeue import leave_requeue_files as leave_requeue_files
+from nemologger.lightning_port.requeue import on_requeue_signal as on_requeue_signal
+from nemologger.lightning_port.requeue import requeue_file as requeue_file
+from nemologger.lightning_port.requeue import requeue_signal as requeue_signal
 from nemologger.lightning_port.restoring import is_in_hook as is_in_hook
 from nemologger.lightning_port.restoring import loads_as_is as loads_as_is
 from nemologger.lightning_port.restoring import loads_model_as_is as loads_model_as_is

@@ -35,6 +35,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
     """
 
     consumed_samples: int
+    given_directory: Path | None  # as ``dirpath`` was given
     files_per_rank: int
     save_last_n_optim_states: int
     save_on_sigterm: bool

@@ -1,0 +1,161 @@
+"""On Slurm: save, have the job requeued and stop, when its time is nearly over; and go on from there in its next life."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nemologger import lightning_port
+from nemologger.callbacks.preemption import PreemptionCallback
+from nemologger.callbacks.stop_at_boundary import StopAtBoundary
+from nemologger.checkpoint.find import Found
+from nemologger.disk import LocalDisk
+from nemologger.disk.there import exists
+from nemologger.errors import SaveFailedError
+from nemologger.loading.choice import newest_in
+from nemologger.ranks import decide
+from nemologger.run.record import record_of
+from nemologger.stores.path import storage_path
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+    from nemologger.saving.kept_checkpoints import KeptCheckpoints
+
+log = logging.getLogger(__name__)
+
+_PATIENCE = 60.0  # seconds, for Slurm's controller
+
+
+class Requeue(PreemptionCallback):
+    """What a ModelCheckpoint adds where Lightning would have the job requeued (``SLURMEnvironment(auto_requeue=True)``).
+
+    Lightning saves wherever the signal finds it, into a file that other runs take for theirs. This one does as
+    PreemptionCallback does, and has rank 0 requeue the job once the checkpoint is durable. Where Slurm refuses that,
+    training goes on for as long as the job may run. A note says where the same job goes on from: a program that does not
+    look for its checkpoints itself would start from scratch.
+    """
+
+    _note: Path | None = None
+
+    @classmethod
+    def attach(
+        cls, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: KeptCheckpoints, rank_timeout: timedelta
+    ) -> None:
+        """Add one to ``trainer``, for use in ``checkpoint.setup``, unless the program deals with the signal itself."""
+        sig, callbacks = lightning_port.requeue_signal(trainer), lightning_port.callbacks(trainer)
+        if sig is None or any(isinstance(other, PreemptionCallback) and other.sig == sig for other in callbacks):
+            return
+        added = cls(sig, rank_timeout=rank_timeout)
+        added._note = _place(trainer, checkpoint)
+        trainer.callbacks = [*callbacks, added]  # type: ignore[attr-defined]  # another list: Lightning iterates over this
+        added.setup(trainer, pl_module, "fit")
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Be told of the signal instead of Lightning, and go on from where the job was requeued."""
+        super().setup(trainer, pl_module, stage)
+        if stage != "fit" or self._ranks is None:
+            return
+        self._undo.append(lightning_port.on_requeue_signal(trainer, self._receive))
+        for other in lightning_port.callbacks(trainer):
+            # SIGTERM comes next, and may be there at the same boundary: whoever stops first decides whether the job goes on.
+            if isinstance(other, StopAtBoundary) and other is not self:
+                lightning_port.move_to_end(trainer, other)
+        noted = decide(self._ranks, lambda: self._noted(trainer))
+        if noted:
+            lightning_port.go_on_from(trainer, noted)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The job has nothing to go on with."""
+        if self._note is not None and trainer.is_global_zero:
+            LocalDisk().remove(self._note)
+
+    def _listen(self) -> None:
+        """Lightning calls this one."""
+
+    def _warn_of_no_save(self) -> None:
+        """Nobody has asked for it."""
+
+    def _leave(self, trainer: pl.Trainer, failed: SaveFailedError | None) -> None:
+        self._received = False
+        if self._ranks is None:
+            return
+        refused = decide(self._ranks, lambda: self._requeue(trainer))
+        if not refused:
+            super()._leave(trainer, failed)
+        elif trainer.is_global_zero:
+            log.error("the job was not requeued, and training goes on while it may: %s", refused)
+
+    def _noted(self, trainer: pl.Trainer) -> str:
+        """The checkpoint that this job goes on from, "" if it was not requeued."""
+        if self._note is None or not exists(self._note):
+            return ""
+        options = getattr(self._saving(trainer), "storage_options", None)
+        directory = storage_path(self._note.read_text(), options).parent
+        found = newest_in(directory, lambda path: [], _why_not, past_end=True, is_named=False)  # loading verifies it
+        if found is None:
+            log.warning("%s says that there are checkpoints in %s, but there is none", self._note, directory)
+            return ""
+        log.info("this job was requeued, and goes on from %s", found.path)
+        return str(found.path)
+
+    def _requeue(self, trainer: pl.Trainer) -> str:
+        """Have Slurm requeue this job; why it does not, or ""."""
+        job = _job()
+        if not job:
+            return "there is no SLURM_JOB_ID"
+        checkpoint = self._saving(trainer)
+        if self._note is not None and checkpoint is not None and checkpoint.newest:
+            try:
+                LocalDisk().write(self._note, [checkpoint.newest.encode()])
+            except OSError as error:
+                log.warning("only a program that looks for its checkpoints itself goes on from them: %s", error)
+        command = ["scontrol", "requeue", job]
+        try:
+            done = _run(command)
+        except subprocess.TimeoutExpired:
+            return f"{shlex.join(command)} has not answered within {_PATIENCE:g} s"
+        if done.returncode in (0, -signal.SIGTERM):  # the latter: Slurm ends all processes of the job, this one as well
+            log.info("job %s is requeued", job)
+            return ""
+        return f"{shlex.join(command)} ended with {done.returncode}: {done.stdout.strip()}"
+
+
+def _why_not(found: Found) -> str | None:
+    lacks = found.manifest is None or not found.manifest.has_optimizer
+    return "it has no optimizer state" if lacks else None
+
+
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": _PATIENCE}
+    try:
+        return subprocess.run(command, **given)  # type: ignore[call-overload, no-any-return]
+    except OSError:  # it is not there; it may be a function of the shell, as Lightning allows for
+        return subprocess.run(shlex.join(command), shell=True, **given)  # type: ignore[call-overload, no-any-return]
+
+
+def _job() -> str:
+    """The job's number, as ``scontrol`` takes it; it stays the same when the job is requeued."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID", "")
+
+
+def _place(trainer: pl.Trainer, checkpoint: KeptCheckpoints) -> Path:
+    """Where the next life of this job finds the note: a place that it has too, and no other program of the job."""
+    record = record_of(trainer)
+    if record is not None:
+        place = record.run.log_dir.parent if record.is_for_one_start else record.run.log_dir
+    else:
+        place = checkpoint.given_directory or Path(trainer.default_root_dir)
+    if "://" in str(place):
+        place = Path(trainer.default_root_dir)
+    program = hashlib.sha256(repr(sys.argv).encode()).hexdigest()[:8]
+    return place.absolute() / f".requeued-{_job()}-{program}"

@@ -1,0 +1,134 @@
+"""Slurm's signal that the time is nearly over: saved, requeued, and gone on with; no run loads what others have left."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+from forked import Forked
+from processes import end, ended, environment, free_port, python
+from toy import names
+
+from nemologger.checkpoint.verify import problems
+
+SCRIPT = Path(__file__).parents[1] / "train_requeued.py"
+FOREIGN = "hpc_ckpt_1.ckpt"
+
+#: It says what it was called with, and ends as it is told; Slurm then sends SIGTERM to all processes of the job.
+SCONTROL = """#!/bin/sh
+echo "$@" >> "$CALLED"
+[ "$CODE" = 0 ] && kill -TERM $PPID
+echo "slurm says something"
+exit $CODE
+"""
+
+
+class Job:
+    """A job of Slurm, in the current directory, where another run has left a file; it may have several lives."""
+
+    def __init__(self, directory: Path, how: str, *, tasks: int = 1, code: int = 0, **extra: str) -> None:
+        self.directory, self.how, self.tasks = directory, how, tasks
+        self.called = directory / "called"
+        (directory / "bin").mkdir()
+        (directory / "bin" / "scontrol").write_text(SCONTROL)
+        (directory / "bin" / "scontrol").chmod(0o755)
+        Path(FOREIGN).write_bytes(b"whoever loads this fails")
+        self.given = {
+            "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": str(tasks), "SLURM_NNODES": "1",
+            "SLURM_NTASKS_PER_NODE": str(tasks), "SLURM_NODEID": "0", "SLURM_NODELIST": "localhost", "CODE": str(code),
+            "CALLED": str(self.called), "PATH": f"{directory / 'bin'}:/usr/bin:/bin", **extra,
+        }  # fmt: skip
+
+    def run(self, signal_at: int | None = None, signal_to: int = 0) -> tuple[int, str]:
+        """One life; the exit code, and what was printed."""
+        given = {**self.given, "MASTER_PORT": str(free_port())}
+        if signal_at is not None:
+            given |= {"SIGNAL_AT": str(signal_at), "SIGNAL_TO": str(signal_to)}
+        output = self.directory / "output"
+        with output.open("w") as file:
+            ranks = [
+                Forked(
+                    [str(SCRIPT), self.how, str(self.directory)],
+                    environment({**given, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}),
+                    out=file,
+                    error=subprocess.STDOUT,
+                )
+                for rank in range(self.tasks)
+            ]
+            try:
+                code = ended(ranks, 120)
+                codes = {rank.wait(30) for rank in ranks}
+            finally:
+                end(ranks)
+        assert codes == {code}, output.read_text()
+        return code, output.read_text()
+
+    def losses(self, rank: int = 0) -> list[str]:
+        return (self.directory / f"losses-{rank}.txt").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory) -> list[str]:
+    """The losses of a run that nobody stops."""
+    directory = tmp_path_factory.mktemp("straight")
+    python(SCRIPT, "plain", directory)
+    return (directory / "losses-0.txt").read_text().splitlines()
+
+
+def saved_and_requeued(job: Job) -> None:
+    """Its first life, with the signal in front of the seventh step."""
+    code, output = job.run(signal_at=6)
+    assert (code, len(job.losses())) == (138, 7), output
+    (checkpoints,) = job.directory.rglob("checkpoints")
+    assert problems(checkpoints / "step=7-last") == []
+    assert output.count(f"{FOREIGN} is not loaded") == (job.how != "exp_manager")  # which works elsewhere
+
+
+@pytest.mark.parametrize("how", ["plain", "exp_manager"])
+def test_saved_at_the_boundary_requeued_and_gone_on_with(tmp_path, straight, how):
+    # The other signal may be there too when a step or a validation has taken long.
+    job = Job(tmp_path, how, SIGNALS="SIGTERM SIGUSR1" if how == "exp_manager" else "SIGUSR1")
+    saved_and_requeued(job)
+    assert job.called.read_text() == "requeue 7\n"
+    code, output = job.run()
+    assert code == 0, output
+    assert job.losses() == straight
+    assert names(Path()) == [FOREIGN]
+    assert not [*tmp_path.rglob(".requeued-*")]
+
+
+def test_only_the_same_job_goes_on_from_there(tmp_path, straight):
+    """Of a run in a directory that is new at every start."""
+    job = Job(tmp_path, "dated", SLURM_ARRAY_JOB_ID="5", SLURM_ARRAY_TASK_ID="3")
+    saved_and_requeued(job)
+    assert job.called.read_text() == "requeue 5_3\n"
+    taken = job.losses()
+    job.given["SLURM_ARRAY_TASK_ID"] = "4"
+    assert job.run()[0] == 0
+    job.given["SLURM_ARRAY_TASK_ID"] = "3"
+    assert job.run()[0] == 0
+    assert job.losses() == [*taken, *straight, *straight[7:]]
+
+
+def test_training_goes_on_if_the_job_is_not_requeued(tmp_path, straight):
+    job = Job(tmp_path, "plain", code=1)
+    code, output = job.run(signal_at=6)
+    assert code == 0, output
+    assert "training goes on while it may: scontrol requeue 7 ended with 1: slurm says something" in output
+    assert job.losses() == straight
+    assert job.called.read_text() == "requeue 7\n"
+
+
+@pytest.mark.dist
+def test_one_of_two_ranks_is_told(tmp_path):
+    job = Job(tmp_path, "dated", tasks=2)
+    code, output = job.run(signal_at=6, signal_to=1)
+    assert code == 138, output
+    taken = len(job.losses())
+    assert 7 <= taken == len(job.losses(1)) < 12
+    assert job.called.read_text() == "requeue 7\n"
+    code, output = job.run()
+    assert code == 0, output
+    for rank in (0, 1):
+        assert [line.split()[0] for line in job.losses(rank)] == [str(step) for step in range(1, 13)]
