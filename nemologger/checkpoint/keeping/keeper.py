@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from nemologger import names
+from nemologger.checkpoint import commit
 from nemologger.checkpoint.keeping.decision import Decision
 from nemologger.checkpoint.keeping.errand import Errand
 from nemologger.checkpoint.keeping.remover import Remover
@@ -73,6 +74,7 @@ class Keeper:
         self._link = self._wants_link = link or not disk.can_rename
         self._is_probed = not disk.can_rename
         self._told = ""
+        self._lost: list[str] = []
         self._remover = Remover(disk)
         overlapping = OverlappingDisk(disk.store) if isinstance(disk, RemoteDisk) else disk
         apart = policy.states != -1
@@ -156,9 +158,10 @@ class Keeper:
             SaveFailedError: On every rank, if any of them failed.
         """
         self.finish()
-        self._remover.wait()  # its name may be wanted again
+        self._make_room()
         context = None if write_context is None else partial(self._write_context, write_context)
-        published = self._saver.save(snapshot, self._disk.path(decision.path), manifest, context)
+        with self._noting_loss(decision):
+            published = self._saver.save(snapshot, self._disk.path(decision.path), manifest, context)
         self._take(decide(self._ranks, lambda: self._settle(decision, published, protected)))
 
     def _write_context(self, write: ContextWriter, output: Path) -> dict[str, FileRecord] | None:
@@ -196,8 +199,9 @@ class Keeper:
         if self._beside is None:
             self.save(snapshot, decision, manifest, write_context, protected)
             return
-        self._remover.wait()  # its name may be wanted again
-        self._beside.start(snapshot, self._disk.path(decision.path), manifest, write_context)
+        self._make_room()
+        with self._noting_loss(decision):
+            self._beside.start(snapshot, self._disk.path(decision.path), manifest, write_context)
         self._pending = pending = _Pending(decision, frozenset(protected))
         # To publish takes a dozen answers of the disk, or of a store, and more with many ranks: training waits for none.
         if self._ranks.rank == 0 or not self._disk.can_rename:
@@ -217,10 +221,11 @@ class Keeper:
         if self._beside is None or self._pending is None:
             return False
         try:
-            if self._errand is None:
-                settled = self._look(self._beside, self._pending)
-            else:
-                settled = self._beside.hand_over() and self._errand.poll()
+            with self._noting_loss(self._pending.decision):
+                if self._errand is None:
+                    settled = self._look(self._beside, self._pending)
+                else:
+                    settled = self._beside.hand_over() and self._errand.poll()
         except SaveFailedError:
             self._pending = self._settled = None
             raise
@@ -248,9 +253,10 @@ class Keeper:
         # It stays what is under way until its outcome is known: after Ctrl-C, finish_alone() looks after it.
         pending = self._pending
         try:
-            just_settled = self._errand is not None and self._errand.wait()
-            settled = self._settled
-            published = self._beside.finish()
+            with self._noting_loss(pending.decision):
+                just_settled = self._errand is not None and self._errand.wait()
+                settled = self._settled
+                published = self._beside.finish()
         except SaveFailedError:
             self._pending = self._settled = None
             raise
@@ -317,12 +323,33 @@ class Keeper:
             link=self._points(decision),
             protected=protected,
         )
+        lost, self._lost = self._lost, []
+        for path in lost:  # the disk is there again
+            self._remover.abandon(self._disk.path(path))
         if shelf.failed and self._disk.can_rename:
             self._is_probed = False  # the disk may have been full, or away: what it can do is asked again
+            self._lost = [decision.last] if decision.last else []
         for kept in self._policy.thinned(shelf.kept):
             if kept.path not in protected and not shelf.failed:
                 self._remover.thin(kept)
         return shelf
+
+    @contextlib.contextmanager
+    def _noting_loss(self, decision: Decision) -> Iterator[None]:
+        """What a failed save has written is removed at once, or, if the disk is away, with the next one."""
+        try:
+            yield
+        except SaveFailedError:
+            if self._ranks.rank == 0:
+                self._lost.append(decision.path)
+            raise
+
+    def _make_room(self) -> None:
+        """What is being removed goes before something is saved: its name, or its space, may be wanted again."""
+        self._remover.wait()
+        for path in self._lost:
+            with contextlib.suppress(OSError):  # the disk is still away
+                commit.abandon(self._disk, self._disk.path(path))
 
     def _points(self, decision: Decision) -> bool:
         """Whether ``-last`` is a symbolic link. Without hard links it is: a copy of all bytes would hold up training."""

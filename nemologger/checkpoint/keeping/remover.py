@@ -43,6 +43,10 @@ class Remover:
         if left:
             self._do(checkpoint, partial(commit.clear, self._disk, checkpoint))
 
+    def abandon(self, checkpoint: Path) -> None:
+        """Remove soon what a failed save of ``checkpoint`` may have left; nothing to do if it left nothing."""
+        self._do(checkpoint, partial(commit.abandon, self._disk, checkpoint))
+
     def thin(self, kept: Kept) -> None:
         """Take the optimizer state of ``kept`` away soon. Where that failed, asking again tries again."""
         if kept not in self._thinned:

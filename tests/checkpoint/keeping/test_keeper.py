@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.disks import FailingDisk
 from helpers.engine import faults, names_in, snapshot_of
 
 from nemologger.checkpoint.keeping.decision import Decision
@@ -187,3 +188,26 @@ def test_what_the_writer_raised_is_shown_with_its_traceback(tmp_path):
     assert "in the writer process" in shown
     assert "in write_image" in shown
     assert not keeper.busy
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_what_a_failed_save_left_on_a_disk_that_was_away_goes_with_the_next_save(tmp_path, beside):
+    disk = FailingDisk(1000, forever=True)
+    keeper = Keeper(disk, SingleProcess(), Policy(3), link=False, shelf=Shelf(), beside=beside)
+
+    def save(step: int) -> None:
+        decision = Decision(str(tmp_path / f"s{step}"), None, None, ranked=True)
+        keeper.start(snapshot_of(step), decision, Manifest(step, 0, ranked=True), None, set())
+        keeper.finish()
+
+    save(1)
+    disk.calls, disk.at = 0, 5  # when there is a marker, and a directory
+    with pytest.raises(SaveFailedError, match="No space left"):
+        save(2)
+    assert names_in(tmp_path) == {"s1", "s2", "s2-unfinished"}
+    with pytest.raises(SaveFailedError, match="No space left"):
+        save(3)
+    disk.at = 1000
+    save(4)
+    keeper.close()
+    assert names_in(tmp_path) == {"s1", "s4"}
