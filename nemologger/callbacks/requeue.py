@@ -9,7 +9,9 @@ import shlex
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PATIENCE = 60.0  # seconds, for Slurm's controller
+_FITS = count()  # of this process: a program may train several models one after the other, in each life of its job
 
 
 class Requeue(PreemptionCallback):
@@ -44,6 +47,7 @@ class Requeue(PreemptionCallback):
     look for its checkpoints itself would start from scratch.
     """
 
+    _place: Path | None = None
     _note: Path | None = None
 
     @classmethod
@@ -55,7 +59,7 @@ class Requeue(PreemptionCallback):
         if sig is None or any(isinstance(other, PreemptionCallback) and other.sig == sig for other in callbacks):
             return
         added = cls(sig, rank_timeout=rank_timeout)
-        added._note = _place(trainer, checkpoint)
+        added._place = _place(trainer, checkpoint)
         trainer.callbacks = [*callbacks, added]  # type: ignore[attr-defined]  # another list: Lightning iterates over this
         added.setup(trainer, pl_module, "fit")
 
@@ -64,6 +68,9 @@ class Requeue(PreemptionCallback):
         super().setup(trainer, pl_module, stage)
         if stage != "fit" or self._ranks is None:
             return
+        if self._place is not None:
+            program = hashlib.sha256(repr(sys.argv).encode()).hexdigest()[:8]
+            self._note = self._place / f".requeued-{_job()}-{program}-{next(_FITS)}"
         self._undo.append(lightning_port.on_requeue_signal(trainer, self._receive))
         for other in lightning_port.callbacks(trainer):
             # SIGTERM comes next, and may be there at the same boundary: whoever stops first decides whether the job goes on.
@@ -76,7 +83,8 @@ class Requeue(PreemptionCallback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The job has nothing to go on with."""
         if self._note is not None and trainer.is_global_zero:
-            LocalDisk().remove(self._note)
+            with suppress(OSError):
+                LocalDisk().remove(self._note)
 
     def _listen(self) -> None:
         """Lightning calls this one."""
@@ -121,8 +129,8 @@ class Requeue(PreemptionCallback):
         command = ["scontrol", "requeue", job]
         try:
             done = _run(command)
-        except subprocess.TimeoutExpired:
-            return f"{shlex.join(command)} has not answered within {_PATIENCE:g} s"
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
         if done.returncode in (0, -signal.SIGTERM):  # the latter: Slurm ends all processes of the job, this one as well
             log.info("job %s is requeued", job)
             return ""
@@ -149,7 +157,7 @@ def _job() -> str:
 
 
 def _place(trainer: pl.Trainer, checkpoint: KeptCheckpoints) -> Path:
-    """Where the next life of this job finds the note: a place that it has too, and no other program of the job."""
+    """Where the next life of this job finds the note: a place that it has too."""
     record = record_of(trainer)
     if record is not None:
         place = record.run.log_dir.parent if record.is_for_one_start else record.run.log_dir
@@ -157,5 +165,4 @@ def _place(trainer: pl.Trainer, checkpoint: KeptCheckpoints) -> Path:
         place = checkpoint.given_directory or Path(trainer.default_root_dir)
     if "://" in str(place):
         place = Path(trainer.default_root_dir)
-    program = hashlib.sha256(repr(sys.argv).encode()).hexdigest()[:8]
-    return place.absolute() / f".requeued-{_job()}-{program}"
+    return place.absolute()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
 from forked import Forked
+from helpers.stopped import Watch
 from processes import end, ended, environment, free_port, python
-from toy import names
+from toy import ToyDataModule, ToyModel, names, quiet_trainer
 
+import nemologger as nl
+from nemologger.callbacks import requeue
 from nemologger.checkpoint.verify import problems
 
 SCRIPT = Path(__file__).parents[1] / "train_requeued.py"
@@ -118,6 +124,30 @@ def test_training_goes_on_if_the_job_is_not_requeued(tmp_path, straight):
     assert "training goes on while it may: scontrol requeue 7 ended with 1: slurm says something" in output
     assert job.losses() == straight
     assert job.called.read_text() == "requeue 7\n"
+
+
+def test_each_run_of_a_program_goes_on_from_its_own(tmp_path, monkeypatch):
+    """Of several in one process, in directories that are new at every start."""
+    job = Job(tmp_path, "", SLURM_PROCID="0", SLURM_LOCALID="0")
+    (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh")
+    for name, value in job.given.items():
+        monkeypatch.setenv(name, value)
+
+    def life(stopped_in: int | None) -> list[list[int]]:
+        monkeypatch.setattr(requeue, "_FITS", count())  # as in another process
+        steps = []
+        for number in range(2):
+            model, watch = ToyModel(), [Watch("batch", 2, signal.SIGUSR1)] if number == stopped_in else []
+            trainer = quiet_trainer(max_steps=5, limit_val_batches=0, callbacks=watch)
+            checkpoint = nl.ModelCheckpoint(monitor=None)
+            log = nl.NeMoLogger(log_dir=tmp_path, ckpt=checkpoint, use_datetime_version=False, number_versions=True)
+            with suppress(SystemExit):
+                nl.train(model, ToyDataModule(), trainer, log)
+            steps.append([*model.losses])
+        return steps
+
+    assert life(stopped_in=1) == [[0, 1, 2, 3, 4], [0, 1, 2]]
+    assert life(stopped_in=None) == [[0, 1, 2, 3, 4], [3, 4]]
 
 
 @pytest.mark.dist
