@@ -336,7 +336,9 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("nemologger").setLevel(logging.ERROR)  # it would say that checkpoints vanish: clear() removes them
+    logging.getLogger("nemologger").setLevel(
+        logging.ERROR
+    )  # it would say that checkpoints vanish: clear() removes them
     torch.set_num_threads(2)
     megabytes, turns = (60, 1) if arguments.small else (1060, 3)
     turns = arguments.turns or turns

@@ -79,21 +79,17 @@ def test_last_shares_its_files_where_only_symbolic_links_are_missing(tmp_path, m
 
 
 class FullAtFirst(LocalDisk):
-    """Has no room for a link of either kind, nor for a copy, until it is asked for the third time."""
+    """Has room for no link of either kind until a copy has failed as well."""
 
-    asked = 0
+    is_full = True
 
-    def _ask(self):
-        self.asked += 1
-        if self.asked < 3:
-            raise full()
-
-    def symlink(self, path, points_to):
-        self._ask()
-        super().symlink(path, points_to)
+    def can_symlink(self, path, points_to):
+        return not self.is_full and super().can_symlink(path, points_to)
 
     def link(self, source, target):
-        self._ask()
+        if self.is_full:
+            self.is_full = False
+            raise full()
         super().link(source, target)
 
 

@@ -50,6 +50,9 @@ class Disk(Protocol):
     def symlink(self, path: Path, points_to: str) -> None:
         """Make ``path`` a symbolic link to ``points_to``, atomically replacing an earlier link."""
 
+    def can_symlink(self, path: Path, points_to: str) -> bool:
+        """Whether :meth:`symlink` makes one. ``path`` is not there afterwards."""
+
     def rename(self, source: Path, target: Path) -> None:
         """Rename ``source`` to ``target``, which must not be there."""
 
@@ -148,6 +151,17 @@ class LocalDisk:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(points_to)
         os.replace(fresh, path)
+
+    def can_symlink(self, path: Path, points_to: str) -> bool:
+        """See :class:`Disk`. Any error is a no: which one is given, file systems do not agree on."""
+        try:
+            path.unlink(missing_ok=True)
+            path.symlink_to(points_to)
+            is_one = is_symlink(path)
+            path.unlink()
+        except OSError:
+            return False
+        return is_one
 
     def rename(self, source: Path, target: Path) -> None:
         """See :class:`Disk`."""

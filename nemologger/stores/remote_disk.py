@@ -81,6 +81,10 @@ class RemoteDisk:
         """See :class:`~nemologger.disk.Disk`."""
         self.store.write(str(path) + LINK, [link_to(points_to)])
 
+    def can_symlink(self, path: Path, points_to: str) -> bool:
+        """See :class:`~nemologger.disk.Disk`."""
+        return True
+
     def rename(self, source: Path, target: Path) -> None:
         """Not possible.
 

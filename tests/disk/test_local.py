@@ -25,7 +25,8 @@ def test_every_disk_is_one(disk):
     typed: Disk = disk
     methods = [name for name in vars(Disk) if not name.startswith("_")]
     assert sorted(methods) == [
-        "can_link", "commit", "link", "make_directory", "path", "remove", "rename", "symlink", "sync", "write",
+        "can_link", "can_symlink", "commit", "link", "make_directory", "path",
+        "remove", "rename", "symlink", "sync", "write",
     ]  # fmt: skip
     assert typed.can_rename in (True, False)
     assert all(callable(getattr(typed, name)) for name in methods)
@@ -112,6 +113,8 @@ def test_a_symlink_replaces_an_earlier_one_at_once(tmp_path):
     for target in ("one", "two", "gone"):
         DISK.symlink(tmp_path / "link", target)
         assert os.readlink(tmp_path / "link") == target
+    assert os.listdir(tmp_path) == ["link"]
+    assert DISK.can_symlink(tmp_path / "probe", "one")
     assert os.listdir(tmp_path) == ["link"]
 
 

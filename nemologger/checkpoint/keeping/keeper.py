@@ -23,7 +23,7 @@ from nemologger.checkpoint.writing.memory_disk import MemoryDisk
 from nemologger.checkpoint.writing.saver import Saver
 from nemologger.checkpoint.writing.write import write_file
 from nemologger.disk import Disk
-from nemologger.disk.there import exists, is_symlink
+from nemologger.disk.there import exists
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import Ranks, decide
 from nemologger.stores.client import before_training
@@ -358,7 +358,7 @@ class Keeper:
             checkpoint = self._disk.path(decision.path)
             probe = checkpoint.with_name(f".{checkpoint.name}.partial")
             shares = self._disk.can_link(checkpoint / names.MANIFEST, probe)
-            self._link = (self._wants_link or not shares) and self._can_point(checkpoint, probe)
+            self._link = (self._wants_link or not shares) and self._disk.can_symlink(probe, checkpoint.name)
             if self._link and not self._wants_link:
                 self._say_once(
                     f"{checkpoint.parent} has no hard links: -last is a symbolic link, as with save_last='link'"
@@ -371,16 +371,6 @@ class Keeper:
             elif not self._link and self._wants_link:
                 self._say_once(f"{checkpoint.parent} has no symbolic links: -last shares its files through hard links")
         return self._link
-
-    def _can_point(self, checkpoint: Path, probe: Path) -> bool:
-        """Whether a symbolic link can be made here. Any error is a no: which one is given, file systems do not agree on."""
-        try:
-            self._disk.symlink(probe, checkpoint.name)
-            is_one = is_symlink(probe)
-            self._disk.remove(probe)
-        except OSError:
-            return False
-        return is_one
 
     def _say_once(self, what: str) -> None:
         if what != self._told:

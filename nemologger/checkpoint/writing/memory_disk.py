@@ -47,6 +47,10 @@ class MemoryDisk:
         """
         raise OSError(errno.ENOTSUP, "a link cannot be kept", str(path))
 
+    def can_symlink(self, path: Path, points_to: str) -> bool:
+        """See :class:`~nemologger.disk.Disk`."""
+        return False
+
     def rename(self, source: Path, target: Path) -> None:
         """Keep it under the other name."""
         self.files[target] = self.files.pop(source)
