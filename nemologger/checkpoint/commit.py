@@ -67,6 +67,8 @@ def begin(disk: Disk, checkpoint: Path, directories: Sequence[str] = (names.WEIG
 def publish(disk: Disk, checkpoint: Path, manifest: Manifest) -> None:
     """Make ``checkpoint`` one: all files that ``manifest`` lists are written and synced, this makes them count."""
     if disk.can_rename:
+        if not exists(names.marker(checkpoint)):  # its disk has gone, and what is written since lies below the mount
+            raise FileNotFoundError(errno.ENOENT, "what was begun there is gone", str(checkpoint))
         for directory in _directories(checkpoint):
             disk.sync(directory)
         disk.sync(checkpoint.parent)

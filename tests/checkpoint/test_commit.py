@@ -14,7 +14,7 @@ from helpers.engine import names_in, newest_in, save, step_in
 
 from nemologger.checkpoint import commit
 from nemologger.checkpoint.find import Status, survey
-from nemologger.checkpoint.manifest import read
+from nemologger.checkpoint.manifest import Manifest, read
 from nemologger.checkpoint.verify import problems
 from nemologger.disk import LocalDisk
 from nemologger.errors import SaveFailedError
@@ -423,3 +423,15 @@ def test_who_reads_what_was_replaced_keeps_no_save_from_its_name(tmp_path):
         assert (step_in(tmp_path / "a"), complete_steps(tmp_path)) == (step, {step})
     commit.tidy(DISK, tmp_path)
     assert names_in(tmp_path) == {"a"}
+
+
+def test_what_is_written_on_two_disks_is_not_published(tmp_path):
+    """One is unmounted in the middle of a save: what is written from then on makes its directories anew, below the mount."""
+    mount, checkpoint = tmp_path / "mount", tmp_path / "mount" / "a"
+    commit.begin(DISK, checkpoint)
+    DISK.write(checkpoint / "weights" / "file", [b"x"])
+    mount.rename(tmp_path / "disk")
+    DISK.make_directory(checkpoint / "context")
+    with pytest.raises(FileNotFoundError, match="what was begun there is gone"):
+        commit.publish(DISK, checkpoint, Manifest(1, 0))
+    assert not commit.is_published(checkpoint)
