@@ -22,7 +22,7 @@ from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.disk.there import is_dir
 from nemologger.errors import ConfigurationError, NotFoundError
-from nemologger.loading.checkpoint_io import check_model
+from nemologger.loading.compare import check_model
 from nemologger.stores.path import storage_path
 from nemologger.stores.remote_disk import disk_of
 

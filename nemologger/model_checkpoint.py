@@ -27,6 +27,7 @@ from nemologger.disk import Disk, LocalDisk
 from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import SaveFailedError
 from nemologger.loading import checkpoint_io
+from nemologger.loading.compare import Beginning
 from nemologger.loading.stopped_early import stay_stopped
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 from nemologger.saving.arguments import check_arguments
@@ -238,6 +239,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self._ranks: Ranks = SingleProcess()
         self._lock: DirectoryLock | None = None  # rank 0 holds it while it trains
         self._is_prepared = False
+        self._beginning: Beginning | None = None
         self._holds = False
         self._counted_here = 0
         self._metrics: dict[str, float] = {}
@@ -325,6 +327,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         check_interval(trainer, self.monitor)
         check_lengths(self._ranks, trainer)
         check_state(trainer)
+        self._beginning = Beginning(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -503,6 +506,9 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
                     stack.enter_context(callback.gathered())
             together_at_zero(self._ranks, dump)
         return taken[0]
+
+    def _changes(self, trainer: pl.Trainer, taken: Snapshot) -> list[str]:
+        return self._beginning.changes(trainer, taken) if self._beginning is not None else []
 
     def _prepare(self, trainer: pl.Trainer) -> None:
         """Make memory and writer for saves beside training, as soon as the optimizer has its state."""

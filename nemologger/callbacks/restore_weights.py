@@ -13,7 +13,8 @@ from nemologger.checkpoint.reading.in_place import fill_special
 from nemologger.checkpoint.reading.load import open_checkpoint
 from nemologger.disk.there import is_dir
 from nemologger.errors import CheckpointError, ModelMismatchError
-from nemologger.loading.checkpoint_io import align_to, check_model
+from nemologger.loading.checkpoint_io import align_to
+from nemologger.loading.compare import check_model
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.plugins import CheckpointIO
-from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # what a module says of itself, a value of any size
 from torch.serialization import safe_globals
 
 from nemologger import lightning_port, names, sharded_state
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import settled
-from nemologger.checkpoint.reading.in_place import fill_special, loaded_otherwise, loads_plainly
+from nemologger.checkpoint.reading.in_place import fill_special, loads_plainly
 from nemologger.checkpoint.reading.load import (
     Opened,
     averages_of,
@@ -30,10 +29,10 @@ from nemologger.checkpoint.reading.load import (
 )
 from nemologger.checkpoint.state.optimizers import align, keep_digits
 from nemologger.checkpoint.state.plain import fill_in
-from nemologger.checkpoint.state.snapshot import is_stored
-from nemologger.checkpoint.weights import described, read_common
+from nemologger.checkpoint.weights import described
 from nemologger.disk.there import exists, is_dir
 from nemologger.errors import CheckpointError, DamagedCheckpointError, ModelMismatchError, NotFoundError, RefusedError
+from nemologger.loading.compare import check_model
 from nemologger.stores.client import before_training
 from nemologger.stores.path import in_store, storage_path
 
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 log = logging.getLogger(__name__)
-
-_SHOWN = 8
 
 
 class DirectoryCheckpointIO(CheckpointIO):
@@ -365,52 +362,3 @@ def _dtype_in(checkpoint: Path, names_of: Mapping[int, str], index: int) -> torc
     """That of a parameter in ``checkpoint``, by its index in an optimizer."""
     _, dtype = described(weights_of(checkpoint)).get(f"state_dict.{names_of.get(index)}", (None, None))
     return dtype
-
-
-def check_model(
-    checkpoint: Path, state: dict[str, Any], module: torch.nn.Module | None = None, *, strict: bool = True
-) -> None:
-    """Compare the model in ``checkpoint`` with a state dictionary, before anything is loaded.
-
-    Args:
-        checkpoint: Its directory, or its ``weights/``.
-        state: The state dictionary.
-        module: Whose it is: what a part of it loads in a way of its own is not compared.
-        strict: Whether the names must be the same; else, only the shapes of those that both have.
-
-    Raises:
-        ModelMismatchError: If they differ; it names the parameters.
-    """
-    prefix = "state_dict."
-    otherwise = tuple(map(sharded_state.plain_name, [] if module is None else loaded_otherwise(module)))
-    stored = {k[len(prefix) :]: v for k, v in described(weights_of(checkpoint)).items() if k.startswith(prefix)}
-    stored = {key: one for key, one in stored.items() if not key.startswith(otherwise)}
-    wanted = {
-        key: tuple(value.shape)
-        for key, value in state.items()
-        if not key.startswith(otherwise) and is_stored(value) and not torch.nn.parameter.is_lazy(value)
-    }
-    extra = {key for key in wanted if key.rpartition(".")[2] == _EXTRA_STATE_KEY_SUFFIX}
-    differences = []
-    if strict:
-        missing_here = [key for key in wanted if key not in stored]
-        if extra.intersection(missing_here):  # it may be of another kind today: no tensor then
-            others = read_common(weights_of(checkpoint)).get("state_dict", {})
-            missing_here = [key for key in missing_here if key not in extra or key not in others]
-        differences += [f"missing in the checkpoint: {key} {wanted[key]}" for key in missing_here]
-        missing = [(key, shape) for key, (shape, _) in stored.items() if key not in state]
-        differences += [f"missing in the model: {key} {shape}" for key, shape in missing]
-    differences += [
-        f"{key} is {stored[key][0]} in the checkpoint, {shape} in the model"
-        for key, shape in wanted.items()
-        if key in stored and stored[key][0] != shape and key not in extra
-    ]
-    if differences:
-        more = f"\n  and {len(differences) - _SHOWN} more" if len(differences) > _SHOWN else ""
-        raise ModelMismatchError(
-            f"{checkpoint} was saved from another model; nothing was loaded. What differs:\n  "
-            + "\n  ".join(differences[:_SHOWN])
-            + more
-            + "\nBuild the model with the settings of that run (they are in its context/model.yaml), or write to another "
-            "run directory; LightningModule.strict_loading = False loads what fits."
-        )

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nemologger.model_checkpoint")
 
+_SHOWN = 5
+_GROWN = "the model itself"  # among what has been told
+
 
 class SavedCheckpoints(KeptCheckpoints):
     """The part of ModelCheckpoint that saves, now; when that is due, and what a state is made of, is its own."""
@@ -48,6 +51,10 @@ class SavedCheckpoints(KeptCheckpoints):
 
     def _take(self, trainer: pl.Trainer, *, weights_only: bool) -> Snapshot:
         """The state of this moment. Collective."""
+        raise NotImplementedError
+
+    def _changes(self, trainer: pl.Trainer, taken: Snapshot) -> list[str]:
+        """Why a fresh start of the program could not load ``taken``; nothing if it could."""
         raise NotImplementedError
 
     def save_now(self, trainer: pl.Trainer) -> None:
@@ -165,7 +172,9 @@ class SavedCheckpoints(KeptCheckpoints):
 
     def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool, beside: bool) -> None:
         taken = self._take(trainer, weights_only=weights_only)
-        self._say_what_is_left_out(taken, self._disk.path(decision.path).name)
+        name = self._disk.path(decision.path).name
+        self._say_what_is_left_out(taken, name)
+        self._say_what_has_grown(trainer, taken, name)
         manifest = Manifest(
             step=trainer.global_step,
             epoch=trainer.current_epoch,
@@ -199,6 +208,19 @@ class SavedCheckpoints(KeptCheckpoints):
             log.info(
                 "checkpoints do not hold %s, which have no plain form: a resumed run takes those that the program makes",
                 ", ".join(own),
+            )
+
+    def _say_what_has_grown(self, trainer: pl.Trainer, taken: Snapshot, name: str) -> None:
+        """Once in a fit: who finds out when the run is to go on has lost what it has trained."""
+        changes = [] if _GROWN in self._told or not trainer.is_global_zero else self._changes(trainer, taken)
+        if changes:
+            self._told.add(_GROWN)
+            log.warning(
+                "checkpoint %s, and later ones, are not of the model that training started with, so the same program cannot "
+                "go on from them: %s. Let __init__(), configure_model() or configure_optimizers() make what a run comes to, "
+                "as the module's on_load_checkpoint() finds it in the checkpoint",
+                name,
+                "; ".join(changes[:_SHOWN]) + (f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""),
             )
 
     def _is_saved(self, trainer: pl.Trainer) -> bool:

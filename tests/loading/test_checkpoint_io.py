@@ -22,7 +22,8 @@ from nemologger import (
     load_weights,
 )
 from nemologger.checkpoint.reading.load import load_model
-from nemologger.loading.checkpoint_io import DirectoryCheckpointIO, check_model, install
+from nemologger.loading.checkpoint_io import DirectoryCheckpointIO, install
+from nemologger.loading.compare import check_model
 
 
 @pytest.fixture(scope="module")
