@@ -8,6 +8,7 @@ from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port
 from nemologger.exact.attributes import Attributes
+from nemologger.exact.functions import holders_of_optimizer, holders_of_schedule
 from nemologger.exact.own_states import OwnStates
 from nemologger.exact.session import most_of_each
 from nemologger.exact.settings import Settings
@@ -56,6 +57,10 @@ class ProgramState:
         data = lightning_port.data_module(trainer)
         if data is not None:
             (drawing if lightning_port.saves_itself(data) else roots)["data module"] = data
+        for i, optimizer in enumerate(trainer.optimizers):
+            roots |= holders_of_optimizer(f"optimizer {i}", optimizer)
+        for i, config in enumerate(trainer.lr_scheduler_configs):
+            roots |= holders_of_schedule(f"schedule {i}", config.scheduler)
         theirs = lightning_port.names_of_lightning()
         self._attributes = Attributes(roots, drawing, {"module"}, theirs, self._most)
         self._own_states = OwnStates(self._may_hold_states, theirs, self._most)

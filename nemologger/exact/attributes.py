@@ -149,7 +149,7 @@ class Attributes:
             waiting += [
                 (f"{path}.{name}", value)
                 for name, value in inner.items()
-                if name not in self._not_theirs and _is_of_the_program(value)
+                if name not in self._not_theirs and is_of_the_program(value)
             ]
 
     def _libraries(self) -> Iterator[tuple[str, nn.Module]]:
@@ -224,7 +224,7 @@ def _is_plain(holder: Any, name: str) -> bool:
     return type(present) in _SCALARS or isinstance(present, contents.KINDS)
 
 
-def _is_of_the_program(value: Any) -> bool:
+def is_of_the_program(value: Any) -> bool:
     """Whether to look into ``value``: an object of a class that is no library's."""
     if isinstance(value, type | Dataset | Sampler | DataLoader | torch.Tensor) or not hasattr(value, "__dict__"):
         return False
