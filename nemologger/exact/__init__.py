@@ -6,9 +6,13 @@ checkpoint holds; from it the loader is brought back to the same batch without l
 
     loader.py     what Lightning sees instead of a loader
     feed.py       where one loader is, and how it gets there again
+    source.py     what all kinds of loaders have in common
     sources.py    one way for each kind of loader
+    described.py  what tells one dataset from another
     session.py    all loaders of one fit, and the generators between them
     owned.py      generators, counters, lists and arrays that a dataset or sampler keeps
+    reach.py      where such things may be
+    in_worker.py  what happens to them in a worker process
     contents.py   what such a list or array holds, and whether it has changed
     port.py       what PyTorch's loaders keep to themselves
     rng.py        the process's generators

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import contents
 from nemologger.exact.owned import Owned, Values, make_generators
+from nemologger.exact.reach import generators_of_class
 
 _SCALARS = (int, float, bool, str, type(None))
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
@@ -180,6 +181,7 @@ class Attributes:
             theirs = {
                 k: v for k, v in vars(holder).items() if k not in self._not_theirs and not isinstance(v, _SCALARS)
             }
+            theirs |= generators_of_class(holder)
             if theirs:
                 owned.append(Owned({path: SimpleNamespace(**theirs)}, counters=False))
         return owned

@@ -8,15 +8,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import torch
-import xxhash
-from torch.utils.data import Subset
-
 from nemologger.exact import contents
+from nemologger.exact.described import described
 from nemologger.exact.owned import NOTHING, Owned, Values
 from nemologger.exact.rng import RngState
-from nemologger.exact.sources import HasState, Source, source_of
+from nemologger.exact.source import Source, has_state
+from nemologger.exact.sources import source_of
 
 
 @dataclass(frozen=True)
@@ -35,11 +32,10 @@ class Mark(NamedTuple):
     batches: int
     restarts: int
     over: bool
+    last: int = 0  # a checksum of the last of them, if they can only be found by loading them once more
 
 
 FRESH = Mark(None, 0, 0, False)
-
-_FEW = 32
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class Position:
 
     def to_plain(self) -> dict[str, Any]:
         """As plain types."""
-        start, batches, restarts, over = self.mark
+        start, batches, restarts, over, last = self.mark
         first = None
         if start is not None:
             first = {"rng": start.rng.to_plain(), "owned": start.owned.to_plain(), "seed": start.seed}
@@ -69,6 +65,7 @@ class Position:
             "batches": batches,
             "restarts": restarts,
             "over": over,
+            "last": last,
             "state": self.state,
             "at_start": self.at_start.to_plain(),
             "at_batch": self.at_batch.to_plain(),
@@ -80,7 +77,7 @@ class Position:
         first, start = plain["start"], None
         if first is not None:
             start = Start(RngState.from_plain(first["rng"]), Values.from_plain(first["owned"]), first["seed"])
-        mark = Mark(start, plain["batches"], plain["restarts"], plain["over"])
+        mark = Mark(start, plain["batches"], plain["restarts"], plain["over"], plain.get("last", 0))
         at_start, at_batch = (Values.from_plain(plain[name]) for name in ("at_start", "at_batch"))
         return Position(mark, plain["state"], at_start, at_batch)
 
@@ -117,7 +114,12 @@ class Feed:
         self._salt = salt
         # What has state_dict() says itself what is to be kept.
         self._at_start, self._at_batch = (
-            Owned(roots, closed=[name for name, root in roots.items() if isinstance(root, HasState)], most=most)
+            Owned(
+                roots,
+                counters=self.source.counts,
+                closed=[name for name, root in roots.items() if has_state(root)],
+                most=most,
+            )
             for roots in (self.source.at_start(), self.source.at_batch())
         )
         self._mark = FRESH
@@ -163,7 +165,7 @@ class Feed:
     @property
     def limits(self) -> list[str]:
         """What cannot be promised, as far as that is known by now."""
-        lost = {**self._at_start.lost, **self._at_batch.lost}
+        lost = {_of_dataset(path): why for path, why in {**self._at_start.lost, **self._at_batch.lost}.items()}
         return self.source.limits + [
             f"{path} has changed since training began, and is not saved: it {why}. A resumed run begins with it as the "
             "program makes it, which is right for a cache. If it decides about samples, make it in __init__(), of plain "
@@ -263,13 +265,13 @@ class Feed:
 
     def take(self, batches: Batches) -> Any:
         """The next batch of ``batches``."""
-        start, count, restarts, _ = self._mark
+        start, count, restarts, _, last = self._mark
         try:
             batch = next(batches.inner)
         except StopIteration:
-            self._mark = Mark(start, count, restarts, True)
+            self._mark = Mark(start, count, restarts, True, last)
             raise
-        self._mark = Mark(start, count + 1, restarts, False)
+        self._mark = Mark(start, count + 1, restarts, False, contents.of_batch(batch) if self.source.repeats else 0)
         return batch
 
     def _begin(self, batches: Batches, skip: int) -> None:
@@ -290,6 +292,7 @@ class Feed:
 
         self._mark = position.mark
         batches.inner = self.source.begin(start.seed, position.mark.batches, position.state, ready)
+        self.source.check(position.mark.last)
 
     def _repeats_end(self, position: Position) -> bool:
         """Whether this loader is to end now, as it once did in this epoch, before it goes on.
@@ -364,36 +367,10 @@ def skipping(batches: int) -> Position:
 def rescaled(position: Position, numerator: int, denominator: int) -> Position:
     """``position`` after as many samples, on another number of ranks."""
     mark = position.mark
-    return replace(position, mark=mark._replace(batches=mark.batches * numerator // denominator), state=None)
+    return replace(position, mark=mark._replace(batches=mark.batches * numerator // denominator, last=0), state=None)
 
 
-def described(dataset: Any) -> dict[str, Any]:
-    """The number of samples, for a part of another dataset a checksum of which ones, and one of what is in memory."""
-    try:
-        samples = len(dataset)
-    except (TypeError, NotImplementedError):
-        samples = None
-    chosen = None
-    if isinstance(dataset, Subset):
-        chosen = xxhash.xxh3_64_hexdigest(_numbers(dataset.indices))
-    return {"samples": samples, "chosen": chosen, "content": _content(dataset)}
-
-
-def _content(dataset: Any) -> str:
-    """A checksum of the tensors and arrays that ``dataset``, or the one it is a part of, keeps."""
-    while isinstance(dataset, Subset):
-        dataset = dataset.dataset
-    found = []
-    for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
-        parts = value if isinstance(value, list | tuple) and len(value) <= _FEW else [value]
-        found += [(name, contents.fingerprint(part)) for part in parts if contents.is_in_memory(part)]
-    return xxhash.xxh3_64_hexdigest(repr(found).encode()) if found else ""
-
-
-def _numbers(indices: Any) -> Any:
-    """``indices`` as an array, whatever they are kept in."""
-    if isinstance(indices, torch.Tensor):
-        indices = indices.cpu()
-    elif not isinstance(indices, list | tuple | range | np.ndarray):
-        indices = list(indices)
-    return np.ascontiguousarray(indices, dtype=np.int64)
+def _of_dataset(path: str) -> str:
+    """``path`` without the way through a sampler that was given the dataset."""
+    before, found, name = path.partition(".data_source.")
+    return f"dataset.{name}" if found and before in ("below", "sampler", "sampler.sampler") else path

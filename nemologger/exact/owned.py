@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import GeneratorType
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 
 from nemologger.exact import contents
+from nemologger.exact.reach import attributes, has_attributes, walk
 from nemologger.exact.rng import GENERATORS, generator_from, generator_state, set_generator_state
 
-_DEEPEST = 5
-_MOST_ITEMS = 32
-_MOST_OBJECTS = 300
 _SCALARS = (int, float, bool, str, type(None))
-_CLOSED = (
-    *_SCALARS, bytes, torch.Tensor, torch.nn.Module, np.ndarray, np.generic, type, ModuleType, FunctionType,
-    BuiltinFunctionType, MethodType, random.SystemRandom,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -71,6 +63,7 @@ class Owned:
         counters: Look for counters and contents too.
         closed: The names of roots whose contents are none of our business.
         most: Keep no more bytes of contents than this.
+        light: Look at small contents alone, and remember none: for processes that share their memory with others.
 
     Attributes:
         lost: What has changed and cannot be kept, by path, and why.
@@ -83,23 +76,28 @@ class Owned:
         counters: bool = True,
         closed: Collection[str] = (),
         most: int = contents.MOST_BYTES,
+        light: bool = False,
     ) -> None:
         self._roots = {name: root for name, root in roots.items() if root is not None}
         self._counters = counters
         self._closed = closed
         self._most = most
+        self._light = light
         self._at_first = self._scalars() if counters else {}
         holding = self._holding() if counters else []
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(not contents.is_small(value) for _, value in holding) // 4
-        left = [contents.MOST_BYTES]
+        left = [0 if light else contents.MOST_BYTES]
         self._first = {p: _First(v, contents.fingerprint(v, self._share), _kept(v, left)) for p, v in holding}
+        self._there = {path for path, _ in walk(self._roots)} if counters else set()
+        self._late: dict[str, Any] = {}
+        self._partly: set[str] = set()
         self.lost: dict[str, str] = {}
 
     @property
     def generators(self) -> dict[str, Any]:
         """The generators, by path."""
-        return {path: value for path, value in self._walk() if isinstance(value, GENERATORS)}
+        return {path: value for path, value in walk(self._roots) if isinstance(value, GENERATORS)}
 
     def values(self, *, counters: bool = True, look: Literal["all", "small", "not"] = "all") -> Values:
         """The state of this moment.
@@ -115,6 +113,8 @@ class Owned:
             return Values(generators)
         unknown = object()
         changed = {p: v for p, v in self._scalars().items() if self._at_first.get(p, unknown) != v}
+        if look == "all":
+            self._name_late(generators, changed)
         return Values(generators, changed, None if look == "not" else self._changed(small=look == "small"))
 
     def restore(self, values: Values, *, exactly: bool = False) -> None:
@@ -134,7 +134,7 @@ class Owned:
             holder, _, name = path.rpartition(".")
             if holder not in holders:
                 continue
-            there = vars(holders[holder]).get(name, self)
+            there = attributes(holders[holder]).get(name, self)
             # Not there yet: the program begins to count when it first has something to count.
             begins = there is self and path in values.counters and _may_begin(holders[holder], name)
             if begins or (type(there) in _SCALARS and there != value):
@@ -143,6 +143,8 @@ class Owned:
             return
         there = {path: value for path, value in self._holding() if path in values.contents or exactly}
         for path, value in there.items():
+            if path.rpartition(".")[0] not in self._there:
+                continue
             kept, same = values.contents.get(path) or (self._first[path].kept if path in self._first else None, True)
             if path not in values.contents and (path in self.lost or not self._has_changed(path, value)):
                 continue
@@ -160,6 +162,27 @@ class Owned:
             if path not in self.lost and not contents.is_small(value) and self._has_changed(path, value):
                 self.lost[path] = "is too large to be noted with every batch, which a sampler without __len__() needs"
 
+    def _name_late(self, generators: Mapping[str, Any], counters: Mapping[str, Any]) -> None:
+        """Put objects that were made late, and go on changing, among what is :attr:`lost`, and iterators with a place."""
+        late = {path: None for path in generators if ":" not in path} | dict(counters)
+        for path, value in late.items():
+            if path not in self._there and path.rpartition(".")[0] not in self._there:
+                self._look_at_late(path, value)
+        for path, holder in self._holders():
+            for name, value in attributes(holder).items():
+                if isinstance(value, Iterator) and _has_place(value) and path.partition(".")[0] not in self._closed:
+                    self.lost.setdefault(f"{path}.{name}", "is an iterator, whose place cannot be kept")
+
+    def _look_at_late(self, path: str, value: Any) -> None:
+        """Name the object made late that has ``path``, if it has changed since it was first seen; a generator will."""
+        if path.partition(".")[0] in self._closed or (
+            value is not None and self._late.setdefault(path, value) == value
+        ):
+            return
+        names = path.split(".")
+        known = next(n for n in range(1, len(names) + 1) if ".".join(names[:n]) not in self._there)
+        self.lost.setdefault(".".join(names[:known]), "was made after training began")
+
     def _changed(self, *, small: bool) -> dict[str, tuple[Any, bool]]:
         found: dict[str, tuple[Any, bool]] = {}
         left = [self._most]
@@ -167,15 +190,19 @@ class Owned:
             if (small and not contents.is_small(value)) or not self._has_changed(path, value):
                 continue
             first = self._first.get(path)
+            if path.rpartition(".")[0] not in self._there:
+                if not small:
+                    self._look_at_late(path, contents.fingerprint(value))
+                continue
             try:
                 if first is None:
                     raise contents.CannotBeKeptError("was not there when training began")
                 found[path] = contents.keep(value, left), value is first.value
             except contents.CannotBeKeptError as error:
                 self.lost[path] = str(error)
+                self._partly.add(path.rpartition(".")[0])
         # An object of which only a part can be kept is left as it is: its parts may belong together.
-        partly = {path.rpartition(".")[0] for path in self.lost}
-        for path in [path for path in found if path.rpartition(".")[0] in partly]:
+        for path in [path for path in found if path.rpartition(".")[0] in self._partly]:
             self.lost.setdefault(path, "belongs to an object of which another part cannot be kept")
             del found[path]
         return found
@@ -189,38 +216,20 @@ class Owned:
             (f"{path}.{name}", value)
             for path, holder in self._holders()
             if path.partition(".")[0] not in self._closed and not type(holder).__module__.startswith("lightning.")
-            for name, value in vars(holder).items()
-            if isinstance(value, contents.KINDS)
+            for name, value in attributes(holder).items()
+            if isinstance(value, contents.KINDS) and not (self._light and not contents.is_small(value))
         ]
 
     def _scalars(self) -> dict[str, Any]:
         return {
             f"{path}.{name}": value
             for path, holder in self._holders()
-            for name, value in vars(holder).items()
+            for name, value in attributes(holder).items()
             if type(value) in _SCALARS
         }
 
     def _holders(self) -> list[tuple[str, Any]]:
-        return [(p, v) for p, v in self._walk() if hasattr(v, "__dict__") and not isinstance(v, GENERATORS)]
-
-    def _walk(self) -> Iterator[tuple[str, Any]]:
-        """Every object within reach, with its path; each once, and not more than a few hundred."""
-        seen: set[int] = set()
-        waiting = [(name, root, 0) for name, root in self._roots.items()]
-        while waiting and len(seen) < _MOST_OBJECTS:
-            path, value, depth = waiting.pop(0)
-            if (
-                isinstance(value, _CLOSED)
-                or id(value) in seen
-                or _belongs_to_lightning(value)
-                or (depth and _is_data(value))
-            ):
-                continue
-            seen.add(id(value))
-            yield path, value
-            if depth < _DEEPEST and not isinstance(value, GENERATORS):
-                waiting += [(f"{path}.{name}", item, depth + 1) for name, item in _parts(value)]
+        return [(path, value) for path, value in walk(self._roots) if has_attributes(value)]
 
 
 def make_generators(holders: Mapping[str, Any], states: Mapping[str, Any], device: torch.device | None = None) -> None:
@@ -234,7 +243,7 @@ def make_generators(holders: Mapping[str, Any], states: Mapping[str, Any], devic
     for path, state in states.items():
         where, _, name = path.rpartition(".")
         holder = holders.get(where)
-        if holder is not None and vars(holder).get(name) is None and _may_begin(holder, name):
+        if holder is not None and attributes(holder).get(name) is None and _may_begin(holder, name):
             made = generator_from(state, device)
             if made is not None:
                 setattr(holder, name, made)
@@ -247,22 +256,11 @@ def _may_begin(holder: Any, name: str) -> bool:
     )
 
 
-def _belongs_to_lightning(value: Any) -> bool:
-    # A dataset may hold the trainer or the data module; their state is Lightning's business.
-    return any(kind.__module__.startswith("lightning.pytorch.") for kind in type(value).__mro__)
-
-
-def _is_data(value: Any) -> bool:
-    """Whether ``value`` is a table or column, of pandas say: data like an array, with caches that say nothing of the run."""
-    return hasattr(type(value), "__array__")
-
-
-def _parts(value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, list | tuple | Mapping):
-        if len(value) > _MOST_ITEMS:
-            return []
-        return [(str(k), v) for k, v in (value.items() if isinstance(value, Mapping) else enumerate(value))]
-    return list(vars(value).items()) if hasattr(value, "__dict__") else []
+def _has_place(value: Any) -> bool:
+    """Whether an iterator is one of python's own, and not at its end."""
+    if isinstance(value, GeneratorType):
+        return value.gi_frame is not None
+    return type(value).__module__ in ("builtins", "itertools")
 
 
 def _kept(value: Any, left: list[int]) -> Any:

@@ -7,8 +7,10 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
+from threading import get_ident
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -40,6 +42,16 @@ class Entered(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
+class Watch(Protocol):
+    """Looks on in a worker."""
+
+    def before(self, fetcher: Any, seed: int) -> None:
+        """A batch is about to be loaded."""
+
+    def after(self) -> None:
+        """It has been."""
+
+
 # --- what a loader is -------------------------------------------------------------------------------------------------
 
 
@@ -65,8 +77,16 @@ def is_of_torchdata(loader: object) -> bool:
     return _comes_from(loader, "torchdata.stateful_dataloader", "StatefulDataLoader")
 
 
+def is_of_nodes(loader: object) -> bool:
+    """Whether ``loader`` is that of ``torchdata.nodes``."""
+    return _comes_from(loader, "torchdata.nodes", "Loader")
+
+
 def _comes_from(value: object, module: str, name: str) -> bool:
-    kind = type(value)
+    return _is_kind(type(value), module, name)
+
+
+def _is_kind(kind: type, module: str, name: str) -> bool:
     return kind.__name__ == name and kind.__module__.startswith(module)
 
 
@@ -92,6 +112,8 @@ class Plan:
         streams: The sampler draws from these instead of the global generators.
         ready: Called when the batches to skip have been left out, and before the next one is loaded.
         begun: Whether that has happened.
+        thread: The one that takes batches.
+        elsewhere: Whether the indices were asked for in another one.
     """
 
     seed: int
@@ -100,6 +122,8 @@ class Plan:
     streams: Entered | None
     ready: Callable[[], None]
     begun: bool = False
+    thread: int = field(default_factory=get_ident)
+    elsewhere: bool = False
 
 
 class Indices:
@@ -136,6 +160,7 @@ class Indices:
 
 def _planned(inner: Any, plan: Plan) -> Iterator[Any]:
     streams = plan.streams
+    plan.elsewhere = get_ident() != plan.thread
     if streams is None:
         indices = iter(inner)
         for _ in range(plan.skip):
@@ -196,39 +221,47 @@ class SeededWorkers:
     Args:
         inner: The loader's own function.
         late: Let an iterable dataset begin with its first batch, when the generators are seeded.
+        watch: What else is to happen for each batch.
     """
 
-    def __init__(self, inner: Callable[[int], None] | None, *, late: bool) -> None:
+    def __init__(self, inner: Callable[[int], None] | None, *, late: bool, watch: Watch | None) -> None:
         self.inner = inner
         self.late = late
+        self.watch = watch
 
     def __call__(self, worker: int) -> None:
         """Prepare worker number ``worker``. It is a process of its own: what changes here changes there only."""
         if get_worker_info() is not None:
-            _let_fetch_seed(fetch._MapDatasetFetcher)
-            _let_fetch_seed(fetch._IterableDatasetFetcher)
+            _let_fetch_seed(fetch._MapDatasetFetcher, self.watch)
+            _let_fetch_seed(fetch._IterableDatasetFetcher, self.watch)
             if self.late:
                 _let_begin_late(fetch._IterableDatasetFetcher)
         if self.inner is not None:
             self.inner(worker)
 
 
-def seed_workers(loader: DataLoader[Any], *, late: bool) -> None:
+def seed_workers(loader: DataLoader[Any], *, late: bool, watch: Watch | None = None) -> None:
     """Make the workers of ``loader`` :class:`SeededWorkers`."""
     if not isinstance(loader.worker_init_fn, SeededWorkers):
-        loader.worker_init_fn = SeededWorkers(loader.worker_init_fn, late=late)
+        loader.worker_init_fn = SeededWorkers(loader.worker_init_fn, late=late, watch=watch)
 
 
-def _let_fetch_seed(kind: Any) -> None:
+def _let_fetch_seed(kind: Any, watch: Watch | None) -> None:
     plain = kind.fetch
     if getattr(plain, "seeds", False):  # this worker was forked from one
         return
 
     def seeded(self: Any, index: Any) -> Any:
-        if type(index) is Numbered:
-            _seed(_mixed(index.seed, index.number))
-            index = index.index
-        return plain(self, index)
+        if type(index) is not Numbered:
+            return plain(self, index)
+        seed = _mixed(index.seed, index.number)
+        if watch is not None:
+            watch.before(self, seed)
+        _seed(seed)
+        batch = plain(self, index.index)
+        if watch is not None:
+            watch.after()
+        return batch
 
     seeded.seeds = True  # type: ignore[attr-defined]
     kind.fetch = seeded
@@ -308,6 +341,38 @@ def end_workers(loader: DataLoader[Any]) -> None:
 # --- datasets with state ----------------------------------------------------------------------------------------------
 
 
+def is_of_hugging_face(dataset: object) -> bool:
+    """Whether ``dataset`` is a stream of Hugging Face's ``datasets``.
+
+    What it is given by ``load_state_dict()`` it begins every later epoch with, not the next one alone, and ignores if it
+    is of another epoch than the number that ``set_epoch()`` was called with.
+    """
+    return any(_is_kind(kind, "datasets.iterable_dataset", "IterableDataset") for kind in type(dataset).__mro__)
+
+
+def forget_state(dataset: Any) -> None:
+    """Let a stream of Hugging Face begin with its first sample again."""
+    dataset.load_state_dict({"epoch": None})  # no epoch has this number
+
+
+def epoch_of(dataset: Any) -> Any:
+    """What holds the number of the epoch of a stream of Hugging Face, which its state does not bring back; or None."""
+    epoch = vars(dataset).get("_epoch") if is_of_hugging_face(dataset) else None
+    return None if epoch is None else SimpleNamespace(epoch=epoch)
+
+
+def has_shuffle_buffer(dataset: Any) -> bool:
+    """Whether a stream of Hugging Face shuffles in a buffer, which is not in its state."""
+    waiting = [vars(dataset).get("_ex_iterable")] if is_of_hugging_face(dataset) else []
+    while waiting:
+        part = waiting.pop()
+        if "BufferShuffled" in type(part).__name__:
+            return True
+        inner = getattr(part, "__dict__", {})
+        waiting += [inner[name] for name in ("ex_iterable",) if name in inner] + list(inner.get("ex_iterables", ()))
+    return False
+
+
 def dataset_iterator(batches: Iterator[Any]) -> Any:
     """What ``iter(dataset)`` gave the iterator of a loader without workers, or None."""
     return getattr(getattr(batches, "_dataset_fetcher", None), "dataset_iter", None)
@@ -317,7 +382,10 @@ def with_worker_state(loader: DataLoader[Any]) -> Any:
     """torchdata's DataLoader with the arguments of ``loader``: it brings the state of datasets back from the workers."""
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-    return StatefulDataLoader(**{name: getattr(loader, name) for name in _ARGUMENTS})
+    arguments = {name: getattr(loader, name) for name in _ARGUMENTS}
+    if is_of_hugging_face(loader.dataset):  # workers that stay would begin each epoch where the first one was resumed
+        arguments["persistent_workers"] = False
+    return StatefulDataLoader(**arguments)
 
 
 def bring_to_end(loader: Any, state: dict[str, Any]) -> None:

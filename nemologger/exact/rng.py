@@ -177,6 +177,18 @@ def set_generator_state(generator: Any, state: Any) -> None:
         generator.bit_generator.state = _unplain(state)
 
 
+def reseed(generator: Any, seed: int) -> None:
+    """Let ``generator`` begin anew from ``seed``, a number below 2**64."""
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed >> 1)
+    elif isinstance(generator, random.Random):
+        generator.seed(seed)
+    elif isinstance(generator, np.random.RandomState):
+        generator.seed(seed & 0xFFFFFFFF)
+    else:
+        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+
+
 def generator_from(state: Any, device: Device | None = None) -> Any:
     """A new generator in the state that :func:`generator_state` returned; None if it is of no known kind.
 

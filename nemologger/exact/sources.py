@@ -2,81 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator
-from functools import partial
-from types import CellType, FunctionType, MethodType
-from typing import Any, Literal, Protocol, runtime_checkable
+from types import GeneratorType
+from typing import Any
 
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from nemologger.exact import port
-from nemologger.exact.owned import Owned
+from nemologger.exact import contents, port
+from nemologger.exact.in_worker import Watch
 from nemologger.exact.rng import Streams
+from nemologger.exact.source import Source, copied, has_state, loading
 
-_EMPTY = CellType()
+log = logging.getLogger(__name__)
 
-
-@runtime_checkable
-class HasState(Protocol):
-    """What PyTorch's ecosystem calls stateful."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take it back."""
-
-
-class Source:
-    """A kind of loader.
-
-    Attributes:
-        loader: The loader itself.
-        draws: Whether taking a batch may draw from the process's global generators.
-        within_epoch: What of :meth:`at_batch` must be saved in the middle of an epoch. Between epochs it is all.
-        limits: What cannot be promised, each as one sentence that says what would help.
-    """
-
-    draws = False
-    within_epoch: Literal["nothing", "generators", "all"] = "nothing"
-
-    def __init__(self, loader: Any) -> None:
-        self.loader = loader
-        self.limits: list[str] = []
-
-    def at_start(self) -> dict[str, Any]:
-        """The objects whose state at the beginning of an epoch decides about its batches."""
-        return {}
-
-    def at_batch(self) -> dict[str, Any]:
-        """The objects that change with every batch."""
-        return {}
-
-    def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
-        """An iterator that goes on after ``skip`` batches.
-
-        The global generators are as they were when the epoch began. ``ready`` sets them to the present: it is called
-        once, after all that is repeated and before anything new is loaded.
-        """
-        raise NotImplementedError
-
-    def beside(self) -> Iterator[Any]:
-        """Another iterator, of somebody who looks at the data while it is trained on."""
-        return port.iterate_apart(self.loader) if isinstance(self.loader, DataLoader) else iter(self.loader)
-
-    def end_of(self, state: Any, over: bool) -> None:
-        """Bring the loader to the end of the epoch that ``state`` was saved in; ``over`` if it has said so itself."""
-
-    def after_first(self, batches: Iterator[Any]) -> None:
-        """Called when the first batch is out, or there was none."""
-
-    def state(self, batches: Iterator[Any] | None) -> Any:
-        """What else a checkpoint must hold."""
-        return None
-
-    def release(self) -> None:
-        """Leave the loader as it was found."""
+_AHEAD = (
+    "a thread of its own loads batches ahead of training: what is drawn from torch, numpy.random or random there and by the "
+    "model, at the same time, differs from run to run. Use num_workers and prefetch_factor instead of the thread"
+)
+_SAY_EVERY = 10.0
 
 
 class MapStyle(Source):
@@ -89,30 +35,32 @@ class MapStyle(Source):
         self.workers = loader.num_workers > 0
         self.draws = not self.workers
         self.indices = port.indices_of(loader)
+        self._plan: port.Plan | None = None
         self.isolated = not port.draws_only_at_first(self.indices.inner)
         if self.workers:
-            self.limits += _limits_of_workers(loader)
+            self.watch = Watch(loader.num_workers, "batch")
         if getattr(loader, "in_order", True) is False:
-            self.limits.append("in_order=False gives batches in the order in which workers finish; use in_order=True")
+            self._limits.append("in_order=False gives batches in the order in which workers finish; use in_order=True")
 
     @override
     def at_start(self) -> dict[str, Any]:
         below = None if self.loader.batch_sampler is None else self.loader.sampler
-        return {"generator": self.loader.generator, "sampler": self.indices.inner, "below": below}
+        roots = {"generator": self.loader.generator, "sampler": self.indices.inner, "below": below}
+        return {**roots, **copied(self.loader)} if self.workers else roots
 
     @override
     def at_batch(self) -> dict[str, Any]:
-        return {} if self.workers else _loading(self.loader)
+        return loading(self.loader)
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
-        if state is not None and isinstance(self.loader.dataset, HasState):
+        if state is not None and has_state(self.loader.dataset):
             self.loader.dataset.load_state_dict(state)
         self.indices = port.indices_of(self.loader)
         if self.workers:
-            port.seed_workers(self.loader, late=False)
+            port.seed_workers(self.loader, late=False, watch=self.watch)
         streams = Streams(seed) if self.isolated else None
-        plan = self.indices.plan = port.Plan(seed, skip, self.workers, streams, ready)
+        plan = self._plan = self.indices.plan = port.Plan(seed, skip, self.workers, streams, ready)
         batches = port.iterate(self.loader)
         return batches if skip == 0 else self._checked(batches, plan)
 
@@ -131,16 +79,18 @@ class MapStyle(Source):
     @override
     def after_first(self, batches: Iterator[Any]) -> None:
         self.indices.plan = None
+        if self._plan is not None and self._plan.elsewhere and not self.workers and _AHEAD not in self._limits:
+            self._limits.append(_AHEAD)
 
     @override
     def end_of(self, state: Any, over: bool) -> None:
-        if isinstance(self.loader.dataset, HasState):
+        if has_state(self.loader.dataset):
             self.loader.dataset.load_state_dict(state)
 
     @override
     def state(self, batches: Iterator[Any] | None) -> Any:
         dataset = self.loader.dataset
-        return dataset.state_dict() if not self.workers and isinstance(dataset, HasState) else None
+        return dataset.state_dict() if not self.workers and has_state(dataset) else None
 
     @override
     def release(self) -> None:
@@ -153,44 +103,70 @@ class Replayed(Source):
     Without workers it draws from random streams of its own, so that it can be repeated apart from the model.
     """
 
+    repeats = True
+
     def __init__(self, loader: Any) -> None:
         super().__init__(loader)
         self.workers = isinstance(loader, DataLoader) and loader.num_workers > 0
         what = f"its {type(loader.dataset).__name__}" if isinstance(loader, DataLoader) else "it"
-        self.limits.append(
-            f"{what} has no state_dict() and load_state_dict(): a resumed run loads the batches of the epoch once more to "
-            "find its place, which is exact if they are the same each time. Add the two methods (and num_workers=0 or a "
-            "torchdata StatefulDataLoader) to go there at once"
-        )
-        if self.workers:
-            self.limits += _limits_of_workers(loader)
+        if isinstance(loader, DataLoader) and port.has_shuffle_buffer(loader.dataset):
+            self._limits.append(
+                f"{what} does not have in its state_dict() what is in the buffer of shuffle(): a resumed run loads the "
+                "batches of the epoch once more to find its place. Without such a buffer it goes there at once"
+            )
+        else:
+            self._limits.append(
+                f"{what} has no state_dict() and load_state_dict(): a resumed run loads the batches of the epoch once more "
+                "to find its place, which is exact if they are the same each time. Add the two methods (and num_workers=0 "
+                "or a torchdata StatefulDataLoader) to go there at once"
+            )
+        if self.workers and loader.persistent_workers:
+            self.watch = Watch(loader.num_workers, "epoch")
+        self._repeated: Any = None
 
     @override
     def at_start(self) -> dict[str, Any]:
         if not isinstance(self.loader, DataLoader):
             return {"loader": self.loader}
-        return {"generator": self.loader.generator, **self.at_batch()}
+        own = copied(self.loader) if self.workers else self.at_batch()
+        return {"generator": self.loader.generator, "epoch": port.epoch_of(self.loader.dataset), **own}
 
     @override
     def at_batch(self) -> dict[str, Any]:
-        if not isinstance(self.loader, DataLoader):
-            return {"loader": self.loader}
-        return {} if self.workers else _loading(self.loader)
+        return loading(self.loader) if isinstance(self.loader, DataLoader) else {"loader": self.loader}
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
         if self.workers:
-            port.seed_workers(self.loader, late=True)
+            port.seed_workers(self.loader, late=True, watch=self.watch)
             indices = port.indices_of(self.loader)
             indices.plan = port.Plan(seed, 0, numbered=True, streams=None, ready=lambda: None)
             batches = port.iterate(self.loader)
             indices.plan = None
         else:
             batches = _within(Streams(seed), self.loader)
-        for _ in range(skip):
-            next(batches, None)
+        self._repeat(batches, skip)
         ready()
         return batches
+
+    def _repeat(self, batches: Iterator[Any], skip: int) -> None:
+        said = time.monotonic()
+        for number in range(skip):
+            self._repeated = next(batches, None)
+            if time.monotonic() - said > _SAY_EVERY:
+                said = time.monotonic()
+                log.info("batches are loaded once more to find the place: %d of %d", number + 1, skip)
+
+    @override
+    def check(self, last: int) -> None:
+        repeated, self._repeated = self._repeated, None
+        if last and contents.of_batch(repeated) != last:
+            log.warning(
+                "exact resume, training loader %s: the batches that it gave when they were loaded once more are not those "
+                "that were trained on, so training goes on with others. They must not depend on what is drawn from the "
+                "system, on the clock, on threads, or on what workers or the dataset keep from earlier epochs",
+                type(self.loader).__name__,
+            )
 
     @override
     def release(self) -> None:
@@ -216,36 +192,43 @@ class IterableWithState(Source):
     draws = True
     within_epoch = "generators"
 
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        super().__init__(loader)
+        self._set_back = False
+
     @override
     def at_start(self) -> dict[str, Any]:
-        return {"generator": self.loader.generator}
+        return {"generator": self.loader.generator, "epoch": port.epoch_of(self.loader.dataset)}
 
     @override
     def at_batch(self) -> dict[str, Any]:
-        return _loading(self.loader)
+        return loading(self.loader)
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
         # In the order that torchdata has made the convention: the dataset, then its iterator, then the iterator's state.
-        if state is not None and isinstance(self.loader.dataset, HasState):
+        if state is not None and has_state(self.loader.dataset):
             self.loader.dataset.load_state_dict(state["dataset"])
+            self._set_back = port.is_of_hugging_face(self.loader.dataset)
+        elif self._set_back:
+            port.forget_state(self.loader.dataset)
         batches: Iterator[Any] = iter(self.loader)
         iterator = port.dataset_iterator(batches)
-        if state is not None and state["iterator"] is not None and isinstance(iterator, HasState):
+        if state is not None and state["iterator"] is not None and has_state(iterator):
             iterator.load_state_dict(state["iterator"])
         ready()
         return batches
 
     @override
     def end_of(self, state: Any, over: bool) -> None:
-        if isinstance(self.loader.dataset, HasState):
+        if has_state(self.loader.dataset) and not port.is_of_hugging_face(self.loader.dataset):
             self.loader.dataset.load_state_dict(state["dataset"])
 
     @override
     def state(self, batches: Iterator[Any] | None) -> Any:
         iterator = None if batches is None else port.dataset_iterator(batches)
         own = None
-        if iterator is not self.loader.dataset and isinstance(iterator, HasState):
+        if iterator is not self.loader.dataset and has_state(iterator):
             own = iterator.state_dict()
         return {"dataset": self.loader.dataset.state_dict(), "iterator": own}
 
@@ -259,31 +242,42 @@ class WithState(Source):
         super().__init__(loader)
         self._loader: Any = loader
         self.indices: port.Indices | None = None
+        self._ready: Callable[[], None] = lambda: None
         if isinstance(loader, DataLoader):
-            if not isinstance(loader, HasState):
+            if not has_state(loader):
                 self._loader = port.with_worker_state(loader)
             self.draws = loader.num_workers == 0
+        else:
+            self.counts = False  # its state says where it is, but often not what its samplers will draw
 
     @override
     def at_start(self) -> dict[str, Any]:
-        return {"generator": getattr(self.loader, "generator", None)}
+        if isinstance(self.loader, DataLoader):
+            return {"generator": self.loader.generator, "epoch": port.epoch_of(self.loader.dataset)}
+        return {"loader": self.loader}
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
         if state is not None:
             self._loader.load_state_dict(state)
-        if not self.draws:
-            self._prepare_workers().plan = port.Plan(seed, 0, numbered=True, streams=None, ready=lambda: None)
+        left = [ready]
+        self._ready = lambda: left.pop()() if left else None
         known = isinstance(self._loader, DataLoader)
+        planned = known and not (self.draws and state is None)
+        if planned:
+            indices = port.indices_of(self._loader) if self.draws else self._prepare_workers()
+            indices.plan = port.Plan(seed, 0, numbered=not self.draws, streams=None, ready=self._ready)
+            self.indices = indices
         batches: Iterator[Any] = port.iterate(self._loader) if known else iter(self._loader)
-        ready()
+        if not (planned and isinstance(batches, GeneratorType)):  # it begins, and draws for that, with its first batch
+            self._ready()
         return batches
 
     @override
     def beside(self) -> Iterator[Any]:
         if self._loader is self.loader and not port.is_of_torchdata(self.loader):
             limit = "it was iterated over a second time beside training, and has one state for both: use another object"
-            self.limits += [limit] * (limit not in self.limits)
+            self._limits += [limit] * (limit not in self._limits)
         return super().beside()
 
     def _prepare_workers(self) -> port.Indices:
@@ -295,7 +289,9 @@ class WithState(Source):
     def end_of(self, state: Any, over: bool) -> None:
         if not port.is_of_torchdata(self._loader):
             self._loader.load_state_dict(state)
-            if not over:  # Lightning stops at the last batch without asking whether there is another
+            if port.is_of_nodes(self._loader):  # it counts an epoch only when one more is asked of it after a sample
+                next(iter(self._loader), None)
+            elif not over:  # Lightning stops at the last batch without asking whether there is another
                 iter(self._loader)
         elif self._loader.persistent_workers:  # others start each epoch with the dataset as it is in this process
             self._prepare_workers()
@@ -305,6 +301,7 @@ class WithState(Source):
     def after_first(self, batches: Iterator[Any]) -> None:
         if self.indices is not None:
             self.indices.plan = None
+        self._ready()
 
     @override
     def state(self, batches: Iterator[Any] | None) -> Any:
@@ -318,38 +315,16 @@ class WithState(Source):
             port.end_workers(self._loader)
 
 
-def _loading(loader: DataLoader[Any]) -> dict[str, Any]:
-    """What batches are made by, in this process or in a worker."""
-    return {"dataset": loader.dataset, "collate_fn": _behind(loader.collate_fn)}
-
-
-def _behind(function: Any) -> Any:
-    """Where ``function`` may keep something from call to call: itself, or what it was bound to or made with."""
-    if isinstance(function, partial):
-        return [_behind(function.func), *function.args, *function.keywords.values()]
-    if isinstance(function, FunctionType):
-        return [cell.cell_contents for cell in function.__closure__ or () if cell != _EMPTY]
-    return function.__self__ if isinstance(function, MethodType) else function
-
-
-def _limits_of_workers(loader: DataLoader[Any]) -> list[str]:
-    return [
-        f"each worker has its own copy of the generator {path}, which starts from the beginning when a run is resumed; draw "
-        "from torch, numpy.random or random instead (they are seeded for every batch), or use num_workers=0"
-        for path in Owned(_loading(loader), counters=False).generators
-    ]
-
-
 def source_of(loader: Any) -> Source:
     """The way that fits ``loader``."""
     if not isinstance(loader, DataLoader):
-        return WithState(loader) if isinstance(loader, HasState) else Replayed(loader)
-    own_state = isinstance(loader, HasState) and not port.is_of_torchdata(loader)
+        return WithState(loader) if has_state(loader) else Replayed(loader)
+    own_state = has_state(loader) and not port.is_of_torchdata(loader)
     if port.is_map_style(loader):
         return WithState(loader) if own_state else MapStyle(loader)
     if own_state:
         return WithState(loader)
-    if not isinstance(loader.dataset, HasState):
+    if not has_state(loader.dataset) or port.has_shuffle_buffer(loader.dataset):
         return Replayed(loader)
     if loader.num_workers == 0:
         return IterableWithState(loader)

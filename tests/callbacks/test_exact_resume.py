@@ -111,18 +111,6 @@ def test_what_cannot_be_promised_is_said_once_by_name(tmp_path, caplog):
     assert "exact resume" not in caplog.text
 
 
-class Own(Augmented):
-    def __init__(self):
-        super().__init__()
-        self.rng = np.random.default_rng(1)
-
-
-def test_generators_that_each_worker_has_a_copy_of_are_named(tmp_path, caplog):
-    train(Case(lambda: DataLoader(Own(), batch_size=BATCH, num_workers=1), steps=2), tmp_path, 1)
-    assert "dataset.rng" in caplog.text
-    assert "num_workers=0" in caplog.text
-
-
 def test_other_data_than_before_is_reported(tmp_path, caplog):
     def split(size: int = BATCH) -> DataLoader:
         return DataLoader(random_split(Augmented(), [18, 4])[0], batch_size=size)

@@ -1,0 +1,120 @@
+"""What all kinds of loaders have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from inspect import signature
+from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
+
+from torch.utils.data import DataLoader
+
+from nemologger.exact import port
+from nemologger.exact.in_worker import Watch
+
+_NAMED = 5
+_OF_WORKERS = (
+    "in its worker processes {} change, each worker has its own, and they are not saved: workers begin with them as the "
+    "program makes them when a run is resumed, which is right for a cache. If batches depend on them, draw from torch, "
+    "numpy.random, random or a generator made in __init__() (they are seeded for every batch), or use num_workers=0"
+)
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """What PyTorch's ecosystem calls stateful."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it back."""
+
+
+def has_state(value: object) -> TypeGuard[HasState]:
+    """Whether ``value`` is stateful, and can be asked for its state without more words."""
+    if not isinstance(value, HasState):
+        return False
+    try:
+        signature(value.state_dict).bind()
+    except TypeError:  # as of litdata's dataset, whose state its own loader keeps
+        return False
+    except ValueError:  # not written in python
+        return True
+    return True
+
+
+class Source:
+    """A kind of loader.
+
+    Attributes:
+        loader: The loader itself.
+        draws: Whether taking a batch may draw from the process's global generators.
+        within_epoch: What of :meth:`at_batch` must be saved in the middle of an epoch. Between epochs it is all.
+        repeats: Whether it finds its place by loading what was trained on once more.
+        counts: Whether more than generators is kept of :meth:`at_start` and :meth:`at_batch`.
+    """
+
+    draws = False
+    counts = True
+    repeats = False
+    within_epoch: Literal["nothing", "generators", "all"] = "nothing"
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+        self._limits: list[str] = []
+        self.watch: Watch | None = None
+
+    @property
+    def limits(self) -> list[str]:
+        """What cannot be promised, each as one sentence that says what would help."""
+        told = [] if self.watch is None else self.watch.told
+        if not told:
+            return self._limits
+        names = ", ".join(told[:_NAMED]) + (f" and {len(told) - _NAMED} more" if len(told) > _NAMED else "")
+        return [*self._limits, _OF_WORKERS.format(names)]
+
+    def at_start(self) -> dict[str, Any]:
+        """The objects whose state at the beginning of an epoch decides about its batches."""
+        return {}
+
+    def at_batch(self) -> dict[str, Any]:
+        """The objects that change with every batch."""
+        return {}
+
+    def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
+        """An iterator that goes on after ``skip`` batches.
+
+        The global generators are as they were when the epoch began. ``ready`` sets them to the present: it is called
+        once, after all that is repeated and before anything new is loaded.
+        """
+        raise NotImplementedError
+
+    def beside(self) -> Iterator[Any]:
+        """Another iterator, of somebody who looks at the data while it is trained on."""
+        return port.iterate_apart(self.loader) if isinstance(self.loader, DataLoader) else iter(self.loader)
+
+    def end_of(self, state: Any, over: bool) -> None:
+        """Bring the loader to the end of the epoch that ``state`` was saved in; ``over`` if it has said so itself."""
+
+    def after_first(self, batches: Iterator[Any]) -> None:
+        """Called when the first batch is out, or there was none."""
+
+    def state(self, batches: Iterator[Any] | None) -> Any:
+        """What else a checkpoint must hold."""
+        return None
+
+    def check(self, last: int) -> None:
+        """Say so if what was loaded once more did not end with the batch that has the checksum ``last``."""
+
+    def release(self) -> None:
+        """Leave the loader as it was found."""
+
+
+def loading(loader: DataLoader[Any]) -> dict[str, Any]:
+    """What batches are made by, in this process or in a worker."""
+    return {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
+
+
+def copied(loader: DataLoader[Any]) -> dict[str, Any]:
+    """What workers get copies of when an epoch begins."""
+    return {} if loader.persistent_workers else loading(loader)

@@ -1,0 +1,108 @@
+"""What a dataset has of its own, in the processes that load it."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
+from lightning.pytorch.callbacks import Callback
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from nemologger.exact.rng import GENERATORS, reseed
+
+
+class Owner(Augmented):
+    """Has generators of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.rngs = {"a": np.random.default_rng(1), "b": [random.Random(2), np.random.RandomState(5)]}
+        self.torch = torch.Generator().manual_seed(4)
+
+    def __getitem__(self, index):
+        python, numpy = self.rngs["b"]
+        noise = self.rngs["a"].normal() + python.random() + numpy.normal() + torch.rand(1, generator=self.torch)
+        return super().__getitem__(index) + noise
+
+
+def seeded_anew(worker):
+    """As MONAI's: every worker seeds the transforms."""
+    get_worker_info().dataset.torch = torch.Generator().manual_seed(get_worker_info().seed)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"persistent_workers": True, "worker_init_fn": seeded_anew}], ids=["new", "stay"]
+)
+def test_its_generators_are_seeded_for_each_batch(options, tmp_path):
+    loader = lambda: DataLoader(Owner(), batch_size=BATCH, shuffle=True, num_workers=2, **options)  # noqa: E731
+    check(Case(loader, at=(3, 8), steps=13), tmp_path)
+
+
+class Begins(Augmented):
+    """Counts, and makes a generator when it needs one."""
+
+    served, rng, chosen = 0, None, False
+
+    def __getitem__(self, index):
+        self.served += 1
+        self.chosen = random.random() < 0.5  # a note of this sample, as of MONAI's transforms
+        self.rng = self.rng or np.random.default_rng(get_worker_info().id)
+        return super().__getitem__(index) + self.rng.random() + self.served
+
+
+class Passes(IterableDataset):
+    """Counts how often it was gone through."""
+
+    def __init__(self):
+        self.passes = 0
+
+    def __iter__(self):
+        self.passes += 1
+        yield from (torch.full((4,), float(index * self.passes)) for index in range(SAMPLES))
+
+
+CHANGES = {
+    "map-style": (lambda: DataLoader(Begins(), batch_size=BATCH, num_workers=2), "dataset.rng, dataset.served change"),
+    "stream": (
+        lambda: DataLoader(Passes(), batch_size=8, num_workers=1, persistent_workers=True),
+        "dataset.passes change",
+    ),
+}
+
+
+@pytest.mark.parametrize(("loader", "named"), CHANGES.values(), ids=CHANGES)
+def test_other_things_that_change_there_are_named(loader, named, tmp_path, caplog):
+    train(Case(loader, steps=8), tmp_path, 1)
+    assert len([record for record in caplog.records if named in record.getMessage()]) == 1
+
+
+class Staged(Augmented):
+    stage = 0
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) + self.stage
+
+
+class Stages(Callback):
+    """Tells the dataset in this process which epoch it is, as curricula do."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        trainer.train_dataloader.dataset.stage = 3 * trainer.current_epoch + 1
+
+
+def test_workers_begin_with_what_the_program_set_before_the_epoch(tmp_path):
+    loader = lambda: DataLoader(Staged(), batch_size=BATCH, num_workers=2, sampler=range(SAMPLES))  # noqa: E731
+    check(Case(loader, at=(6, 8), steps=13, callbacks=lambda: [Stages()]), tmp_path)
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_every_kind_can_be_seeded(kind):
+    made = np.random.Generator(np.random.Philox(1)) if kind is np.random.Generator else kind()
+    drawn = []
+    for seed in (2**64 - 1, 7, 2**64 - 1):
+        reseed(made, seed)
+        drawn.append(torch.rand(1, generator=made).item() if kind is torch.Generator else made.random())
+    assert drawn[0] == drawn[2] != drawn[1]
