@@ -25,7 +25,7 @@ from nemologger.checkpoint.writing.staging import comes_to_rest
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.disk import Disk, LocalDisk
 from nemologger.disk.lock import DirectoryLock
-from nemologger.errors import SaveFailedError
+from nemologger.errors import SaveFailedError, SilentRankError
 from nemologger.loading import checkpoint_io
 from nemologger.loading.compare import Beginning
 from nemologger.loading.stopped_early import stay_stopped
@@ -514,7 +514,19 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         """Make memory and writer for saves beside training, as soon as the optimizer has its state."""
         self._is_prepared = True
         try:
-            self._keeper.prepare(self._take(trainer, weights_only=self.save_weights_only))
+            snapshot = self._take(trainer, weights_only=self.save_weights_only)
+        except SilentRankError:
+            raise
+        except Exception as error:  # noqa: BLE001  of a hook, say; nobody has asked for a checkpoint of this moment
+            log.warning(
+                "the state after the first step cannot be taken (%s: %s). That is tried again at the first save, and memory "
+                "for saves beside training is made then",
+                type(error).__name__,
+                error,
+            )
+            return
+        try:
+            self._keeper.prepare(snapshot)
         except SaveFailedError as error:
             self.async_save = False
             log.warning("%s. Saves are synchronous.", error)

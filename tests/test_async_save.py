@@ -161,6 +161,25 @@ def test_a_dead_writer_is_reported_and_replaced(tmp_path, caplog, staging):
     assert all(problems(tmp_path / name) == [] for name in names(tmp_path))
 
 
+class _Best(ToyModel):
+    """What it puts into checkpoints is there after the first validation."""
+
+    def on_validation_epoch_end(self):
+        self.best = 1.0
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["best"] = self.best
+
+
+def test_a_state_that_cannot_be_taken_before_anybody_asks_for_it_does_not_end_the_run(tmp_path, caplog):
+    """Memory and writer are made after the first step, for a save that comes much later."""
+    ckpt = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=2, async_save=True, save_top_k=-1)
+    quiet_trainer(max_steps=6, val_check_interval=2, callbacks=[ckpt]).fit(_Best(), loader(), loader())
+    assert "the state after the first step cannot be taken (AttributeError" in caplog.text
+    assert names(tmp_path) == ["step=2", "step=4", "step=6", "step=6-last"]
+    assert load_checkpoint(tmp_path / "step=2")["best"] == 1.0
+
+
 def test_a_writer_that_runs_out_of_space_is_reported_and_the_next_save_works(tmp_path, caplog):
     """The limit on file sizes fails a write as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
