@@ -146,18 +146,33 @@ def test_loader_workers_that_are_forked_later_do_not_keep_the_writer_waiting(tmp
     assert "step=14-last" in names(tmp_path)
 
 
-@pytest.mark.parametrize("staging", ["at_once", "overlapped"])
-def test_a_dead_writer_is_reported_and_replaced(tmp_path, caplog, staging):
-    def kill(watch: _Watch) -> None:
-        for pid in watch.writers:
-            os.kill(pid, signal.SIGKILL)
+def _signal(number: int) -> Any:
+    def send(watch: _Watch) -> None:
+        for pid in _writers():
+            os.kill(pid, number)
 
-    watch = _Watch({5: kill})
-    with caplog.at_level(logging.ERROR):
-        _run(tmp_path, 12, watch=watch, save_top_k=-1, staging=staging)
-    assert "has died" in caplog.text
-    saved = {m.step for m in manifests(tmp_path).values()}
-    assert {2, 4, 10, 12} <= saved
+    return send
+
+
+@pytest.mark.parametrize("staging", ["at_once", "overlapped"])
+def test_a_writer_that_dies_loses_what_it_was_writing_and_is_replaced(tmp_path, caplog, staging):
+    watch = _Watch({3: _signal(signal.SIGSTOP)})
+    watch.before = {5: _signal(signal.SIGKILL)}  # in the middle of the save of step 4
+    _run(tmp_path, 10, watch=watch, save_top_k=-1, staging=staging)
+    failed = [record.getMessage() for record in caplog.records if record.levelno == logging.ERROR]
+    assert len(failed) == 1
+    assert "step=4 was not saved" in failed[0]
+    assert "has died (exit code -9)" in failed[0]
+    assert {m.step for m in manifests(tmp_path).values()} == {2, 6, 8, 10}
+    assert all(problems(tmp_path / name) == [] for name in names(tmp_path))
+
+
+def test_a_writer_that_dies_with_nothing_to_do_costs_no_save(tmp_path, caplog):
+    watch = _Watch({5: _signal(signal.SIGKILL)})
+    _run(tmp_path, 8, watch=watch, save_top_k=-1)
+    assert "has died, or was ended: another one is started" in caplog.text
+    assert not [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert {m.step for m in manifests(tmp_path).values()} == {2, 4, 6, 8}
     assert all(problems(tmp_path / name) == [] for name in names(tmp_path))
 
 

@@ -20,8 +20,9 @@ from nemologger import callbacks
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.reading.load import load_checkpoint
 from nemologger.checkpoint.state.snapshot import take
-from nemologger.checkpoint.writing.arena import Arena
+from nemologger.checkpoint.writing.arena import Arena, Copy
 from nemologger.checkpoint.writing.async_saver import AsyncSaver
+from nemologger.checkpoint.writing.staging import Staging
 from nemologger.disk import LocalDisk
 from nemologger.exact import reduction
 from nemologger.exact.rng import RngState
@@ -39,7 +40,7 @@ class _Deep(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(4))
-        self.register_buffer("calls", torch.zeros(WIDTH, WIDTH // 16))
+        self.register_buffer("calls", torch.zeros(WIDTH, WIDTH // 8))  # more than what is copied at once anyhow
         self.conv = nn.Conv2d(256, 256, 5).to(memory_format=torch.channels_last)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
@@ -112,6 +113,50 @@ def test_a_save_behind_a_busy_device(tmp_path, mode):
         assert busy == (mode == "overlapped")
     finally:
         saver.close()
+
+
+class _NoMemory:
+    """A place that is copied to by way of memory that there is not."""
+
+    def copy_(self, source, **how):
+        raise torch.OutOfMemoryError
+
+
+def test_what_a_copy_that_fails_has_begun_is_waited_for():
+    """The next save takes the same memory."""
+    sources = [torch.full((WIDTH, WIDTH), 1.0, device="cuda") for _ in range(4)]
+    targets = [torch.zeros(WIDTH, WIDTH, pin_memory=True) for _ in sources]
+    copies = [Copy(f"{number}", *two) for number, two in enumerate(zip(targets, sources, strict=True))]
+    copies.append(Copy("fails", _NoMemory(), sources[0]))
+    for may_change in (set(), {copy.key for copy in copies}):  # beside, and before training goes on
+        staging = Staging(copies, may_change)
+        torch.cuda._sleep(200_000_000)
+        with pytest.raises(torch.OutOfMemoryError):
+            staging.begin()
+        assert staging.give_up(60.0)
+        assert all((target == 1.0).all() for target in targets)
+        for target in targets:
+            target.zero_()
+
+
+def test_saves_go_on_where_memory_cannot_be_pinned(tmp_path, monkeypatch, caplog):
+    def refuses() -> None:
+        raise RuntimeError("CUDA error: out of memory")
+
+    module = _Deep().cuda()
+    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.cuda, "cudart", refuses)
+            saver.prepare(take({"state_dict": module.state_dict()}))
+            for _ in range(2):
+                saver.start(take({"state_dict": module.state_dict()}), tmp_path / "a", Manifest(1, 0))
+                assert saver.finish() is not None
+    finally:
+        saver.close()
+    assert caplog.text.count("could not be pinned (RuntimeError: CUDA error: out of memory)") == 1
+    saved = load_checkpoint(tmp_path / "a")["state_dict"]
+    assert all(torch.equal(saved[name], value.cpu()) for name, value in module.state_dict().items())
 
 
 def _tensors(value):

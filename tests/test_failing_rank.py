@@ -69,6 +69,17 @@ def test_a_save_that_one_rank_has_lost_is_not_waited_for_by_those_that_are_skipp
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step=4", "step=6"}
 
 
+def test_a_writer_that_hangs_on_one_rank_costs_one_save_and_one_that_dies_with_nothing_to_do_none(tmp_path):
+    """The others do not take that rank for dead, though it waits as long as they would wait for it."""
+    codes, _ = run(tmp_path / "run", "writer hangs")
+    assert codes == [0, 0]
+    zero, one = ((tmp_path / "run" / f"log-{rank}.txt").read_text() for rank in range(2))
+    assert f"step=4 was not saved: rank 1: nothing was written for {TIMEOUT:g} s" in zero
+    assert "another one is started" not in zero
+    assert "another one is started" in one
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step=2", "step=6"}
+
+
 def taken(directory: Path) -> int:
     """How many steps both ranks have taken. Writers are there after the first."""
     logs = [directory / f"losses-{rank}.txt" for rank in range(2)]

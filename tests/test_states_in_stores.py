@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from nemologger.callbacks import EMA, ExportModel
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.state.snapshot import take
 from nemologger.checkpoint.verify import problems
-from nemologger.checkpoint.writing import async_saver, progress
+from nemologger.checkpoint.writing import async_saver
 from nemologger.checkpoint.writing.async_saver import AsyncSaver
 from nemologger.checkpoint.writing.staging import Staging
 from nemologger.ranks import SingleProcess
@@ -85,18 +83,17 @@ def test_the_thread_that_asks_the_store_leaves_staging_alone(s3, monkeypatch):
 
 
 def test_a_long_upload_is_no_stalled_one(s3, monkeypatch):
-    """An object is seen when it is complete, so that nothing seems to be written before."""
-    for module in (async_saver, progress):
-        monkeypatch.setattr(module, "EVERY", 0.05)
-    monkeypatch.setattr(async_saver, "_STALLED", 0.2)
+    """An object is seen when it is complete, so that nothing seems to be written before; the writer says that it tries."""
+    monkeypatch.setattr(async_saver, "_TURN", 0.05)
+    monkeypatch.setattr(async_saver, "_STALLED", 1.8)
+    s3.gate.rule = lambda request: "hold" if request.startswith("PUT") and "__0_0" in request else "pass"
     checkpoint = storage_path(f"{s3.url}/a")
     saver = AsyncSaver(disk_of(checkpoint), SingleProcess())
     snapshot = take({"state_dict": ToyModel().state_dict()})
     try:
         saver.prepare(snapshot)
-        os.kill(saver._layout.writer.pid, signal.SIGSTOP)
         saver.start(snapshot, checkpoint, Manifest(step=1, epoch=0))
-        go = threading.Timer(2, os.kill, (saver._layout.writer.pid, signal.SIGCONT))
+        go = threading.Timer(2.5, s3.gate.release)
         go.start()
         assert saver.finish() is not None
         go.join()

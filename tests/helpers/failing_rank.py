@@ -26,6 +26,7 @@ from helpers.sharded import FSDPOnCPU
 from nemologger import ModelCheckpoint
 from nemologger.callbacks import EMA
 from nemologger.callbacks.exact_resume import ExactResume
+from nemologger.checkpoint.writing import async_saver
 from nemologger.disk import LocalDisk
 
 TIMEOUT = 3.0
@@ -75,16 +76,30 @@ class FailingHook(Callback):
 
 
 class LosesItsWriter(Callback):
-    """The writer process of its owner dies before the first save; the next one is due when that has been seen."""
+    """The writer process of its owner dies in the first save; the next one is due when that has been seen.
 
-    def __init__(self, dies: bool) -> None:
-        self.dies = dies
+    Or it dies before the first save, and the next one hangs in the second, where nothing is seen.
+    """
+
+    def __init__(self, sent: dict[int, int]) -> None:
+        self.sent = sent
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.dies and trainer.global_step == 1:
+        if trainer.global_step in self.sent:
+            checkpoint = trainer.checkpoint_callback
+            while self.sent[trainer.global_step] == signal.SIGSTOP and not checkpoint._keeper._beside.over:
+                checkpoint._poll(trainer)  # what it has begun is done
+                time.sleep(0.01)
             for pid in writers(os.getpid()):
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, self.sent[trainer.global_step])
         time.sleep(0.4 if trainer.global_step > 1 else 0)
+
+
+#: What the writer of rank 1 is sent, before which step.
+WRITERS = {
+    "loses its writer": {1: signal.SIGSTOP, 2: signal.SIGKILL},
+    "writer hangs": {1: signal.SIGKILL, 3: signal.SIGSTOP},
+}
 
 
 class FailingModel(ToyModel):
@@ -113,6 +128,9 @@ class Signalled(ToyModel):
         return super().training_step(batch, batch_idx)
 
 
+#: How long the ranks wait for each other.
+TIMEOUTS = {"killed": TIMEOUT, "late": TIMEOUT, "writer hangs": TIMEOUT, "raises": 10.0}
+
 # What the ranks are sent.
 SIGNALS = {"dies": (None, signal.SIGKILL), "stops": (None, signal.SIGTERM), "both stop": (signal.SIGTERM,) * 2}
 
@@ -121,17 +139,18 @@ def main(directory: Path, how: str) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["LOCAL_RANK"])
     logging.basicConfig(filename=directory / f"log-{rank}.txt")
+    async_saver._STALLED = TIMEOUT
     ckpt = ModelCheckpoint(
         monitor=None,
         dirpath=directory / "checkpoints",
         filename="{step}",
         every_n_train_steps=3 if how == "settings" and rank == 1 else 2,
         save_last=False,
-        async_save=how in SIGNALS or how in ("hook beside", "loses its writer"),
+        async_save=how in SIGNALS or how in ("hook beside", *WRITERS),
         on_busy="skip" if how == "loses its writer" else "wait",
         save_on_exception=how == "raises",
         save_on_sigterm=how != "both stop",
-        rank_timeout=timedelta(seconds={"killed": TIMEOUT, "late": TIMEOUT, "raises": 10.0}.get(how, 60.0)),
+        rank_timeout=timedelta(seconds=TIMEOUTS.get(how, 60.0)),
         disk=FailingDisk(how if rank == 1 else ""),
     )
     trainer = quiet_trainer(
@@ -144,7 +163,7 @@ def main(directory: Path, how: str) -> None:
             ckpt,
             Raises(how if rank == 1 else ""),
             *[EMA()] * ("EMA" in how),
-            *[LosesItsWriter(rank == 1)] * (how == "loses its writer"),
+            *[LosesItsWriter(WRITERS.get(how, {}) if rank == 1 else {})] * (how in WRITERS),
         ],
         limit_val_batches=0,
     )

@@ -97,7 +97,8 @@ class Keeper:
     def can_finish_now(self) -> bool:
         """Whether :meth:`finish` need not wait: the save under way is settled, or some rank has lost its part. Collective.
 
-        A rank tells nobody of a part that it has lost before it is asked.
+        A rank tells nobody of a part that it has lost before it is asked. Where nothing moves it is lost, too: else no save
+        would be made any more.
         """
         beside = self._beside
         if beside is None or self._pending is None:
@@ -107,7 +108,10 @@ class Keeper:
             is_settled = states[0][0]
             return is_settled or (all(over for _, over, _ in states) and any(failed for _, _, failed in states))
 
-        return self._ranks.exchange((self._settled is not None, beside.over, beside.failed), answer)
+        stalled = beside.stalled
+        return self._ranks.exchange(
+            (self._settled is not None, beside.over or stalled, beside.failed or stalled), answer
+        )
 
     def look_again(self) -> None:
         """Before it is chosen what to keep: what is gone (its disk is no longer mounted, say) keeps nothing else out.

@@ -76,6 +76,7 @@ class Arena:
             os.close(self.descriptor)
             raise
         self._memory = pages.view
+        self._is_left = False
         memory = torch.frombuffer(self._memory, dtype=torch.uint8)
         self._pinned: int | None = None
         # FSDP's own tensors do not say where their shards are.
@@ -121,11 +122,15 @@ class Arena:
         """Copy what ``read`` gives of this moment to its places, with all threads."""
         copy_at_once(self.copies(read))
 
+    def leave(self) -> None:
+        """Stay pinned: a device that does not answer may still copy to the memory, which whoever asked it to keeps."""
+        self._is_left = True
+
     def close(self) -> None:
         """Give the memory back; the writer has closed its own view of it."""
         self._be_ready()
         self._targets.clear()
-        if self._pinned is not None:
+        if self._pinned is not None and not self._is_left:  # else CUDA would wait for the device
             _cuda.cudart().cudaHostUnregister(self._pinned)
             self._pinned = None
         self._memory = memoryview(b"")
@@ -146,12 +151,16 @@ class Arena:
 
     def _pin(self, pages: SharedPages, device: torch.device) -> None:
         """Let the device copy into the memory by itself, beside its work. Without leave to, its copies are slower."""
-        with torch.cuda.device(device):
-            error = _cuda.cudart().cudaHostRegister(pages.address, pages.size, _PORTABLE)
-        if int(error) == 0:
-            self._pinned = pages.address
+        try:
+            with torch.cuda.device(device):
+                error = int(_cuda.cudart().cudaHostRegister(pages.address, pages.size, _PORTABLE))
+            why = f"CUDA error {error}" if error else ""
+        except Exception as failure:  # noqa: BLE001  of a device, or of a build of torch that lacks something: it is no must
+            why = f"{type(failure).__name__}: {failure}"
+        if why:
+            log.warning("the memory for saves could not be pinned (%s): copying to it is slower", why)
         else:
-            log.warning("the memory for saves could not be pinned (CUDA error %d): copying to it is slower", int(error))
+            self._pinned = pages.address
 
 
 def copy_at_once(copies: Sequence[Copy]) -> None:

@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,40 +24,32 @@ from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.state.shards import local
 from nemologger.checkpoint.state.snapshot import Snapshot
-from nemologger.checkpoint.writing.arena import Arena
 from nemologger.checkpoint.writing.directories import common_files
+from nemologger.checkpoint.writing.equipment import Equipment, Layout, cause_of
 from nemologger.checkpoint.writing.in_flight import InFlight
 from nemologger.checkpoint.writing.memory_disk import MemoryDisk
-from nemologger.checkpoint.writing.plan import Plan, Planner
-from nemologger.checkpoint.writing.progress import EVERY, Progress
+from nemologger.checkpoint.writing.plan import Planner
+from nemologger.checkpoint.writing.progress import Progress
 from nemologger.checkpoint.writing.reports import loads, merged, report_of
 from nemologger.checkpoint.writing.staging import Staging
-from nemologger.checkpoint.writing.writer import Writer
 from nemologger.checkpoint.writing.writer_main import Job
 from nemologger.disk import Disk
 from nemologger.disk.there import exists
-from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
+from nemologger.errors import SaveFailedError, SilentRankError
 from nemologger.ranks import Ranks, decide, together_at_zero
 from nemologger.stores.path import in_store
 
 log = logging.getLogger(__name__)
 
-#: How long, in seconds, to wait after an exception for what does not move: a device, which may wait for a rank that has
-#: stopped; the files of ranks that may be gone; and a storage that may answer yet.
+#: How long, in seconds, to wait for what does not move: a device, which may wait for a rank that has stopped; the files of
+#: ranks that may be gone; and a storage that may answer yet.
 _PATIENCE = 60.0
 _QUIET = 5.0
 _STALLED = 600.0
+#: The ranks tell each other so often, in seconds, that they wait: far more often than one is taken for dead.
+_TURN = 1.0
 
 StagingMode = Literal["auto", "at_once", "overlapped"]
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What does not change from save to save."""
-
-    plan: Plan
-    arena: Arena
-    writer: Writer
 
 
 class AsyncSaver:
@@ -83,9 +75,8 @@ class AsyncSaver:
     ) -> None:
         self._disk = disk
         self._ranks = ranks
-        self._planner = Planner(ranks, files_per_rank, apart=apart)
+        self._equipment = Equipment(Planner(ranks, files_per_rank, apart=apart), ranks)
         self._staging = staging
-        self._layout: _Layout | None = None
         self._in_flight: InFlight | None = None
 
     @property
@@ -104,41 +95,23 @@ class AsyncSaver:
         """Whether it is lost. The others are told by :meth:`finish`."""
         return self._in_flight is not None and bool(self._in_flight.error)
 
-    def prepare(self, snapshot: Snapshot) -> _Layout:
-        """Make arena and writer for saves of this shape. Collective; nothing to do if they are there.
+    @property
+    def stalled(self) -> bool:
+        """Whether nothing has moved of this rank's part for so long that :meth:`finish` gives it up."""
+        save = self._in_flight
+        return save is not None and not self.over and self._idle(save) > _STALLED
+
+    @property
+    def _layout(self) -> Layout | None:
+        return self._equipment.layout
+
+    def prepare(self, snapshot: Snapshot) -> Layout:
+        """Make memory and writer for saves of this shape, where they are not there. Collective.
 
         Raises:
             SaveFailedError: If that failed on any rank.
         """
-        try:
-            plan = self._planner.plan(snapshot)
-            usable = self._layout is not None and self._layout.plan is plan
-            if self._ranks.exchange(usable, all) and self._layout is not None:
-                return self._layout
-            self.close()
-            together_at_zero(self._ranks, lambda: self._make(plan, snapshot))
-        except SilentRankError:
-            raise
-        except Exception as error:  # also that no thread can be started, or no memory be had
-            self.close()
-            raise SaveFailedError(f"saving beside training could not be set up: {_cause(error)}") from error
-        if self._layout is None:
-            raise SaveFailedError("saving beside training could not be set up")
-        return self._layout
-
-    def _make(self, plan: Plan, snapshot: Snapshot) -> None:
-        arena = Arena(plan.files, snapshot.tensors)
-        try:
-            self._layout = _Layout(plan, arena, Writer(arena, plan.metadata))
-        except BaseException:
-            arena.close()
-            raise
-        log.info(
-            "saving beside training takes %.0f MB of memory on this rank while the run lasts (its share of a state "
-            "of %.0f MB)",
-            arena.size / 1e6,
-            snapshot.nbytes / 1e6,
-        )
+        return self._equipment.prepare(snapshot)
 
     def start(
         self,
@@ -185,11 +158,11 @@ class AsyncSaver:
             if self._in_flight is not None and self._in_flight.staging is None:
                 self._submit(self._in_flight)
         except BaseException as error:
-            self._drop_staging()  # another rank has failed
+            self._drop_staging(_PATIENCE)  # another rank has failed, and the devices of this one go on
             self._in_flight = None
+            if layout.writer.busy:
+                layout.writer.kill()  # the next save gets another one: it must not be told how this one ended
             self._abandon(checkpoint)
-            if layout.writer.busy or not layout.writer.alive:
-                self.close()  # the next save gets another writer: it must not be told how this one ended
             if not isinstance(error, Exception) or isinstance(error, SilentRankError):  # Ctrl-C; nobody to go on with
                 raise
             raise _failed(checkpoint, error) from error
@@ -251,18 +224,15 @@ class AsyncSaver:
         save = self._in_flight
         if save is None:
             return None
-        if save.staging is not None:
-            self._submit(save)
-        if save.outcome is None and not save.error:
-            self._wait(save)
         try:
-            shares = together_at_zero(self._ranks, lambda: save.records)
+            # What is published is saved, whatever has become of a writer since it said that its files are there.
+            shares = [] if self._wait(save) else together_at_zero(self._ranks, lambda: save.records)
             published = decide(self._ranks, lambda: save.published or self._publish(save, merged(shares)))
-        except Exception as error:  # not Ctrl-C: finish_alone() goes on then
+        except SilentRankError:  # as after Ctrl-C, finish_alone() goes on
+            raise
+        except Exception as error:
             self._in_flight = None
             self._abandon(save.checkpoint)
-            if isinstance(error, SilentRankError):
-                raise
             raise _failed(save.checkpoint, error) from error
         self._in_flight = None
         return published
@@ -287,11 +257,12 @@ class AsyncSaver:
                 if published is not None or (self._ranks.rank != 0 and save.outcome is not None):
                     break
             patience = _patience(save, others_are_there=others_are_there)
-            if progress.idle((save.size_on_disk, save.staging, save.outcome)) > patience:
+            progress.tell()
+            if save.idle((save.size_on_disk, save.staging, save.outcome, self._equipment.heard)) > patience:
                 break
             time.sleep(pause)
             pause = min(2 * pause, 0.5)  # it may take minutes, and to look costs a shared file system something
-        self._drop_staging()
+        self._drop_staging(_QUIET)
         self._in_flight = None
         if self._ranks.rank == 0 and save.published is None:
             missing = [
@@ -303,7 +274,7 @@ class AsyncSaver:
 
     def give_up(self) -> None:
         """End the writer process in the middle of what it does; say what is lost."""
-        save, self._in_flight = self._in_flight, None
+        save = self._in_flight
         if save is not None and save.published is None:
             log.error(
                 "checkpoint %s, which was being written, is lost; the one before it is still the newest",
@@ -312,15 +283,12 @@ class AsyncSaver:
         if self._layout is not None:
             self._layout.writer.kill()
         self.close()
+        self._in_flight = None
 
     def close(self) -> None:
         """Give back the memory, and end the writer process."""
-        self._drop_staging()
-        layout = self._layout
-        if layout is not None:
-            layout.writer.close()  # Ctrl-C may end this: give_up() goes on then
-            self._layout = None
-            layout.arena.close()
+        self._drop_staging(_QUIET)
+        self._equipment.close()
 
     def _small_files(
         self,
@@ -336,7 +304,7 @@ class AsyncSaver:
             small.update({path.relative_to(checkpoint).as_posix(): data for path, data in memory.files.items()})
         return small
 
-    def _stage(self, save: InFlight, snapshot: Snapshot, layout: _Layout) -> None:
+    def _stage(self, save: InFlight, snapshot: Snapshot, layout: Layout) -> None:
         """Copy the state, or begin to."""
         layout.writer.stand_by()
         overlapped = self._staging == "overlapped" or (
@@ -345,10 +313,12 @@ class AsyncSaver:
         if not overlapped:
             layout.arena.stage(layout.plan.reader(snapshot))
         else:
-            save.staging = Staging(layout.arena.copies(layout.plan.reader(snapshot)), snapshot.may_change)
+            staging = Staging(layout.arena.copies(layout.plan.reader(snapshot)), snapshot.may_change)
+            save.staging = staging  # before it begins: what it has begun is to be waited for if it fails
+            staging.begin()
 
     def _submit(self, save: InFlight) -> bool:
-        """Wait for the copies, and hand the job to the writer. Returns True; what went wrong is in ``save``."""
+        """Hand the job to the writer, once all is copied. Returns True; what went wrong is in ``save``."""
         staging, save.staging = save.staging, None
         try:
             if staging is not None:
@@ -357,42 +327,77 @@ class AsyncSaver:
                 self._layout.writer.submit(save.job)
         except SaveFailedError as error:
             save.error = str(error)
-            if self._layout is not None and not self._layout.writer.alive:
-                self.close()  # the next save gets another writer
-            elif self._staging != "at_once":
+            if self._staging != "at_once" and self._equipment.has_writer:
                 self._staging = "at_once"
                 log.warning("the saves to come are staged at once")
         return True
 
-    def _drop_staging(self) -> None:
+    def _drop_staging(self, patience: float) -> None:
         """Let the memory be: what was being copied will not be saved."""
         save = self._in_flight
-        if save is not None and save.staging is not None:
-            staging, save.staging = save.staging, None
-            save.error = "the run ended while the state was being copied"
-            with contextlib.suppress(SaveFailedError):
-                staging.finish()
+        if save is None or save.staging is None:
+            return
+        staging, save.staging = save.staging, None
+        save.error = "the run ended while the state was being copied"
+        if not staging.give_up(patience) and self._layout is not None:
+            self._layout.arena.leave()
+            self.close()  # the next save, should there be one, gets memory that nobody writes to
 
-    def _wait(self, save: InFlight) -> None:
-        """Wait for the writer, and say how far it is."""
-        progress = Progress(save)
-        while not self._take_outcome(save, timeout=EVERY):
-            # Who uploads knows whether the store answers.
-            if progress.idle(save.written) > _STALLED and save.job.store is None:
-                save.error = f"nothing was written for {_STALLED:g} s: the storage does not answer"
-                self.close()
-                return
+    def _wait(self, save: InFlight) -> bool:
+        """Wait until every rank's part is written, or lost, and say how far this one's is. Collective.
+
+        The ranks wait in turns: a device or a storage that takes its time on one of them is no reason for the others to take
+        it for dead, and one that has died is missed at once.
+
+        Returns:
+            Whether rank 0 has published it already.
+        """
+        progress: Progress | None = None
+        while True:
+            if not self.over:
+                progress = progress or Progress(save)
+                self._go_on(save)
+                progress.tell()
+                if self.stalled:
+                    self._lose(save)
+            mine = self.over, save.published is not None
+            over, published = self._ranks.exchange(mine, lambda states: (all(s[0] for s in states), states[0][1]))
+            if over:
+                return published
+
+    def _go_on(self, save: InFlight) -> None:
+        """Wait for a turn, or until this rank's part is a stage further."""
+        if save.staging is None:
+            self._take_outcome(save, timeout=_TURN)
+        elif save.staging.wait(_TURN):
+            self._submit(save)
+
+    def _lose(self, save: InFlight) -> None:
+        """Nothing has moved for too long."""
+        if save.staging is not None:
+            self._drop_staging(0.0)
+            save.error = f"the state was not copied within {_STALLED:g} s: the device does not come to it"
+        else:
+            save.error = f"nothing was written for {_STALLED:g} s: the storage does not answer"
+            if self._layout is not None:
+                self._layout.writer.kill()
+
+    def _idle(self, save: InFlight) -> float:
+        """Seconds without a change. Who uploads knows whether the store answers, and says now and then that it is there."""
+        return save.idle((save.written, save.staging, self._equipment.heard))
 
     def _take_outcome(self, save: InFlight, timeout: float) -> bool:
         """Ask the writer; whether the save has come to an end on this rank."""
+        if self._layout is None:
+            save.error = "the writer process was ended"
+            return True
         try:
-            outcome = self._layout.writer.outcome(timeout) if self._layout is not None else None
+            outcome = self._layout.writer.outcome(timeout)
         except SaveFailedError as error:
-            save.error = str(error)
-            self.close()  # the next save gets another writer
+            save.error = str(error)  # the next save gets another writer
             return True
         if outcome is None:
-            save.uploaded = self._layout.writer.sent if self._layout is not None else 0
+            save.uploaded = self._layout.writer.sent
             return False
         save.outcome, save.error, save.details = outcome, outcome.error, outcome.details
         if outcome.error:
@@ -436,15 +441,11 @@ def _patience(save: InFlight, *, others_are_there: bool) -> float:
     if save.staging is not None:
         return _PATIENCE
     if save.outcome is None:
-        return float("inf") if uploads else _STALLED  # who uploads knows whether the store answers
+        return _STALLED
     if others_are_there:
         return _STALLED
     return _PATIENCE if uploads else _QUIET
 
 
 def _failed(checkpoint: Path, error: Exception) -> SaveFailedError:
-    return SaveFailedError(f"checkpoint {checkpoint} was not saved: {_cause(error)}")
-
-
-def _cause(error: Exception) -> str:
-    return str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"
+    return SaveFailedError(f"checkpoint {checkpoint} was not saved: {cause_of(error)}")

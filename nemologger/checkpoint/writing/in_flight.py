@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +49,8 @@ class InFlight:
     published: Manifest | None = None
     uploaded: int = 0
     reported: list[dict[str, FileRecord]] = field(default_factory=list)
+    _seen: object = None
+    _moved: float = 0.0
 
     @property
     def size(self) -> int:
@@ -82,6 +85,17 @@ class InFlight:
                 with contextlib.suppress(OSError):  # as above
                     total += entry.stat().st_size
         return total
+
+    def idle(self, now_at: object) -> float:
+        """Seconds since something has changed, as far as this was asked.
+
+        Args:
+            now_at: What changes as long as the save gets on.
+        """
+        now = time.monotonic()
+        if now_at != self._seen:
+            self._seen, self._moved = now_at, now
+        return now - self._moved
 
     @property
     def records(self) -> dict[str, FileRecord]:

@@ -14,7 +14,7 @@ EVERY = 10.0
 
 
 class Progress:
-    """Sees whether a save gets on, and says now and then how far it is.
+    """Says now and then how far a save is.
 
     Args:
         save: The save. It is waited for from now on.
@@ -24,28 +24,21 @@ class Progress:
     def __init__(self, save: InFlight, hint: str = "") -> None:
         self._save = save
         self._hint = hint
-        self._before: object = None
-        self._changed = self._told = time.monotonic()
+        self._told = time.monotonic()
         log.info("waiting for checkpoint %s to be written", save.checkpoint)
 
-    def idle(self, now_at: object) -> float:
-        """Seconds since something has changed.
-
-        Args:
-            now_at: What changes as long as the save gets on.
-        """
+    def tell(self) -> None:
+        """Call it often."""
         now = time.monotonic()
-        if now_at != self._before:
-            self._before, self._changed = now_at, now
-        if now >= self._told + EVERY:
-            self._told = now
-            written, size = self._save.written, self._save.size
-            log.log(
-                logging.WARNING if self._hint else logging.INFO,
-                "checkpoint %s: %.0f of %.0f MB written%s",
-                self._save.checkpoint,
-                written / 1e6,
-                size / 1e6,
-                self._hint,
-            )
-        return now - self._changed
+        if now < self._told + EVERY:
+            return
+        self._told = now
+        written, size = self._save.written, self._save.size
+        log.log(
+            logging.WARNING if self._hint else logging.INFO,
+            "checkpoint %s: %.0f of %.0f MB written%s",
+            self._save.checkpoint,
+            written / 1e6,
+            size / 1e6,
+            self._hint,
+        )

@@ -11,6 +11,7 @@ torch keeps of each tensor; such a save fails. Writing through ``tensor.data`` o
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -23,12 +24,17 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from nemologger.checkpoint.writing.arena import Copy, copy_at_once
 from nemologger.errors import SaveFailedError
 
+log = logging.getLogger(__name__)
+
 _SMALL = 64 << 10
+_LOOK_EVERY = 0.002
+#: What devices that do not answer may still copy, from where and to where, as long as this process lives.
+_LEFT: list[Sequence[Copy]] = []
 _cuda: Any = torch.cuda  # partly without types
 
 
 class Staging:
-    """The copies of one save, under way from the moment that this is made.
+    """The copies of one save, under way from :meth:`begin` until :meth:`finish` or :meth:`give_up`.
 
     Args:
         copies: What to copy. The tensors are those that training works on.
@@ -36,7 +42,8 @@ class Staging:
     """
 
     def __init__(self, copies: Sequence[Copy], may_change: Collection[str]) -> None:
-        at_once = [copy for copy in copies if copy.source.nbytes <= _SMALL or copy.key in may_change]
+        self._copies = copies
+        at_once = self._at_once = [copy for copy in copies if copy.source.nbytes <= _SMALL or copy.key in may_change]
         chosen = {id(copy) for copy in at_once}
         self._later = [copy for copy in copies if id(copy) not in chosen]
         self._versions = [_version(copy.source) for copy in self._later]
@@ -45,9 +52,17 @@ class Staging:
         self._error: Exception | None = None
         self._events: list[tuple[torch.device, Any]] = []
         self._thread: threading.Thread | None = None
+        self._hook: Any = None
+
+    def begin(self) -> None:
+        """Ask for the copies, and make those that cannot wait.
+
+        Raises:
+            Exception: That failed. Some may be under way: :meth:`give_up` waits for them.
+        """
         # On CUDA nothing is waited for: what training asks of the device next comes after these in the same stream.
-        _enqueue([copy for copy in at_once if copy.source.is_cuda], self._events, beside=False)
-        copy_at_once([copy for copy in at_once if not copy.source.is_cuda])
+        _enqueue([copy for copy in self._at_once if copy.source.is_cuda], self._events, beside=False)
+        copy_at_once([copy for copy in self._at_once if not copy.source.is_cuda])
         _enqueue([copy for copy in self._later if copy.source.is_cuda], self._events, beside=True)
         others = [copy for copy in self._later if not copy.source.is_cuda]
         if others:
@@ -58,10 +73,22 @@ class Staging:
     @property
     def done(self) -> bool:
         """Whether all is copied, or never will be; asking does not wait."""
+        under_way = [event for _, event in self._events if not self._is_over(event)]
+        return not under_way and (self._thread is None or not self._thread.is_alive())
+
+    def _is_over(self, event: Any) -> bool:
         try:
-            return (self._thread is None or not self._thread.is_alive()) and all(e.query() for _, e in self._events)
-        except RuntimeError:  # finish() says what it is
+            return bool(event.query())
+        except RuntimeError as error:  # of the device, which may be of anything that it was told to do
+            self._error = self._error or error
             return True
+
+    def wait(self, seconds: float) -> bool:
+        """Wait no longer than so until it is :attr:`done`; whether it is. A device may wait for another rank, for ever."""
+        end = time.monotonic() + seconds
+        while not self.done and time.monotonic() < end:
+            time.sleep(_LOOK_EVERY)
+        return self.done
 
     def hold(self) -> None:
         """Let nothing that comes after this in the calling thread, or on its devices, change what is being copied."""
@@ -75,22 +102,20 @@ class Staging:
         ]
         self._changed = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         for device, event in self._events:
-            torch.cuda.current_stream(device).wait_event(event)
+            try:
+                torch.cuda.current_stream(device).wait_event(event)
+            except RuntimeError as error:  # the next devices are to wait all the same
+                self._error = self._error or error
 
     def finish(self) -> None:
-        """Return when all is copied.
+        """What has become of it, once it is :attr:`done`.
 
         Raises:
             SaveFailedError: If it could not be copied, or was changed meanwhile.
         """
         self._hook.remove()  # not in hold(): an optimizer may be going through its hooks
-        try:
-            self.hold()
-            for _, event in self._events:
-                event.synchronize()
-        except RuntimeError as error:  # of the device, which may be of anything that it was told to do
-            self._error = error
-        self._later.clear()
+        self.hold()
+        self._copies = self._later = self._at_once = []
         if self._error is not None:
             raise SaveFailedError(f"the state could not be copied: {self._error}") from self._error
         if self._changed:
@@ -99,12 +124,28 @@ class Staging:
                 'ModelCheckpoint(staging="at_once")'
             )
 
+    def give_up(self, seconds: float) -> bool:
+        """Wait no longer than so until the memory can be used for something else; whether it can."""
+        if self._hook is not None:
+            self._hook.remove()
+        if self._thread is not None:
+            self._thread.join()  # it copies from memory to memory, and waits for nobody
+        if self.wait(seconds):
+            return True
+        log.error(
+            "a device has not copied the state within %g s, and may wait for a rank that has stopped: it is not waited for, "
+            "and the memory for saves stays as it is",
+            seconds,
+        )
+        _LEFT.append(self._copies)
+        return False
+
     def _copy(self, copies: list[Copy]) -> None:
         try:
             for copy in copies:
                 copy.target.copy_(copy.source)
         except Exception as error:  # noqa: BLE001  raised again by finish()
-            self._error = error
+            self._error = self._error or error
 
     def _before_step(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -136,10 +177,12 @@ def _enqueue(copies: list[Copy], events: list[tuple[torch.device, Any]], *, besi
         if beside:
             stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            for copy in copies:
-                if copy.source.device == device:
-                    copy.target.copy_(copy.source, non_blocking=True)
-        events.append((device, stream.record_event()))
+            try:
+                for copy in copies:
+                    if copy.source.device == device:
+                        copy.target.copy_(copy.source, non_blocking=True)
+            finally:  # one that fails, for want of memory say, comes behind others
+                events.append((device, stream.record_event()))
 
 
 @cache

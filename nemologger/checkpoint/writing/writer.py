@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import socket
 import struct
@@ -17,6 +18,8 @@ from nemologger.checkpoint.writing.arena import Arena
 from nemologger.checkpoint.writing.writer_main import STAND_BY, Job, Outcome
 from nemologger.errors import SaveFailedError
 from nemologger.signals import unheard
+
+log = logging.getLogger(__name__)
 
 _START_TIMEOUT = 60.0
 #: It has nothing to do but to take what it is sent: jobs come when there is none.
@@ -39,6 +42,7 @@ class Writer:
 
     Attributes:
         sent: Bytes of the job that have gone to a store, as the process has said last.
+        heard: How often it has said so.
 
     Raises:
         SaveFailedError: If the process could not be started.
@@ -62,7 +66,7 @@ class Writer:
         _limit_sends(ours, _SEND_TIMEOUT)
         self._connection = ours
         self._busy = False
-        self.sent = 0
+        self.sent = self.heard = 0
         self._end = weakref.finalize(self, _end, self._process, ours, os.getpid())
         if not ours.poll(_START_TIMEOUT):
             self._end()
@@ -77,8 +81,8 @@ class Writer:
 
     @property
     def alive(self) -> bool:
-        """Whether the process is there."""
-        return self._process.poll() is None
+        """Whether the process is there, and can be given jobs."""
+        return self._end.alive and self._process.poll() is None
 
     @property
     def pid(self) -> int:
@@ -113,11 +117,13 @@ class Writer:
             if not isinstance(received, int):
                 break
             self.sent, timeout = received, None if timeout is None else 0.0
+            self.heard += 1
         else:
             return None
         self._busy = False
         if not isinstance(received, Outcome):
-            raise SaveFailedError(f"the writer process {self.pid} answered {received!r}")
+            self.kill()
+            raise SaveFailedError(f"the writer process {self.pid} answered {received!r}, and was ended")
         return received
 
     def close(self) -> None:
@@ -151,7 +157,14 @@ class Writer:
             raise self._died() from error
 
     def _died(self) -> SaveFailedError:
-        code = self._process.wait(timeout=_END_TIMEOUT)
+        """What is to be said of a process that does not listen any more, or does not speak. It is not there afterwards."""
+        try:
+            code = self._process.wait(timeout=_END_TIMEOUT)
+        except subprocess.TimeoutExpired:  # what it has begun may keep it in the kernel for longer than its connection
+            self.kill()
+            return SaveFailedError(
+                f"the writer process {self.pid} has hung up, did not end within {_END_TIMEOUT:g} s, and was ended"
+            )
         return SaveFailedError(f"the writer process {self.pid} has died (exit code {code})")
 
 
@@ -172,6 +185,9 @@ def _end(process: subprocess.Popen[bytes], connection: Connection, owner: int) -
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=_END_TIMEOUT)
         return
+    log.warning("the writer process %d did not end within %g s: it is killed", process.pid, _END_TIMEOUT)
     process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):  # the kernel waits for storage that does not answer
-        process.wait(timeout=_END_TIMEOUT)
+        process.wait(timeout=_KILL_TIMEOUT)
+        return
+    log.warning("the writer process %d is still there: it waits for a storage that does not answer", process.pid)

@@ -35,7 +35,7 @@ STAND_BY = "stand by"
 # The least that still makes progress beside processes that keep every core busy.
 _NICE = 19
 _UPLOADS = 4
-_TOLD_EVERY = 2.0  # seconds
+_TOLD_EVERY = 1.0  # seconds
 _IOPRIO_SET = {"x86_64": 251, "aarch64": 30}
 _LOWEST_BEST_EFFORT = (2 << 13) | 7
 _PR_SET_PDEATHSIG = 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,7 @@ from nemologger.checkpoint.keeping.keeper import Keeper
 from nemologger.checkpoint.keeping.retention import Policy
 from nemologger.checkpoint.keeping.shelf import Shelf
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.writing import async_saver, progress
+from nemologger.checkpoint.writing import async_saver, in_flight, progress
 from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import SingleProcess
@@ -76,6 +77,22 @@ def test_ctrl_c_while_training_waits_for_the_writer_does_not_lose_the_save(tmp_p
         assert is_kept(keeper, tmp_path)
     finally:
         os.kill(writer, signal.SIGCONT)
+        keeper.close()
+
+
+def test_a_save_whose_writer_hangs_does_not_keep_later_ones_from_being_made(tmp_path, monkeypatch):
+    """With ``on_busy="skip"`` they would be skipped until training ends."""
+    monkeypatch.setattr(async_saver, "_STALLED", 0.2)
+    monkeypatch.setattr(async_saver, "_TURN", 0.05)
+    keeper, _ = under_way(tmp_path)
+    try:
+        assert not keeper.can_finish_now()
+        time.sleep(0.3)
+        assert keeper.can_finish_now()
+        with pytest.raises(SaveFailedError, match="the storage does not answer"):
+            keeper.finish()
+        assert names_in(tmp_path) == set()
+    finally:
         keeper.close()
 
 
@@ -148,7 +165,7 @@ def test_after_an_exception_a_save_that_gets_on_is_waited_for_however_long_it_ta
 
     clock = _Clock(then)
     try:
-        for module in (async_saver, progress):
+        for module in (async_saver, in_flight, progress):
             monkeypatch.setattr(module, "time", clock)
         keeper.finish_alone(others_are_there=False)
         assert clock.now > 3000
@@ -163,7 +180,7 @@ def test_after_an_exception_a_save_that_does_not_get_on_is_given_up(tmp_path, mo
     keeper, writer = under_way(tmp_path)
     clock = _Clock(lambda: None)
     try:
-        for module in (async_saver, progress):
+        for module in (async_saver, in_flight, progress):
             monkeypatch.setattr(module, "time", clock)
         keeper.finish_alone(others_are_there=True)
         assert 600 < clock.now < 2000

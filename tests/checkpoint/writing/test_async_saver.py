@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 
 import pytest
 from helpers.engine import snapshot_of
@@ -15,7 +16,7 @@ from nemologger.checkpoint.writing.reports import dumps, report_of
 from nemologger.checkpoint.writing.writer_main import Job, Outcome
 from nemologger.disk import LocalDisk
 from nemologger.errors import SaveFailedError
-from nemologger.ranks import SingleProcess
+from nemologger.ranks import Failure, SingleProcess
 
 
 def test_a_report_is_read_once_however_often_rank_zero_looks(tmp_path):
@@ -35,6 +36,31 @@ def test_a_report_is_read_once_however_often_rank_zero_looks(tmp_path):
     report_of(checkpoint, 1).unlink()
     report(2)
     assert saver._all_records(save) == {**records[0], **records[1], **records[2]}
+
+
+class _OtherLosesItsWriter(SingleProcess):
+    """The writer of another rank has died: that rank cannot say what was written."""
+
+    def exchange(self, value, answer):
+        records = isinstance(value, dict) and any(isinstance(one, FileRecord) for one in value.values())
+        others = [Failure.of(SaveFailedError("the writer process has died"), 1)] if records else []
+        return answer([value, *others])
+
+
+def test_what_rank_zero_has_published_is_saved_though_another_loses_its_writer_after_that(tmp_path):
+    saver = AsyncSaver(LocalDisk(), _OtherLosesItsWriter())
+    try:
+        saver.start(snapshot_of(1), tmp_path / "a", Manifest(1, 0))
+        while saver.poll() is None:
+            time.sleep(0.01)
+        published = saver.finish()
+        assert published is not None
+        assert published.files
+        saver.start(snapshot_of(2), tmp_path / "b", Manifest(2, 0))
+        with pytest.raises(SaveFailedError, match="rank 1: the writer process has died"):  # not published yet
+            saver.finish()
+    finally:
+        saver.close()
 
 
 def test_where_no_thread_can_be_started_saves_are_not_beside_training():

@@ -291,6 +291,73 @@ def test_what_a_device_reports_fails_the_save(tmp_path, slow, monkeypatch, ask):
     assert not [thread for thread in threading.enumerate() if thread.name == "nemologger-stage"]
 
 
+class _Waits:
+    """An event behind a collective that a rank is missing from; or one that comes."""
+
+    def __init__(self, until: float = float("inf")) -> None:
+        self.until = until
+
+    def query(self):
+        return time.monotonic() > self.until
+
+    def synchronize(self):
+        time.sleep(60)
+
+
+class _Goes:
+    def wait_event(self, event):
+        if isinstance(event, _Broken):
+            event.query()
+
+
+@pytest.mark.parametrize("ask", ["finish", "finish_alone", "give_up", "close"])
+def test_copies_behind_a_rank_that_is_gone_are_not_waited_for(tmp_path, monkeypatch, caplog, ask):
+    """Else whoever is to say that it is gone would hang, too. What they are copied to is not used again."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Goes())
+    for limit in ("_PATIENCE", "_QUIET", "_STALLED", "_TURN"):
+        monkeypatch.setattr(async_saver, limit, 0.1)
+    training = _Training("adam")
+    training.step()
+    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
+    try:
+        saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
+        saver._in_flight.staging._events.append((torch.device("cuda"), _Waits()))
+        arena, began = saver._layout.arena, time.monotonic()
+        if ask == "finish":
+            with pytest.raises(SaveFailedError, match="the state was not copied"):
+                saver.finish()
+        else:
+            getattr(saver, ask)(**{"others_are_there": False} if ask == "finish_alone" else {})
+        assert time.monotonic() - began < 30
+        assert "may wait for a rank that has stopped" in caplog.text
+        assert arena.descriptor == -1
+        assert not _global_optimizer_pre_hooks
+        if ask == "finish":
+            monkeypatch.setattr(async_saver, "_STALLED", 60.0)
+            saver.start(training.snapshot(), tmp_path / "b", Manifest(step=1, epoch=0))
+            assert saver.finish() is not None
+    finally:
+        saver.close()
+
+
+def test_one_device_that_has_failed_does_not_end_the_wait_for_others(tmp_path, monkeypatch):
+    """They still copy to the memory that the next save takes."""
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Goes())
+    training = _Training("adam")
+    training.step()
+    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
+    try:
+        saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
+        late = _Waits(time.monotonic() + 0.3)
+        events = [(torch.device("cuda", 0), _Broken()), (torch.device("cuda", 1), late)]
+        saver._in_flight.staging._events += events
+        with pytest.raises(SaveFailedError, match="an illegal memory access"):
+            saver.finish()
+        assert late.query()
+    finally:
+        saver.close()
+
+
 def test_a_device_that_waits_for_ever_is_not_waited_for(monkeypatch):
     class Stream:
         left = 3
@@ -308,8 +375,8 @@ def test_a_device_that_waits_for_ever_is_not_waited_for(monkeypatch):
 
 
 def test_while_it_waits_it_says_how_far_the_writer_is(tmp_path, monkeypatch, caplog):
-    for module in (async_saver, progress):
-        monkeypatch.setattr(module, "EVERY", 0.05)
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    monkeypatch.setattr(async_saver, "_TURN", 0.05)
     monkeypatch.setattr(async_saver, "_STALLED", 10.0)
     said = f"checkpoint {tmp_path / 'a'}: 0 of 0 MB written"
     training = _Training("adam")
@@ -338,10 +405,8 @@ def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
     saver = AsyncSaver(LocalDisk(), SingleProcess())
     try:
         with monkeypatch.context() as impatient:
-            for module in (async_saver, progress):
-                impatient.setattr(module, "EVERY", 0.05)
+            impatient.setattr(async_saver, "_TURN", 0.05)
             impatient.setattr(async_saver, "_STALLED", 0.2)
-            impatient.setattr(writer, "_END_TIMEOUT", 0.2)
             saver.prepare(training.snapshot())
             os.kill(saver._layout.writer.pid, signal.SIGSTOP)
             saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))

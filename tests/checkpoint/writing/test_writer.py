@@ -10,6 +10,7 @@ import sys
 import time
 from contextlib import suppress
 from dataclasses import replace
+from multiprocessing.connection import Pipe
 from pathlib import Path
 
 import psutil
@@ -20,6 +21,7 @@ from processes import python
 from nemologger.checkpoint.manifest import FileRecord
 from nemologger.checkpoint.state.shares import Piece
 from nemologger.checkpoint.weights import lay_out
+from nemologger.checkpoint.writing import writer as writer_module
 from nemologger.checkpoint.writing.arena import Arena
 from nemologger.checkpoint.writing.writer import Writer
 from nemologger.checkpoint.writing.writer_main import Job, perform
@@ -159,6 +161,28 @@ def test_signals_to_all_processes_of_a_job_do_not_end_it(arena, tmp_path):
         assert writer.alive
     finally:
         writer.close()
+    assert _gone(writer.pid)
+
+
+def test_one_that_hangs_up_and_is_still_there_is_ended(arena, tmp_path, monkeypatch):
+    """What it waits for in the kernel may keep it longer than its connection."""
+    monkeypatch.setattr(writer_module, "_END_TIMEOUT", 0.2)
+    writer = Writer(arena, {})
+    with writer._connection:  # it has it until the end
+        writer._connection, other = Pipe()
+        other.close()
+        with pytest.raises(SaveFailedError, match="has hung up, did not end within"):
+            writer.submit(_job(arena, tmp_path))
+    assert not writer.alive
+    assert _gone(writer.pid)
+
+
+def test_one_that_does_not_end_is_killed_and_that_is_said(arena, monkeypatch, caplog):
+    monkeypatch.setattr(writer_module, "_END_TIMEOUT", 0.2)
+    writer = Writer(arena, {})
+    os.kill(writer.pid, signal.SIGSTOP)
+    writer.close()
+    assert f"the writer process {writer.pid} did not end within 0.2 s: it is killed" in caplog.text
     assert _gone(writer.pid)
 
 

@@ -1,0 +1,112 @@
+"""What saves beside training need on every rank: a plan, memory, and a process that writes from it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from nemologger.checkpoint.state.snapshot import Snapshot
+from nemologger.checkpoint.writing.arena import Arena
+from nemologger.checkpoint.writing.plan import Plan, Planner
+from nemologger.checkpoint.writing.writer import Writer
+from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
+from nemologger.ranks import Ranks, together_at_zero
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What does not change from save to save, but for a writer that has died."""
+
+    plan: Plan
+    arena: Arena
+    writer: Writer
+
+
+class Equipment:
+    """Makes all of it when it is needed, and keeps it from save to save.
+
+    Args:
+        planner: Says what each rank writes.
+        ranks: The processes that write together.
+
+    Attributes:
+        layout: What there is, if it is.
+    """
+
+    def __init__(self, planner: Planner, ranks: Ranks) -> None:
+        self._planner = planner
+        self._ranks = ranks
+        self.layout: Layout | None = None
+
+    @property
+    def has_writer(self) -> bool:
+        """Whether the writer process can be given jobs."""
+        return self.layout is not None and self.layout.writer.alive
+
+    @property
+    def heard(self) -> int:
+        """How often it has said how far it is."""
+        return self.layout.writer.heard if self.layout is not None else 0
+
+    def prepare(self, snapshot: Snapshot) -> Layout:
+        """Make memory and writer for saves of this shape. Collective; nothing to do if they are there.
+
+        A writer that has died since the save before is replaced, on its rank alone.
+
+        Raises:
+            SaveFailedError: If that failed on any rank.
+        """
+        try:
+            plan = self._planner.plan(snapshot)
+            fits = self.layout is not None and self.layout.plan is plan
+            all_fit, all_write = self._ranks.exchange((fits, fits and self.has_writer), min)
+            if not all_fit:
+                self.close()
+                together_at_zero(self._ranks, lambda: self._make(plan, snapshot))
+            elif not all_write:
+                together_at_zero(self._ranks, self._replace_writer)
+        except SilentRankError:
+            raise
+        except Exception as error:  # also that no thread can be started, or no memory be had
+            self.close()
+            raise SaveFailedError(f"saving beside training could not be set up: {cause_of(error)}") from error
+        if self.layout is None:
+            raise SaveFailedError("saving beside training could not be set up")
+        return self.layout
+
+    def close(self) -> None:
+        """Give back the memory, and end the writer process."""
+        layout = self.layout
+        if layout is not None:
+            layout.writer.close()  # Ctrl-C may end this: give_up() goes on then
+            self.layout = None
+            layout.arena.close()
+
+    def _make(self, plan: Plan, snapshot: Snapshot) -> None:
+        arena = Arena(plan.files, snapshot.tensors)
+        try:
+            self.layout = Layout(plan, arena, Writer(arena, plan.metadata))
+        except BaseException:
+            arena.close()
+            raise
+        log.info(
+            "saving beside training takes %.0f MB of memory on this rank while the run lasts (its share of a state "
+            "of %.0f MB)",
+            arena.size / 1e6,
+            snapshot.nbytes / 1e6,
+        )
+
+    def _replace_writer(self) -> None:
+        """On a rank that has lost its own."""
+        layout = self.layout
+        if layout is not None and not self.has_writer:
+            log.warning("the writer process %d has died, or was ended: another one is started", layout.writer.pid)
+            layout.writer.close()
+            self.layout = replace(layout, writer=Writer(layout.arena, layout.plan.metadata))
+
+
+def cause_of(error: Exception) -> str:
+    """What is to be said of it in a :class:`~nemologger.errors.SaveFailedError`."""
+    return str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"
