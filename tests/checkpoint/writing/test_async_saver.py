@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
 import pytest
-from helpers.engine import snapshot_of
+from helpers.engine import faults, snapshot_of
 
 from nemologger.checkpoint.manifest import FileRecord, Manifest
+from nemologger.checkpoint.writing import async_saver
 from nemologger.checkpoint.writing.async_saver import AsyncSaver
 from nemologger.checkpoint.writing.in_flight import InFlight
 from nemologger.checkpoint.writing.reports import dumps, report_of
 from nemologger.checkpoint.writing.writer_main import Job, Outcome
 from nemologger.disk import LocalDisk
-from nemologger.errors import SaveFailedError
+from nemologger.errors import SaveFailedError, SilentRankError
 from nemologger.ranks import Failure, SingleProcess
 
 
@@ -61,6 +63,35 @@ def test_what_rank_zero_has_published_is_saved_though_another_loses_its_writer_a
             saver.finish()
     finally:
         saver.close()
+
+
+class _GoesSilent(SingleProcess):
+    """There is a rank that does not answer any more, from the moment that is set."""
+
+    silent = False
+
+    def exchange(self, value, answer):
+        if self.silent:
+            raise SilentRankError("rank 1 did not answer")
+        return answer([value])
+
+
+def test_when_a_rank_dies_while_all_wait_what_is_written_is_published_all_the_same(tmp_path, monkeypatch):
+    """Whoever waits is told at once, with the own writer at work: that may be all that is missing."""
+    saver = AsyncSaver(LocalDisk(), _GoesSilent())
+    try:
+        saver.prepare(snapshot_of(1))
+        os.kill(saver._layout.writer.pid, signal.SIGSTOP)
+        saver.start(snapshot_of(1), tmp_path / "a", Manifest(1, 0))
+        monkeypatch.setattr(async_saver, "_TURN", 0.05)
+        monkeypatch.setattr(_GoesSilent, "silent", True)
+        with pytest.raises(SilentRankError):
+            saver.finish()
+        os.kill(saver._layout.writer.pid, signal.SIGCONT)
+        assert saver.finish_alone(others_are_there=False) is not None
+    finally:
+        saver.close()
+    assert faults(tmp_path / "a") == []
 
 
 def test_where_no_thread_can_be_started_saves_are_not_beside_training():
