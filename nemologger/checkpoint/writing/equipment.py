@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from nemologger.checkpoint.state.shards import local
 from nemologger.checkpoint.state.snapshot import Snapshot
 from nemologger.checkpoint.writing.arena import Arena
+from nemologger.checkpoint.writing.memory_left import check_memory
 from nemologger.checkpoint.writing.plan import Plan, Planner
 from nemologger.checkpoint.writing.writer import Writer
 from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
@@ -39,6 +41,7 @@ class Equipment:
         self._planner = planner
         self._ranks = ranks
         self.layout: Layout | None = None
+        self._has_fitted = False
 
     @property
     def has_writer(self) -> bool:
@@ -64,6 +67,7 @@ class Equipment:
             all_fit, all_write = self._ranks.exchange((fits, fits and self.has_writer), min)
             if not all_fit:
                 self.close()
+                self._check_memory(plan, snapshot)
                 together_at_zero(self._ranks, lambda: self._make(plan, snapshot))
             elif not all_write:
                 together_at_zero(self._ranks, self._replace_writer)
@@ -83,6 +87,13 @@ class Equipment:
             layout.writer.close()  # Ctrl-C may end this: give_up() goes on then
             self.layout = None
             layout.arena.close()
+
+    def _check_memory(self, plan: Plan, snapshot: Snapshot) -> None:
+        """Once in a run: later it has had the memory, and no save is to fail for a guess of how much is left."""
+        if not self._has_fitted:
+            on_host = not any(local(tensor).is_cuda for tensor in snapshot.tensors.values())
+            check_memory(self._ranks, plan.nbytes, steps_on_host=on_host)
+            self._has_fitted = True
 
     def _make(self, plan: Plan, snapshot: Snapshot) -> None:
         arena = Arena(plan.files, snapshot.tensors)

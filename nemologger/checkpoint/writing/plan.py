@@ -35,6 +35,11 @@ class Plan:
     files: Mapping[str, list[Place]]
     metadata: Mapping[str, bytes]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this rank's files, about."""
+        return sum(place.end - place.start for places in self.files.values() for place in places)
+
     def reader(self, snapshot: Snapshot) -> Callable[[Piece], torch.Tensor]:
         """What gives the values of a piece, as a view of the live tensor."""
         here = {key: local(tensor) for key, tensor in snapshot.tensors.items()}
