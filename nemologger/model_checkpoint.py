@@ -7,7 +7,6 @@ import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import timedelta
-from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,13 +24,11 @@ from nemologger.checkpoint.writing.staging import comes_to_rest
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.disk import Disk, LocalDisk
 from nemologger.disk.lock import DirectoryLock
-from nemologger.errors import SaveFailedError, SilentRankError
 from nemologger.loading import checkpoint_io
 from nemologger.loading.compare import Beginning
 from nemologger.loading.stopped_early import stay_stopped
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 from nemologger.saving.arguments import check_arguments
-from nemologger.saving.batches import batch_size
 from nemologger.saving.checks import (
     check_interval,
     check_lengths,
@@ -43,7 +40,7 @@ from nemologger.saving.checks import (
     check_validation,
 )
 from nemologger.saving.due import Due
-from nemologger.saving.saves import SavedCheckpoints, is_last_step
+from nemologger.saving.moments import CheckpointsInTime
 from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
 
@@ -56,7 +53,7 @@ log = logging.getLogger(__name__)
 _PATIENCE = 30.0
 
 
-class ModelCheckpoint(IOMixin, SavedCheckpoints):
+class ModelCheckpoint(IOMixin, CheckpointsInTime):
     """Saves checkpoints that are complete or absent, keeps the best ones and the last one, and finds them again.
 
     A checkpoint is a directory ``<filename>/`` with ``weights/`` (written by all ranks), ``context/`` and a manifest. It
@@ -255,7 +252,7 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         self._due = Due(self._every_n_train_steps, self._train_time_interval, self._every_n_epochs)
         self._keeper = self._keep(Shelf(), beside=False)
 
-    # --- when -----------------------------------------------------------------------------------------------------
+    # --- beginning and end ----------------------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Settle the directory, look at what is in it, and check that the monitored metric can appear."""
@@ -329,111 +326,6 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
         check_state(trainer)
         self._beginning = Beginning(trainer)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Count samples; save if ``every_n_train_steps`` or ``train_time_interval`` say so."""
-        self._counted_here += batch_size(batch)
-        step_is_due = self._due.at_step(trainer.global_step)
-        self._look_at_stop(trainer)
-        if not lightning_port.is_stopping(trainer):  # the module's own hook, called after this, may ask for it
-            lightning_port.behind_module(trainer, "on_train_batch_end", partial(self._save_if_stopping, trainer))
-        self._poll(trainer)
-        if (
-            self.async_save
-            and not self._is_prepared
-            and trainer.global_step > 0
-            and not lightning_port.is_trial(trainer)
-        ):
-            self._prepare(trainer)
-        if not (self._postponed or step_is_due or self._due.has_clock or is_last_step(trainer)):
-            return
-        # In the middle of gradient accumulation the gradients so far would be lost.
-        if self._should_skip_saving_checkpoint(trainer) or self._due.is_accumulating(trainer):
-            return
-        postponed, self._postponed = self._postponed, False
-        if postponed or step_is_due or is_last_step(trainer) or self._due.at_this_time(self._ranks):
-            self._save_behind_batch(trainer)
-
-    def _look_at_stop(self, trainer: pl.Trainer) -> None:
-        self._due.put_off_stop(trainer)
-        if lightning_port.is_stopping(trainer):
-            for callback in lightning_port.callbacks(trainer):
-                if isinstance(callback, ExactResume):
-                    callback.look_ahead(trainer)
-
-    def _save_if_stopping(self, trainer: pl.Trainer) -> None:
-        self._look_at_stop(trainer)
-        stops = lightning_port.is_stopping(trainer) and not self._due.is_accumulating(trainer)
-        if stops and not self._should_skip_saving_checkpoint(trainer):
-            self._save_behind_batch(trainer)
-
-    def _save_behind_batch(self, trainer: pl.Trainer) -> None:
-        """Save when this batch has been dealt with by everybody, and after the validation that follows it."""
-        if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
-            self._due_after_validation = True
-        else:
-            # Whoever resumes after the last batch of an epoch begins the next: the hooks that end it belong to this one.
-            is_last = lightning_port.epoch_is_trained(trainer)
-            hook = "on_train_epoch_end" if is_last else "on_train_batch_end"
-            lightning_port.behind_module(trainer, hook, partial(self._save_unless_validated, trainer))
-
-    def _save_unless_validated(self, trainer: pl.Trainer) -> None:
-        if not self._due_after_validation:
-            self._save_once(trainer)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let nobody swap parameters for validation while they are being copied."""
-        self._keeper.hold()
-
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Publish what is written: a run that is to be killed soon may not get to the end of its validation."""
-        self._poll(trainer)
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what was due before validation, or what ``every_n_epochs`` says."""
-        due, self._due_after_validation = self._due_after_validation, False
-        self._validated = self._validated or (trainer.state.fn == "fit" and not trainer.sanity_checking)
-        if self._should_skip_saving_checkpoint(trainer):
-            return
-        self._due.put_off_stop(trainer)
-        due = due or (lightning_port.is_stopping(trainer) and not lightning_port.epoch_is_trained(trainer))
-        if due or (not self._save_on_train_epoch_end and self._due.at_epoch(trainer.current_epoch)):
-            if self._due.is_accumulating(trainer):
-                self._postponed = True  # to the optimizer's step
-                return
-            lightning_port.behind_module(trainer, "on_validation_end", partial(self._save, trainer))
-            # Who has swapped parameters for validation is about to swap them back.
-            lightning_port.behind_module(trainer, "on_validation_end", self._keeper.hold)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save what ``every_n_epochs`` says, with ``save_on_train_epoch_end`` or where no validation runs."""
-        self._keeper.hold()
-        here = self._save_on_train_epoch_end or not lightning_port.has_validation(trainer)
-        due = (here and self._due.at_epoch(trainer.current_epoch)) or lightning_port.is_stopping(trainer)
-        if not due or self._should_skip_saving_checkpoint(trainer):
-            return
-        if self._due.is_accumulating(trainer):
-            self._postponed = True
-        else:
-            lightning_port.behind_module(trainer, "on_train_epoch_end", partial(self._save_once, trainer))
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Save the final state, if that has not happened yet."""
-        if lightning_port.is_trial(trainer) or trainer.global_step == 0:
-            return
-        self._finish(trainer, final=False)
-        if not self._is_saved(trainer) or self._final_differs(trainer):
-            self._save(trainer, final=True)
-
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Wait for what is being written; save, with ``save_on_exception``."""
         lightning_port.forget_behind_module(trainer)
@@ -482,13 +374,6 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
             self._lock.release()
             self._lock = None
 
-    def _final_differs(self, trainer: pl.Trainer) -> bool:
-        """Whether the final checkpoint holds something else than the one that this step already has."""
-        with_context = not self.always_save_context and self.save_context_on_train_end
-        # A link can only point to the step's checkpoint as it is.
-        without_optimizer = not self.save_optim_on_train_end and self.save_last is True
-        return bool(self.save_last) and (with_context or without_optimizer)
-
     # --- what -----------------------------------------------------------------------------------------------------
 
     def _take(self, trainer: pl.Trainer, *, weights_only: bool) -> Snapshot:
@@ -507,26 +392,10 @@ class ModelCheckpoint(IOMixin, SavedCheckpoints):
             together_at_zero(self._ranks, dump)
         return taken[0]
 
+    def _look_ahead(self, trainer: pl.Trainer) -> None:
+        for callback in lightning_port.callbacks(trainer):
+            if isinstance(callback, ExactResume):
+                callback.look_ahead(trainer)
+
     def _changes(self, trainer: pl.Trainer, taken: Snapshot) -> list[str]:
         return self._beginning.changes(trainer, taken) if self._beginning is not None else []
-
-    def _prepare(self, trainer: pl.Trainer) -> None:
-        """Make memory and writer for saves beside training, as soon as the optimizer has its state."""
-        self._is_prepared = True
-        try:
-            snapshot = self._take(trainer, weights_only=self.save_weights_only)
-        except SilentRankError:
-            raise
-        except Exception as error:  # noqa: BLE001  of a hook, say; nobody has asked for a checkpoint of this moment
-            log.warning(
-                "the state after the first step cannot be taken (%s: %s). That is tried again at the first save, and memory "
-                "for saves beside training is made then",
-                type(error).__name__,
-                error,
-            )
-            return
-        try:
-            self._keeper.prepare(snapshot)
-        except SaveFailedError as error:
-            self.async_save = False
-            log.warning("%s. Saves are synchronous.", error)

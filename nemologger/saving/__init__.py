@@ -5,6 +5,8 @@
     checks.py            what would never be saved, said before training
     monitor.py           whether a metric can appear under a Trainer's limits
     batches.py           how many samples a batch holds
+    moments.py           the hooks of Lightning in which something is saved
+    due.py               what the intervals say
     saves.py             how one save goes
     kept_checkpoints.py  which checkpoints there are, and what Lightning sees of them
 
