@@ -20,7 +20,7 @@ from nemologger.checkpoint.state.snapshot import is_stored
 from nemologger.checkpoint.state.stage import payload
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
-from nemologger.disk.there import is_dir
+from nemologger.disk.there import exists, is_dir
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.loading.compare import check_model
 from nemologger.stores.path import storage_path
@@ -202,6 +202,9 @@ def _kind(dtype: torch.dtype) -> tuple[str, int]:
 def _existing(checkpoint: str | Path, options: Mapping[str, Any] | None, *, ema: bool = False) -> Path:
     path = storage_path(checkpoint, options).resolve() if "://" in str(checkpoint) else Path(checkpoint)
     if not is_dir(path):
+        if path.suffix in FORMATS and exists(path):
+            read = "safetensors.torch.load_model(module, path)" if path.suffix == ".safetensors" else "torch.load(path)"
+            raise NotFoundError(f"{checkpoint} is a file, and no checkpoint's directory: {read} reads it")
         raise NotFoundError(f"there is no checkpoint at {checkpoint}")
     if not ema:
         return path

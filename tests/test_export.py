@@ -188,6 +188,9 @@ def test_mistakes(trained, tmp_path):
         export_weights(trained[0], tmp_path / "model.onnx")
     with pytest.raises(NotFoundError):
         export_weights(tmp_path / "gone", tmp_path / "model.pt")
+    exported = export_weights(trained[0], tmp_path / "model.safetensors")
+    with pytest.raises(NotFoundError, match=r"model\.safetensors is a file, .* safetensors\.torch\.load_model"):
+        load_weights(exported, ToyModel())
 
 
 def test_the_model_itself_with_its_weights(tmp_path):

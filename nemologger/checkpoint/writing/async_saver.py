@@ -30,7 +30,7 @@ from nemologger.checkpoint.writing.in_flight import InFlight
 from nemologger.checkpoint.writing.memory_disk import MemoryDisk
 from nemologger.checkpoint.writing.plan import Planner
 from nemologger.checkpoint.writing.progress import Progress
-from nemologger.checkpoint.writing.reports import loads, merged, report_of
+from nemologger.checkpoint.writing.reports import merged, report_of
 from nemologger.checkpoint.writing.staging import Staging
 from nemologger.checkpoint.writing.writer_main import Job
 from nemologger.disk import Disk
@@ -201,7 +201,7 @@ class AsyncSaver:
             if self._ranks.world_size == 1:
                 self.finish()
             return None
-        records = save.gathered or (self._all_records(save) if self._ranks.rank == 0 else None)
+        records = save.gathered or (save.all_records(self._ranks.world_size) if self._ranks.rank == 0 else None)
         if records is None:
             return None
         try:
@@ -403,16 +403,6 @@ class AsyncSaver:
         if outcome.error:
             log.debug("%s", outcome.details)
         return True
-
-    def _all_records(self, save: InFlight) -> dict[str, FileRecord] | None:
-        """The files of all ranks, as soon as all have reported them; each report is read once."""
-        for rank in range(len(save.reported) + 1, self._ranks.world_size):
-            try:
-                report = report_of(save.checkpoint, rank).read_bytes()
-            except OSError:  # it is not there yet, or a store does not answer: finish() gathers it all the same
-                return None
-            save.reported.append(loads(report))
-        return merged([save.outcome.records if save.outcome is not None else {}, *save.reported])
 
     def _publish(self, save: InFlight, records: dict[str, FileRecord]) -> Manifest:
         save.gathered = records

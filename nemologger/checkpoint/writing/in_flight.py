@@ -10,6 +10,7 @@ from pathlib import Path
 
 from nemologger import names
 from nemologger.checkpoint.manifest import FileRecord, Manifest
+from nemologger.checkpoint.writing.reports import loads, merged, report_of
 from nemologger.checkpoint.writing.staging import Staging
 from nemologger.checkpoint.writing.writer_main import Job, Outcome
 from nemologger.errors import SaveFailedError
@@ -108,3 +109,13 @@ class InFlight:
             cause = WriterError(f"in the writer process:\n\n{self.details}") if self.details else None
             raise SaveFailedError(self.error or "the writer process did not answer") from cause
         return self.outcome.records
+
+    def all_records(self, world_size: int) -> dict[str, FileRecord] | None:
+        """On rank 0, the files of all ranks, as soon as all have reported them; each report is read once."""
+        for rank in range(len(self.reported) + 1, world_size):
+            try:
+                report = report_of(self.checkpoint, rank).read_bytes()
+            except OSError:  # it is not there yet, or a store does not answer: finish() gathers it all the same
+                return None
+            self.reported.append(loads(report))
+        return merged([self.outcome.records if self.outcome is not None else {}, *self.reported])

@@ -13,31 +13,9 @@ from helpers.engine import faults, snapshot_of
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.writing import async_saver
 from nemologger.checkpoint.writing.async_saver import AsyncSaver
-from nemologger.checkpoint.writing.in_flight import InFlight
-from nemologger.checkpoint.writing.reports import dumps, report_of
-from nemologger.checkpoint.writing.writer_main import Job, Outcome
 from nemologger.disk import LocalDisk
 from nemologger.errors import SaveFailedError, SilentRankError
 from nemologger.ranks import Failure, SingleProcess
-
-
-def test_a_report_is_read_once_however_often_rank_zero_looks(tmp_path):
-    checkpoint = tmp_path / "step=1"
-    records = [{f"weights/__{rank}_0.distcp": FileRecord(rank, ("00",))} for rank in range(3)]
-    save = InFlight(checkpoint, Manifest(1, 0), Job(str(checkpoint), (), {}), outcome=Outcome(records[0]))
-    saver = AsyncSaver(LocalDisk(), SingleProcess(0, 3))
-
-    def report(rank: int) -> None:
-        file = report_of(checkpoint, rank)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_bytes(dumps(records[rank]))
-
-    assert saver._all_records(save) is None
-    report(1)
-    assert saver._all_records(save) is None
-    report_of(checkpoint, 1).unlink()
-    report(2)
-    assert saver._all_records(save) == {**records[0], **records[1], **records[2]}
 
 
 class _OtherLosesItsWriter(SingleProcess):
