@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import ModelCheckpoint
-from nemologger.checkpoint.writing import async_saver, writer_main
+from nemologger.checkpoint.writing import equipment, writer_main
 
 
 class Publishes(CSVLogger):
@@ -49,7 +49,7 @@ def recorded(tmp_path, monkeypatch) -> tuple[Path, RecordingDisk]:
         def close(self):
             pass
 
-    monkeypatch.setattr(async_saver, "Writer", WriterHere)
+    monkeypatch.setattr(equipment, "Writer", WriterHere)
     run = tmp_path / "run"
     run.mkdir()
     saves = ModelCheckpoint(

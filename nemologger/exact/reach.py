@@ -39,13 +39,26 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for path, value, depth in waiting:
         if len(seen) >= _MOST_OBJECTS:
             return
-        if isinstance(value, _CLOSED) or id(value) in seen or _is_closed(value) or (depth and _is_data(value)):
+        if id(value) in seen:
             continue
-        seen.add(id(value))
-        yield path, value
-        if depth < _DEEPEST and not isinstance(value, GENERATORS):
-            waiting += [(f"{path}.{name}", item, depth + 1) for name, item in _parts(value)]
-            waiting += [(name, item, depth + 1) for name, item in _globals_of(value)]
+        try:
+            is_open, parts = _look(path, value, depth)
+        except Exception:  # noqa: BLE001  of a class that objects to being looked at: it is left alone
+            continue
+        if is_open:
+            seen.add(id(value))
+            yield path, value
+            waiting += parts
+
+
+def _look(path: str, value: Any, depth: int) -> tuple[bool, list[tuple[str, Any, int]]]:
+    """Whether ``value`` may keep something that counts, and what can be reached from it."""
+    if isinstance(value, _CLOSED) or _is_closed(value) or (depth and _is_data(value)):
+        return False, []
+    if depth >= _DEEPEST or isinstance(value, GENERATORS):
+        return True, []
+    below = [(f"{path}.{name}", item) for name, item in _parts(value)] + _globals_of(value)
+    return True, [(name, item, depth + 1) for name, item in below]
 
 
 def attributes(value: Any) -> dict[str, Any]:
@@ -138,13 +151,13 @@ def _is_data(value: Any) -> bool:
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, list | tuple | Mapping):
+    if isinstance(value, list | tuple | dict):
         most = _MOST_ITEMS
         if isinstance(value, list | tuple) and value and isinstance(value[0], GENERATORS):
             most = _MOST_GENERATORS  # one for each sample
         if len(value) > most:
             return []
-        return [(str(k), v) for k, v in (value.items() if isinstance(value, Mapping) else enumerate(value))]
+        return [(str(k), v) for k, v in (value.items() if isinstance(value, dict) else enumerate(value))]
     if isinstance(value, MethodType):
         return [("__self__", value.__self__)]
     parts: list[tuple[Any, Any]] = [*attributes(value).items()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import random
+from collections.abc import Mapping
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
+from exact.runs import BATCH, SAMPLES, Augmented, Case, Net, check, train
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Sampler, Subset
 
@@ -85,6 +86,40 @@ def transforms():
         OfClass(), InSlots(), nn.Sequential(Module()), of_function, partial(with_argument, np.random.default_rng(8)),
         closure(), bound.__call__,
     ]  # fmt: skip
+
+
+class Pool(Mapping):
+    """As the connections of an HTTP client: nobody may go through them."""
+
+    def _refuse(self, *_):
+        raise NotImplementedError
+
+    __iter__ = __len__ = __getitem__ = items = _refuse
+
+
+class Forwards:
+    """Looks for what it has not in something that it has not yet."""
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+class Aloof(Net):
+    def __init__(self):
+        super().__init__()
+        self.of_others = SimpleNamespace(pool=Pool(), forwards=Forwards())
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_objects_that_object_to_being_looked_at_are_left_alone(tmp_path, workers):
+    def loader():
+        data = Transformed([OfClass(), closure()])
+        data.of_others = SimpleNamespace(pool=Pool(), forwards=Forwards())
+        return DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=workers)
+
+    OfClass.rng = np.random.RandomState(4)
+    train(Case(loader, Aloof, at=(3,)), tmp_path / "first", 1)
+    train(Case(loader, Aloof, at=(3,)), tmp_path / "next", 2, tmp_path / "first" / "step=3")
 
 
 def test_wherever_a_transform_has_its_generator(tmp_path):
