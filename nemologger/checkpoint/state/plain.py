@@ -19,6 +19,7 @@ import sys
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import date, datetime, timedelta
 from enum import Enum, Flag
 from functools import cache
@@ -171,10 +172,11 @@ def is_made_of_others(value: Any) -> bool:
 @cache
 def can_be_written(dtype: torch.dtype) -> bool:
     """Whether ``torch.save`` knows ``dtype``: it does not those of one to seven bits, as ``torch.uint4``."""
-    try:
-        torch.save(torch.empty(0, dtype=dtype), io.BytesIO())
-    except KeyError:
-        return False
+    with suppress(RuntimeError):  # quantized: torch makes none without a scale, and writes those that there are
+        try:
+            torch.save(torch.empty(0, dtype=dtype), io.BytesIO())
+        except KeyError:
+            return False
     return True
 
 

@@ -16,7 +16,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.reading.load import load_checkpoint, load_model
-from nemologger.checkpoint.state.snapshot import OtherWeights, Snapshot, restore, take
+from nemologger.checkpoint.state.snapshot import OtherWeights, Snapshot, check_form, restore, take
 from nemologger.checkpoint.verify import problems
 from nemologger.checkpoint.writing.saver import Saver
 from nemologger.disk import LocalDisk
@@ -142,10 +142,16 @@ def test_extra_state_of_modules_comes_back(tmp_path):
 
 
 def test_sparse_and_quantized_tensors_come_back(tmp_path):
-    state = {"state_dict": {"sparse": torch.eye(3).to_sparse(), "dense": torch.eye(3)}}
-    loaded = there_and_back(state, tmp_path)
-    assert torch.equal(loaded["state_dict"]["sparse"].to_dense(), torch.eye(3))
-    assert loaded["state_dict"]["sparse"].is_sparse
+    whole = torch.quantize_per_tensor(torch.eye(3), 0.1, 0, torch.qint8)
+    packed = torch.ao.nn.quantized.dynamic.Linear(3, 3).state_dict()
+    state = {"state_dict": {"sparse": torch.eye(3).to_sparse(), "dense": torch.eye(3), "whole": whole, **packed}}
+    check_form(state["state_dict"])
+    loaded = there_and_back(state, tmp_path)["state_dict"]
+    assert torch.equal(loaded["sparse"].to_dense(), torch.eye(3))
+    assert loaded["sparse"].is_sparse
+    assert torch.equal(loaded["whole"], whole)
+    (weight, _), (stored, _) = packed["_packed_params._packed_params"], loaded["_packed_params._packed_params"]
+    assert torch.equal(stored, weight)
 
 
 def test_tensors_deep_in_an_optimizers_state_come_back(tmp_path):
