@@ -235,7 +235,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         self._check_disk()
         self._ranks: Ranks = SingleProcess()
         self._lock: DirectoryLock | None = None  # rank 0 holds it while it trains
-        self._is_prepared = False
+        self._is_prepared = self._is_ready = False
         self._beginning: Beginning | None = None
         self._holds = False
         self._counted_here = 0
@@ -286,7 +286,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         shelf = decide(self._ranks, lambda: self._look(trainer))
         check_shared(self._ranks, self._disk, directory)
         self._keeper = self._keep(shelf, beside=self.async_save, staging=self.staging)
-        self._is_prepared = self._has_warned = self._has_told_of_name = False
+        self._is_prepared = self._is_ready = self._has_warned = self._has_told_of_name = False
         self._told = set()
         self._due_after_validation = self._postponed = False
         self._failed_saves = 0

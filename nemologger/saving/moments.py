@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from nemologger import lightning_port
-from nemologger.errors import SaveFailedError, SilentRankError
+from nemologger.errors import SilentRankError
 from nemologger.saving.batches import batch_size
 from nemologger.saving.due import Due
 from nemologger.saving.saves import SavedCheckpoints, is_last_step
@@ -155,8 +155,4 @@ class CheckpointsInTime(SavedCheckpoints):
                 error,
             )
             return
-        try:
-            self._keeper.prepare(snapshot)
-        except SaveFailedError as error:
-            self.async_save = False
-            log.warning("%s. Saves are synchronous.", error)
+        self._make_ready(snapshot)

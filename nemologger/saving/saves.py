@@ -41,6 +41,7 @@ class SavedCheckpoints(KeptCheckpoints):
     save_context_on_train_end: bool
     save_optim_on_train_end: bool
     _failed_saves: int
+    _is_ready: bool  # for saves beside training
     _has_told_of_name: bool
     _has_warned: bool
     _told: set[str]
@@ -87,7 +88,7 @@ class SavedCheckpoints(KeptCheckpoints):
         beside = self.async_save and not (final or now or is_last_step(trainer))
         try:
             decision = self._claim(decision)
-            self._write(trainer, decision, weights_only=weights_only, final=final, beside=beside)
+            beside = self._write(trainer, decision, weights_only=weights_only, final=final, beside=beside)
         except SaveFailedError as error:
             self._count_failure(error, final=final or now)
             return
@@ -170,8 +171,10 @@ class SavedCheckpoints(KeptCheckpoints):
         except (OSError, RankError) as error:
             raise SaveFailedError(f"checkpoint {decision.path} was not saved: {error}") from error
 
-    def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool, beside: bool) -> None:
+    def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool, beside: bool) -> bool:
+        """Write it, beside training if that is asked for and possible; whether it was."""
         taken = self._take(trainer, weights_only=weights_only)
+        beside = beside and (self._is_ready or self._make_ready(taken))
         name = self._disk.path(decision.path).name
         self._say_what_is_left_out(taken, name)
         self._say_what_has_grown(trainer, taken, name)
@@ -195,6 +198,18 @@ class SavedCheckpoints(KeptCheckpoints):
             write(taken, decision, manifest, partial(_write_context, trainer) if with_context else None, others)
         finally:
             self._reflect()
+        return beside
+
+    def _make_ready(self, snapshot: Snapshot) -> bool:
+        """Make memory and writer for saves beside training, unless that is not possible: then none is. Collective."""
+        try:
+            self._keeper.prepare(snapshot)
+        except SaveFailedError as error:
+            self.async_save = False
+            log.warning("%s. Saves are synchronous.", error)
+            return False
+        self._is_ready = True
+        return True
 
     def _say_what_is_left_out(self, taken: Snapshot, name: str) -> None:
         """Once in a fit."""
