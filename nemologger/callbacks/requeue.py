@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import logging
 import os
@@ -18,11 +19,10 @@ from typing import TYPE_CHECKING
 from nemologger import lightning_port
 from nemologger.callbacks.preemption import PreemptionCallback
 from nemologger.callbacks.stop_at_boundary import StopAtBoundary
-from nemologger.checkpoint.find import Found
+from nemologger.checkpoint.find import Found, Status, newest, survey
 from nemologger.disk import LocalDisk
 from nemologger.disk.there import exists
 from nemologger.errors import SaveFailedError
-from nemologger.loading.choice import newest_in
 from nemologger.ranks import decide
 from nemologger.run.record import record_of
 from nemologger.stores.path import storage_path
@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _PATIENCE = 60.0  # seconds, for Slurm's controller
 _FITS = count()  # of this process: a program may train several models one after the other, in each life of its job
+_ENDED: set[Path] = set()  # the notes of fits that have ended: the job may be requeued in what comes after
 
 
 class Requeue(PreemptionCallback):
@@ -44,7 +45,8 @@ class Requeue(PreemptionCallback):
     Lightning saves wherever the signal finds it, into a file that other runs take for theirs. This one does as
     PreemptionCallback does, and has rank 0 requeue the job once the checkpoint is durable. Where Slurm refuses that,
     training goes on for as long as the job may run. A note says where the same job goes on from: a program that does not
-    look for its checkpoints itself would start from scratch.
+    look for its checkpoints itself would start from scratch. After a fit it stays until the next one begins, or the program
+    ends: a job that is requeued while it tests what it has trained is not to train it again.
     """
 
     _place: Path | None = None
@@ -67,7 +69,9 @@ class Requeue(PreemptionCallback):
         """Be told of the signal instead of Lightning, and go on from where the job was requeued."""
         super().setup(trainer, pl_module, stage)
         if stage != "fit" or self._ranks is None:
+            self._undo.append(lightning_port.on_requeue_signal(trainer, lambda *given: self._requeue_at_once(trainer)))
             return
+        _forget_ended()
         if self._place is not None:
             program = hashlib.sha256(repr(sys.argv).encode()).hexdigest()[:8]
             self._note = self._place / f".requeued-{_job()}-{program}-{next(_FITS)}"
@@ -81,10 +85,21 @@ class Requeue(PreemptionCallback):
             lightning_port.go_on_from(trainer, noted)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The job has nothing to go on with."""
-        if self._note is not None and trainer.is_global_zero:
-            with suppress(OSError):
-                LocalDisk().remove(self._note)
+        """Say what has come of it."""
+        checkpoint = self._saving(trainer)
+        if self._note is None or checkpoint is None or not trainer.is_global_zero:
+            return
+        # What was stopped before its end, and is without optimizer state, can neither be gone on with nor be left alone.
+        if any(kept.has_optimizer for kept in checkpoint.shelf.kept) or not lightning_port.is_stopping(trainer):
+            self._take_note(checkpoint)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Training has ended by itself."""
+        super().teardown(trainer, pl_module, stage)
+        if stage == "fit" and self._note is not None and trainer.is_global_zero:
+            atexit.unregister(_forget_ended)
+            atexit.register(_forget_ended)
+            _ENDED.add(self._note)
 
     def _listen(self) -> None:
         """Lightning calls this one."""
@@ -96,36 +111,67 @@ class Requeue(PreemptionCallback):
         self._received = False
         if self._ranks is None:
             return
-        refused = decide(self._ranks, lambda: self._requeue(trainer))
+
+        def requeue() -> str:
+            self._take_note(self._saving(trainer))
+            return self._requeue()
+
+        refused = decide(self._ranks, requeue)
         if not refused:
             super()._leave(trainer, failed)
         elif trainer.is_global_zero:
             log.error("the job was not requeued, and training goes on while it may: %s", refused)
+
+    def _requeue_at_once(self, trainer: pl.Trainer) -> None:
+        """Outside of a fit, where there is nothing to save."""
+        if not trainer.is_global_zero:
+            return
+        refused = self._requeue()
+        if refused:
+            log.error("the job was not requeued: %s", refused)
+        else:
+            _ENDED.clear()  # the next life finds them
 
     def _noted(self, trainer: pl.Trainer) -> str:
         """The checkpoint that this job goes on from, "" if it was not requeued."""
         if self._note is None or not exists(self._note):
             return ""
         options = getattr(self._saving(trainer), "storage_options", None)
-        directory = storage_path(self._note.read_text(), options).parent
-        found = newest_in(directory, lambda path: [], _why_not, past_end=True, is_named=False)  # loading verifies it
+        origin, path = os.fsdecode(self._note.read_bytes()).split(" ", 1)
+        directory = storage_path(path, options).parent
+
+        def is_ours(one: Found) -> bool:
+            # Other fits of the program may write there too, this life's earlier ones included.
+            own = one.manifest is None or one.manifest.origin == int(origin)
+            return own and one.status is not Status.FOREIGN
+
+        def why_not(one: Found) -> str | None:
+            known = one.manifest
+            ended = known is not None and known.is_finished(max_steps=trainer.max_steps, max_epochs=trainer.max_epochs)
+            return None if known is not None and (known.has_optimizer or ended) else "it has no optimizer state"
+
+        found = newest(filter(is_ours, survey(directory)), lambda path: [], log.error, why_not)  # loading verifies it
         if found is None:
-            log.warning("%s says that there are checkpoints in %s, but there is none", self._note, directory)
+            log.warning("%s says that this run has checkpoints in %s, but there is none of it", self._note, directory)
             return ""
         log.info("this job was requeued, and goes on from %s", found.path)
         return str(found.path)
 
-    def _requeue(self, trainer: pl.Trainer) -> str:
+    def _take_note(self, checkpoint: KeptCheckpoints | None) -> None:
+        """Say where the checkpoints are, and of which training."""
+        if self._note is None or checkpoint is None or not checkpoint.shelf.kept:
+            return
+        origin = max(checkpoint.shelf.kept, key=lambda kept: kept.order).origin
+        try:
+            LocalDisk().write(self._note, [os.fsencode(f"{origin} {checkpoint.newest}")])
+        except OSError as error:
+            log.warning("only a program that looks for its checkpoints itself goes on from them: %s", error)
+
+    def _requeue(self) -> str:
         """Have Slurm requeue this job; why it does not, or ""."""
         job = _job()
         if not job:
             return "there is no SLURM_JOB_ID"
-        checkpoint = self._saving(trainer)
-        if self._note is not None and checkpoint is not None and checkpoint.newest:
-            try:
-                LocalDisk().write(self._note, [checkpoint.newest.encode()])
-            except OSError as error:
-                log.warning("only a program that looks for its checkpoints itself goes on from them: %s", error)
         command = ["scontrol", "requeue", job]
         try:
             done = _run(command)
@@ -137,9 +183,10 @@ class Requeue(PreemptionCallback):
         return f"{shlex.join(command)} ended with {done.returncode}: {done.stdout.strip()}"
 
 
-def _why_not(found: Found) -> str | None:
-    lacks = found.manifest is None or not found.manifest.has_optimizer
-    return "it has no optimizer state" if lacks else None
+def _forget_ended() -> None:
+    while _ENDED:
+        with suppress(OSError):
+            LocalDisk().remove(_ENDED.pop())
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:

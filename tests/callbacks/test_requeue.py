@@ -12,7 +12,7 @@ import pytest
 from forked import Forked
 from helpers.stopped import Watch
 from processes import end, ended, environment, free_port, python
-from toy import ToyDataModule, ToyModel, names, quiet_trainer
+from toy import ToyDataModule, ToyModel, loader, names, quiet_trainer
 
 import nemologger as nl
 from nemologger.callbacks import requeue
@@ -126,21 +126,36 @@ def test_training_goes_on_if_the_job_is_not_requeued(tmp_path, straight):
     assert job.called.read_text() == "requeue 7\n"
 
 
-def test_each_run_of_a_program_goes_on_from_its_own(tmp_path, monkeypatch):
-    """Of several in one process, in directories that are new at every start."""
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Job:
+    """A job of one process, which is this one."""
     job = Job(tmp_path, "", SLURM_PROCID="0", SLURM_LOCALID="0")
     (tmp_path / "bin" / "scontrol").write_text("#!/bin/sh")
     for name, value in job.given.items():
         monkeypatch.setenv(name, value)
+    return job
+
+
+def as_in_another_process(monkeypatch) -> None:
+    monkeypatch.setattr(requeue, "_FITS", count())
+    monkeypatch.setattr(requeue, "_ENDED", set())
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_each_run_of_a_program_goes_on_from_its_own(tmp_path, monkeypatch, here, together):
+    """Of several in one process, in directories that are new at every start, or all in the same one."""
 
     def life(stopped_in: int | None) -> list[list[int]]:
-        monkeypatch.setattr(requeue, "_FITS", count())  # as in another process
+        as_in_another_process(monkeypatch)
         steps = []
         for number in range(2):
             model, watch = ToyModel(), [Watch("batch", 2, signal.SIGUSR1)] if number == stopped_in else []
             trainer = quiet_trainer(max_steps=5, limit_val_batches=0, callbacks=watch)
-            checkpoint = nl.ModelCheckpoint(monitor=None)
-            log = nl.NeMoLogger(log_dir=tmp_path, ckpt=checkpoint, use_datetime_version=False, number_versions=True)
+            given = {"dirpath": tmp_path / "same", "filename": f"{number}", "save_top_k": -1} if together else {}
+            log = nl.NeMoLogger(
+                log_dir=tmp_path, ckpt=nl.ModelCheckpoint(monitor=None, **given), use_datetime_version=False,
+                number_versions=True,
+            )  # fmt: skip
             with suppress(SystemExit):
                 nl.train(model, ToyDataModule(), trainer, log)
             steps.append([*model.losses])
@@ -150,15 +165,26 @@ def test_each_run_of_a_program_goes_on_from_its_own(tmp_path, monkeypatch):
     assert life(stopped_in=None) == [[0, 1, 2, 3, 4], [3, 4]]
 
 
-@pytest.mark.dist
-def test_one_of_two_ranks_is_told(tmp_path):
-    job = Job(tmp_path, "dated", tasks=2)
-    code, output = job.run(signal_at=6, signal_to=1)
-    assert code == 138, output
-    taken = len(job.losses())
-    assert 7 <= taken == len(job.losses(1)) < 12
-    assert job.called.read_text() == "requeue 7\n"
-    code, output = job.run()
-    assert code == 0, output
-    for rank in (0, 1):
-        assert [line.split()[0] for line in job.losses(rank)] == [str(step) for step in range(1, 13)]
+class _Tested(ToyModel):
+    is_stopped = True
+
+    def test_step(self, batch, batch_idx):
+        if self.is_stopped:
+            signal.raise_signal(signal.SIGUSR1)
+
+
+def test_what_is_trained_is_not_trained_again_for_a_test_that_was_cut_short(tmp_path, monkeypatch, here):
+    (tmp_path / "bin" / "scontrol").write_text(SCONTROL.replace("[", "#"))
+    for is_stopped in (True, False):
+        as_in_another_process(monkeypatch)
+        model = _Tested()
+        model.is_stopped = is_stopped
+        ckpt = nl.ModelCheckpoint(dirpath=tmp_path / "checkpoints", monitor=None)
+        trainer = quiet_trainer(max_steps=3, limit_val_batches=0, limit_test_batches=1, callbacks=[ckpt])
+        trainer.fit(model, ToyDataModule())
+        trainer.test(model, loader())
+        requeue._forget_ended()  # as at the end of the program
+        assert [*model.losses] == ([0, 1, 2] if is_stopped else [])
+        assert len([*tmp_path.rglob(".requeued-*")]) == is_stopped
+    assert here.called.read_text() == "requeue 7\n"
+    assert names(Path()) == [FOREIGN]
