@@ -7,7 +7,7 @@ and what the control groups of this process (those of a container, or of a job o
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ _ROOT = Path("/")
 class _Need:
     host: str
     nbytes: int
-    left: int | None
+    left: Mapping[str, int]
 
 
 def check_memory(ranks: Ranks, arena: int, *, steps_on_host: bool) -> None:
@@ -43,11 +43,11 @@ def check_memory(ranks: Ranks, arena: int, *, steps_on_host: bool) -> None:
 
 
 def _problem(needs: Sequence[_Need]) -> str:
-    """What does not fit, or ""."""
-    for host in {need.host for need in needs}:
-        there = [need for need in needs if need.host == host]
-        wanted = sum(need.nbytes for need in there)
-        left = min((need.left for need in there if need.left is not None), default=wanted)
+    """What does not fit, or "". Ranks of a host may each have a container of their own: only who shares one adds up."""
+    for limit in {(need.host, name) for need in needs for name in need.left}:
+        host, name = limit
+        there = [need for need in needs if need.host == host and name in need.left]
+        wanted, left = sum(need.nbytes for need in there), min(need.left[name] for need in there)
         if wanted > left:
             return (
                 f"it takes {wanted / 1e6:.0f} MB of memory on {host} beside what training holds now, and "
@@ -56,9 +56,12 @@ def _problem(needs: Sequence[_Need]) -> str:
     return ""
 
 
-def memory_left(root: Path = _ROOT) -> int | None:
-    """Bytes that can still be had, with swap and what the kernel would take back from its caches. None if it is not said."""
-    return min([left for left in (_of_machine(root), *_of_groups(root)) if left is not None], default=None)
+def memory_left(root: Path = _ROOT) -> dict[str, int]:
+    """Bytes that can still be had, with swap and what the kernel would take back from its caches, by what limits them.
+
+    That is the machine, "", and control groups, by numbers that all of their processes see. Nothing if it is not said.
+    """
+    return dict([*_of_machine(root), *_of_groups(root)])
 
 
 def given_back(root: Path = _ROOT) -> int:
@@ -67,20 +70,20 @@ def given_back(root: Path = _ROOT) -> int:
     return 1024 * max(status.get("VmHWM:", 0) - status.get("VmRSS:", 0), 0)
 
 
-def _of_machine(root: Path) -> int | None:
+def _of_machine(root: Path) -> Iterator[tuple[str, int]]:
     told = _numbers(root / "proc/meminfo")
-    return 1024 * (told["MemAvailable:"] + told.get("SwapFree:", 0)) if "MemAvailable:" in told else None
+    if "MemAvailable:" in told:
+        yield "", 1024 * (told["MemAvailable:"] + told.get("SwapFree:", 0))
 
 
-def _of_groups(root: Path) -> list[int | None]:
+def _of_groups(root: Path) -> Iterator[tuple[str, int]]:
     """What each control group allows, from that of this process up."""
     with suppress(OSError):
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-        return [left for line in lines for left in _of_group(root / "sys/fs/cgroup", *line.split(":", 2)[1:])]
-    return []
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            yield from _of_group(root / "sys/fs/cgroup", *line.split(":", 2)[1:])
 
 
-def _of_group(mount: Path, controllers: str, path: str) -> list[int | None]:
+def _of_group(mount: Path, controllers: str, path: str) -> Iterator[tuple[str, int]]:
     if not controllers:
         limit, used, caches = "memory.max", "memory.current", ("inactive_file", "active_file")
     elif "memory" in controllers.split(","):
@@ -91,19 +94,15 @@ def _of_group(mount: Path, controllers: str, path: str) -> list[int | None]:
         )
         mount /= "memory"
     else:
-        return []
+        return
     group = mount / path.lstrip("/")
     # In a container the path may be the host's, which is not there; its own group is the mount itself then.
-    return [_left(one, limit, used, caches) for one in (group, *group.parents) if one == mount or mount in one.parents]
-
-
-def _left(group: Path, limit: str, used: str, caches: tuple[str, ...]) -> int | None:
-    try:
-        most, now = int((group / limit).read_text()), int((group / used).read_text())
-    except (OSError, ValueError):  # "max" is no limit
-        return None
-    told = _numbers(group / "memory.stat")
-    return max(most - now, 0) + sum(told.get(cache, 0) for cache in caches)
+    for one in (group, *group.parents):
+        if one == mount or mount in one.parents:
+            with suppress(OSError, ValueError):  # "max" is no limit
+                most, now = int((one / limit).read_text()), int((one / used).read_text())
+                told = _numbers(one / "memory.stat")
+                yield str(one.stat().st_ino), max(most - now, 0) + sum(told.get(cache, 0) for cache in caches)
 
 
 def _numbers(file: Path) -> dict[str, int]:

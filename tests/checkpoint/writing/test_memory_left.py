@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from helpers.engine import snapshot_of
 
 from nemologger.checkpoint.state.snapshot import take
+from nemologger.checkpoint.writing import memory_left as memory_left_module
 from nemologger.checkpoint.writing.async_saver import AsyncSaver
-from nemologger.checkpoint.writing.memory_left import given_back, memory_left
+from nemologger.checkpoint.writing.memory_left import check_memory, given_back, memory_left
 from nemologger.disk import LocalDisk
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import SingleProcess
@@ -42,11 +47,31 @@ NO_LIMIT = {**IN_V1, "sys/fs/cgroup/memory/memory.limit_in_bytes": str(2**63 - 4
     ],
 )
 def test_the_tightest_of_machine_and_control_groups_counts(tmp_path, told, left):
+    assert min(memory_left(_root(tmp_path, told)).values(), default=None) == left
+
+
+def _root(directory: Path, told: dict[str, str]) -> Path:
     for name, content in told.items():
-        file = tmp_path / name
+        file = directory / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(content)
-    assert memory_left(tmp_path) == left
+    return directory
+
+
+@pytest.mark.parametrize(("arena", "is_apart", "fits"), [(3, True, True), (3, False, False), (5, True, False)])
+def test_ranks_of_a_host_add_up_where_they_share_a_limit(tmp_path, monkeypatch, arena, is_apart, fits):
+    """Each may have a container of its own, of 3 MB, on a machine that has 9."""
+    lefts = iter(
+        [memory_left(_root(tmp_path / name, {**MEMINFO, **IN_V2})) for name in ("a", "b" if is_apart else "a")]
+    )
+    monkeypatch.setattr(memory_left_module, "memory_left", lambda: next(lefts))
+    with nullcontext() if fits else pytest.raises(SaveFailedError, match="MB are left there"):
+        check_memory(_Two(), arena * MB, steps_on_host=False)
+
+
+class _Two(SingleProcess):
+    def exchange(self, value, answer):
+        return answer([value, replace(value, left=memory_left_module.memory_left())])
 
 
 def test_what_a_step_has_given_back_is_wanted_again():
