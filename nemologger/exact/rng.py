@@ -184,7 +184,8 @@ def reseed(generator: Any, seed: int) -> None:
     elif isinstance(generator, random.Random):
         generator.seed(seed)
     elif isinstance(generator, np.random.RandomState):
-        generator.seed(seed & 0xFFFFFFFF)
+        bits = getattr(np.random, generator.get_state(legacy=False)["bit_generator"])
+        generator.set_state(np.random.RandomState(bits(seed)).get_state(legacy=False))
     else:
         generator.bit_generator.state = type(generator.bit_generator)(seed).state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from nemologger.exact.rng import GENERATORS, reseed
+from nemologger.exact.in_worker import Watch
+from nemologger.exact.rng import reseed
 
 
 class Owner(Augmented):
@@ -44,11 +46,14 @@ def test_its_generators_are_seeded_for_each_batch(options, tmp_path):
 class Begins(Augmented):
     """Counts, and makes a generator when it needs one."""
 
-    served, rng, chosen = 0, None, False
+    served, rng, chosen, drawn = 0, None, False, 0.0
 
     def __getitem__(self, index):
         self.served += 1
-        self.chosen = random.random() < 0.5  # a note of this sample, as of MONAI's transforms
+        self.chosen, self.drawn = (
+            random.random() < 0.5,
+            random.random(),
+        )  # notes of this sample, as of MONAI's transforms
         self.rng = self.rng or np.random.default_rng(get_worker_info().id)
         return super().__getitem__(index) + self.rng.random() + self.served
 
@@ -65,7 +70,7 @@ class Passes(IterableDataset):
 
 
 CHANGES = {
-    "map-style": (lambda: DataLoader(Begins(), batch_size=BATCH, num_workers=2), "dataset.rng, dataset.served change"),
+    "map-style": (lambda: DataLoader(Begins(), num_workers=2), "dataset.rng, dataset.served change"),
     "stream": (
         lambda: DataLoader(Passes(), batch_size=8, num_workers=1, persistent_workers=True),
         "dataset.passes change",
@@ -75,7 +80,7 @@ CHANGES = {
 
 @pytest.mark.parametrize(("loader", "named"), CHANGES.values(), ids=CHANGES)
 def test_other_things_that_change_there_are_named(loader, named, tmp_path, caplog):
-    train(Case(loader, steps=8), tmp_path, 1)
+    train(Case(loader, steps=18), tmp_path, 1)
     assert len([record for record in caplog.records if named in record.getMessage()]) == 1
 
 
@@ -98,11 +103,29 @@ def test_workers_begin_with_what_the_program_set_before_the_epoch(tmp_path):
     check(Case(loader, at=(6, 8), steps=13, callbacks=lambda: [Stages()]), tmp_path)
 
 
-@pytest.mark.parametrize("kind", GENERATORS)
-def test_every_kind_can_be_seeded(kind):
-    made = np.random.Generator(np.random.Philox(1)) if kind is np.random.Generator else kind()
-    drawn = []
+def test_generators_that_draw_the_same_go_on_so():
+    image, mask = (SimpleNamespace(rng=np.random.RandomState(1)) for _ in range(2))
+    other = SimpleNamespace(rng=np.random.RandomState(2))
+    Watch(1, "batch").before(SimpleNamespace(dataset=[image, other, mask], collate_fn=None), 7)
+    assert image.rng.random() == mask.rng.random() != other.rng.random()
+
+
+MADE = (
+    torch.Generator, random.Random, lambda: np.random.Generator(np.random.Philox(1)), np.random.RandomState,
+    lambda: np.random.RandomState(np.random.PCG64(1)),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MADE)
+def test_every_kind_can_be_seeded(make):
+    made, drawn = make(), []
     for seed in (2**64 - 1, 7, 2**64 - 1):
         reseed(made, seed)
-        drawn.append(torch.rand(1, generator=made).item() if kind is torch.Generator else made.random())
+        drawn.append(
+            torch.rand(1, generator=made).item()
+            if make is torch.Generator
+            else made.random_sample()
+            if hasattr(made, "random_sample")
+            else made.random()
+        )
     assert drawn[0] == drawn[2] != drawn[1]
