@@ -24,7 +24,7 @@ _MOST_ITEMS = 2**18
 _MOST_OBJECTS = 2**15
 _MOST_LOOKED_AT = 2**26
 _SMALL = 2**16
-#: Of a batch this many numbers or items, and no deeper.
+#: Of a batch this many items, of each as many numbers or letters, and no deeper.
 _FEW, _DEEPEST = 1024, 6
 
 _TEXTS = (str, bytes, type(None))
@@ -46,7 +46,7 @@ def is_small(value: Any) -> bool:
 
 def is_in_memory(value: Any) -> bool:
     """Whether ``value`` is an array or tensor that has the same fingerprint in every process, if it holds the same."""
-    if isinstance(value, torch.Tensor):
+    if issubclass(type(value), torch.Tensor):
         return _is_plain(value) and value.device.type == "cpu"
     return type(value) is np.ndarray and not value.dtype.hasobject
 
@@ -75,11 +75,12 @@ def fingerprint(value: Any, share: int = 1) -> int:
 def of_batch(batch: Any) -> int:
     """A number that is the same in every process for a batch that holds the same, as far as a short look goes."""
     digest = xxhash.xxh3_64()
-    _add_batch(digest, batch, 0)
+    _add_batch(digest, batch, 0, [_FEW])
     return digest.intdigest() >> 1
 
 
-def _add_batch(digest: Any, value: Any, depth: int) -> None:
+def _add_batch(digest: Any, value: Any, depth: int, left: list[int]) -> None:
+    left[0] -= 1
     digest.update(type(value).__name__.encode())
     if isinstance(value, torch.Tensor) and _is_plain(value) and value.device.type == "cpu":
         flat = value.detach().reshape(-1) if value.is_contiguous() else value.detach()[:1].reshape(-1)
@@ -87,12 +88,14 @@ def _add_batch(digest: Any, value: Any, depth: int) -> None:
     elif isinstance(value, np.ndarray) and not value.dtype.hasobject:
         _add_array(digest, np.ascontiguousarray(value.flat[:_FEW]))
     elif isinstance(value, _SCALARS):
-        digest.update(repr(value).encode())
+        digest.update(repr(value[:_FEW] if isinstance(value, str | bytes) else value).encode())
     elif depth < _DEEPEST and isinstance(value, dict | list | tuple):
         for item in islice(value.values() if isinstance(value, dict) else value, _FEW):
-            _add_batch(digest, item, depth + 1)
+            if left[0] <= 0:
+                return
+            _add_batch(digest, item, depth + 1, left)
     elif depth < _DEEPEST and hasattr(value, "__dict__"):
-        _add_batch(digest, vars(value), depth + 1)
+        _add_batch(digest, vars(value), depth + 1, left)
 
 
 def _nbytes(value: Any) -> int:
@@ -135,11 +138,11 @@ def _add_items(digest: Any, value: Any, share: int) -> None:
     kinds = set(map(type, (item for _, item in listed) if isinstance(value, dict) else listed))
     if not (kinds <= set(_SCALARS) or _are_numbers(kinds)):
         listed = listed[:: 1 + len(listed) * share // _MOST_OBJECTS]
-        within = sum(len(item) for item in listed if isinstance(item, list | tuple))
+        within = sum(len(item) for item in listed if issubclass(type(item), list | tuple))
         if within * share > _MOST_ITEMS:
             digest.update(str(within).encode())
             step = 1 + within * share // _MOST_ITEMS
-            listed = [item[::step] if isinstance(item, list | tuple) else item for item in listed]
+            listed = [item[::step] if issubclass(type(item), list | tuple) else item for item in listed]
     if _are_numbers(kinds) and not isinstance(value, dict):
         array = np.asarray(listed)
         if not array.dtype.hasobject:
@@ -172,13 +175,14 @@ class _Streaming(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         if value is int:
             return NotImplemented
-        if isinstance(value, np.generic):
+        kind = type(value)  # isinstance() would ask a proxy what it stands for
+        if issubclass(kind, np.generic):
             return int, (value.item(),)
-        if isinstance(value, np.ndarray | torch.Tensor):
+        if issubclass(kind, np.ndarray | torch.Tensor):
             return int, (fingerprint(value) if is_small(value) else id(value),)
-        if isinstance(value, dict):
-            return int, (list(value.items()),)
-        return int, (list(value) if isinstance(value, deque | bytearray) else id(value),)
+        if issubclass(kind, dict):
+            return int, (list(dict.items(value)),)
+        return int, (list(value) if issubclass(kind, deque | bytearray) else id(value),)
 
 
 # --- keep -------------------------------------------------------------------------------------------------------------

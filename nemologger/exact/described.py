@@ -32,7 +32,7 @@ def _content(dataset: Any) -> str:
         dataset = dataset.dataset
     found = []
     for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
-        parts = value if isinstance(value, list | tuple) and len(value) <= _FEW else [value]
+        parts = value if issubclass(type(value), list | tuple) and len(value) <= _FEW else [value]
         found += [(name, contents.fingerprint(part)) for part in parts if contents.is_in_memory(part)]
     return xxhash.xxh3_64_hexdigest(repr(found).encode()) if found else ""
 

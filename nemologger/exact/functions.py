@@ -75,15 +75,19 @@ class Counters:
 
 def holders_of_schedule(path: str, schedule: Any) -> dict[str, object]:
     """What the functions of ``schedule``, and of those that it is made of, keep: by path below that of ``schedule``."""
-    found: dict[str, object] = {}
-    for name, value in vars(schedule).items():
+    return dict(_of_schedule(path, schedule, set()))
+
+
+def _of_schedule(path: str, schedule: Any, seen: set[int]) -> Iterator[tuple[str, object]]:
+    seen.add(id(schedule))  # those that are combined may know by what
+    for name, value in getattr(schedule, "__dict__", {}).items():
         for place, item in enumerate(value) if isinstance(value, list | tuple) else [(-1, value)]:
             below = f"{path}.{name}" if place < 0 else f"{path}.{name}.{place}"
             if isinstance(item, LRScheduler):
-                found |= holders_of_schedule(below, item)
+                if id(item) not in seen:
+                    yield from _of_schedule(below, item, seen)
             elif callable(item):
-                found |= dict(_holders(below, item, 0))
-    return found
+                yield from _holders(below, item, 0)
 
 
 def holders_of_optimizer(path: str, optimizer: Optimizer) -> dict[str, object]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import GeneratorType
 from typing import Any, Literal, NamedTuple
 
 import torch
 
 from nemologger.exact import contents
-from nemologger.exact.reach import attributes, has_attributes, walk
-from nemologger.exact.rng import GENERATORS, generator_from, generator_state, set_generator_state
+from nemologger.exact.reach import attributes, has_attributes, is_generator, module_of, walk
+from nemologger.exact.rng import generator_from, generator_state, set_generator_state
 
 _SCALARS = (int, float, bool, str, type(None))
 
@@ -52,6 +53,37 @@ class _First(NamedTuple):
     kept: Any
 
 
+class _Look:
+    """What is within reach at one moment: going there takes most of the time.
+
+    Attributes:
+        there: The paths of all objects.
+        generators: The generators among them, by path.
+        holders: Those with attributes, by path.
+        named: The attributes of these.
+    """
+
+    def __init__(self, roots: Mapping[str, Any]) -> None:
+        found = list(walk(roots))
+        self.there = {path for path, _ in found}
+        self.generators = {path: value for path, value in found if is_generator(value)}
+        self.holders = {path: value for path, value in found if has_attributes(value)}
+
+    @cached_property
+    def named(self) -> dict[str, dict[str, Any]]:
+        return {path: attributes(holder) for path, holder in self.holders.items()}
+
+    @property
+    def scalars(self) -> dict[str, Any]:
+        """Numbers and texts, by path."""
+        return {
+            f"{path}.{name}": value
+            for path, named in self.named.items()
+            for name, value in named.items()
+            if type(value) in _SCALARS
+        }
+
+
 class Owned:
     """Looks into objects for the state that they carry from batch to batch.
 
@@ -83,13 +115,14 @@ class Owned:
         self._closed = closed
         self._most = most
         self._light = light
-        self._at_first = self._scalars() if counters else {}
-        holding = self._holding() if counters else []
+        look = _Look(self._roots if counters else {})
+        self._at_first = look.scalars
+        holding = self._holding(look)
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(not contents.is_small(value) for _, value in holding) // 4
         left = [0 if light else contents.MOST_BYTES]
         self._first = {p: _First(v, contents.fingerprint(v, self._share), _kept(v, left)) for p, v in holding}
-        self._there = {path for path, _ in walk(self._roots)} if counters else set()
+        self._there = look.there
         self._late: dict[str, Any] = {}
         self._partly: set[str] = set()
         self.lost: dict[str, str] = {}
@@ -97,7 +130,7 @@ class Owned:
     @property
     def generators(self) -> dict[str, Any]:
         """The generators, by path."""
-        return {path: value for path, value in walk(self._roots) if isinstance(value, GENERATORS)}
+        return _Look(self._roots).generators
 
     def values(self, *, counters: bool = True, look: Literal["all", "small", "not"] = "all") -> Values:
         """The state of this moment.
@@ -108,40 +141,43 @@ class Owned:
         """
         if not self._roots:
             return Values()
-        generators = {path: generator_state(generator) for path, generator in self.generators.items()}
+        seen = _Look(self._roots)
+        generators = {path: generator_state(generator) for path, generator in seen.generators.items()}
         if not (counters and self._counters):
             return Values(generators)
         unknown = object()
-        changed = {p: v for p, v in self._scalars().items() if self._at_first.get(p, unknown) != v}
+        changed = {p: v for p, v in seen.scalars.items() if self._at_first.get(p, unknown) != v}
         if look == "all":
-            self._name_late(generators, changed)
-        return Values(generators, changed, None if look == "not" else self._changed(small=look == "small"))
+            self._name_late(generators, changed, seen)
+        return Values(generators, changed, None if look == "not" else self._changed(seen, small=look == "small"))
 
     def restore(self, values: Values, *, exactly: bool = False) -> None:
         """Set what is still there to ``values``; with ``exactly``, counters that are not among them to what they were."""
+        look = _Look(self._roots)
         if values.generators:
-            present = self.generators
+            present = look.generators
             for path, state in values.generators.items():
                 if path in present:
                     set_generator_state(present[path], state)
             missing = {path: state for path, state in values.generators.items() if path not in present}
-            make_generators(dict(self._holders()) if missing else {}, missing)
+            if missing:
+                make_generators(look.holders, missing)
         if not self._counters:
             return
         counters = {**self._at_first, **values.counters} if exactly else values.counters
-        holders = dict(self._holders()) if counters or values.contents is not None else {}
+        holders = look.holders
         for path, value in counters.items():
             holder, _, name = path.rpartition(".")
             if holder not in holders:
                 continue
-            there = attributes(holders[holder]).get(name, self)
+            there = look.named[holder].get(name, self)
             # Not there yet: the program begins to count when it first has something to count.
             begins = there is self and path in values.counters and _may_begin(holders[holder], name)
             if begins or (type(there) in _SCALARS and there != value):
                 setattr(holders[holder], name, value)
         if values.contents is None:
             return
-        there = {path: value for path, value in self._holding() if path in values.contents or exactly}
+        there = {path: value for path, value in self._holding(look) if path in values.contents or exactly}
         for path, value in there.items():
             if path.rpartition(".")[0] not in self._there:
                 continue
@@ -158,19 +194,19 @@ class Owned:
 
     def name_large(self) -> None:
         """Put what has changed, and is too large to be kept for every batch, among what is :attr:`lost`."""
-        for path, value in self._holding():
+        for path, value in self._holding(_Look(self._roots)):
             if path not in self.lost and not contents.is_small(value) and self._has_changed(path, value):
                 self.lost[path] = "is too large to be noted with every batch, which a sampler without __len__() needs"
 
-    def _name_late(self, generators: Mapping[str, Any], counters: Mapping[str, Any]) -> None:
+    def _name_late(self, generators: Mapping[str, Any], counters: Mapping[str, Any], look: _Look) -> None:
         """Put objects that were made late, and go on changing, among what is :attr:`lost`, and iterators with a place."""
         late = {path: None for path in generators if ":" not in path} | dict(counters)
         for path, value in late.items():
             if path not in self._there and path.rpartition(".")[0] not in self._there:
                 self._look_at_late(path, value)
-        for path, holder in self._holders():
-            for name, value in attributes(holder).items():
-                if isinstance(value, Iterator) and _has_place(value) and path.partition(".")[0] not in self._closed:
+        for path, named in look.named.items():
+            for name, value in named.items():
+                if _has_place(value) and path.partition(".")[0] not in self._closed:
                     self.lost.setdefault(f"{path}.{name}", "is an iterator, whose place cannot be kept")
 
     def _look_at_late(self, path: str, value: Any) -> None:
@@ -183,10 +219,10 @@ class Owned:
         known = next(n for n in range(1, len(names) + 1) if ".".join(names[:n]) not in self._there)
         self.lost.setdefault(".".join(names[:known]), "was made after training began")
 
-    def _changed(self, *, small: bool) -> dict[str, tuple[Any, bool]]:
+    def _changed(self, look: _Look, *, small: bool) -> dict[str, tuple[Any, bool]]:
         found: dict[str, tuple[Any, bool]] = {}
         left = [self._most]
-        for path, value in self._holding():
+        for path, value in self._holding(look):
             if (small and not contents.is_small(value)) or not self._has_changed(path, value):
                 continue
             first = self._first.get(path)
@@ -211,25 +247,15 @@ class Owned:
         first = self._first.get(path)
         return first is None or contents.fingerprint(value, self._share) != first.fingerprint
 
-    def _holding(self) -> list[tuple[str, Any]]:
+    def _holding(self, look: _Look) -> list[tuple[str, Any]]:
         return [
             (f"{path}.{name}", value)
-            for path, holder in self._holders()
-            if path.partition(".")[0] not in self._closed and not type(holder).__module__.startswith("lightning.")
-            for name, value in attributes(holder).items()
-            if isinstance(value, contents.KINDS) and not (self._light and not contents.is_small(value))
+            for path, named in look.named.items()
+            if path.partition(".")[0] not in self._closed
+            and not module_of(type(look.holders[path])).startswith("lightning.")
+            for name, value in named.items()
+            if issubclass(type(value), contents.KINDS) and not (self._light and not contents.is_small(value))
         ]
-
-    def _scalars(self) -> dict[str, Any]:
-        return {
-            f"{path}.{name}": value
-            for path, holder in self._holders()
-            for name, value in attributes(holder).items()
-            if type(value) in _SCALARS
-        }
-
-    def _holders(self) -> list[tuple[str, Any]]:
-        return [(path, value) for path, value in walk(self._roots) if has_attributes(value)]
 
 
 def make_generators(holders: Mapping[str, Any], states: Mapping[str, Any], device: torch.device | None = None) -> None:
@@ -251,16 +277,17 @@ def make_generators(holders: Mapping[str, Any], states: Mapping[str, Any], devic
 
 def _may_begin(holder: Any, name: str) -> bool:
     """Whether an object makes such an attribute only when it needs it. What torch's own have is what they were given."""
-    return not type(holder).__module__.startswith("torch.") and not isinstance(
+    return not module_of(type(holder)).startswith("torch.") and not isinstance(
         getattr(type(holder), name, None), property
     )
 
 
 def _has_place(value: Any) -> bool:
-    """Whether an iterator is one of python's own, and not at its end."""
-    if isinstance(value, GeneratorType):
+    """Whether ``value`` is an iterator, one of python's own, and not at its end."""
+    kind = type(value)
+    if kind is GeneratorType:
         return value.gi_frame is not None
-    return type(value).__module__ in ("builtins", "itertools")
+    return kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
 
 
 def _kept(value: Any, left: list[int]) -> Any:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -20,15 +29,39 @@ _MOST_ITEMS = 32
 _MOST_GENERATORS = 1024
 _MOST_OBJECTS = 1000
 _SCALARS = (int, float, bool, str, type(None))
-_CLOSED = (*_SCALARS, bytes, torch.Tensor, np.ndarray, np.generic, type, ModuleType, BuiltinFunctionType, nn.Parameter)
+_CLOSED = (
+    *_SCALARS, bytes, torch.Tensor, np.ndarray, np.generic, type, ModuleType, BuiltinFunctionType, random.SystemRandom,
+)  # fmt: skip
 #: Locks, queues, threads, files and processes have numbers that are nobody's to set.
 _OPEN = {"builtins", "collections", "functools", "types", "argparse", "dataclasses", "__main__", "random"}
 _STANDARD = sys.stdlib_module_names - _OPEN
 #: Their classes use no generators but the global ones.
-_WITHOUT_OWN = ("torch", "numpy", "lightning", "builtins", *_STANDARD)
+_WITHOUT_OWN = ("torch", "numpy", "lightning", *(sys.stdlib_module_names - {"__main__"}))
 #: Of a module: what is no attribute, or in the checkpoint if it decides about anything.
 _OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
 _EMPTY = CellType()
+_ABSENT = object()
+
+
+class _Kind(NamedTuple):
+    """What is known of a class.
+
+    Attributes:
+        closed: Whether its objects are not looked into.
+        generator: Whether they are generators.
+        data: Whether they are tables or columns, of pandas say: like an array, with caches that say nothing of the run.
+        slots: Its attributes in slots.
+        own: Those of its bases that may use generators of their own.
+    """
+
+    closed: bool
+    generator: bool = False
+    data: bool = False
+    slots: Mapping[str, MemberDescriptorType] = {}
+    own: tuple[type, ...] = ()
+
+
+_kinds: WeakKeyDictionary[type, _Kind] = WeakKeyDictionary()
 _names: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
 
 
@@ -39,48 +72,42 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for path, value, depth in waiting:
         if len(seen) >= _MOST_OBJECTS:
             return
-        if id(value) in seen:
+        kind = _kind_of(type(value))
+        if kind.closed or id(value) in seen or (depth and kind.data) or _is_network(value):
             continue
-        try:
-            is_open, parts = _look(path, value, depth)
-        except Exception:  # noqa: BLE001  of a class that objects to being looked at: it is left alone
-            continue
-        if is_open:
-            seen.add(id(value))
-            yield path, value
-            waiting += parts
-
-
-def _look(path: str, value: Any, depth: int) -> tuple[bool, list[tuple[str, Any, int]]]:
-    """Whether ``value`` may keep something that counts, and what can be reached from it."""
-    if isinstance(value, _CLOSED) or _is_closed(value) or (depth and _is_data(value)):
-        return False, []
-    if depth >= _DEEPEST or isinstance(value, GENERATORS):
-        return True, []
-    below = [(f"{path}.{name}", item) for name, item in _parts(value)] + _globals_of(value)
-    return True, [(name, item, depth + 1) for name, item in below]
+        seen.add(id(value))
+        yield path, value
+        if depth < _DEEPEST and not kind.generator:
+            waiting += [(f"{path}.{name}", item, depth + 1) for name, item in _parts(value)]
+            waiting += [(name, item, depth + 1) for name, item in _globals_of(value)]
 
 
 def attributes(value: Any) -> dict[str, Any]:
     """Those of ``value``, also in slots."""
-    if _is_shared_number(value):
+    if _is_shared_number(type(value)):
         return {"value": value.value}
-    found: dict[str, Any] = {}
-    for kind in type(value).__mro__:
-        slots = kind.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(value, name):
-                found[name] = getattr(value, name)
-    own = getattr(value, "__dict__", {})
+    own = dict(getattr(value, "__dict__", {}))
+    for name, slot in _kind_of(type(value)).slots.items():
+        try:
+            own.setdefault(name, slot.__get__(value))
+        except AttributeError:  # nothing is in it
+            continue
     if isinstance(value, nn.Module):
         own = {name: item for name, item in own.items() if name not in _OF_MODULES}
-    return found | own
+    return own
 
 
 def has_attributes(value: Any) -> bool:
     """Whether ``value`` is an object that may keep something."""
-    open_ = not isinstance(value, (*GENERATORS, MethodType)) and hasattr(type(value), "__module__")
-    return open_ and (hasattr(value, "__dict__") or any("__slots__" in kind.__dict__ for kind in type(value).__mro__))
+    kind = type(value)
+    if kind is MethodType or is_generator(value):
+        return False
+    return hasattr(value, "__dict__") or bool(_kind_of(kind).slots) or _is_shared_number(kind)
+
+
+def is_generator(value: Any) -> bool:
+    """Whether it is one; unlike isinstance(), without asking a proxy what it stands for."""
+    return _kind_of(type(value)).generator
 
 
 def generators_of_class(value: Any) -> dict[str, Any]:
@@ -88,11 +115,51 @@ def generators_of_class(value: Any) -> dict[str, Any]:
     own = getattr(value, "__dict__", {})
     return {
         name: item
-        for kind in reversed(type(value).__mro__)
-        if not _is_without_own(kind)
+        for kind in _kind_of(type(value)).own
         for name, item in vars(kind).items()
-        if isinstance(item, GENERATORS) and name not in own
+        if is_generator(item) and name not in own
     }
+
+
+def _kind_of(kind: type) -> _Kind:
+    try:
+        known = _kinds.get(kind)
+    except TypeError:  # a class without a hash
+        return _Kind(closed=True)
+    if known is None:
+        known = _kinds[kind] = _look_at(kind)
+    return known
+
+
+def _look_at(kind: type) -> _Kind:
+    bases = kind.__mro__
+    closed = (
+        issubclass(kind, _CLOSED)
+        # A dataset may hold the trainer or the data module; their state is Lightning's business.
+        or any(module_of(base).startswith("lightning.pytorch.") for base in bases)
+        # Nor are what loaders keep while they are gone through, and what they are wrapped in.
+        or kind.__name__.endswith("DataLoaderIter")
+        or module_of(kind).startswith("nemologger.exact.")
+        or (module_of(kind).partition(".")[0] in _STANDARD and not _is_shared_number(kind))
+        # A proxy passes every question on, and may not have yet what it stands for.
+        or any("__class__" in vars(base) for base in bases[:-1])
+    )
+    slots = {
+        name: slot
+        for base in bases
+        if "__slots__" in vars(base)
+        for name, slot in vars(base).items()
+        if isinstance(slot, MemberDescriptorType)
+    }
+    own = tuple(base for base in reversed(bases) if module_of(base).partition(".")[0] not in _WITHOUT_OWN)
+    data = hasattr(kind, "__array__") or hasattr(kind, "__array_interface__")  # images of Pillow have the latter
+    return _Kind(closed, not closed and issubclass(kind, GENERATORS), data, slots, own)
+
+
+def module_of(kind: type) -> str:
+    """The name of its module; "" if it has none."""
+    name = kind.__module__
+    return name if isinstance(name, str) else ""
 
 
 def _globals_of(value: Any) -> list[tuple[str, Any]]:
@@ -101,13 +168,15 @@ def _globals_of(value: Any) -> list[tuple[str, Any]]:
     if isinstance(function, FunctionType):
         places = [(function.__module__, function.__globals__, _named(function.__code__))]
     else:
-        kinds = [kind for kind in type(value).__mro__ if not _is_without_own(kind)]
-        places = [(kind.__module__, vars(sys.modules.get(kind.__module__, sys)), _named_by(kind)) for kind in kinds]
+        places = [
+            (module_of(kind), getattr(sys.modules.get(module_of(kind)), "__dict__", {}), _named_by(kind))
+            for kind in reversed(_kind_of(type(value)).own)
+        ]
     return [
         (f"{module}:{name}", there[name])
         for module, there, names in places
         for name in sorted(names)
-        if isinstance(there.get(name), GENERATORS)
+        if is_generator(there.get(name))
     ]
 
 
@@ -124,40 +193,30 @@ def _named(code: CodeType) -> frozenset[str]:
     return frozenset(code.co_names).union(*inner)
 
 
-def _is_without_own(kind: type) -> bool:
-    return kind.__module__.partition(".")[0] in _WITHOUT_OWN
-
-
-def _is_closed(value: Any) -> bool:
-    kinds = type(value).__mro__
-    # A dataset may hold the trainer or the data module; their state is Lightning's business.
-    if any(kind.__module__.startswith("lightning.pytorch.") for kind in kinds):
-        return True
-    # Nor are what loaders keep while they are gone through, and what they are wrapped in.
-    if kinds[0].__name__.endswith("DataLoaderIter") or kinds[0].__module__.startswith("nemologger.exact."):
-        return True
-    return kinds[0].__module__.partition(".")[0] in _STANDARD and not _is_shared_number(value)
-
-
-def _is_shared_number(value: Any) -> bool:
-    """Whether ``value`` is a ``multiprocessing.Value``, by which a program tells its workers the number of the epoch."""
-    kind = type(value)
+def _is_shared_number(kind: type) -> bool:
+    """Whether it is that of ``multiprocessing.Value``, by which a program tells its workers the number of the epoch."""
     return kind.__name__ == "Synchronized" and kind.__module__ == "multiprocessing.sharedctypes"
 
 
-def _is_data(value: Any) -> bool:
-    """Whether ``value`` is a table or column, of pandas say: data like an array, with caches that say nothing of the run."""
-    return hasattr(type(value), "__array__")
+def _is_network(value: Any) -> bool:
+    """Whether ``value`` is no transform, but a model, or a part of one that is trained: that is in the checkpoint."""
+    if not isinstance(value, nn.Module):
+        return False
+    try:
+        return next(value.parameters(), None) is not None
+    except AttributeError:  # nobody has called its __init__()
+        return True
 
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
+    # No other mappings: one may read files, or raise for what a configuration lacks.
     if isinstance(value, list | tuple | dict):
         most = _MOST_ITEMS
-        if isinstance(value, list | tuple) and value and isinstance(value[0], GENERATORS):
+        if isinstance(value, list | tuple) and value and is_generator(value[0]):
             most = _MOST_GENERATORS  # one for each sample
         if len(value) > most:
             return []
-        return [(str(k), v) for k, v in (value.items() if isinstance(value, dict) else enumerate(value))]
+        return [(str(k), v) for k, v in (dict.items(value) if isinstance(value, dict) else enumerate(value))]
     if isinstance(value, MethodType):
         return [("__self__", value.__self__)]
     parts: list[tuple[Any, Any]] = [*attributes(value).items()]

@@ -8,6 +8,8 @@ import torch
 from exact.runs import Case, Net, check, shuffled, train
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, MultiplicativeLR
 
+from nemologger.exact.functions import holders_of_schedule
+
 CALLS = 0
 
 
@@ -62,6 +64,12 @@ class Scheduled(Net):
         schedules = [LambdaLR(optimizer, partial(in_variable, 1)), MultiplicativeLR(optimizer, in_list)]
         schedules += [MultiplicativeLR(optimizer, f) for f in (in_global, counts.next, drawn)]
         return [optimizer], [{"scheduler": ChainedScheduler(schedules), "interval": "step"}]
+
+
+def test_schedules_that_know_each_other():
+    inner = LambdaLR(torch.optim.SGD(Net().parameters(), lr=1), Counts().next)
+    inner.within = outer = ChainedScheduler([inner])
+    assert list(holders_of_schedule("schedule", outer)) == ["schedule._schedulers.0.lr_lambdas.0"]
 
 
 def test_they_go_on_as_they_were(tmp_path):

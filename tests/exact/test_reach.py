@@ -7,6 +7,7 @@ import multiprocessing
 import random
 from collections.abc import Mapping
 from functools import partial
+from queue import Queue
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,6 +17,8 @@ import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, Net, check, train
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Sampler, Subset
+
+from nemologger.exact.owned import Owned, Values
 
 of_this_file = np.random.default_rng(3)
 
@@ -30,14 +33,14 @@ class OfClass:
 
 
 class InSlots:
-    __slots__ = ("calls", "rng")
+    __slots__ = ("__rng", "calls")
 
     def __init__(self):
-        self.rng, self.calls = random.Random(5), 0
+        self.__rng, self.calls = random.Random(5), 0
 
     def __call__(self, value):
         self.calls += 1
-        return value + self.rng.random() + self.calls / 50
+        return value + self.__rng.random() + self.calls / 50
 
 
 class Module(nn.Module):
@@ -173,12 +176,42 @@ def test_what_has_a_place_of_its_own_is_named(tmp_path, caplog):
     assert "it was made after training began" in names["dataset.counter"]
 
 
+class Unread(Mapping):
+    """Reads a file, or a configuration that is not complete."""
+
+    __len__ = __iter__ = __getitem__ = None
+
+
+class Proxy:
+    """Does not have yet what it stands for."""
+
+    @property
+    def __class__(self):
+        raise OSError
+
+    __dict__ = __class__
+
+
+class Compared(type):
+    def __eq__(self, other):
+        return self is other
+
+
+def test_what_must_not_be_asked_is_left_alone():
+    odd = [random.SystemRandom(), Unread(), Proxy(), type("A", (), {"__module__": None})()]
+    owned = Owned({"dataset": SimpleNamespace(odd=odd, proxy=Proxy(), one=Compared("Unhashable", (), {})())})
+    assert owned.values() == Values({}, {}, {})
+
+
+def test_a_part_of_the_model_is_not_set_back_with_the_data():
+    net = nn.Linear(1, 1)
+    net.calls, owned = 0, Owned({"dataset": SimpleNamespace(teacher=net)})
+    net.eval().calls = 3
+    assert owned.values().counters == {}
+
+
 @pytest.mark.parametrize("calls", [0, 5])
 def test_locks_and_queues_are_left_alone(calls):
-    from queue import Queue
-
-    from nemologger.exact.owned import Owned
-
     holder = SimpleNamespace(queue=Queue())
     owned = Owned({"dataset": holder})
     for _ in range(calls):

@@ -58,6 +58,17 @@ def test_a_batch_has_the_same_checksum_wherever_it_is_made():
     assert contents.of_batch(batch(2)) == contents.of_batch(batch(2)) != contents.of_batch(batch(3))
 
 
+def test_of_a_large_batch_not_everything_is_looked_at():
+    seen = []
+
+    class Text(list):
+        def __iter__(self):
+            return (seen.append(item) or item for item in super().__iter__())
+
+    contents.of_batch([Text(range(1000)) for _ in range(1000)])
+    assert 0 < len(seen) <= 1024
+
+
 class HuggingFace(IterableDataset):
     """As a stream of ``datasets`` does with states: it begins every epoch of the same number with the one it was given."""
 
