@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from nemologger.exact import contents
 from nemologger.exact.described import described
+from nemologger.exact.earlier import renamed
 from nemologger.exact.owned import NOTHING, Owned, Values
 from nemologger.exact.rng import RngState
 from nemologger.exact.source import Source, has_state
@@ -47,12 +48,14 @@ class Position:
         state: The loader's own state, if it has one.
         at_start: Generators and counters of what decides about the next epoch: its sampler and generator.
         at_batch: Those of what changes with every batch: its dataset.
+        earlier: Whether it is of a version that had other names for some of these.
     """
 
     mark: Mark
     state: Any = None
     at_start: Values = NOTHING
     at_batch: Values = NOTHING
+    earlier: bool = False
 
     def to_plain(self) -> dict[str, Any]:
         """As plain types."""
@@ -79,7 +82,16 @@ class Position:
             start = Start(RngState.from_plain(first["rng"]), Values.from_plain(first["owned"]), first["seed"])
         mark = Mark(start, plain["batches"], plain["restarts"], plain["over"], plain.get("last", 0))
         at_start, at_batch = (Values.from_plain(plain[name]) for name in ("at_start", "at_batch"))
-        return Position(mark, plain["state"], at_start, at_batch)
+        return Position(mark, plain["state"], at_start, at_batch, earlier="last" not in plain)
+
+    def of_today(self, loader: Any) -> Position:
+        """The same by the names of today."""
+        if not self.earlier:
+            return self
+        at_start, at_batch, start = renamed(self.at_start, loader), renamed(self.at_batch, loader), self.mark.start
+        if start is not None:
+            start = replace(start, owned=renamed(start.owned, loader))
+        return Position(self.mark._replace(start=start), self.state, at_start, at_batch)
 
 
 class Feed:
@@ -183,10 +195,11 @@ class Feed:
 
     def go_on_within(self, position: Position) -> None:
         """Let the next batch be the one after ``position``."""
-        self._within, self._after, self.early = position, None, []
+        self._within, self._after, self.early = position.of_today(self.loader), None, []
 
     def go_on_after(self, position: Position) -> None:
         """Let the next batch be the first of the epoch after the one of ``position``."""
+        position = position.of_today(self.loader)
         self._within, self._after, self.early = None, position, []
         if position.state is not None:
             present = RngState.capture()

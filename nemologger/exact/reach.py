@@ -110,6 +110,13 @@ def is_generator(value: Any) -> bool:
     return _kind_of(type(value)).generator
 
 
+def cells_of(function: FunctionType) -> tuple[list[str], list[Any]]:
+    """The variables of where ``function`` was made: their names, and what they hold."""
+    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
+    filled = {name: cell.cell_contents for name, cell in cells if cell != _EMPTY}
+    return [*filled], [*filled.values()]
+
+
 def generators_of_class(value: Any) -> dict[str, Any]:
     """The generators among the attributes of the class of ``value``, by name, that it has none of its own for."""
     own = getattr(value, "__dict__", {})
@@ -221,9 +228,7 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         return [("__self__", value.__self__)]
     parts: list[tuple[Any, Any]] = [*attributes(value).items()]
     if isinstance(value, FunctionType):
-        names = value.__code__.co_freevars
-        cells = zip(names, value.__closure__ or (), strict=False)
-        parts += [(name, cell.cell_contents) for name, cell in cells if cell != _EMPTY]
+        parts += zip(*cells_of(value), strict=True)
         parts += [*enumerate(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]
     elif isinstance(value, partial):
         parts += [("func", value.func), *enumerate(value.args), *value.keywords.items()]
