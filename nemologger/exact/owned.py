@@ -95,7 +95,8 @@ class Owned:
         counters: Look for counters and contents too.
         closed: The names of roots whose contents are none of our business.
         most: Keep no more bytes of contents than this.
-        light: Look at small contents alone, and remember none: for processes that share their memory with others.
+        light: Look at small contents alone, and remember none: for processes that share their memory with others. There a
+            dictionary that has only been added to is a cache, and has not changed.
 
     Attributes:
         lost: What has changed and cannot be kept, by path, and why.
@@ -122,6 +123,7 @@ class Owned:
         self._share = 1 + sum(not contents.is_small(value) for _, value in holding) // 4
         left = [0 if light else contents.MOST_BYTES]
         self._first = {p: _First(v, contents.fingerprint(v, self._share), _kept(v, left)) for p, v in holding}
+        self._entries = {path: dict(value) for path, value in holding if light and isinstance(value, dict)}
         self._there = look.there
         self._late: dict[str, Any] = {}
         self._partly: set[str] = set()
@@ -225,6 +227,8 @@ class Owned:
         for path, value in self._holding(look):
             if (small and not contents.is_small(value)) or not self._has_changed(path, value):
                 continue
+            if self._is_cache(path, value):
+                continue
             first = self._first.get(path)
             if path.rpartition(".")[0] not in self._there:
                 if not small:
@@ -242,6 +246,15 @@ class Owned:
             self.lost.setdefault(path, "belongs to an object of which another part cannot be kept")
             del found[path]
         return found
+
+    def _is_cache(self, path: str, value: Any) -> bool:
+        """Whether it is a dictionary that has been added to since it was last looked at, and lost or replaced nothing."""
+        known = self._entries.get(path)
+        if known is None or len(value) <= len(known) or any(value.get(key, self) is not known[key] for key in known):
+            return False
+        self._entries[path] = dict(value)
+        self._first[path] = self._first[path]._replace(fingerprint=contents.fingerprint(value, self._share))
+        return True
 
     def _has_changed(self, path: str, value: Any) -> bool:
         first = self._first.get(path)

@@ -44,12 +44,17 @@ def test_its_generators_are_seeded_for_each_batch(options, tmp_path):
 
 
 class Begins(Augmented):
-    """Counts, and makes a generator when it needs one."""
+    """Counts, and makes a generator when it needs one; and has a cache."""
 
     served, rng, chosen, drawn = 0, None, False, 0.0
 
+    def __init__(self):
+        super().__init__()
+        self.cache = {}
+
     def __getitem__(self, index):
         self.served += 1
+        self.cache.setdefault(index, [index])
         self.chosen, self.drawn = (
             random.random() < 0.5,
             random.random(),
