@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact.runs import BATCH, SAMPLES, Augmented, Case, Net, check, train
+from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Sampler, Subset
 
@@ -91,40 +91,6 @@ def transforms():
     ]  # fmt: skip
 
 
-class Pool(Mapping):
-    """As the connections of an HTTP client: nobody may go through them."""
-
-    def _refuse(self, *_):
-        raise NotImplementedError
-
-    __iter__ = __len__ = __getitem__ = items = _refuse
-
-
-class Forwards:
-    """Looks for what it has not in something that it has not yet."""
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-
-class Aloof(Net):
-    def __init__(self):
-        super().__init__()
-        self.of_others = SimpleNamespace(pool=Pool(), forwards=Forwards())
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_objects_that_object_to_being_looked_at_are_left_alone(tmp_path, workers):
-    def loader():
-        data = Transformed([OfClass(), closure()])
-        data.of_others = SimpleNamespace(pool=Pool(), forwards=Forwards())
-        return DataLoader(data, batch_size=BATCH, shuffle=True, num_workers=workers)
-
-    OfClass.rng = np.random.RandomState(4)
-    train(Case(loader, Aloof, at=(3,)), tmp_path / "first", 1)
-    train(Case(loader, Aloof, at=(3,)), tmp_path / "next", 2, tmp_path / "first" / "step=3")
-
-
 def test_wherever_a_transform_has_its_generator(tmp_path):
     def loader():
         parts = ConcatDataset([Subset(ConcatDataset([Transformed(transforms())]), list(range(SAMPLES)))])
@@ -192,13 +158,20 @@ class Proxy:
     __dict__ = __class__
 
 
+class Forwards:
+    """Looks for what it has not in something that it has not yet."""
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
 class Compared(type):
     def __eq__(self, other):
         return self is other
 
 
 def test_what_must_not_be_asked_is_left_alone():
-    odd = [random.SystemRandom(), Unread(), Proxy(), type("A", (), {"__module__": None})()]
+    odd = [random.SystemRandom(), Unread(), Proxy(), Forwards(), type("A", (), {"__module__": None})()]
     owned = Owned({"dataset": SimpleNamespace(odd=odd, proxy=Proxy(), one=Compared("Unhashable", (), {})())})
     assert owned.values() == Values({}, {}, {})
 
