@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 from itertools import count
@@ -23,7 +24,8 @@ from nemologger.checkpoint.find import Found, Status, newest, survey
 from nemologger.disk import LocalDisk
 from nemologger.disk.there import exists
 from nemologger.errors import SaveFailedError
-from nemologger.ranks import decide
+from nemologger.loading.verified_reads import Ask, VerifiedReads
+from nemologger.ranks import decide, decide_with_help
 from nemologger.run.record import record_of
 from nemologger.stores.path import storage_path
 
@@ -80,7 +82,12 @@ class Requeue(PreemptionCallback):
             # SIGTERM comes next, and may be there at the same boundary: whoever stops first decides whether the job goes on.
             if isinstance(other, StopAtBoundary) and other is not self:
                 lightning_port.move_to_end(trainer, other)
-        noted = decide(self._ranks, lambda: self._noted(trainer))
+        read = VerifiedReads(self._ranks, None)
+
+        def look(ask: Ask) -> str:
+            return self._noted(trainer, lambda path: read.faults_only(path, ask))
+
+        noted = decide_with_help(self._ranks, look, read.share, read.progress)
         if noted:
             lightning_port.go_on_from(trainer, noted)
 
@@ -132,9 +139,9 @@ class Requeue(PreemptionCallback):
         else:
             _ENDED.clear()  # the next life finds them
 
-    def _noted(self, trainer: pl.Trainer) -> str:
-        """The checkpoint that this job goes on from, "" if it was not requeued."""
-        if self._note is None or not exists(self._note):
+    def _noted(self, trainer: pl.Trainer, faults: Callable[[Path], list[str]]) -> str:
+        """The checkpoint that this job goes on from, "" if it was not requeued, or the program says where to."""
+        if self._note is None or not exists(self._note) or lightning_port.goes_on_elsewhere(trainer):
             return ""
         options = getattr(self._saving(trainer), "storage_options", None)
         origin, path = os.fsdecode(self._note.read_bytes()).split(" ", 1)
@@ -150,7 +157,7 @@ class Requeue(PreemptionCallback):
             ended = known is not None and known.is_finished(max_steps=trainer.max_steps, max_epochs=trainer.max_epochs)
             return None if known is not None and (known.has_optimizer or ended) else "it has no optimizer state"
 
-        found = newest(filter(is_ours, survey(directory)), lambda path: [], log.error, why_not)  # loading verifies it
+        found = newest(filter(is_ours, survey(directory)), faults, log.error, why_not)
         if found is None:
             log.warning("%s says that this run has checkpoints in %s, but there is none of it", self._note, directory)
             return ""

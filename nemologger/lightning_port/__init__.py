@@ -92,6 +92,7 @@ from nemologger.lightning_port.progress import leave_fit as leave_fit
 from nemologger.lightning_port.progress import modes_of_training as modes_of_training
 from nemologger.lightning_port.progress import validation_follows as validation_follows
 from nemologger.lightning_port.requeue import go_on_from as go_on_from
+from nemologger.lightning_port.requeue import goes_on_elsewhere as goes_on_elsewhere
 from nemologger.lightning_port.requeue import leave_requeue_files as leave_requeue_files
 from nemologger.lightning_port.requeue import on_requeue_signal as on_requeue_signal
 from nemologger.lightning_port.requeue import requeue_file as requeue_file

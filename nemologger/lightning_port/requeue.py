@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
+from inspect import unwrap
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _CALLS = (pl.Trainer.fit, pl.Trainer.validate, pl.Trainer.test, pl.Trainer.predict)
-_ENTRIES = {call.__code__ for call in _CALLS}
+_ENTRIES = {unwrap(call).__code__ for call in _CALLS}  # a tracker may have wrapped them, to log by itself
 _UNKNOWN = ""  # as if something had been asked for
 
 
@@ -67,6 +68,11 @@ def go_on_from(trainer: pl.Trainer, path: str) -> None:
     vars(trainer._checkpoint_connector)["own"] = path
 
 
+def goes_on_elsewhere(trainer: pl.Trainer) -> bool:
+    """For ``setup``, behind :func:`leave_requeue_files`: whether the fit was told where to go on from."""
+    return trainer.ckpt_path not in (None, vars(trainer._checkpoint_connector).get("refused"))
+
+
 class _Connector(_CheckpointConnector):
     """Lightning's, which looks for no files of other runs.
 
@@ -91,15 +97,16 @@ class _Connector(_CheckpointConnector):
         return None
 
     def _parse_ckpt_path(self, state_fn: Any, ckpt_path: Any, model_provided: bool, model_connected: bool) -> Any:
-        self.asked, self.refused = ckpt_path, None
+        self.asked, self.refused, self.own = ckpt_path, None, None
         return super()._parse_ckpt_path(state_fn, ckpt_path, model_provided, model_connected)
 
     def resume_start(self, checkpoint_path: Any = None, weights_only: bool | None = None) -> None:
-        own, self.own = self.own, None
         if checkpoint_path is not None and checkpoint_path == self.refused:
             self._tell(checkpoint_path)
             checkpoint_path = None
-        super().resume_start(own if checkpoint_path is None else checkpoint_path, weights_only)
+        if checkpoint_path is None:  # else it may be a finder of learning rates, which goes back to where it began
+            checkpoint_path, self.own = self.own, None
+        super().resume_start(checkpoint_path, weights_only)
 
     def _tell(self, path: str) -> None:
         if not self.told and self.trainer.is_global_zero:

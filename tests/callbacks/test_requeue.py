@@ -165,6 +165,25 @@ def test_each_run_of_a_program_goes_on_from_its_own(tmp_path, monkeypatch, here,
     assert life(stopped_in=None) == [[0, 1, 2, 3, 4], [3, 4]]
 
 
+def test_damage_is_found_before_it_is_gone_on_with(tmp_path, monkeypatch, here):
+    def life(*watch: Watch) -> list[int]:
+        as_in_another_process(monkeypatch)
+        ckpt = nl.ModelCheckpoint(
+            dirpath=tmp_path / "checkpoints", filename="{step}", monitor=None, every_n_train_steps=1, save_last="link"
+        )
+        model, trainer = ToyModel(), quiet_trainer(max_steps=5, limit_val_batches=0, callbacks=[ckpt, *watch])
+        with suppress(SystemExit):
+            trainer.fit(model, ToyDataModule())
+        return [*model.losses]
+
+    assert life(Watch("batch", 2, signal.SIGUSR1)) == [0, 1, 2]
+    file = next((tmp_path / "checkpoints" / "step=3" / "weights").glob("*.distcp"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert life() == [2, 3, 4]
+
+
 class _Tested(ToyModel):
     is_stopped = True
 
