@@ -92,6 +92,8 @@ class LosesItsWriter(Callback):
                 time.sleep(0.01)
             for pid in writers(os.getpid()):
                 os.kill(pid, self.sent[trainer.global_step])
+            while self.sent[trainer.global_step] == signal.SIGKILL and checkpoint._keeper._beside._equipment.has_writer:
+                time.sleep(0.01)
         time.sleep(0.4 if trainer.global_step > 1 else 0)
 
 
