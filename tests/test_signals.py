@@ -19,12 +19,13 @@ SENT = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SI
 
 @contextmanager
 def sent_to_children():
-    """All of them, again and again, to whatever this process starts, from its first moment on."""
+    """All of them, again and again, to whatever this process starts from now on, from its first moment on."""
     here, over = psutil.Process(), threading.Event()
+    before = set(here.children())  # servers of other tests are to live
 
     def send() -> None:
         while not over.is_set():
-            for child in here.children():
+            for child in set(here.children()) - before:
                 for number in SENT:
                     with suppress(ProcessLookupError):
                         os.kill(child.pid, number)
