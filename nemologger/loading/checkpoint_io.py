@@ -27,7 +27,7 @@ from nemologger.checkpoint.reading.load import (
     optimizer_names,
     weights_of,
 )
-from nemologger.checkpoint.state.optimizers import align, keep_digits
+from nemologger.checkpoint.state.optimizers import align, keep_as_saved
 from nemologger.checkpoint.state.plain import fill_in
 from nemologger.checkpoint.weights import described
 from nemologger.disk.there import exists, is_dir
@@ -354,8 +354,8 @@ def align_to(trainer: pl.Trainer, directory: Path, states: list[dict[str, Any]])
             states[i] = align(state or {"param_groups": []}, saved[i], groups, now[i], optimizer.defaults)
         except ModelMismatchError as error:
             raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
-        if not sharded_state.shards_state(trainer.strategy):
-            keep_digits(optimizer, states[i], partial(_dtype_in, directory, saved[i]))
+        if "param_groups" in states[i] and not sharded_state.shards_state(trainer.strategy):
+            keep_as_saved(optimizer, states[i], partial(_dtype_in, directory, saved[i]))
 
 
 def _dtype_in(checkpoint: Path, names_of: Mapping[int, str], index: int) -> torch.dtype | None:

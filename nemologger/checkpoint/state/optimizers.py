@@ -6,7 +6,9 @@ a word. Checkpoints of ours know their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,6 +39,8 @@ def align(
     Raises:
         ModelMismatchError: If the two hold other parameters, group them otherwise, or have other settings.
     """
+    if "param_groups" not in saved:
+        return dict(saved)  # of one that wraps another, in a form of its own
     index_of = {name: index for index, name in saved_names.items()}
     if len(index_of) != len(saved_names) or len(set(names.values())) != len(names):
         return dict(saved)  # two parameters of one name: only their order tells them apart
@@ -49,38 +53,82 @@ def align(
     return {**saved, "param_groups": aligned}
 
 
-def keep_digits(
+def keep_as_saved(
     optimizer: Optimizer, state: Mapping[str, Any], dtype_then: Callable[[int], torch.dtype | None]
 ) -> None:
-    """When ``optimizer`` next loads ``state``, let it have what it had in more digits than its parameters have.
+    """When ``optimizer`` next loads ``state``, let it have that as it was saved.
 
-    torch rounds what is loaded to the precision of the parameters: averages that are kept in 32 bits for parameters of 16,
-    say. Optimizers that load in a way of their own see to that themselves.
+    torch rounds what is loaded to the precision of the parameters (averages that are kept in 32 bits for parameters of 16,
+    say), and makes texts and queues anew, the latter without their greatest length. Optimizers that load in a way of their
+    own see to that themselves.
 
     Args:
         optimizer: It has not loaded ``state`` yet.
         state: Its state dictionary.
-        dtype_then: That of the parameter behind an index when it was saved. Of parameters that have another one now, state
-            is as torch makes it.
+        dtype_then: That of the parameter behind an index when it was saved. Of parameters that have another one now, the
+            precision is as torch makes it.
     """
+    if any(
+        isinstance(value, deque) for _, index in _pairs(optimizer, state) for value in _fields(state, index).values()
+    ):
+        _keep_lengths(optimizer, state)
     if type(optimizer).load_state_dict is not Optimizer.load_state_dict:
         return
 
     def put_back(loaded: Optimizer) -> None:
         handle.remove()
-        for now, then in zip(loaded.param_groups, state["param_groups"], strict=True):
-            for parameter, index in zip(now["params"], then["params"], strict=True):
-                for name, value in state["state"].get(index, {}).items():
-                    present = loaded.state[parameter].get(name)
-                    if _is_rounded(present, value) and dtype_then(index) == parameter.dtype:
-                        loaded.state[parameter][name] = value.to(present.device)
+        for parameter, index in _pairs(loaded, state):
+            present = loaded.state.get(parameter, {})
+            rounds = partial(_is_other, parameter.dtype, dtype_then, index)
+            for name, value in _fields(state, index).items():
+                if name in present:
+                    present[name] = _as_saved(present[name], value, rounds)
 
     handle = optimizer.register_load_state_dict_post_hook(put_back)
 
 
-def _is_rounded(present: Any, value: Any) -> bool:
-    both = isinstance(present, torch.Tensor) and isinstance(value, torch.Tensor)
-    return both and value.dtype != present.dtype
+def _keep_lengths(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """At its first step: Lightning moves what has been loaded to the device, and makes queues anew once more."""
+    lengths = {
+        parameter: {name: value.maxlen for name, value in _fields(state, index).items() if isinstance(value, deque)}
+        for parameter, index in _pairs(optimizer, state)
+    }
+
+    def put_back(stepping: Optimizer, *arguments: object) -> None:
+        handle.remove()
+        for parameter, queues in lengths.items():
+            present = stepping.state.get(parameter, {})
+            present.update({name: deque(present[name], queues[name]) for name in queues if name in present})
+
+    handle = optimizer.register_step_pre_hook(put_back)
+
+
+def _pairs(optimizer: Optimizer, state: Mapping[str, Any]) -> Iterator[tuple[torch.Tensor, int]]:
+    """Its parameters, each with its index in ``state``."""
+    for now, then in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        yield from zip(now["params"], then["params"], strict=True)
+
+
+def _fields(state: Mapping[str, Any], index: int) -> Mapping[str, Any]:
+    """What ``state`` holds for a parameter: of some optimizers that is no dictionary."""
+    fields = state.get("state", {}).get(index)
+    return fields if isinstance(fields, Mapping) else {}
+
+
+def _is_other(dtype: torch.dtype, dtype_then: Callable[[int], torch.dtype | None], index: int) -> bool:
+    return dtype_then(index) != dtype
+
+
+def _as_saved(present: Any, value: Any, rounds: Callable[[], bool]) -> Any:
+    """``value`` on the devices of ``present``, which torch has made of it."""
+    if isinstance(value, torch.Tensor):
+        is_rounded = isinstance(present, torch.Tensor) and value.dtype != present.dtype and not rounds()
+        return value.to(present.device) if is_rounded else present
+    if type(value) in (list, tuple, deque):
+        return type(value)(_as_saved(*pair, rounds) for pair in zip(present, value, strict=True))
+    if type(value) is dict:
+        return {name: _as_saved(present[name], item, rounds) for name, item in value.items()}
+    return value if isinstance(value, str | bytes) else present
 
 
 def _check_groups(

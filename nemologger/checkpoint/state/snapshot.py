@@ -5,7 +5,7 @@ The flat scheme of ``weights/``:
 * ``state_dict.<name>`` for every tensor of the model's state dictionary;
 * ``optimizer.<i>.state.<parameter name>.<field>`` for every tensor of the ``i``-th optimizer's state. Names, not indices:
   they mean the same on another number of ranks, and to other tools. Where a field is a dictionary, list or tuple, key or
-  index follow.
+  index follow. What an optimizer that wraps another keeps beside ``state`` has the names that it gives it.
 
 A callback of ours may add other weights of the same model, such as averages, to the checkpoint dictionary
 (:class:`OtherWeights`): they go to a directory of their own beside ``weights/``, in the same scheme (:data:`BESIDE`). Among
@@ -19,7 +19,7 @@ an optimizer's state, a reference to its flat key stays.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -189,12 +189,13 @@ def _take_optimizer(
     paths: dict[str, tuple[str, ...]],
     encoder: Encoder,
 ) -> Any:
-    def take_tensor(tensor: torch.Tensor, path: tuple[str, ...]) -> dict[str, str]:
+    def take_tensor(tensor: torch.Tensor, path: tuple[str, ...]) -> dict[str, Any]:
         key = ".".join(path)
         if key in tensors:
             raise CheckpointError(f"two tensors of the optimizer's state are called {key}: rename one of them")
         tensors[key], paths[key] = tensor, path
-        return {TAG: "tensor", "key": key}
+        order = None if is_sharded(tensor) or tensor.is_contiguous() else _order_of(tensor)
+        return {TAG: "tensor", "key": key, **({} if order is None else {"order": order})}
 
     begin = (OPTIMIZER, str(index), "state")
     state = {
@@ -202,7 +203,10 @@ def _take_optimizer(
         for number, value in state_dict.get("state", {}).items()
     }
     rest = {key: value for key, value in state_dict.items() if key != "state"}
-    plain = encoder.encode(rest, f"optimizer_states[{index}]")
+    if "param_groups" in rest:
+        plain = encoder.encode(rest, f"optimizer_states[{index}]")
+    else:
+        plain = _without_tensors(rest, begin[:2], take_tensor, encoder)
     return {"state": state, **plain} if "state" in state_dict else plain
 
 
@@ -218,6 +222,13 @@ def _without_tensors(
     if type(value) in (list, tuple):
         return type(value)(_without_tensors(item, (*path, str(i)), take, encoder) for i, item in enumerate(value))
     return encoder.encode(value, ".".join(path))
+
+
+def _order_of(tensor: torch.Tensor) -> list[int] | None:
+    """The dimensions from the slowest to the fastest, if it has no gaps: what is computed of it depends on that."""
+    strides = tensor.stride()
+    order = sorted(range(tensor.dim()), key=lambda dim: strides[dim], reverse=True)
+    return order if tensor.permute(*order).is_contiguous() else None
 
 
 def is_stored(value: Any) -> bool:
@@ -282,10 +293,17 @@ def _fill(value: Any, tensors: Mapping[str, torch.Tensor]) -> Any:
     """What :func:`_without_tensors` was given."""
     if isinstance(value, dict):
         if value.get(TAG) == "tensor":
-            return tensors[value["key"]]
+            return _in_order(tensors[value["key"]], value.get("order"))
         if TAG in value:
             return decode(value)
         return {key: _fill(item, tensors) for key, item in value.items()}
     if type(value) in (list, tuple):
         return type(value)(_fill(item, tensors) for item in value)
     return decode(value)
+
+
+def _in_order(tensor: torch.Tensor, order: Sequence[int] | None) -> torch.Tensor:
+    if order is None or is_sharded(tensor) or sorted(order) != list(range(tensor.dim())):
+        return tensor
+    places = [order.index(dim) for dim in range(tensor.dim())]
+    return tensor.permute(*order).contiguous().permute(*places)
