@@ -4,6 +4,7 @@ Everything here is collective: every rank calls it, in the same order, from its 
 
     group.py        the processes of the run, and how they reach each other
     tree.py         values up and down between them; who does not answer is named
+    failure.py      an exception on its way to the others
     agreement.py    a step's outcome, an error included, is the same on every rank
     shared_work.py  as that, where all ranks work on what rank 0 asks
     poll.py         whether any rank wants something, for every training step
@@ -11,7 +12,8 @@ Everything here is collective: every rank calls it, in the same order, from its 
 
 from __future__ import annotations
 
-from nemologger.ranks.agreement import Failure, decide, together, together_at_zero
+from nemologger.ranks.agreement import decide, together, together_at_zero
+from nemologger.ranks.failure import Failure
 from nemologger.ranks.group import DEFAULT_TIMEOUT, ProcessGroup, Ranks, SingleProcess, connect, leave_at_exit
 from nemologger.ranks.poll import Poll
 from nemologger.ranks.shared_work import decide_with_help

@@ -50,7 +50,7 @@ class Ranks(Protocol):
         """Rank 0's ``value``, on every rank."""
 
     def exchange(self, value: T, answer: Callable[[list[T]], R]) -> R:
-        """Rank 0's ``answer`` to every rank's ``value``, on every rank. Only rank 0 calls ``answer``."""
+        """Rank 0's ``answer`` to every rank's ``value``, on every rank. Only rank 0 calls ``answer``; it may raise."""
 
     def largest(self, values: Sequence[float]) -> list[float]:
         """The largest of all ranks at each place, on every rank. Far cheaper than the others: nothing is pickled."""

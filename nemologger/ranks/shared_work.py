@@ -7,7 +7,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from nemologger.ranks.agreement import Failure, decide
+from nemologger.ranks.agreement import decide
+from nemologger.ranks.failure import Failure
 from nemologger.ranks.group import Ranks
 
 T = TypeVar("T")

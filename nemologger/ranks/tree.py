@@ -15,6 +15,7 @@ import json
 import pickle
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
 from uuid import uuid4
@@ -24,6 +25,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import AllreduceOptions, PrefixStore, _get_default_store
 
 from nemologger.errors import SilentRankError
+from nemologger.ranks.failure import Failure
 
 FAN_OUT = 32
 #: Seconds that a rank waits longer than those below it, so that the lowest one that knows is the one that tells.
@@ -38,6 +40,13 @@ _FIRST = 4096
 _LENGTH = 8
 #: The tag of a message that nobody sends.
 _NEVER = 1
+
+
+@dataclass(frozen=True)
+class _Unanswered:
+    """In place of an answer: a failure may be one, too."""
+
+    why: Failure
 
 
 class RankTree:
@@ -69,13 +78,24 @@ class RankTree:
 
         Raises:
             SilentRankError: On every rank that is left, if one did not answer within ``seconds``.
+            Exception: What ``answer`` raised: rank 0 raises it as it is, the others an error of this package.
         """
         self._check()
         values = self._hear_below(value, seconds)
         if self.rank:
             self._tell(self._above, pickle.dumps(values), seconds)
-            return self.broadcast(None, seconds)
-        return self.broadcast(answer([values[rank] for rank in range(self.world_size)]), seconds)
+            told = self.broadcast(None, seconds)
+            if isinstance(told, _Unanswered):
+                raise told.why.error()
+            return told
+        try:
+            told = answer([values[rank] for rank in range(self.world_size)])
+            message = pickle.dumps(told)
+        except Exception as error:
+            self.broadcast(_Unanswered(Failure.of(error, 0)), seconds)
+            raise
+        self._tell_below(message, seconds)
+        return told
 
     def broadcast(self, value: Any, seconds: float) -> Any:
         """Rank 0's ``value``, on every rank.
@@ -87,8 +107,7 @@ class RankTree:
         # Rank 0 may be waiting for another one.
         patience = 2 * seconds + _MARGIN
         message = self._receive(self._above, patience, seconds) if self.rank else pickle.dumps(value)
-        for child in self._below:
-            self._tell(child, message, seconds)
+        self._tell_below(message, seconds)
         return pickle.loads(message) if self.rank else value  # noqa: S301  of a rank of this run
 
     def largest(self, values: Sequence[float], seconds: float) -> list[float]:
@@ -135,6 +154,10 @@ class RankTree:
             remaining = max(begin + patience - time.monotonic(), _MARGIN)
             values.update(pickle.loads(self._receive(child, remaining, seconds)))  # noqa: S301  of a rank of this run
         return values
+
+    def _tell_below(self, message: bytes, seconds: float) -> None:
+        for child in self._below:
+            self._tell(child, message, seconds)
 
     def _check(self) -> None:
         """Nothing can be exchanged any more once a rank was silent: its answer may still come, to another question."""

@@ -133,6 +133,8 @@ def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
         "decide ours": lambda: decide(ranks, lambda: fail(ConfigurationError("not like this"))),
         "decide other": lambda: decide(ranks, lambda: fail(KeyError("x"))),
         "decide unpicklable": lambda: decide(ranks, threading.Lock) and "no error",
+        "exchange": lambda: ranks.exchange(rank, lambda values: fail(KeyError("x"))),
+        "exchange unpicklable": lambda: ranks.exchange(rank, lambda values: threading.Lock()) and "no error",
         "together": lambda: together(ranks, lambda: rank * 10),
         "together ours": lambda: together(ranks, lambda: fail(ConfigurationError("bad")) if rank == 1 else 0),
         "together other": lambda: together(ranks, lambda: fail(OSError(28, "full")) if rank == 1 else 0),

@@ -98,18 +98,21 @@ def test_rank_zeros_decision_is_everybodys(seen):
 
 
 @pytest.mark.dist
-def test_an_error_of_rank_zero_is_raised_everywhere_with_the_same_message(seen):
+@pytest.mark.parametrize("what", ["decide other", "exchange"])
+def test_an_error_of_rank_zero_is_raised_everywhere_with_the_same_message(seen, what):
+    """Also that of its answer: the others wait for one."""
     zero, one = seen
     for rank in seen:
         assert (rank["decide ours"]["error"], rank["decide ours"]["message"]) == ("ConfigurationError", "not like this")
-    assert (zero["decide other"]["error"], zero["decide other"]["message"]) == ("KeyError", "'x'")
-    assert (one["decide other"]["error"], one["decide other"]["message"]) == ("RankError", "rank 0: KeyError: 'x'")
+    assert (zero[what]["error"], zero[what]["message"]) == ("KeyError", "'x'")
+    assert (one[what]["error"], one[what]["message"]) == ("RankError", "rank 0: KeyError: 'x'")
 
 
 @pytest.mark.dist
 def test_what_cannot_travel_is_an_error_everywhere_too(seen):
     for rank in seen:
         assert "error" in rank["decide unpicklable"]
+        assert "pickle" in rank["exchange unpicklable"]["message"]
         assert "error" in rank["together unpicklable"]
         assert "pickle" in rank["together unpicklable"]["message"]
 

@@ -6,6 +6,7 @@ and what the control groups of this process (those of a container, or of a job o
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemologger.errors import SaveFailedError
-from nemologger.ranks import Ranks
+from nemologger.ranks import Ranks, decide, together_at_zero
 
 _ROOT = Path("/")
 
@@ -36,24 +37,25 @@ def check_memory(ranks: Ranks, arena: int, *, steps_on_host: bool) -> None:
     Raises:
         SaveFailedError: On every rank, if they do not fit.
     """
-    mine = _Need(socket.gethostname(), arena + (given_back() if steps_on_host else 0), memory_left())
-    problem = ranks.exchange(mine, _problem)
-    if problem:
-        raise SaveFailedError(problem)
+
+    def look() -> _Need:
+        return _Need(socket.gethostname(), arena + (given_back() if steps_on_host else 0), memory_left())
+
+    needs = together_at_zero(ranks, look)
+    decide(ranks, lambda: _check(needs))
 
 
-def _problem(needs: Sequence[_Need]) -> str:
-    """What does not fit, or "". Ranks of a host may each have a container of their own: only who shares one adds up."""
+def _check(needs: Sequence[_Need]) -> None:
+    """Ranks of a host may each have a container of their own: only who shares one adds up."""
     for limit in {(need.host, name) for need in needs for name in need.left}:
         host, name = limit
         there = [need for need in needs if need.host == host and name in need.left]
         wanted, left = sum(need.nbytes for need in there), min(need.left[name] for need in there)
         if wanted > left:
-            return (
+            raise SaveFailedError(
                 f"it takes {wanted / 1e6:.0f} MB of memory on {host} beside what training holds now, and "
                 f"{left / 1e6:.0f} MB are left there"
             )
-    return ""
 
 
 def memory_left(root: Path = _ROOT) -> dict[str, int]:
@@ -79,7 +81,7 @@ def _of_machine(root: Path) -> Iterator[tuple[str, int]]:
 def _of_groups(root: Path) -> Iterator[tuple[str, int]]:
     """What each control group allows, from that of this process up."""
     with suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
+        for line in _lines(root / "proc/self/cgroup"):
             yield from _of_group(root / "sys/fs/cgroup", *line.split(":", 2)[1:])
 
 
@@ -105,9 +107,14 @@ def _of_group(mount: Path, controllers: str, path: str) -> Iterator[tuple[str, i
                 yield str(one.stat().st_ino), max(most - now, 0) + sum(told.get(cache, 0) for cache in caches)
 
 
+def _lines(file: Path) -> list[str]:
+    """What the kernel says there. The name of a process is cut after 15 bytes, which may be within a letter."""
+    return os.fsdecode(file.read_bytes()).splitlines()
+
+
 def _numbers(file: Path) -> dict[str, int]:
     """The first number of each line, by the line's first word."""
     with suppress(OSError):
-        lines = [line.split() for line in file.read_text().splitlines()]
+        lines = [line.split() for line in _lines(file)]
         return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
     return {}

@@ -80,6 +80,13 @@ def test_what_a_step_has_given_back_is_wanted_again():
     assert given_back() >= 60 * MB
 
 
+def test_a_process_whose_name_is_cut_within_a_letter_is_read_all_the_same(tmp_path):
+    status = tmp_path / "proc" / "self" / "status"
+    status.parent.mkdir(parents=True)
+    status.write_bytes("Name:\té".encode()[:-1] + b"\nVmHWM:\t10 kB\nVmRSS:\t4 kB\n")
+    assert given_back(tmp_path) == 6 << 10
+
+
 def test_what_does_not_fit_is_not_taken():
     """Were it, the kernel would end the process. Whoever prepares goes on with synchronous saves."""
     weight = torch.zeros(1, dtype=torch.int8).expand(4096 * MB)
