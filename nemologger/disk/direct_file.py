@@ -15,6 +15,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from nemologger.disk.pages import own_pages
 
+try:
+    import fcntl
+except ImportError:  # Windows, which has no O_DIRECT either
+    fcntl = None  # type: ignore[assignment]
+
 #: Files smaller than this are not worth the trouble.
 WORTHWHILE = 4 << 20
 
@@ -105,5 +110,21 @@ def write_pages(descriptor: int, padded: memoryview, size: int) -> None:
 
 def _write_at(descriptor: int, block: memoryview, position: int) -> None:
     while block:
-        written = os.pwrite(descriptor, block, position)
-        block, position = block[written:], position + written
+        try:
+            written = os.pwrite(descriptor, block, position)
+        except OSError as error:
+            # That is also the answer where only a part of a page has room: on a nearly full disk, or up to a limit to the
+            # size of files. What is the matter is said to who writes as usual.
+            if error.errno not in _REFUSED or not _write_as_usual(descriptor):
+                raise
+        else:
+            block, position = block[written:], position + written
+
+
+def _write_as_usual(descriptor: int) -> bool:
+    """Through the page cache from now on; whether that is news."""
+    flag = getattr(os, "O_DIRECT", 0)
+    if fcntl is None or not (flags := fcntl.fcntl(descriptor, fcntl.F_GETFL)) & flag:
+        return False
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, flags & ~flag)
+    return True

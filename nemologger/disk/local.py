@@ -117,7 +117,8 @@ class LocalDisk:
             if descriptor is None:
                 descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666)
             try:
-                direct_file.write_pages(descriptor, padded, size)
+                with naming(partial):
+                    direct_file.write_pages(descriptor, padded, size)
             finally:
                 os.close(descriptor)
             os.replace(partial, path)
@@ -133,7 +134,7 @@ class LocalDisk:
             if error.errno not in _NO_HARD_LINKS:
                 raise
             with source.open("rb") as file:  # where the disk has failed, this fails as well
-                self.write(target, iter(lambda: file.read(16 << 20), b""))
+                self.write(target, reading(source, file))
 
     def can_link(self, source: Path, target: Path) -> bool:
         """See :class:`Disk`."""
@@ -189,6 +190,8 @@ class LocalDisk:
             os.close(descriptor)
 
 
+_READ_SIZE = 16 << 20
+
 # The last two are what some network mounts answer to what they do not know.
 _NO_HARD_LINKS = {
     errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.ENOSYS, errno.EACCES, errno.EINVAL, errno.EIO,
@@ -206,14 +209,36 @@ def _write_durably(path: Path, parts: Iterator[memoryview]) -> None:
     if descriptor is None:
         descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666)
     try:
-        if direct:
-            direct_file.write_direct(descriptor, chain(first, parts))
-        else:
-            for part in chain(first, parts):
-                write_all(descriptor, part)
-            os.fsync(descriptor)
+        with naming(path):
+            if direct:
+                direct_file.write_direct(descriptor, chain(first, parts))
+            else:
+                for part in chain(first, parts):
+                    write_all(descriptor, part)
+                os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name ``path`` in errors of what is done with a descriptor: the kernel does not say which file it is."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+def reading(path: Path, file: BinaryIO) -> Iterator[bytes]:
+    """The content of ``file``, which is ``path`` opened, in parts."""
+    while True:
+        with naming(path):
+            part = file.read(_READ_SIZE)
+        if not part:
+            return
+        yield part
 
 
 def write_all(descriptor: int, data: memoryview) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import resource
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -96,3 +97,20 @@ def test_a_file_system_that_takes_the_flag_and_refuses_what_is_written(direct, m
     assert (direct / "x").read_bytes() == content[:-3]
     assert refused == [0]
     assert names(direct) == ["probe", "x"]
+
+
+@pytest.mark.parametrize("size", [1 << 20, 6 << 20])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_limit_to_the_size_of_files_is_told_as_such_and_for_which_file(tmp_path, whole, size):
+    """Past the page cache the kernel says that the argument is invalid: of the last page only a part is allowed."""
+    content = memoryview(bytes(size))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 100, hard))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/\.x\.partial'"):
+            LocalDisk().write_image(tmp_path / "x", content, size) if whole else LocalDisk().write(
+                tmp_path / "x", [content]
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path) == []

@@ -25,6 +25,7 @@ from nemologger.checkpoint.verify import problems
 from nemologger.checkpoint.weights import Move, dump_common, read_common, without
 from nemologger.checkpoint.writing.write import write_file
 from nemologger.disk import Disk
+from nemologger.disk.local import naming
 from nemologger.errors import DamagedCheckpointError
 
 _RESUMING = ("optimizer_states", "lr_schedulers")
@@ -90,7 +91,8 @@ def _moved(source: Path, moves: Sequence[Move]) -> Iterator[bytes]:
             position = move.target + move.length
             left = move.length
             while left:
-                part = file.read(min(left, _READ_SIZE))
+                with naming(source):
+                    part = file.read(min(left, _READ_SIZE))
                 if not part:
                     raise DamagedCheckpointError(f"{source} ends in the middle of a tensor")
                 left -= len(part)
