@@ -1,4 +1,4 @@
-"""A disk, a real one, that fills up in the middle of a save costs that save and nothing else (contract C7)."""
+"""A disk, a real one, that fills up or goes away costs the saves of that time and nothing else (contract C7)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from helpers.full_disk import EVERY, ROOMS, STEPS
 from processes import environment
 
-SCRIPT = Path(__file__).with_name("helpers") / "full_disk.py"
+HELPERS = Path(__file__).with_name("helpers")
 SIZE = 64 << 20
 # In a mount namespace of its own: the disk goes with the process that uses it.
 MOUNT = {
@@ -43,7 +43,7 @@ def on_a_small_disk(kind: str, tmp_path: Path, *command: object) -> subprocess.C
 @pytest.mark.parametrize("beside", [False, True])
 @pytest.mark.parametrize("kind", ["tmpfs", "ext4"])
 def test_a_disk_that_fills_up_in_the_middle_of_a_save(tmp_path, kind, beside):
-    command = (sys.executable, SCRIPT, tmp_path / "disk", *["--beside"] * beside)
+    command = (sys.executable, HELPERS / "full_disk.py", tmp_path / "disk", *["--beside"] * beside)
     done = on_a_small_disk(kind, tmp_path, *command)
     assert done.returncode == 0, done.stderr[-6000:]
     told = json.loads(done.stdout.splitlines()[-1])
@@ -56,3 +56,15 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save(tmp_path, kind, beside):
     assert told["end"] == {"step": STEPS, "newest": STEPS, "faults": []}
     assert done.stderr.count("No space left on device") == len(ROOMS), done.stderr
     assert done.stderr.count("save 1 of at most 3 in a row that may fail") == len(ROOMS)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_disk_that_is_unmounted_costs_the_saves_until_it_is_back(tmp_path, beside):
+    """Nothing is written below its mount, where nobody would find it; what is kept on it is kept."""
+    command = (sys.executable, HELPERS / "unmounted.py", tmp_path / "disk", *["--beside"] * beside)
+    done = on_a_small_disk("tmpfs", tmp_path, *command)
+    assert done.returncode == 0, done.stderr[-6000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told == {"below": [], "there": ["step=4", "step=8-last"], "faults": []}
+    assert done.stderr.count("was not saved") == done.stderr.count("at is not mounted any more") == 1
+    assert "Training goes on; the newest checkpoint is" in done.stderr

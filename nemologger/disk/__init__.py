@@ -4,6 +4,7 @@
     direct_file.py  large files, past the page cache
     pages.py        memory in large pages, from which that is fast
     lock.py         one live run for a directory
+    mounts.py       which disks are there
     there.py        whether something is at a path
 
 An object store behind the same protocol is :mod:`nemologger.stores.remote_disk`.

@@ -10,13 +10,15 @@ import contextlib
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO, ClassVar, Protocol
 
 from nemologger.disk import direct_file
+from nemologger.disk.mounts import has_lost, mount_of
 from nemologger.disk.there import is_dir, is_symlink
 
 
@@ -64,9 +66,14 @@ class Disk(Protocol):
 
 
 class LocalDisk:
-    """A POSIX file system."""
+    """A POSIX file system.
+
+    A directory that it has been asked for stays on the disk that it was on then. If that is not mounted any more, what were
+    made there would lie below the mount, out of sight when the disk is back: nothing is.
+    """
 
     can_rename: ClassVar[bool] = True
+    _homes: Mapping[Path, Path] = MappingProxyType({})  # by directory, where its disk is mounted
 
     def path(self, text: str) -> Path:
         """See :class:`Disk`."""
@@ -74,12 +81,17 @@ class LocalDisk:
 
     def make_directory(self, path: Path) -> None:
         """See :class:`Disk`."""
+        home = next((self._homes[one] for one in (path, *path.parents) if one in self._homes), None)
+        if home is not None and has_lost(path, home):
+            raise OSError(errno.ENODEV, f"{home} is not mounted any more", str(path))
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:  # which of them is in the way, they do not say
             found = next(one for one in (path, *path.parents) if os.path.lexists(one))
             what = "a link that leads to none" if is_symlink(found) else "no directory"
             raise NotADirectoryError(errno.ENOTDIR, f"{found} is {what}", str(path)) from error
+        if home is None and (home := mount_of(path)) is not None:
+            self._homes = {**self._homes, path: home}
 
     def write(self, path: Path, parts: Iterable[bytes | memoryview]) -> None:
         """See :class:`Disk`."""

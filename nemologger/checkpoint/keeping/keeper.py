@@ -122,6 +122,7 @@ class Keeper:
         with contextlib.suppress(OSError):  # then nothing is known, and the save will tell
             if not kept or not self._disk.can_rename or exists(self._disk.path(kept[-1].path)):
                 return
+            self._disk.make_directory(self._disk.path(kept[-1].path).parent)  # an error if it was unmounted
             there = tuple(one for one in kept if exists(self._disk.path(one.path)))
             log.warning(
                 "%s is gone, and so are %d of the %d checkpoints that were kept there. Were they moved, or is a disk no "
