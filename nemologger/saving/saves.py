@@ -265,12 +265,13 @@ class SavedCheckpoints(KeptCheckpoints):
         self._failed_saves += 1
         if final or self._failed_saves >= self.max_failed_saves:
             raise error
+        newest = max(self.shelf.kept, key=lambda kept: kept.order, default=None)  # it may be of this very step
         log.error(
-            "save %d of at most %d in a row that may fail: %s. Training goes on; the checkpoint before it is still the "
-            "newest.",
+            "save %d of at most %d in a row that may fail: %s. Training goes on; %s.",
             self._failed_saves,
             self.max_failed_saves,
             error,
+            "there is no checkpoint yet" if newest is None else f"the newest checkpoint is {newest.path}",
         )
 
     def _miss_metric(self, trainer: pl.Trainer, path: str) -> None:
