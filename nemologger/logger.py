@@ -344,6 +344,7 @@ class NeMoLogger:
             elif wandb_id is not None:
                 wandb.move(logger, run, homes, wandb_id, directory=self.update_logger_directory)
         check_apart(loggers)
+        tensorboard.check_apart(loggers)
 
 
 def _check_saving(on_rank_0: list[str], here: list[str]) -> None:

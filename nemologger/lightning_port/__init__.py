@@ -63,6 +63,7 @@ from nemologger.lightning_port.loggers import move_tensorboard as move_tensorboa
 from nemologger.lightning_port.loggers import move_wandb as move_wandb
 from nemologger.lightning_port.loggers import reopen_tensorboard as reopen_tensorboard
 from nemologger.lightning_port.loggers import set_default_directory as set_default_directory
+from nemologger.lightning_port.loggers import tensorboard_place as tensorboard_place
 from nemologger.lightning_port.loggers import wandb_artifact as wandb_artifact
 from nemologger.lightning_port.loggers import wandb_metric as wandb_metric
 from nemologger.lightning_port.loggers import wandb_run_id as wandb_run_id

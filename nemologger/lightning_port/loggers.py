@@ -56,6 +56,13 @@ def move_tensorboard(
     )
 
 
+def tensorboard_place(logger: TensorBoardLogger) -> str | None:
+    """Where ``logger`` writes; None if it will count its versions when it begins."""
+    if logger._version is None:
+        return None
+    return logger.log_dir if "://" in logger.log_dir else os.path.abspath(logger.log_dir)
+
+
 def reopen_tensorboard(logger: TensorBoardLogger) -> None:
     """Let ``logger`` write to another file from now on, which it opens when it next has something to write."""
     logger._experiment = None

@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from nemologger import lightning_port
 from nemologger.disk.there import is_dir
+from nemologger.errors import ConfigurationError
 from nemologger.run.directory import RunDirectory
 
 
@@ -30,6 +31,23 @@ def move(logger: TensorBoardLogger, run: RunDirectory, homes: Iterable[str | Pat
     if _event_files(logger):
         # The placeholder metric is logged at step 0 by every life of the run.
         lightning_port.move_tensorboard(logger, save_dir, name, run.version or "", default_hp_metric=False)
+
+
+def check_apart(loggers: Iterable[object]) -> None:
+    """See to it that no two loggers write to one directory.
+
+    Raises:
+        ConfigurationError: If two do. TensorBoard takes the one that began later for the next life of the other, and hides
+            what that one logs.
+    """
+    there: dict[str, TensorBoardLogger] = {}
+    for logger in (logger for logger in loggers if isinstance(logger, TensorBoardLogger)):
+        place = lightning_port.tensorboard_place(logger)
+        if place is not None and there.setdefault(place, logger) is not logger:
+            raise ConfigurationError(
+                f"two TensorBoardLoggers would both write to {place}, and TensorBoard would show only a part of what they "
+                "log: give each a name or a sub_dir of its own (the version is that of the run), or leave one out"
+            )
 
 
 def has_earlier_files(logger: TensorBoardLogger) -> bool:

@@ -48,6 +48,18 @@ def test_a_function_may_make_them(make):
         NeMoLogger(wandb=lambda: 3).setup(make())
 
 
+def test_two_in_one_directory_are_refused(make):
+    """TensorBoard would hide a part of each; that the versions differ does not keep them apart in a run."""
+
+    def pair(**apart):
+        return [TensorBoardLogger("tb", name="x", version="a"), TensorBoardLogger("tb", version="b", **apart)]
+
+    with pytest.raises(ConfigurationError, match=r"two TensorBoardLoggers would both write to .*/tb/x/v1, and"):
+        NeMoLogger(version="v1").setup(make(logger=pair(name="x")))
+    NeMoLogger(version="v1").setup(make(logger=pair(name="x", sub_dir="y")))
+    NeMoLogger(version="v1", update_logger_directory=False).setup(make(logger=pair(name="x")))
+
+
 def test_their_directories_are_left_alone_on_request(tmp_path, make):
     trainer = make(logger=False)
     tb, wb = TensorBoardLogger("tb", name="x", version="own"), WandbLogger(save_dir="wb", offline=True)
