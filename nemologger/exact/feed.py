@@ -16,6 +16,9 @@ from nemologger.exact.rng import RngState
 from nemologger.exact.source import Source, has_state
 from nemologger.exact.sources import source_of
 
+#: Of so many batches one gets a checksum, which takes as long as loading a small one does; before that number each.
+_SELDOM = 16
+
 
 @dataclass(frozen=True)
 class Start:
@@ -33,7 +36,8 @@ class Mark(NamedTuple):
     batches: int
     restarts: int
     over: bool
-    last: int = 0  # a checksum of the last of them, if they can only be found by loading them once more
+    last: int = 0  # the checksum of one of them, if they can only be found by loading them once more
+    checked: int = 0  # its number, from 1 on
 
 
 FRESH = Mark(None, 0, 0, False)
@@ -59,7 +63,7 @@ class Position:
 
     def to_plain(self) -> dict[str, Any]:
         """As plain types."""
-        start, batches, restarts, over, last = self.mark
+        start, batches, restarts, over, last, checked = self.mark
         first = None
         if start is not None:
             first = {"rng": start.rng.to_plain(), "owned": start.owned.to_plain(), "seed": start.seed}
@@ -69,6 +73,7 @@ class Position:
             "restarts": restarts,
             "over": over,
             "last": last,
+            "checked": checked,
             "state": self.state,
             "at_start": self.at_start.to_plain(),
             "at_batch": self.at_batch.to_plain(),
@@ -80,7 +85,9 @@ class Position:
         first, start = plain["start"], None
         if first is not None:
             start = Start(RngState.from_plain(first["rng"]), Values.from_plain(first["owned"]), first["seed"])
-        mark = Mark(start, plain["batches"], plain["restarts"], plain["over"], plain.get("last", 0))
+        batches, last = plain["batches"], plain.get("last", 0)
+        checked = plain.get("checked", batches)  # there was a checksum of each batch once
+        mark = Mark(start, batches, plain["restarts"], plain["over"], last, checked)
         at_start, at_batch = (Values.from_plain(plain[name]) for name in ("at_start", "at_batch"))
         return Position(mark, plain["state"], at_start, at_batch, earlier="last" not in plain)
 
@@ -278,13 +285,16 @@ class Feed:
 
     def take(self, batches: Batches) -> Any:
         """The next batch of ``batches``."""
-        start, count, restarts, _, last = self._mark
+        start, count, restarts, _, last, checked = self._mark
         try:
             batch = next(batches.inner)
         except StopIteration:
-            self._mark = Mark(start, count, restarts, True, last)
+            self._mark = Mark(start, count, restarts, True, last, checked)
             raise
-        self._mark = Mark(start, count + 1, restarts, False, contents.of_batch(batch) if self.source.repeats else 0)
+        count += 1
+        if self.source.repeats and (count < _SELDOM or count % _SELDOM == 0):
+            last, checked = contents.of_batch(batch), count
+        self._mark = Mark(start, count, restarts, False, last, checked)
         return batch
 
     def _begin(self, batches: Batches, skip: int) -> None:
@@ -304,8 +314,8 @@ class Feed:
             present.restore()
 
         self._mark = position.mark
+        self.source.expect(position.mark.checked, position.mark.last)
         batches.inner = self.source.begin(start.seed, position.mark.batches, position.state, ready)
-        self.source.check(position.mark.last)
 
     def _repeats_end(self, position: Position) -> bool:
         """Whether this loader is to end now, as it once did in this epoch, before it goes on.

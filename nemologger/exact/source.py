@@ -103,8 +103,8 @@ class Source:
         """What else a checkpoint must hold."""
         return None
 
-    def check(self, last: int) -> None:
-        """Say so if what was loaded once more did not end with the batch that has the checksum ``last``."""
+    def expect(self, number: int, checksum: int) -> None:
+        """When batches are loaded once more, say so if that ``number`` (from 1 on) has another ``checksum``, unless 0."""
 
     def release(self) -> None:
         """Leave the loader as it was found."""

@@ -22,6 +22,11 @@ _AHEAD = (
     "a thread of its own loads batches ahead of training: what is drawn from torch, numpy.random or random there and by the "
     "model, at the same time, differs from run to run. Use num_workers and prefetch_factor instead of the thread"
 )
+_OTHERS = (
+    "exact resume, training loader %s: the batches that it gave when they were loaded once more are not those that were "
+    "trained on, so training goes on with others. They must not depend on what is drawn from the system, on the clock, on "
+    "threads, or on what workers or the dataset keep from earlier epochs"
+)
 _SAY_EVERY = 10.0
 
 
@@ -122,7 +127,7 @@ class Replayed(Source):
             )
         if self.workers and loader.persistent_workers:
             self.watch = Watch(loader.num_workers, "epoch")
-        self._repeated: Any = None
+        self._expected = (0, 0)
 
     @override
     def at_start(self) -> dict[str, Any]:
@@ -151,22 +156,18 @@ class Replayed(Source):
 
     def _repeat(self, batches: Iterator[Any], skip: int) -> None:
         said = time.monotonic()
-        for number in range(skip):
-            self._repeated = next(batches, None)
+        (checked, checksum), self._expected = self._expected, (0, 0)
+        for number in range(1, skip + 1):
+            batch = next(batches, None)
+            if number == checked and checksum and contents.of_batch(batch) != checksum:
+                log.warning(_OTHERS, type(self.loader).__name__)
             if time.monotonic() - said > _SAY_EVERY:
                 said = time.monotonic()
-                log.info("batches are loaded once more to find the place: %d of %d", number + 1, skip)
+                log.info("batches are loaded once more to find the place: %d of %d", number, skip)
 
     @override
-    def check(self, last: int) -> None:
-        repeated, self._repeated = self._repeated, None
-        if last and contents.of_batch(repeated) != last:
-            log.warning(
-                "exact resume, training loader %s: the batches that it gave when they were loaded once more are not those "
-                "that were trained on, so training goes on with others. They must not depend on what is drawn from the "
-                "system, on the clock, on threads, or on what workers or the dataset keep from earlier epochs",
-                type(self.loader).__name__,
-            )
+    def expect(self, number: int, checksum: int) -> None:
+        self._expected = (number, checksum)
 
     @override
     def release(self) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from torchdata import nodes
 
 from nemologger.exact import contents, sources
+from nemologger.exact.feed import Mark, Position
 
 
 def row(index):
@@ -39,6 +40,31 @@ def test_other_batches_than_before_are_noticed(changes, tmp_path, caplog):
     train(case, tmp_path, 1)
     train(case, tmp_path / "more", 2, tmp_path / "step=3")
     assert ("not those that were trained on" in caplog.text) == changes
+
+
+class Grown(IterableDataset):
+    """Gives other samples than at first from the one with this index on."""
+
+    def __init__(self, other_from):
+        self.other_from = other_from
+
+    def __iter__(self):
+        yield from (row(index + 100 * (index >= self.other_from)) for index in range(40))
+
+
+def test_one_batch_of_many_is_compared(tmp_path, caplog):
+    streams = {other_from: Case(lambda o=other_from: DataLoader(Grown(o)), steps=35) for other_from in (40, 31)}
+    streams[40].ckpt["every_n_train_steps"] = 34
+    train(streams[40], tmp_path, 1)
+    train(streams[31], tmp_path / "more", 2, tmp_path / "step=34")
+    assert "not those that were trained on" in caplog.text
+
+
+def test_checkpoints_of_earlier_versions_have_the_checksum_of_the_last_batch():
+    plain = Position(Mark(None, 20, 0, False, 7, 16)).to_plain()
+    assert Position.from_plain(plain).mark[-2:] == (7, 16)
+    del plain["checked"]
+    assert Position.from_plain(plain).mark[-2:] == (7, 20)
 
 
 def test_a_long_way_is_told(monkeypatch, caplog, tmp_path):
