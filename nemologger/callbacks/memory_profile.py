@@ -7,7 +7,7 @@ import gc
 import gzip
 import json
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,7 +169,7 @@ class _Cycles:
             garbage = gc.garbage[before:]
             tensors = [thing for thing in garbage if issubclass(type(thing), torch.Tensor)]
             size = sum(tensor.nbytes for tensor in tensors if tensor.layout == torch.strided)
-            around = Counter(type(thing).__name__ for thing in garbage if not issubclass(type(thing), torch.Tensor))
+            around = _kinds_around(tensors, garbage)
             shapes = ", ".join(f"{tensor.dtype} {list(tensor.shape)}" for tensor in tensors[:3])
             count = len(tensors)
         finally:
@@ -189,6 +189,23 @@ class _Cycles:
         """Let the garbage collector go."""
         if self._was_enabled:
             gc.enable()
+
+
+def _kinds_around(tensors: list[Any], garbage: list[Any]) -> Counter[str]:
+    """What leads to ``tensors``: other things that are collected at the same time say nothing of them."""
+    holders: defaultdict[int, list[Any]] = defaultdict(list)
+    for thing in garbage:
+        for part in gc.get_referents(thing):
+            holders[id(part)].append(thing)
+    seen, waiting = {id(tensor) for tensor in tensors}, list(tensors)
+    kinds: Counter[str] = Counter()
+    while waiting:
+        for holder in holders.get(id(waiting.pop()), ()):
+            if id(holder) not in seen:
+                seen.add(id(holder))
+                waiting.append(holder)
+                kinds[type(holder).__name__] += 1
+    return kinds
 
 
 def _write_timeline(trace: Path, target: Path) -> None:
