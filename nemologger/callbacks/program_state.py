@@ -31,7 +31,8 @@ _RECORD = (
 
 _OWN_STATE_LOST = (
     "has a state_dict() and has changed since training began, and is not saved: it {}. A resumed run begins with it as the "
-    "program makes it. Save it in on_save_checkpoint(), or make it a torch.nn.Module that the module holds"
+    "program makes it. Return it from configure_optimizers() if it belongs there, save it in on_save_checkpoint(), or make "
+    "it a torch.nn.Module that the module holds"
 )
 
 _OWN_STATE_NOT_BACK = "was saved, and begins as the program makes it: {}"
@@ -63,7 +64,7 @@ class ProgramState:
             roots |= holders_of_schedule(f"schedule {i}", config.scheduler)
         theirs = lightning_port.names_of_lightning()
         self._attributes = Attributes(roots, drawing, {"module"}, theirs, self._most)
-        self._own_states = OwnStates(self._may_hold_states, theirs, self._most)
+        self._own_states = OwnStates(self._may_hold_states, self._of_trainer, theirs, self._most)
 
     def _may_hold_states(self) -> dict[str, object]:
         """Parts of the module, and callbacks that save nothing themselves; what data have is kept with the loaders."""
@@ -73,6 +74,15 @@ class ProgramState:
             if path.split(".")[0] == "module"
             or (isinstance(holder, Callback) and not lightning_port.callback_saves_itself(holder))
         }
+
+    def _of_trainer(self) -> list[object]:
+        """What Lightning saves, or who saves it."""
+        trainer = self._trainer
+        return [
+            *trainer.optimizers,
+            *(config.scheduler for config in trainer.lr_scheduler_configs),
+            trainer.precision_plugin,
+        ]
 
     @property
     def records(self) -> dict[str, str]:

@@ -1,26 +1,25 @@
-"""Objects that are no modules and have a state of their own, as averages of weights do: diffusers' EMAModel, torch_ema's.
+"""Objects that are no modules and have a state of their own.
 
-No checkpoint holds what is no module. Who writes ``state_dict()`` and ``load_state_dict()`` says with them what there is to
-be kept, so those are called, whoever's class it is.
+Averages of weights are such (diffusers' EMAModel, torch_ema's), and optimizers, schedules and scalers that a module keeps
+for itself. No checkpoint holds what is no module and not the trainer's. Who writes ``state_dict()`` and
+``load_state_dict()`` says with them what there is to be kept, so those are called, whoever's class it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import chain, count
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import contents
 
-#: Somebody else's business: what is in the checkpoint already, what belongs to optimizers and to data.
-_OTHERS = (nn.Module, Optimizer, LRScheduler, torch.amp.GradScaler, Dataset, Sampler, DataLoader)
+#: Somebody else's business: what is in the checkpoint already, and what belongs to data.
+_OTHERS = (nn.Module, Dataset, Sampler, DataLoader)
 _MOST_ITEMS = 32
 _ABSENT = object()
 
@@ -33,15 +32,23 @@ class OwnStates:
 
     Args:
         holders: Gives the objects that may hold some, by path.
-        not_theirs: For each of them, the names of attributes that belong to the framework.
+        saved: Gives objects that are in the checkpoint anyway, with all that they hold.
+        not_theirs: For each of the holders, the names of attributes that belong to the framework.
         most: Bytes that are kept at most.
 
     Attributes:
         paths: Where they were when this was made, or asked for them last.
     """
 
-    def __init__(self, holders: Callable[[], Mapping[str, object]], not_theirs: Collection[str], most: int) -> None:
+    def __init__(
+        self,
+        holders: Callable[[], Mapping[str, object]],
+        saved: Callable[[], Iterable[object]],
+        not_theirs: Collection[str],
+        most: int,
+    ) -> None:
         self._holders = holders
+        self._saved = saved
         self._not_theirs = not_theirs
         self._most = most
         self._first = {path: _sign(_state_of(found)) for path, found in self._found().items()}
@@ -86,7 +93,7 @@ class OwnStates:
 
     def _found(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        seen: set[int] = set()
+        seen = {id(item) for one in self._saved() for item in _with_parts(one)}
         for path, holder in self._holders().items():
             for name, value in vars(holder).items():
                 for place, item in () if name in self._not_theirs else _items(f"{path}.{name}", value):
@@ -94,6 +101,13 @@ class OwnStates:
                         seen.add(id(item))
                         found[place] = item
         return found
+
+
+def _with_parts(saved: object) -> Iterator[Any]:
+    """With the optimizer that it wraps, say, or the schedules that it is made of."""
+    yield saved
+    for value in getattr(saved, "__dict__", {}).values():
+        yield from (item for _, item in _items("", value))
 
 
 def _items(path: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -117,3 +117,41 @@ def test_a_state_that_does_not_fit_is_named_and_training_goes_on(tmp_path, caplo
     losses, _, _ = train(Case(shuffled, Net, steps=3), tmp_path / "without", 1, tmp_path / "step=1")
     assert len(losses) == 2
     assert "there is no such object when training starts" in caplog.text
+
+
+class KeepsItsOwn(Net):
+    """Trains a part with an optimizer, a schedule and a scaler that it shows to nobody."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+        self.head = torch.nn.Linear(1, 1)
+        self.own = torch.optim.Adam(self.head.parameters(), lr=1e-2)
+        self.schedule = torch.optim.lr_scheduler.MultiStepLR(self.own, [3, 9], 0.1)
+        self.scaler = torch.amp.GradScaler("cpu", init_scale=2.0, growth_interval=5)
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9)
+        self.warm = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=4)  # in what it returns, too
+        later = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+        return [optimizer], [torch.optim.lr_scheduler.SequentialLR(optimizer, [self.warm, later], [5])]
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch) + (self.head(torch.ones(1)) - 1).pow(2).sum() * self.schedule.get_last_lr()[0] * 100
+        self.optimizers().zero_grad()
+        self.own.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizers().optimizer)
+        self.scaler.step(self.own)
+        self.scaler.update()
+        self.optimizers().step()
+        self.schedule.step()
+        self.lr_schedulers().step()
+        return self.note(loss * self.scaler.get_scale())
+
+
+def test_optimizers_that_the_trainer_does_not_know_go_on(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        check(Case(shuffled, KeepsItsOwn, at=[7, 12]), tmp_path)
+    assert "own" not in caplog.text
+    assert "warm" not in caplog.text
