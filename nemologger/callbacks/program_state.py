@@ -51,6 +51,7 @@ class ProgramState:
         self._most = most_of_each(int(trainer.world_size))
         self._accumulate = trainer.accumulate_grad_batches
         self._settings = Settings(module)
+        self._counters = epoch_results.counters(trainer)
         roots: dict[str, object] = {"module": module}
         loaders = lightning_port.validation_loaders(trainer)
         drawing = lightning_port.callbacks_of_the_program(trainer)
@@ -94,7 +95,7 @@ class ProgramState:
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""
         trainer = self._trainer
-        logged, too_large = epoch_results.take(trainer, self._most)
+        logged, too_large = epoch_results.take(trainer, self._most, self._counters)
         limits = {
             f"metric {name}": "is too large to be saved: after a resume it counts from there" for name in too_large
         }

@@ -5,11 +5,13 @@ It has torchmetrics' own names, too: its metrics keep what they have counted in 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
-from torchmetrics import Metric
+from torchmetrics import Metric, SumMetric
 from typing_extensions import override
 
 if TYPE_CHECKING:
@@ -19,6 +21,10 @@ _OPTIONS = (
     "fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx", "dataloader_idx",
     "metric_attribute",
 )  # fmt: skip
+
+
+#: What each metric has.
+_OF_METRICS = frozenset(vars(SumMetric()))
 
 
 class _Saved(_Metadata):
@@ -51,25 +57,41 @@ def _way(meta: _Metadata) -> tuple[Any, ...]:
     return meta.metric_attribute, meta.metric_attribute is None and meta.reduce_fx.__name__, meta.on_epoch
 
 
-def take(trainer: pl.Trainer, most: int) -> tuple[dict[str, Any], dict[str, str]]:
+def counters(trainer: pl.Trainer) -> dict[str, dict[str, Any]]:
+    """What metrics that wrap others (Running, MinMaxMetric) count beside what they say is their state, by name."""
+    named = trainer.lightning_module.named_modules()
+    return {name: _kept_counters(metric) for name, metric in named if isinstance(metric, Metric)}
+
+
+def take(
+    trainer: pl.Trainer, most: int, first: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """This rank's, as plain types, for :func:`restore`.
 
     Args:
         trainer: Between two batches of a fit.
         most: Bytes that they may take.
+        first: What :func:`counters` returned when training began: what is still so, the program gives.
 
     Returns:
         The values, and by name why a metric is not among them.
     """
     results = trainer.fit_loop.epoch_loop._results
     values = {key: _of_result(result) for key, result in results.items() if not result.has_reset}
-    # After this validation Lightning resets them.
-    reset_soon = {id(result.value) for result in trainer.fit_loop.epoch_loop.val_loop._results.values()}
+    # After this validation Lightning resets them, and they those that they wrap.
+    of_validation = [result.value for result in trainer.fit_loop.epoch_loop.val_loop._results.values()]
+    reset_soon = {id(part) for value in of_validation if isinstance(value, Metric) for part in value.modules()}
     metrics: dict[str, Any] = {}
     lost: dict[str, str] = {}
     for name, metric in trainer.lightning_module.named_modules():
-        if not isinstance(metric, Metric) or not metric._update_count or id(metric) in reset_soon:
+        if not isinstance(metric, Metric):
             continue
+        changed = _changed(metric, first.get(name, {}))
+        if not changed and (id(metric) in reset_soon or not metric._update_count):
+            continue
+        if id(metric) in reset_soon:
+            metric = deepcopy(metric)  # some counters outlive that
+            metric.reset()
         parts = [part for state in metric.metric_state.values() for part in _parts(state)]
         if not all(isinstance(part, torch.Tensor) for part in parts):
             lost[name] = "has a state that is no tensor"
@@ -81,8 +103,29 @@ def take(trainer: pl.Trainer, most: int) -> tuple[dict[str, Any], dict[str, str]
         metrics[name] = {
             "updates": metric._update_count,
             "state": {field: _kept(state) for field, state in metric.metric_state.items()},
+            "counters": _changed(metric, first.get(name, {})),
         }
     return {"values": values, "metrics": metrics}, lost
+
+
+def _kept_counters(metric: Metric) -> dict[str, Any]:
+    fields = vars(metric).items()
+    own = {field: value for field, value in fields if field not in _OF_METRICS and field not in metric._defaults}
+    return {
+        field: _kept(value) if isinstance(value, torch.Tensor) else value
+        for field, value in own.items()
+        if isinstance(value, int | float | torch.Tensor)
+    }
+
+
+def _changed(metric: Metric, first: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in _kept_counters(metric).items() if not _is_same(value, first.get(name))}
+
+
+def _is_same(value: Any, first: Any) -> bool:
+    if isinstance(value, torch.Tensor) and isinstance(first, torch.Tensor):
+        return value.shape == first.shape and bool((value == first).all())
+    return type(value) is type(first) and bool(value == first)
 
 
 def _of_result(result: _ResultMetric) -> dict[str, Any]:
@@ -117,6 +160,9 @@ def restore(trainer: pl.Trainer, plain: dict[str, Any]) -> None:
         for field, state in saved["state"].items():
             parts = [part.to(metric.device) for part in _parts(state)]
             setattr(metric, field, parts if isinstance(state, list) else parts[0])
+        for field, value in saved.get("counters", {}).items():
+            if field in _kept_counters(metric):
+                setattr(metric, field, value.to(metric.device) if isinstance(value, torch.Tensor) else value)
         metric._update_count, metric._computed = saved["updates"], None
     results = trainer.fit_loop.epoch_loop._results
     for key, saved in plain["values"].items():

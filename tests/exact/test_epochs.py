@@ -13,6 +13,7 @@ from exact.test_training import EPOCHS
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
+from torchmetrics.wrappers import Running
 
 QUIET = {"limit_val_batches": 0}
 OFTEN = {**EPOCHS, "log_every_n_steps": 1}
@@ -43,6 +44,9 @@ class Logs(Net):
         self.by_hand = torchmetrics.MeanMetric()
         self.errors = torchmetrics.MetricCollection([torchmetrics.MeanSquaredError(), torchmetrics.MeanAbsoluteError()])
         self.validation = torchmetrics.MeanMetric()
+        self.window = Running(torchmetrics.MeanMetric(), window=4)
+        self.validation_window = Running(torchmetrics.MeanMetric(), window=3)
+        self.extremes = torchmetrics.MinMaxMetric(torchmetrics.MeanMetric())
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
@@ -53,6 +57,10 @@ class Logs(Net):
         self.by_hand(loss.detach())
         self.errors(self.net(batch).detach(), torch.ones(len(batch), 1))
         self.log_dict(self.errors, on_step=False, on_epoch=True)
+        self.window.update(loss.detach())
+        self.extremes.update(loss.detach())
+        counted = {"window": self.window.compute(), "lowest": self.extremes.compute()["min"]}
+        self.log_dict(counted, on_step=True, on_epoch=False)
         if batch_idx == 0:
             self.log("first", loss, on_step=True, on_epoch=True)
         return loss
@@ -61,6 +69,8 @@ class Logs(Net):
         super().validation_step(batch, batch_idx)
         self.validation(self.net(batch).mean())
         self.log("validation", self.validation)
+        self.validation_window.update(self.net(batch).mean())
+        self.log("validation_window", self.validation_window)
 
     def on_train_epoch_end(self):
         self.log("by_hand", self.by_hand.compute())
