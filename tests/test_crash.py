@@ -37,6 +37,9 @@ def recorded(tmp_path, monkeypatch) -> tuple[Path, RecordingDisk]:
         def __init__(self, arena, always):
             self.arena, self.always = arena, always
 
+        def begins(self, timeout):
+            return True
+
         def stand_by(self):
             pass
 

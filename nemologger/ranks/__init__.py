@@ -12,7 +12,7 @@ Everything here is collective: every rank calls it, in the same order, from its 
 
 from __future__ import annotations
 
-from nemologger.ranks.agreement import decide, together, together_at_zero
+from nemologger.ranks.agreement import all_together, decide, together, together_at_zero
 from nemologger.ranks.failure import Failure
 from nemologger.ranks.group import DEFAULT_TIMEOUT, ProcessGroup, Ranks, SingleProcess, connect, leave_at_exit
 from nemologger.ranks.poll import Poll
@@ -25,6 +25,7 @@ __all__ = [
     "ProcessGroup",
     "Ranks",
     "SingleProcess",
+    "all_together",
     "connect",
     "decide",
     "decide_with_help",

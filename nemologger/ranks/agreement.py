@@ -80,6 +80,17 @@ def together_at_zero(ranks: Ranks, step: Callable[[], T]) -> list[T]:
     return results
 
 
+def all_together(ranks: Ranks, step: Callable[[], bool]) -> bool:
+    """As :func:`together`, whether ``step`` says yes on all ranks.
+
+    Example:
+        >>> from nemologger.ranks import SingleProcess
+        >>> all_together(SingleProcess(), lambda: True)
+        True
+    """
+    return _agree(ranks, step, all)
+
+
 def _agree(ranks: Ranks, step: Callable[[], T], keep: Callable[[list[T]], R]) -> R:
     """What ``keep`` makes of all results on rank 0; or the first failure, raised on every rank."""
     outcome: T | Failure

@@ -104,6 +104,14 @@ WRITERS = {
 }
 
 
+def start_late(directory: Path) -> None:
+    """The first process that this one starts takes longer to start than the ranks wait for each other."""
+    slow = directory / "slow-python"
+    slow.write_text(f'#!/bin/sh\nmkdir "$0.once" 2>/dev/null && sleep {TIMEOUT + 2:g}\nexec {sys.executable} "$@"\n')
+    slow.chmod(0o755)
+    sys.executable = str(slow)
+
+
 class FailingModel(ToyModel):
     """The same, of a model."""
 
@@ -142,6 +150,8 @@ def main(directory: Path, how: str) -> None:
     rank = int(os.environ["LOCAL_RANK"])
     logging.basicConfig(filename=directory / f"log-{rank}.txt")
     async_saver._STALLED = TIMEOUT
+    if how == "writer hangs" and rank == 1:
+        start_late(directory)
     ckpt = ModelCheckpoint(
         monitor=None,
         dirpath=directory / "checkpoints",

@@ -12,9 +12,12 @@ from nemologger.checkpoint.writing.memory_left import check_memory
 from nemologger.checkpoint.writing.plan import Plan, Planner
 from nemologger.checkpoint.writing.writer import Writer
 from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
-from nemologger.ranks import Ranks, together_at_zero
+from nemologger.ranks import Ranks, all_together, together_at_zero
 
 log = logging.getLogger(__name__)
+
+#: The ranks tell each other so often, in seconds, that they wait.
+_TURN = 1.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,9 @@ class Equipment:
                 together_at_zero(self._ranks, lambda: self._make(plan, snapshot))
             elif not all_write:
                 together_at_zero(self._ranks, self._replace_writer)
+            # A process that takes its time to start, on one rank, is no reason for the others to take that one for dead.
+            while not all_together(self._ranks, self._writer_begins):
+                pass
         except SilentRankError:
             raise
         except Exception as error:  # also that no thread can be started, or no memory be had
@@ -108,6 +114,9 @@ class Equipment:
             arena.size / 1e6,
             snapshot.nbytes / 1e6,
         )
+
+    def _writer_begins(self) -> bool:
+        return self.layout is not None and self.layout.writer.begins(_TURN)
 
     def _replace_writer(self) -> None:
         """On a rank that has lost its own."""

@@ -9,6 +9,7 @@ import socket
 import struct
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Mapping
 from multiprocessing.connection import Connection, Pipe
@@ -44,8 +45,6 @@ class Writer:
         sent: Bytes of the job that have gone to a store, as the process has said last.
         heard: How often it has said so.
 
-    Raises:
-        SaveFailedError: If the process could not be started.
     """
 
     def __init__(self, arena: Arena, always: Mapping[str, bytes]) -> None:
@@ -68,11 +67,8 @@ class Writer:
         self._busy = False
         self.sent = self.heard = 0
         self._end = weakref.finalize(self, _end, self._process, ours, os.getpid())
-        if not ours.poll(_START_TIMEOUT):
-            self._end()
-            raise SaveFailedError(f"the writer process did not start within {_START_TIMEOUT:g} s")
-        self._receive()
-        self._send(dict(always))
+        self._always: dict[str, bytes] | None = dict(always)  # until it is sent
+        self._latest = time.monotonic() + _START_TIMEOUT
 
     @property
     def busy(self) -> bool:
@@ -89,17 +85,36 @@ class Writer:
         """Of the process."""
         return self._process.pid
 
+    def begins(self, timeout: float) -> bool:
+        """Whether the process is ready for jobs, which is waited for so many seconds.
+
+        Raises:
+            SaveFailedError: If it could not be started, or is not ready after a minute.
+        """
+        if self._always is not None:
+            left = max(self._latest - time.monotonic(), 0.0)
+            if self._connection.poll(min(timeout, left)):
+                self._receive()
+                self._send(self._always)
+                self._always = None
+            elif left <= timeout:
+                self._end()
+                raise SaveFailedError(f"the writer process did not start within {_START_TIMEOUT:g} s")
+        return self._always is None
+
     def stand_by(self) -> None:
         """The arena is about to be filled for a job: leave it alone until that comes."""
         with contextlib.suppress(OSError):  # it has died, as whoever submits the job will be told
+            self.begins(_START_TIMEOUT)
             self._connection.send(STAND_BY)
 
     def submit(self, job: Job) -> None:
-        """Hand over a job; the arena must not change until its outcome is known.
+        """Hand over a job; the arena must not change until its outcome is known. The process is ready, or waited for.
 
         Raises:
             SaveFailedError: If the process has died, or hangs, which ends it.
         """
+        self.begins(_START_TIMEOUT)
         self._send(job)
         self._busy = True
         self.sent = 0

@@ -195,9 +195,9 @@ def main(channel: int, descriptor: int, size: int, parent: int, may_join: bool) 
     pages = SharedPages(descriptor, size)
     arena = pages.view
     os.close(descriptor)
-    connection.send(os.getpid())
     apart = iter(range(0, size // LARGE * LARGE, LARGE) if may_join else ())
     try:
+        connection.send(os.getpid())
         always = connection.recv()
         while True:
             while not connection.poll() and (start := next(apart, None)) is not None:

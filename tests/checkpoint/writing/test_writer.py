@@ -34,6 +34,7 @@ from nemologger.checkpoint.writing.arena import Arena
 from nemologger.checkpoint.writing.writer import Writer
 arena = Arena({}, {})
 writer = Writer(arena, {})
+writer.begins(60.0)
 print(writer.pid, flush=True)
 time.sleep(60)
 """
@@ -231,6 +232,7 @@ def test_it_tells_rank_0_through_the_file_system_when_all_is_there(arena, tmp_pa
 def test_it_leaves_processor_and_disk_to_the_process_that_trains(arena):
     writer = Writer(arena, {})
     try:
+        assert writer.begins(60.0)
         process = psutil.Process(writer.pid)
         assert process.nice() == 19
         assert tuple(process.ionice()) == (psutil.IOPRIO_CLASS_BE, 7)
