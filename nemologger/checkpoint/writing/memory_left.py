@@ -18,6 +18,9 @@ from nemologger.ranks import Ranks, decide, together_at_zero
 
 _ROOT = Path("/")
 
+#: Bytes that a writer process has of its own: 16 MB were measured, and tables of pages come to that.
+_WRITER = 20 << 20
+
 
 @dataclass(frozen=True)
 class _Need:
@@ -27,7 +30,7 @@ class _Need:
 
 
 def check_memory(ranks: Ranks, arena: int, *, steps_on_host: bool) -> None:
-    """Whether the arenas of all ranks of a host fit into what is left there. Collective.
+    """Whether the arenas of all ranks of a host, and the processes that write from them, fit into what is left. Collective.
 
     Args:
         ranks: The processes that write together.
@@ -39,7 +42,8 @@ def check_memory(ranks: Ranks, arena: int, *, steps_on_host: bool) -> None:
     """
 
     def look() -> _Need:
-        return _Need(socket.gethostname(), arena + (given_back() if steps_on_host else 0), memory_left())
+        needed = arena + _WRITER + (given_back() if steps_on_host else 0)
+        return _Need(socket.gethostname(), needed, memory_left())
 
     needs = together_at_zero(ranks, look)
     decide(ranks, lambda: _check(needs))

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from helpers.engine import snapshot_of
@@ -65,6 +66,7 @@ def test_ranks_of_a_host_add_up_where_they_share_a_limit(tmp_path, monkeypatch, 
         [memory_left(_root(tmp_path / name, {**MEMINFO, **IN_V2})) for name in ("a", "b" if is_apart else "a")]
     )
     monkeypatch.setattr(memory_left_module, "memory_left", lambda: next(lefts))
+    monkeypatch.setattr(memory_left_module, "_WRITER", 0)
     with nullcontext() if fits else pytest.raises(SaveFailedError, match="MB are left there"):
         check_memory(_Two(), arena * MB, steps_on_host=False)
 
@@ -78,6 +80,15 @@ def test_what_a_step_has_given_back_is_wanted_again():
     block = torch.ones(64 * MB, dtype=torch.uint8)
     del block
     assert given_back() >= 60 * MB
+
+
+def test_the_process_that_writes_is_counted():
+    """Its own memory is no more than that, as it has nothing to do, and at work."""
+    saver = AsyncSaver(LocalDisk(), SingleProcess())
+    writer = saver.prepare(snapshot_of(1)).writer
+    own = psutil.Process(writer.pid).memory_full_info().uss
+    saver.close()
+    assert 4 * MB < own < memory_left_module._WRITER
 
 
 def test_a_process_whose_name_is_cut_within_a_letter_is_read_all_the_same(tmp_path):
