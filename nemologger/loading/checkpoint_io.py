@@ -20,11 +20,11 @@ from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import settled
 from nemologger.checkpoint.reading.in_place import fill_special, loads_plainly
 from nemologger.checkpoint.reading.load import (
+    Names,
     Opened,
     averages_of,
     is_of_model,
     open_checkpoint,
-    optimizer_names,
     weights_of,
 )
 from nemologger.checkpoint.state.optimizers import align, keep_as_saved
@@ -53,7 +53,7 @@ class DirectoryCheckpointIO(CheckpointIO):
     def __init__(self, trainer: pl.Trainer, inner: CheckpointIO) -> None:
         self._trainer = trainer
         self._inner = inner
-        self._loaded: tuple[Path, list[dict[str, Any]]] | None = None  # optimizers' states
+        self._loaded: tuple[Path, Names, list[dict[str, Any]]] | None = None  # optimizers' states
         self._kept: tuple[str, Opened | None] | None = None
         self._asked: tuple[str | Path | None, bool | None] = None, None  # of the fit that is beginning
         self._begins = False
@@ -127,7 +127,7 @@ class DirectoryCheckpointIO(CheckpointIO):
             fill_special(module, checkpoint["state_dict"])
         if is_fit and not opened.has_optimizer:
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
-        self._loaded = (directory, checkpoint["optimizer_states"]) if is_fit else None
+        self._loaded = (directory, opened.optimizer_names, checkpoint["optimizer_states"]) if is_fit else None
         if is_fit and self._trainer.is_global_zero:
             self._say_what_nobody_keeps(directory)
         return checkpoint
@@ -195,8 +195,8 @@ class DirectoryCheckpointIO(CheckpointIO):
         """Bring the optimizer states that were loaded into the order of the trainer's optimizers."""
         if self._loaded is None:
             return
-        (directory, states), self._loaded = self._loaded, None
-        align_to(self._trainer, directory, states)
+        loaded, self._loaded = self._loaded, None
+        align_to(self._trainer, *loaded)
 
     def align_at_last(self) -> None:
         """As :meth:`align_optimizers`, where no callback of ours has done so. Who renames parameters has the order alone."""
@@ -331,13 +331,14 @@ def get_ready(trainer: pl.Trainer) -> None:
         plugin.align_optimizers()
 
 
-def align_to(trainer: pl.Trainer, directory: Path, states: list[dict[str, Any]]) -> None:
+def align_to(trainer: pl.Trainer, directory: Path, saved: Names, states: list[dict[str, Any]]) -> None:
     """Bring ``states``, the optimizers' of the checkpoint ``directory``, into the order of the trainer's optimizers.
+
+    ``saved`` are its :attr:`~nemologger.checkpoint.reading.load.Opened.optimizer_names`.
 
     Raises:
         ModelMismatchError: If those are other optimizers, or hold other parameters.
     """
-    saved = optimizer_names(directory)
     if len(saved) != len(states):
         return  # another tool wrote it: the order is all there is
     now = lightning_port.optimizer_names(trainer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from nemologger.disk.there import exists
 from nemologger.errors import DamagedCheckpointError, NotFoundError
 
 Template = Callable[[str, tuple[int, ...]], "torch.Tensor | None"]
+Names = Sequence[Mapping[int, str]]
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,14 @@ class Opened:
         common: What is not a tensor, as plain types.
         tensors: Those that have been read, by flat key.
         records: What the manifest says of the files of ``weights``: what is read of them is compared with that.
+        optimizer_names: For each optimizer, the parameter name behind each index; empty if they were not kept.
     """
 
     weights: Path
     common: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     records: Mapping[str, FileRecord] = field(default_factory=dict)
+    optimizer_names: Names = ()
 
     @property
     def has_optimizer(self) -> bool:
@@ -92,8 +95,8 @@ def open_checkpoint(checkpoint: Path, *, verified: bool = False) -> Opened:
     weights = weights_of(checkpoint)
     records = {} if verified else recorded(weights)
     common = read_common(weights)
-    common.pop(OURS, None)
-    return Opened(weights, common, records=records)
+    ours = common.pop(OURS, {})
+    return Opened(weights, common, records=records, optimizer_names=ours.get("optimizer_names", ()))
 
 
 def recorded(weights: Path) -> dict[str, FileRecord]:
@@ -161,9 +164,9 @@ def _flat(places: Places) -> Places:
     return flat
 
 
-def optimizer_names(checkpoint: Path) -> list[dict[int, str]]:
-    """For each optimizer in ``checkpoint``, the parameter name behind each index; empty if they were not kept."""
-    names: list[dict[int, str]] = read_common(weights_of(checkpoint)).get(OURS, {}).get("optimizer_names", [])
+def optimizer_names(checkpoint: Path) -> Names:
+    """As :attr:`Opened.optimizer_names`, where nothing else of ``checkpoint`` is wanted."""
+    names: Names = read_common(weights_of(checkpoint)).get(OURS, {}).get("optimizer_names", [])
     return names
 
 
