@@ -1,4 +1,4 @@
-"""Trains on a disk that is unmounted for one of the saves: ``unmounted.py DIRECTORY [--beside]``.
+"""Trains on a disk that is unmounted for one of the saves: ``unmounted.py DIRECTORY``.
 
 What is mounted is a directory of ``DIRECTORY``, where only this process sees it. Prints as JSON what was seen.
 """
@@ -47,7 +47,7 @@ class Unmounts(Callback):
             self.mount()
 
 
-def main(directory: Path, *, beside: bool) -> None:
+def main(directory: Path) -> None:
     torch.set_num_threads(1)
     logging.basicConfig()
     unmounts = Unmounts(directory / "disk", directory / "at")
@@ -55,9 +55,7 @@ def main(directory: Path, *, beside: bool) -> None:
         place.mkdir()
     unmounts.mount()
     checkpoints = unmounts.at / "run" / "checkpoints"
-    ckpt = ModelCheckpoint(
-        dirpath=checkpoints, filename="{step}", every_n_train_steps=2, save_top_k=1, async_save=beside
-    )
+    ckpt = ModelCheckpoint(dirpath=checkpoints, filename="{step}", every_n_train_steps=2, save_top_k=1, async_save=True)
     trainer = quiet_trainer(max_steps=8, val_check_interval=2, callbacks=[unmounts, ckpt])
     trainer.fit(Scored(scores=[2.0, 2.0, 2.0, 1.0, 3.0, 3.0, 3.0, 3.0]), loader(), loader())
     there = names(checkpoints)
@@ -68,4 +66,4 @@ def main(directory: Path, *, beside: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), beside="--beside" in sys.argv)
+    main(Path(sys.argv[1]))
