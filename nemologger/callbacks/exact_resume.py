@@ -153,6 +153,7 @@ class ExactResume(Callback):
         buffers.restore(pl_module, self._buffers_then)
         self._program = ProgramState(trainer, pl_module)
         if self._program_then is not None:
+            buffers.go_on_apart(trainer.strategy.model, by_hand=not pl_module.automatic_optimization)
             self._program.restore(self._program_then, self._say_once)
             self._program_then = None
         if lightning_port.goes_on_within_epoch(trainer):
@@ -266,7 +267,8 @@ class ExactResume(Callback):
             return None
         over = lightning_port.epoch_is_trained(fit.trainer)
         module, most = fit.trainer.lightning_module, most_of_each(fit.ranks)
-        apart = fit.ranks > 1 and not buffers.are_exchanged(fit.trainer.strategy.model)
+        by_hand = not module.automatic_optimization
+        apart = fit.ranks > 1 and not buffers.are_exchanged(fit.trainer.strategy.model, by_hand=by_hand)
         zeros = decide(self._ranks, lambda: buffers.fingerprints(module)) if apart else {}
 
         def here() -> bytes | dict[str, Any]:

@@ -1,7 +1,8 @@
 """Buffers that each rank has for itself: a checkpoint holds those of rank 0.
 
 DistributedDataParallel brings rank 0's to the others before each forward. Where nobody does so, with FSDP, FSDP2, tensor
-parallelism or ``DDPStrategy(broadcast_buffers=False)``, running statistics are of the data that the rank has seen.
+parallelism, ``DDPStrategy(broadcast_buffers=False)`` or manual optimization, running statistics are of the data that the
+rank has seen.
 """
 
 from __future__ import annotations
@@ -16,9 +17,21 @@ from torch.nn.parallel import DistributedDataParallel
 from nemologger.exact import contents
 
 
-def are_exchanged(model: nn.Module | None) -> bool:
-    """Whether all ranks have rank 0's, of a model as its strategy has wrapped it."""
-    return isinstance(model, DistributedDataParallel) and model.broadcast_buffers
+def are_exchanged(model: nn.Module | None, *, by_hand: bool) -> bool:
+    """Whether all ranks have rank 0's.
+
+    Args:
+        model: As its strategy has wrapped it.
+        by_hand: With manual optimization Lightning tells DistributedDataParallel after each step not to exchange anything
+            in the next forward: that happens in the very first one alone, when all are the same.
+    """
+    return isinstance(model, DistributedDataParallel) and model.broadcast_buffers and not by_hand
+
+
+def go_on_apart(model: nn.Module | None, *, by_hand: bool) -> None:
+    """Let the first forward of a resumed run be one like those before it."""
+    if by_hand and isinstance(model, DistributedDataParallel):
+        model.require_forward_param_sync = False
 
 
 def fingerprints(module: nn.Module) -> dict[str, int]:

@@ -49,6 +49,25 @@ class Remembers(Net):
         return self.note(self.loss(batch) * (1 + self.seen))
 
 
+class RemembersByHand(Remembers):
+    """With manual optimization the ranks keep their buffers for themselves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.register_buffer("before", torch.zeros(()), persistent=False)
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        self.before.copy_(self.seen)
+        self.seen.lerp_(batch.mean(), 0.1)
+        loss = self.loss(batch) * (1 + self.seen + self.before)
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+        return self.note(loss.detach())
+
+
 CASES = {
     "shuffle": Case(lambda: shuffled(batch_size=2), trainer=DDP, at=(1, 3, 5, 6, 7)),
     "in order, epochs": Case(lambda: DataLoader(Augmented(), batch_size=2), trainer=EPOCHS, at=(1, 3, 5, 6, 7, 12, 13)),
@@ -59,6 +78,7 @@ CASES = {
     "stream": Case(lambda: DataLoader(PerRank(), batch_size=BATCH), trainer=DDP, at=(1, 3, 5, 6, 7)),
     "FSDP2": Case(lambda: shuffled(batch_size=2), Remembers, trainer=SHARDED, ckpt={"async_save": True}, at=(1, 6, 7)),
     "tensor parallel": Case(lambda: shuffled(batch_size=2), trainer=SPLIT, at=(1, 6, 7), same_seed=True),
+    "by hand": Case(lambda: shuffled(batch_size=2), RemembersByHand, trainer=DDP, at=(3, 5, 6)),
     "module's own hooks": Case(
         lambda: shuffled(batch_size=2), AfterAll, trainer=DDP, ckpt={"async_save": True}, at=(3, 5)
     ),

@@ -12,7 +12,12 @@ SCRIPT = Path(__file__).with_name("ddp.py")
 
 @pytest.mark.dist
 @pytest.mark.parametrize(
-    "names", [["in order, epochs", "own sampler", "lazy sampler"], ["stream", "workers"], ["FSDP2", "tensor parallel"]]
+    "names",
+    [
+        ["in order, epochs", "own sampler", "lazy sampler", "by hand"],
+        ["stream", "workers"],
+        ["FSDP2", "tensor parallel"],
+    ],
 )
 def test_two_ranks(names, tmp_path):
     torchrun(SCRIPT, 2, tmp_path, *names)
