@@ -169,8 +169,8 @@ class ExactResume(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """An epoch begins."""
-        if self._session is not None:
-            self._session.begin_epoch()
+        if self._session is not None and self._session.begin_epoch():
+            lightning_port.behind_module(trainer, "on_train_epoch_start", partial(lightning_port.fetch_again, trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """A run that was saved after the last validation of an epoch starts here."""

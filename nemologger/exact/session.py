@@ -204,10 +204,13 @@ class Session:
         Whatever draws then does so before a batch of the next one is taken: what Lightning has taken already is taken anew.
         """
         if self._early and not self._trained and self._resumed is not None:
-            self._aim()
-            self._begin_again()
-            self._training = True
+            self._take_anew()
         self.settle()
+
+    def _take_anew(self) -> None:
+        self._aim()
+        self._begin_again()
+        self._training, self._early = True, False
 
     def settle(self) -> None:
         """Set the generators to where the checkpoint left them, before the first thing that draws from them."""
@@ -231,13 +234,21 @@ class Session:
 
     # --- batches --------------------------------------------------------------------------------------------------
 
-    def begin_epoch(self) -> None:
-        """An epoch begins."""
+    def begin_epoch(self) -> bool:
+        """An epoch begins; whether what has been taken of it already is to be taken anew, behind the hooks that begin it.
+
+        They may draw, or tell the dataset the number of the epoch. Lightning takes nothing before them but when training
+        starts, and a run that was not stopped started with another epoch.
+        """
+        again = self._early and not self._trained and self._resumed is not None and self._epoch_over
+        if again:
+            self._take_anew()
         self.settle()
         if self._trained:
             self._trained, self._resumed = False, None
             for feed in self.feeds:
                 feed.begin_epoch()
+        return again
 
     def _before_batch(self, feed: Feed) -> None:
         if self._ahead is None:

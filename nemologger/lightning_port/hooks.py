@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 
 _EPOCH_END = "on_train_epoch_end"
+_EPOCH_START = "on_train_epoch_start"
 _START = "on_train_start"
 
 
@@ -46,10 +47,10 @@ def behind_module(trainer: pl.Trainer, hook: str, call: Callable[[], None]) -> N
     """For a callback's ``hook``, one of :func:`_next_after_module`: ``call()`` behind that of the module.
 
     Lightning calls the module's own after those of all callbacks. Several calls are made in the order in which they came
-    in; where the module has no such hook of its own, at once. But ``on_train_epoch_end`` and ``on_train_start`` are always
-    waited for: behind them everybody has ended the epoch (callbacks, schedules, loggers), and made what training needs.
+    in; where the module has no such hook of its own, at once. But those that begin or end training or an epoch are always
+    waited for: behind them everybody has done so (callbacks, schedules, loggers), and made what training needs.
     """
-    if hook not in (_EPOCH_END, _START) and not is_overridden(hook, trainer.lightning_module):
+    if hook not in (_EPOCH_START, _EPOCH_END, _START) and not is_overridden(hook, trainer.lightning_module):
         call()
         return
     owner, name = _next_after_module(trainer)[hook]
@@ -108,6 +109,7 @@ def _next_after_module(trainer: pl.Trainer) -> dict[str, tuple[Any, str]]:
     return {
         _EPOCH_END: (trainer.fit_loop.epoch_progress, "increment_completed"),
         _START: (trainer.strategy, "on_train_start"),
+        _EPOCH_START: (trainer.fit_loop.epoch_progress, "increment_started"),
         "on_train_batch_end": (trainer._logger_connector, "on_batch_end"),
         "on_validation_end": (trainer.strategy, "on_validation_end"),
     }

@@ -23,6 +23,23 @@ class EndsEpochs(Net):
         torch.rand(2)
 
 
+class BeginsEpochs(Net):
+    """Draws when an epoch begins, and tells its data which one it is."""
+
+    def on_train_epoch_start(self):
+        torch.rand(2)
+        self.trainer.fit_loop._combined_loader.flattened[0].dataset.epoch = self.current_epoch
+
+
+class OfEpoch(Stream):
+    """Other samples in each epoch, for who tells it the number."""
+
+    epoch = 0
+
+    def __iter__(self):
+        return (sample + self.epoch for sample in super().__iter__())
+
+
 class AccumulatesByHand(Net):
     """A step for every four batches, also across the end of an epoch."""
 
@@ -49,6 +66,9 @@ HOOKS = {
     "both limits": Case(shuffled, EndsEpochs, trainer={**EPOCHS, **QUIET, "max_steps": 18}),
     "every other validated": Case(shuffled, EndsEpochs, trainer={**EPOCHS, "check_val_every_n_epoch": 2}),
     "unsized": Case(streamed, EndsEpochs, trainer={**EPOCHS, **QUIET}),
+    "unsized, of its epoch": Case(
+        lambda: DataLoader(OfEpoch(), batch_size=BATCH), BeginsEpochs, trainer={**EPOCHS, **QUIET}, at=(6, 7, 12)
+    ),
     "one batch each": Case(shuffled, EndsEpochs, trainer={**QUIET, "limit_train_batches": 1}),
     "unsized, saved by its validation": Case(streamed, EndsEpochs, trainer=EPOCHS, ckpt=BY_EPOCH, at=(6, 12)),
 }
