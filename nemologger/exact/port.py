@@ -1,17 +1,15 @@
-"""The only file that reads or changes what ``torch.utils.data`` and torchdata keep to themselves."""
+"""What ``torch.utils.data`` and torchdata keep to themselves: only this file and :mod:`workers` read or change it."""
 
 # ruff: noqa: SLF001
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import get_ident
 from types import SimpleNamespace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch.utils.data import (
@@ -23,10 +21,10 @@ from torch.utils.data import (
     SequentialSampler,
     SubsetRandomSampler,
     WeightedRandomSampler,
-    get_worker_info,
 )
-from torch.utils.data._utils import fetch
 from torch.utils.data.dataloader import _InfiniteConstantSampler
+
+from nemologger.exact.workers import Numbered, SeededWorkers, ended_workers
 
 _ARGUMENTS = (
     "dataset", "batch_size", "num_workers", "collate_fn", "pin_memory", "drop_last", "timeout", "worker_init_fn",
@@ -40,16 +38,6 @@ class Entered(Protocol):
     def __enter__(self) -> None: ...
 
     def __exit__(self, *exception: object) -> None: ...
-
-
-class Watch(Protocol):
-    """Looks on in a worker."""
-
-    def before(self, fetcher: Any, seed: int) -> None:
-        """A batch is about to be loaded."""
-
-    def after(self) -> None:
-        """It has been."""
 
 
 # --- what a loader is -------------------------------------------------------------------------------------------------
@@ -91,14 +79,6 @@ def _is_kind(kind: type, module: str, name: str) -> bool:
 
 
 # --- indices ----------------------------------------------------------------------------------------------------------
-
-
-class Numbered(NamedTuple):
-    """The index or indices of one batch, and what the workers' generators are to start from for it."""
-
-    seed: int
-    number: int
-    index: Any
 
 
 @dataclass
@@ -210,103 +190,7 @@ def release(loader: DataLoader[Any]) -> None:
         loader.worker_init_fn = loader.worker_init_fn.inner
 
 
-# --- workers ----------------------------------------------------------------------------------------------------------
-
-
-class SeededWorkers:
-    """A ``worker_init_fn`` that lets a worker seed its generators for every :class:`Numbered` batch anew.
-
-    What a worker draws for a batch then depends on the batch alone: not on which worker loads it, nor on those before.
-
-    Args:
-        inner: The loader's own function.
-        late: Let an iterable dataset begin with its first batch, when the generators are seeded.
-        watch: What else is to happen for each batch.
-    """
-
-    def __init__(self, inner: Callable[[int], None] | None, *, late: bool, watch: Watch | None) -> None:
-        self.inner = inner
-        self.late = late
-        self.watch = watch
-
-    def __call__(self, worker: int) -> None:
-        """Prepare worker number ``worker``. It is a process of its own: what changes here changes there only."""
-        if get_worker_info() is not None:
-            _let_fetch_seed(fetch._MapDatasetFetcher, self.watch)
-            _let_fetch_seed(fetch._IterableDatasetFetcher, self.watch)
-            if self.late:
-                _let_begin_late(fetch._IterableDatasetFetcher)
-        if self.inner is not None:
-            self.inner(worker)
-
-
-def seed_workers(loader: DataLoader[Any], *, late: bool, watch: Watch | None = None) -> None:
-    """Make the workers of ``loader`` :class:`SeededWorkers`."""
-    if not isinstance(loader.worker_init_fn, SeededWorkers):
-        loader.worker_init_fn = SeededWorkers(loader.worker_init_fn, late=late, watch=watch)
-
-
-def _let_fetch_seed(kind: Any, watch: Watch | None) -> None:
-    plain = kind.fetch
-    if getattr(plain, "seeds", False):  # this worker was forked from one
-        return
-
-    def seeded(self: Any, index: Any) -> Any:
-        if type(index) is not Numbered:
-            return plain(self, index)
-        seed = _mixed(index.seed, index.number)
-        if watch is not None:
-            watch.before(self, seed)
-        _seed(seed)
-        batch = plain(self, index.index)
-        if watch is not None:
-            watch.after()
-        return batch
-
-    seeded.seeds = True  # type: ignore[attr-defined]
-    kind.fetch = seeded
-
-
-class _Late:
-    """An iterator that is made when it is first asked."""
-
-    def __init__(self, iterable: Any) -> None:
-        self._iterable = iterable
-        self._iterator: Iterator[Any] | None = None
-
-    def __iter__(self) -> _Late:
-        return self
-
-    def __next__(self) -> Any:
-        if self._iterator is None:
-            self._iterator = iter(self._iterable)
-        return next(self._iterator)
-
-
-def _let_begin_late(kind: Any) -> None:
-    def begin(self: Any, dataset: Any, *settings: Any) -> None:
-        super(kind, self).__init__(dataset, *settings)
-        self.dataset_iter = _Late(dataset)
-        self.ended = False
-
-    kind.__init__ = begin
-
-
-def _seed(seed: int) -> None:
-    torch.default_generator.manual_seed(seed)
-    random.seed(seed)
-    numpy = sys.modules.get("numpy")
-    if numpy is not None:
-        numpy.random.seed(seed & 0xFFFFFFFF)
-
-
-def _mixed(seed: int, number: int) -> int:
-    """Another seed for each number: the finalizer of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
-    mask = (1 << 64) - 1
-    value = (seed + (number + 1) * 0x9E3779B97F4A7C15) & mask
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
-    return (value ^ (value >> 31)) >> 1
+# --- iterating --------------------------------------------------------------------------------------------------------
 
 
 def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -394,5 +278,6 @@ def bring_to_end(loader: Any, state: dict[str, Any]) -> None:
     It would leave out the pass that ended, and with it that the datasets notice.
     """
     loader.load_state_dict({**state, "_iterator_finished": False})
-    for _ in loader:
-        pass
+    with ended_workers(loader, state):
+        for _ in loader:
+            pass

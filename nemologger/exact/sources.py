@@ -11,7 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from nemologger.exact import contents, port
+from nemologger.exact import contents, port, workers
 from nemologger.exact.in_worker import Watch
 from nemologger.exact.rng import Streams
 from nemologger.exact.source import Source, copied, has_state, loading
@@ -63,7 +63,7 @@ class MapStyle(Source):
             self.loader.dataset.load_state_dict(state)
         self.indices = port.indices_of(self.loader)
         if self.workers:
-            port.seed_workers(self.loader, late=False, watch=self.watch)
+            workers.seed_workers(self.loader, late=False, watch=self.watch)
         streams = Streams(seed) if self.isolated else None
         plan = self._plan = self.indices.plan = port.Plan(seed, skip, self.workers, streams, ready)
         batches = port.iterate(self.loader)
@@ -143,7 +143,7 @@ class Replayed(Source):
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
         if self.workers:
-            port.seed_workers(self.loader, late=True, watch=self.watch)
+            workers.seed_workers(self.loader, late=True, watch=self.watch)
             indices = port.indices_of(self.loader)
             indices.plan = port.Plan(seed, 0, numbered=True, streams=None, ready=lambda: None)
             batches = port.iterate(self.loader)
@@ -269,7 +269,8 @@ class WithState(Source):
             indices = port.indices_of(self._loader) if self.draws else self._prepare_workers()
             indices.plan = port.Plan(seed, 0, numbered=not self.draws, streams=None, ready=self._ready)
             self.indices = indices
-        batches: Iterator[Any] = port.iterate(self._loader) if known else iter(self._loader)
+        with workers.ended_workers(self._loader, state):
+            batches: Iterator[Any] = port.iterate(self._loader) if known else iter(self._loader)
         if not (planned and isinstance(batches, GeneratorType)):  # it begins, and draws for that, with its first batch
             self._ready()
         return batches
@@ -282,7 +283,7 @@ class WithState(Source):
         return super().beside()
 
     def _prepare_workers(self) -> port.Indices:
-        port.seed_workers(self._loader, late=False)
+        workers.seed_workers(self._loader, late=False)
         self.indices = port.indices_of(self._loader)
         return self.indices
 

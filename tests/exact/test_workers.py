@@ -10,7 +10,7 @@ import pytest
 import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, check, shuffled
 from exact.test_loaders import EagerStream, FlaggedStream, LazySampler, Stream
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 AT = (1, 5, 6, 9)
@@ -36,6 +36,27 @@ class StatefulShard(FlaggedStream):
                 yield torch.full((4,), float(index)) + torch.rand(1) + np.random.rand() + random.random()
 
 
+class NextPass(IterableDataset):
+    """Comes to the end of a pass with its last sample already, and is then at the beginning of the next one."""
+
+    def __init__(self, samples=SAMPLES):
+        self.samples, self.next, self.passes = samples, 0, 0
+
+    def __iter__(self):
+        info = get_worker_info()
+        while self.next < self.samples:
+            index, self.next = self.next, self.next + 1
+            if index % info.num_workers == info.id:
+                yield torch.full((4,), index + self.passes / 2)
+        self.next, self.passes = 0, self.passes + 1
+
+    def state_dict(self):
+        return {"next": self.next, "passes": self.passes}
+
+    def load_state_dict(self, state):
+        self.next, self.passes = state["next"], state["passes"]
+
+
 def mine(worker):
     """A worker_init_fn of the user's."""
     get_worker_info().dataset.samples += worker - worker
@@ -56,6 +77,8 @@ LOADERS = {
     "stream": lambda: two(Sharded()),
     "persistent stream": lambda: two(EagerStream(12), persistent_workers=True),
     "stateful stream": lambda: two(StatefulShard(), persistent_workers=True),
+    "at the beginning of the next pass": lambda: two(NextPass()),
+    "persistent, at the beginning of the next pass": lambda: two(NextPass(), persistent_workers=True),
     "torchdata": lambda: StatefulDataLoader(Augmented(), batch_size=BATCH, shuffle=True, num_workers=2),
     "torchdata stream": lambda: StatefulDataLoader(StatefulShard(SAMPLES), batch_size=BATCH, num_workers=2),
 }
