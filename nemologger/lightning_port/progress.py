@@ -95,10 +95,18 @@ def close_trained_epoch(trainer: pl.Trainer) -> None:
         loop.batch_progress.increment_completed()
         _begin_epoch_anew(loop)
         loop.reset_restart_stage()
+    elif fit_loop.restarting and not _has_open_epoch(fit_loop) and loop._num_ready_batches_reached():
+        # Saved when training had ended with an epoch: with a limit of steps Lightning would take the next one for trained.
+        _begin_epoch_anew(loop)
+        loop.reset_restart_stage()
     elif fit_loop.restarted_on_epoch_end:
         fit_loop.epoch_progress.increment_completed()
         _begin_epoch_anew(loop)
         fit_loop.reset_restart_stage()
+
+
+def _has_open_epoch(fit_loop: Any) -> bool:
+    return bool(fit_loop.epoch_progress.total.completed < fit_loop.epoch_progress.total.ready)
 
 
 def _begin_epoch_anew(loop: Any) -> None:

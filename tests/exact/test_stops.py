@@ -47,6 +47,17 @@ def test_a_run_that_was_asked_to_stop_goes_on_at_the_next_batch(stop, case, tmp_
     assert losses + rest == straight
 
 
+def test_a_run_that_had_all_its_epochs_goes_on_with_more_below_its_limit_of_steps(tmp_path):
+    case = Case(shuffled, trainer=NO_VALIDATION, ckpt={"every_n_train_steps": 4})
+    straight, _, _ = train(case, tmp_path / "straight", seed=1)
+    short = replace(case, trainer={**NO_VALIDATION, "max_epochs": 1}, ckpt={**SELDOM, "save_last": True})
+    losses, _, _ = train(short, tmp_path / "short", seed=1)
+    rest, _, trainer = train(case, tmp_path / "rest", seed=1000, resume=tmp_path / "short" / "step=6-last")
+    assert len(losses) == 6
+    assert losses + rest == straight
+    assert trainer.current_epoch == 3
+
+
 class EndsEpochs(Net):
     """Asks for a stop itself, in a hook that comes after those of callbacks; what ends an epoch decides about losses."""
 
