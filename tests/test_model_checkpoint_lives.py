@@ -67,6 +67,23 @@ def test_samples_are_counted_on_when_the_interval_is_another_one(tmp_path):
     assert ckpt.consumed_samples == 44
 
 
+def test_samples_and_metrics_are_those_of_the_callback_that_has_saved(tmp_path):
+    def both():
+        intervals = {"seldom": 100, "often": 3}
+        return [
+            ModelCheckpoint(
+                monitor=None, dirpath=tmp_path / name, filename="{step}", every_n_train_steps=steps, save_top_k=-1
+            )
+            for name, steps in intervals.items()
+        ]
+
+    quiet_trainer(max_steps=4, limit_val_batches=0, callbacks=both()).fit(ToyModel(), loader())
+    seldom, often = both()
+    trainer = quiet_trainer(max_steps=5, limit_val_batches=0, callbacks=[seldom, often])
+    trainer.fit(ToyModel(), loader(), ckpt_path=tmp_path / "often" / "step=3")
+    assert seldom.consumed_samples == often.consumed_samples == 20
+
+
 def test_the_same_trainer_goes_on_counting(tmp_path):
     ckpt = ModelCheckpoint(monitor=None, dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
     trainer = quiet_trainer(max_steps=4, callbacks=[ckpt])

@@ -35,6 +35,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
     """
 
     consumed_samples: int
+    _of_saver: dict[str, Any] | None = None
     given_directory: Path | None  # as ``dirpath`` was given
     files_per_rank: int
     save_last_n_optim_states: int
@@ -177,6 +178,8 @@ class KeptCheckpoints(LightningModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting; the bookkeeping of checkpoints comes from the directory itself."""
+        # One that has saved later than this one's last save knows better: the checkpoint is its.
+        state_dict, self._of_saver = self._of_saver or state_dict, None
         self.consumed_samples = int(state_dict.get("consumed_samples", 0))
         self._restored_metrics = dict(state_dict.get("metrics", {}))
         self._counted_here = 0
@@ -190,9 +193,10 @@ class KeptCheckpoints(LightningModelCheckpoint):
         """
         self._last_global_step_saved = int(checkpoint.get("global_step", 0))
         states = checkpoint.get("callbacks", {})
-        others = [s for s in states.values() if isinstance(s, dict) and {"dirpath", "consumed_samples"} <= s.keys()]
-        if self.state_key not in states and others:
-            self.load_state_dict(others[0])
+        ours = [s for s in states.values() if isinstance(s, dict) and {"dirpath", "consumed_samples"} <= s.keys()]
+        self._of_saver = max(ours, key=lambda state: int(state["consumed_samples"]), default=None)
+        if self.state_key not in states and ours:
+            self.load_state_dict({})
 
     def _find_last_checkpoints(self, trainer: pl.Trainer) -> set[str]:
         """For ``fit(ckpt_path="last")``.
