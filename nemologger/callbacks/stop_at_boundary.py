@@ -93,7 +93,7 @@ class StopAtBoundary(Callback):
         else:
             is_last = lightning_port.epoch_is_trained(trainer)  # the hooks that end an epoch belong to it
             hook = "on_train_epoch_end" if is_last else "on_train_batch_end"
-            lightning_port.behind_module(trainer, hook, partial(self._stop, trainer))
+            lightning_port.behind_module(trainer, hook, partial(self._stop, trainer, log_batch=not is_last))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop, if that was due before validation or came up during it."""
@@ -120,7 +120,7 @@ class StopAtBoundary(Callback):
             when,
         )
 
-    def _stop(self, trainer: pl.Trainer) -> None:
+    def _stop(self, trainer: pl.Trainer, *, log_batch: bool = False) -> None:
         self._say(trainer)
         failed: SaveFailedError | None = None
         checkpoint = self._saving(trainer)
@@ -129,6 +129,8 @@ class StopAtBoundary(Callback):
                 checkpoint.save_now(trainer)
             except SaveFailedError as error:
                 failed = error
+        if log_batch:  # the next run goes on behind it
+            lightning_port.log_batch(trainer)
         self._leave(trainer, failed)
 
     def _saving(self, trainer: pl.Trainer) -> KeptCheckpoints | None:

@@ -47,6 +47,7 @@ from nemologger.lightning_port.loaders import trains_from as trains_from
 from nemologger.lightning_port.loaders import validation_loaders as validation_loaders
 from nemologger.lightning_port.loaders import watch_fetches as watch_fetches
 from nemologger.lightning_port.loaders import wrap_training_loaders as wrap_training_loaders
+from nemologger.lightning_port.logged import log_batch as log_batch
 from nemologger.lightning_port.logged import log_is_due as log_is_due
 from nemologger.lightning_port.logged import logged_step as logged_step
 from nemologger.lightning_port.logged import logs_this_batch as logs_this_batch

@@ -45,6 +45,13 @@ def set_next_logged_step(trainer: pl.Trainer, step: int) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
 
 
+def log_batch(trainer: pl.Trainer) -> None:
+    """For who ends training behind ``on_train_batch_end``: log the batch, which Lightning would do next."""
+    connector = trainer._logger_connector
+    type(connector).on_batch_end(connector)  # that of the object may be the very call that this is made from
+    connector.update_train_step_metrics()
+
+
 def show_metrics(trainer: pl.Trainer, metrics: dict[str, float], *, prog_bar: bool) -> None:
     """Put ``metrics`` where callbacks and the progress bar find them, without loggers.
 
@@ -64,4 +71,8 @@ def restore_metrics(trainer: pl.Trainer, metrics: dict[str, float]) -> None:
     """
     known = trainer._logger_connector._callback_metrics
     for name, value in metrics.items():
-        known.setdefault(name, torch.tensor(value))
+        exactly = torch.tensor(value, dtype=torch.float64)
+        single = exactly.float()
+        # With precision="64-true" metrics have more digits than a tensor of a number has by itself.
+        # Those of a learning rate finder, say, are there already.
+        known[name] = exactly if single.double() != exactly and not exactly.isnan() else single

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import time
@@ -20,6 +21,7 @@ import nemologger as nl
 from nemologger.callbacks import PreemptionCallback
 from nemologger.checkpoint.verify import problems
 from nemologger.errors import ConfigurationError
+from nemologger.trackers import CSVLogger
 
 SCRIPT = Path(__file__).parents[1] / "train_stopped.py"
 AGENT = SCRIPT.with_name("agent.py")
@@ -110,6 +112,16 @@ def test_a_signal_during_the_sanity_check_stops_after_the_first_step(tmp_path):
     assert run.train(PreemptionCallback(), watch=Watch("sanity check", 0)) == 143
     assert len(run.losses) == 1
     run.goes_on()
+
+
+def test_the_last_step_before_the_stop_is_logged_too(tmp_path):
+    run = Run(tmp_path, trainer={"limit_val_batches": 0, "log_every_n_steps": 1}, ckpt={"monitor": None})
+    run.trainer["logger"] = [CSVLogger()]
+    assert run.train(PreemptionCallback(), watch=Watch("batch", 6)) == 143
+    run.trainer["logger"] = [CSVLogger()]
+    run.train()
+    rows = list(csv.DictReader(next(tmp_path.rglob("metrics.csv")).open()))
+    assert [int(row["step"]) for row in rows if row["train_loss"]] == list(range(20))
 
 
 def test_again_and_again(tmp_path):

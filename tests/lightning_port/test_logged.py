@@ -4,9 +4,20 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import lightning_port
+
+
+def test_metrics_have_all_their_digits_again():
+    trainer = quiet_trainer()
+    lightning_port.show_metrics(trainer, {"of 32": 7.0}, prog_bar=False)  # as a learning rate finder leaves them
+    lightning_port.restore_metrics(trainer, {"of 64 bits": 0.1, "of 32": 0.5, "none": float("nan")})
+    metrics = trainer.callback_metrics
+    assert metrics["of 64 bits"].item() == 0.1
+    assert metrics["of 32"].item() == 0.5
+    assert metrics["of 32"].dtype == metrics["none"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
