@@ -170,6 +170,7 @@ class ExactResume(Callback):
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """An epoch begins."""
         if self._session is not None and self._session.begin_epoch():
+            lightning_port.tell_samplers_the_epoch(trainer)
             lightning_port.behind_module(trainer, "on_train_epoch_start", partial(lightning_port.fetch_again, trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

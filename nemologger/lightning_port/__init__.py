@@ -42,6 +42,7 @@ from nemologger.lightning_port.loaders import rescale_saved_batches as rescale_s
 from nemologger.lightning_port.loaders import saved_batches as saved_batches
 from nemologger.lightning_port.loaders import see_loaders as see_loaders
 from nemologger.lightning_port.loaders import set_last_reload_epoch as set_last_reload_epoch
+from nemologger.lightning_port.loaders import tell_samplers_the_epoch as tell_samplers_the_epoch
 from nemologger.lightning_port.loaders import training_loaders as training_loaders
 from nemologger.lightning_port.loaders import trains_from as trains_from
 from nemologger.lightning_port.loaders import validation_loaders as validation_loaders

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from lightning.fabric.utilities.data import _auto_add_worker_init_fn
+from lightning.fabric.utilities.data import _auto_add_worker_init_fn, _set_sampler_epoch
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -108,6 +108,13 @@ def fetch_again(trainer: pl.Trainer) -> None:
     """Drop batches taken in advance, and begin again."""
     if trainer.fit_loop._data_fetcher is not None:
         iter(trainer.fit_loop._data_fetcher)
+
+
+def tell_samplers_the_epoch(trainer: pl.Trainer) -> None:
+    """For ``on_train_epoch_start``: what Lightning has told them before it, if they have been set back since."""
+    progress: Any = trainer.fit_loop.epoch_progress.current
+    for loader in training_loaders(trainer):
+        _set_sampler_epoch(loader, progress.processed)
 
 
 def saved_batches(checkpoint: dict[str, Any]) -> int:

@@ -78,6 +78,11 @@ CASES = {
     "stream": Case(lambda: DataLoader(PerRank(), batch_size=BATCH), trainer=DDP, at=(1, 3, 5, 6, 7)),
     "FSDP2": Case(lambda: shuffled(batch_size=2), Remembers, trainer=SHARDED, ckpt={"async_save": True}, at=(1, 6, 7)),
     "tensor parallel": Case(lambda: shuffled(batch_size=2), trainer=SPLIT, at=(1, 6, 7), same_seed=True),
+    "stream beside": Case(
+        lambda: {"a": shuffled(batch_size=2), "b": DataLoader(PerRank(), batch_size=BATCH)},
+        trainer={**EPOCHS, "limit_val_batches": 0},
+        at=(6, 12),
+    ),
     "by hand": Case(lambda: shuffled(batch_size=2), RemembersByHand, trainer=DDP, at=(3, 5, 6)),
     "module's own hooks": Case(
         lambda: shuffled(batch_size=2), AfterAll, trainer=DDP, ckpt={"async_save": True}, at=(3, 5)

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("ddp.py")
     "names",
     [
         ["in order, epochs", "own sampler", "lazy sampler", "by hand"],
-        ["stream", "workers"],
+        ["stream", "stream beside", "workers"],
         ["FSDP2", "tensor parallel"],
     ],
 )
