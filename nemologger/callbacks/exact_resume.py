@@ -43,9 +43,10 @@ class ExactResume(Callback):
 
     Covered are DataLoaders over datasets with and without length, with any sampler, with and without workers, several of
     them at once, and other iterables. Generators, numbers, lists, dictionaries, arrays and tensors among the attributes of
-    samplers and datasets go on as they were (in worker processes generators of a dataset with length are seeded for each
-    batch, and what else changes there is named), and so do those of the module, of objects of the program
-    that it holds, and of a data module without ``state_dict()``; of callbacks, generators. So do objects with a
+    samplers and datasets, and in variables that code of theirs counts in, go on as they were (in worker processes
+    generators of a dataset with length are seeded for each batch, and what else changes there is named), and so do those
+    of the module, of objects and functions of the program that it holds, and of a data module without ``state_dict()``;
+    of callbacks, generators, and what else they count is named. So do objects with a
     ``state_dict()`` that the module or a callback holds and that are no modules, averages of weights for example, and, on
     each rank, buffers that nobody exchanges between the ranks. Lists and dictionaries of the module, which are most
     often records of one life, are named at the first save after they change, and not kept. What is logged for an epoch,

@@ -12,6 +12,7 @@ from nemologger.exact.functions import holders_of_optimizer, holders_of_schedule
 from nemologger.exact.own_states import OwnStates
 from nemologger.exact.session import most_of_each
 from nemologger.exact.settings import Settings
+from nemologger.exact.variables import is_of_the_program
 from nemologger.lightning_port import epoch_results
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ _NOT_SAVED = (
 _RECORD = (
     "is a {} that has changed since training began, and is not saved: most are records. If it decides about training, "
     "register it as a buffer, or save it in on_save_checkpoint()"
+)
+
+_OF_CALLBACK = (
+    "keeps {} of its own, which changed since training began, and are not saved: Lightning saves what a callback's "
+    "state_dict() returns. If they decide about training, give it state_dict() and load_state_dict()"
 )
 
 _OWN_STATE_LOST = (
@@ -65,6 +71,9 @@ class ProgramState:
             roots |= holders_of_schedule(f"schedule {i}", config.scheduler)
         theirs = lightning_port.names_of_lightning()
         self._attributes = Attributes(roots, drawing, {"module"}, theirs, self._most)
+        counting = {path: one for path, one in drawing.items() if isinstance(one, Callback) and _saves_nothing(one)}
+        self._of_callbacks = Attributes(counting, {}, counting, theirs, 0)
+        self._named: set[str] = set()
         self._own_states = OwnStates(self._may_hold_states, self._of_trainer, theirs, self._most)
 
     def _may_hold_states(self) -> dict[str, object]:
@@ -87,10 +96,21 @@ class ProgramState:
 
     @property
     def records(self) -> dict[str, str]:
-        """Lists and dictionaries of the module that had changed when it was last saved and are not kept."""
+        """What most often is a record of one life, has changed and is not kept.
+
+        That are lists and dictionaries of the module, when it was last saved, and what callbacks without a state keep. Of
+        these what was not named before.
+        """
         within = tuple(f"{path}." for path in self._own_states.paths)  # they say themselves what is to be kept
         records = self._attributes.records.items()
-        return {f"attribute {path}": _RECORD.format(kind) for path, kind in records if not path.startswith(within)}
+        told = {f"attribute {path}": _RECORD.format(kind) for path, kind in records if not path.startswith(within)}
+        callbacks: dict[str, list[str]] = {}
+        for path in self._of_callbacks.changed():
+            if path not in self._named and ":" not in path and not path.startswith(within):
+                self._named.add(path)
+                callback, _, name = path.partition(".")
+                callbacks.setdefault(callback, []).append(name)
+        return told | {name: _OF_CALLBACK.format(", ".join(kept)) for name, kept in callbacks.items()}
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""
@@ -139,3 +159,7 @@ class ProgramState:
 
         # Averages are often made in the module's or a callback's own on_train_start, of weights that are there by then.
         lightning_port.behind_module(trainer, "on_train_start", load_own_states)
+
+
+def _saves_nothing(callback: Callback) -> bool:
+    return is_of_the_program(type(callback).__module__) and not lightning_port.callback_saves_itself(callback)

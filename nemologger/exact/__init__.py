@@ -12,6 +12,9 @@ checkpoint holds; from it the loader is brought back to the same batch without l
     session.py    all loaders of one fit, and the generators between them
     owned.py      generators, counters, lists and arrays that a dataset or sampler keeps
     reach.py      where such things may be
+    variables.py  what code keeps in variables of closures, files and classes
+    crowds.py     long lists of objects
+    flags.py      what says that something was made, and is of no use without it
     in_worker.py  what happens to them in a worker process
     contents.py   what such a list or array holds, and whether it has changed
     port.py       what PyTorch's loaders keep to themselves

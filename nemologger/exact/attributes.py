@@ -9,13 +9,11 @@ program that finds what an earlier one recorded there would be surprised. It is 
 
 from __future__ import annotations
 
-import sys
-import sysconfig
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 from itertools import chain, islice
-from pathlib import Path
-from types import SimpleNamespace
+from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,20 +21,22 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nemologger.exact import contents
+from nemologger.exact import contents, variables
+from nemologger.exact.flags import Flags
 from nemologger.exact.owned import Owned, Values, make_generators
-from nemologger.exact.reach import generators_of_class
+from nemologger.exact.reach import classes_of_the_program, generators_of_class
+from nemologger.exact.variables import Reached
 
 _SCALARS = (int, float, bool, str, type(None))
-_INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
-#: Of a user, of an environment below this one, of Debian.
-_PACKAGES = {"site-packages", "dist-packages"}
 _RECORDS = (list, dict, set, deque)
 _ARRAYS = (np.ndarray, np.generic, torch.Tensor)
 #: Parts of a module of which everything is in the checkpoint already, or kept in another way.
 _WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
 _ABSENT = object()
 _LOOKED_AT = 64
+_FEW = 32
+#: What the loaders use is kept with them.
+_OF_DATA = [f"{stage}_dataloader" for stage in ("train", "val", "test", "predict")]
 
 
 class Attributes:
@@ -73,6 +73,7 @@ class Attributes:
         modules = [root for root in roots.values() if isinstance(root, nn.Module)]
         # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
         self._of_model = {_memory_of(t) for module in modules for t in chain(module.parameters(), module.buffers())}
+        self._flags = Flags(self._named(), contents=True)
         values = dict(self._walk())
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(isinstance(v, contents.KINDS) and not contents.is_small(v) for v in values.values()) // 4
@@ -84,10 +85,10 @@ class Attributes:
         kept: dict[str, Any] = {}
         on_device: list[str] = []
         lost: dict[str, str] = {}
-        for path, value in self._walk():
-            if path in self.records or self._first.get(path, _ABSENT) == self._sign(value):
+        for path, value in self._changed():
+            if path in self.records:
                 continue
-            if isinstance(value, _RECORDS) and path.startswith(self._no_records):
+            if isinstance(value, _RECORDS) and (path.startswith(self._no_records) or ":" in path):
                 self.records[path] = type(value).__name__
                 continue
             try:
@@ -96,6 +97,8 @@ class Attributes:
                 lost[path] = str(error)
             if any(tensor.device.type != "cpu" for tensor in _tensors_in(value)):
                 on_device.append(path)
+        again = self._flags.leave(kept, self._named(), [*lost, *self.records])
+        lost |= dict.fromkeys(again, "belongs to an object of which another part is not saved")
         # A bank without its pointer, or the other way round, would be worse than both as the program makes them.
         together = {path for path, _ in self._libraries()} | {path for path, part in self._holders() if _passing(part)}
         partly = together & {path.rpartition(".")[0] for path in lost}
@@ -105,9 +108,19 @@ class Attributes:
             generators |= owned.values(counters=False).generators
         return {"attributes": kept, "on_device": on_device, "generators": generators}, lost
 
+    def changed(self) -> list[str]:
+        """The paths of what has changed."""
+        return [path for path, _ in self._changed()]
+
+    def _changed(self) -> Iterator[tuple[str, Any]]:
+        for path, value in self._walk():
+            if self._first.get(path, _ABSENT) != self._sign(value):
+                yield path, value
+
     def restore(self, plain: Mapping[str, Any], device: torch.device) -> None:
         """Set what has changed to what :meth:`to_plain` returned; what was on a GPU goes to ``device``."""
         holders = dict([*self._holders(), *self._libraries()])
+        self._flags.note_restored(plain["attributes"])
         for path, saved in plain["attributes"].items():
             where, _, name = path.rpartition(".")
             if where not in holders or not _is_plain(holders[where], name):
@@ -139,19 +152,30 @@ class Attributes:
     def _holders(self) -> Iterator[tuple[str, Any]]:
         """The objects of the program, by path."""
         seen: set[int] = set()
-        waiting = list(self._roots.items())
+        reached = Reached(Dataset, Sampler, DataLoader, *_OF_DATA)
+        waiting: list[tuple[str, Any]] = list(self._roots.items())
         while waiting:
-            path, holder = waiting.pop(0)
-            if id(holder) in seen:
-                continue
-            seen.add(id(holder))
-            yield path, holder
-            inner = {**vars(holder), **(vars(holder).get("_modules") or {})}
-            waiting += [
-                (f"{path}.{name}", value)
-                for name, value in inner.items()
-                if name not in self._not_theirs and is_of_the_program(value)
-            ]
+            while waiting:
+                path, holder = waiting.pop(0)
+                if id(holder) in seen:
+                    continue
+                seen.add(id(holder))
+                if isinstance(holder, FunctionType):
+                    reached.add(holder)
+                    holder = variables.of_function(holder)
+                for kind in classes_of_the_program(holder):
+                    reached.add_class(kind)
+                yield path, holder
+                inner = {**vars(holder), **(vars(holder).get("_modules") or {})}
+                for name, value in inner.items():
+                    if name not in self._not_theirs:
+                        waiting += _within(f"{path}.{name}", value)
+            waiting = [pair for path, value in reached.follow() for pair in _within(path, value)]
+        yield from reached.places()
+
+    def _named(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for path, holder in self._holders():
+            yield path, {name: value for name, value in vars(holder).items() if name not in self._not_theirs}
 
     def _libraries(self) -> Iterator[tuple[str, nn.Module]]:
         """The parts of modules that libraries have made, by path."""
@@ -226,6 +250,24 @@ def _is_plain(holder: Any, name: str) -> bool:
     return type(present) in _SCALARS or isinstance(present, contents.KINDS)
 
 
+def _within(path: str, value: Any) -> list[tuple[str, Any]]:
+    """Where to look for variables: in an object, a function, or some of them."""
+    if type(value) in (list, tuple, dict) and len(value) <= _FEW:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return [pair for name, item in items for pair in _behind(f"{path}.{name}", item)]
+    return _behind(path, value)
+
+
+def _behind(path: str, value: Any) -> list[tuple[str, Any]]:
+    kind = type(value)
+    if kind is MethodType:
+        return _behind(f"{path}.__self__", value.__self__)
+    if issubclass(kind, partial):
+        given = [("func", value.func), *enumerate(value.args), *value.keywords.items()]
+        return [pair for name, item in given for pair in _behind(f"{path}.{name}", item)]
+    return [(path, value)] if kind is FunctionType or is_of_the_program(value) else []
+
+
 def is_of_the_program(value: Any) -> bool:
     """Whether to look into ``value``: an object of a class that is no library's."""
     if isinstance(value, type | Dataset | Sampler | DataLoader | torch.Tensor) or not hasattr(value, "__dict__"):
@@ -233,7 +275,4 @@ def is_of_the_program(value: Any) -> bool:
     kinds = [kind for kind in type(value).__mro__ if kind is not object]
     if any(kind.__module__.startswith("lightning.pytorch.") for kind in kinds):
         return False
-    module = sys.modules.get(kinds[0].__module__)
-    file = getattr(module, "__file__", None)
-    installed = file is None or file.startswith(_INSTALLED) or not _PACKAGES.isdisjoint(Path(file).parts)
-    return kinds[0].__module__ == "__main__" or not installed
+    return variables.is_of_the_program(kinds[0].__module__)

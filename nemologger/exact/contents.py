@@ -148,6 +148,9 @@ def _add_items(digest: Any, value: Any, share: int) -> None:
         if not array.dtype.hasobject:
             _add_array(digest, array)
             return
+    if not isinstance(value, dict) and not any(issubclass(kind, (*_SCALARS, *KINDS)) for kind in kinds):
+        _add_array(digest, np.fromiter(map(id, listed), np.int64, len(listed)))  # objects: they count by their identity
+        return
     pickler = _Streaming(_Sink(digest), protocol=5)
     pickler.fast = True  # by value, whether or not two items are the same object
     try:

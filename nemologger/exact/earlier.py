@@ -10,7 +10,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from nemologger.exact.owned import Values
-from nemologger.exact.reach import cells_of, walk
+from nemologger.exact.reach import walk
+from nemologger.exact.variables import cells_of
 
 
 def renamed(values: Values, loader: Any) -> Values:
@@ -37,5 +38,5 @@ def _behind(function: Any) -> Any:
     if isinstance(function, partial):
         return [_behind(function.func), *function.args, *function.keywords.values()]
     if isinstance(function, FunctionType):
-        return cells_of(function)[1]
+        return [*cells_of(function).values()]
     return function.__self__ if isinstance(function, MethodType) else function

@@ -178,7 +178,10 @@ class Feed:
         if needed == "nothing":
             return Position(mark, state)
         return Position(
-            mark, state, NOTHING, self._at_batch.values(counters=needed == "all", look="all" if save else "small")
+            mark,
+            state,
+            NOTHING,
+            self._at_batch.values(counters=needed == "all" or "open", look="all" if save else "small"),
         )
 
     @property

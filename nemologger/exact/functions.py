@@ -7,10 +7,9 @@ perhaps in an attribute. Here they are objects with attributes, as :class:`~nemo
 
 from __future__ import annotations
 
-import dis
 from collections.abc import Iterator
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -20,39 +19,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from nemologger.exact.attributes import is_of_the_program
+from nemologger.exact.variables import of_function
 
 _DEEPEST = 3
-_EMPTY = CellType()
 _NUMBERS = (int, float, bool, np.ndarray, np.generic, torch.Tensor)
 #: Set by torch itself, some of them when there is a schedule.
 _OF_TORCH = {*vars(Optimizer([nn.Parameter(torch.zeros(1))], {})), "_opt_called", "_step_count"}
-
-
-class Variables:
-    """Those of a function that outlive a call: of where it was made, and global ones that it sets itself."""
-
-    __slots__ = ("_cells", "_globals", "_set")
-    _cells: dict[str, CellType]
-    _globals: dict[str, Any]
-    _set: set[str]
-
-    def __init__(self, function: FunctionType) -> None:
-        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        object.__setattr__(self, "_cells", dict(cells))
-        object.__setattr__(self, "_globals", function.__globals__)
-        instructions = dis.get_instructions(function.__code__)
-        object.__setattr__(self, "_set", {i.argval for i in instructions if i.opname == "STORE_GLOBAL"})
-
-    @property
-    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]  # vars() of it are those of the function
-        cells = {name: cell.cell_contents for name, cell in self._cells.items() if cell != _EMPTY}
-        return {name: self._globals[name] for name in self._set if name in self._globals} | cells
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self._cells:
-            self._cells[name].cell_contents = value
-        elif name in self._set:
-            self._globals[name] = value
 
 
 class Counters:
@@ -102,8 +74,7 @@ def _holders(path: str, function: Any, depth: int) -> Iterator[tuple[str, object
     elif isinstance(function, MethodType) and is_of_the_program(function.__self__):
         yield path, function.__self__
     elif isinstance(function, FunctionType):
-        variables = Variables(function)
-        yield path, variables
-        for name, value in vars(variables).items() if depth < _DEEPEST else ():
+        yield path, function
+        for name, value in vars(of_function(function)).items() if depth < _DEEPEST else ():
             if isinstance(value, FunctionType | MethodType | partial):
                 yield from _holders(f"{path}.{name}", value, depth + 1)

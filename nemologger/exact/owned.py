@@ -11,10 +11,14 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from nemologger.exact import contents
-from nemologger.exact.reach import attributes, has_attributes, is_generator, module_of, walk
+from nemologger.exact.crowds import Crowds, generators_of
+from nemologger.exact.flags import Flags
+from nemologger.exact.reach import Crowd, attributes, has_attributes, is_generator, module_of, walk
 from nemologger.exact.rng import generator_from, generator_state, set_generator_state
+from nemologger.exact.variables import keeps_variables, set_in
 
 _SCALARS = (int, float, bool, str, type(None))
+_BELONGS = "belongs to an object of which another part cannot be kept"
 
 
 @dataclass(frozen=True)
@@ -65,13 +69,21 @@ class _Look:
 
     def __init__(self, roots: Mapping[str, Any]) -> None:
         found = list(walk(roots))
+        self.crowds = [value for _, value in found if type(value) is Crowd]
+        found = [pair for pair in found if type(pair[1]) is not Crowd]
         self.there = {path for path, _ in found}
         self.generators = {path: value for path, value in found if is_generator(value)}
+        self.of_crowds = {path: one for crowd in self.crowds for path, one in generators_of(crowd).items()}
+        self.generators |= self.of_crowds
         self.holders = {path: value for path, value in found if has_attributes(value)}
 
     @cached_property
     def named(self) -> dict[str, dict[str, Any]]:
         return {path: attributes(holder) for path, holder in self.holders.items()}
+
+    def holder_of(self, path: str) -> Any:
+        """The object that has ``path``, or the attribute that has."""
+        return self.holders.get(path, self.holders.get(path.rpartition(".")[0]))
 
     @property
     def scalars(self) -> dict[str, Any]:
@@ -95,6 +107,7 @@ class Owned:
         counters: Look for counters and contents too.
         closed: The names of roots whose contents are none of our business.
         most: Keep no more bytes of contents than this.
+        most_counted: Keep the numbers of so many objects in a list at most.
         light: Look at small contents alone, and remember none: for processes that share their memory with others. There a
             dictionary that has only been added to is a cache, and has not changed.
 
@@ -110,6 +123,7 @@ class Owned:
         closed: Collection[str] = (),
         most: int = contents.MOST_BYTES,
         light: bool = False,
+        most_counted: int = 10_000,
     ) -> None:
         self._roots = {name: root for name, root in roots.items() if root is not None}
         self._counters = counters
@@ -118,12 +132,18 @@ class Owned:
         self._light = light
         look = _Look(self._roots if counters else {})
         self._at_first = look.scalars
+        self._flags = Flags(look.named.items(), contents=False)
         holding = self._holding(look)
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(not contents.is_small(value) for _, value in holding) // 4
         left = [0 if light else contents.MOST_BYTES]
         self._first = {p: _First(v, contents.fingerprint(v, self._share), _kept(v, left)) for p, v in holding}
-        self._entries = {path: dict(value) for path, value in holding if light and isinstance(value, dict)}
+        self._entries = {
+            path: dict(value)
+            for path, value in holding
+            if isinstance(value, dict) and (light or keeps_variables(look.holder_of(path)))
+        }
+        self._crowds = Crowds(look.crowds, most_counted)
         self._there = look.there
         self._late: dict[str, Any] = {}
         self._partly: set[str] = set()
@@ -134,11 +154,13 @@ class Owned:
         """The generators, by path."""
         return _Look(self._roots).generators
 
-    def values(self, *, counters: bool = True, look: Literal["all", "small", "not"] = "all") -> Values:
+    def values(
+        self, *, counters: bool | Literal["open"] = True, look: Literal["all", "small", "not"] = "all"
+    ) -> Values:
         """The state of this moment.
 
         Args:
-            counters: Look for counters, which takes time.
+            counters: Look for counters, which takes time; for "open", not among the attributes of what is closed.
             look: Which contents to look at, too. For every batch, small ones; then :meth:`name_large` at a save.
         """
         if not self._roots:
@@ -149,8 +171,14 @@ class Owned:
             return Values(generators)
         unknown = object()
         changed = {p: v for p, v in seen.scalars.items() if self._at_first.get(p, unknown) != v}
+        if counters == "open":
+            changed = {path: value for path, value in changed.items() if self._is_open(path, seen)}
+        again = self._flags.leave(changed, seen.named.items())
+        of_crowds, lost = self._crowds.changed(seen.crowds)
         if look == "all":
             self._name_late(generators, changed, seen)
+            self.lost = {**dict.fromkeys(again, _BELONGS), **lost, **self.lost}
+        changed |= of_crowds
         return Values(generators, changed, None if look == "not" else self._changed(seen, small=look == "small"))
 
     def restore(self, values: Values, *, exactly: bool = False) -> None:
@@ -166,6 +194,8 @@ class Owned:
                 make_generators(look.holders, missing)
         if not self._counters:
             return
+        self._flags.note_restored(values.counters)
+        self._crowds.restore(look.crowds, values.counters, exactly=exactly)
         counters = {**self._at_first, **values.counters} if exactly else values.counters
         holders = look.holders
         for path, value in counters.items():
@@ -176,7 +206,7 @@ class Owned:
             # Not there yet: the program begins to count when it first has something to count.
             begins = there is self and path in values.counters and _may_begin(holders[holder], name)
             if begins or (type(there) in _SCALARS and there != value):
-                setattr(holders[holder], name, value)
+                set_in(holders[holder], name, value)
         if values.contents is None:
             return
         there = {path: value for path, value in self._holding(look) if path in values.contents or exactly}
@@ -192,7 +222,7 @@ class Owned:
             back = contents.put_back(value, kept, same=same)
             if back is not value:
                 holder, _, name = path.rpartition(".")
-                setattr(holders[holder], name, back)
+                set_in(holders[holder], name, back)
 
     def name_large(self) -> None:
         """Put what has changed, and is too large to be kept for every batch, among what is :attr:`lost`."""
@@ -202,7 +232,7 @@ class Owned:
 
     def _name_late(self, generators: Mapping[str, Any], counters: Mapping[str, Any], look: _Look) -> None:
         """Put objects that were made late, and go on changing, among what is :attr:`lost`, and iterators with a place."""
-        late = {path: None for path in generators if ":" not in path} | dict(counters)
+        late = {path: None for path in generators if ":" not in path and path not in look.of_crowds} | dict(counters)
         for path, value in late.items():
             if path not in self._there and path.rpartition(".")[0] not in self._there:
                 self._look_at_late(path, value)
@@ -217,9 +247,10 @@ class Owned:
             value is not None and self._late.setdefault(path, value) == value
         ):
             return
-        names = path.split(".")
-        known = next(n for n in range(1, len(names) + 1) if ".".join(names[:n]) not in self._there)
-        self.lost.setdefault(".".join(names[:known]), "was made after training began")
+        file, colon, rest = path.rpartition(":")
+        names = rest.split(".")
+        known = next(n for n in range(1, len(names) + 1) if file + colon + ".".join(names[:n]) not in self._there)
+        self.lost.setdefault(file + colon + ".".join(names[:known]), "was made after training began")
 
     def _changed(self, look: _Look, *, small: bool) -> dict[str, tuple[Any, bool]]:
         found: dict[str, tuple[Any, bool]] = {}
@@ -227,7 +258,7 @@ class Owned:
         for path, value in self._holding(look):
             if (small and not contents.is_small(value)) or not self._has_changed(path, value):
                 continue
-            if self._is_cache(path, value):
+            if self._light and self._is_cache(path, value):
                 continue
             first = self._first.get(path)
             if path.rpartition(".")[0] not in self._there:
@@ -239,13 +270,24 @@ class Owned:
                     raise contents.CannotBeKeptError("was not there when training began")
                 found[path] = contents.keep(value, left), value is first.value
             except contents.CannotBeKeptError as error:
+                if self._is_memo(path, value, look):
+                    continue
                 self.lost[path] = str(error)
                 self._partly.add(path.rpartition(".")[0])
         # An object of which only a part can be kept is left as it is: its parts may belong together.
         for path in [path for path in found if path.rpartition(".")[0] in self._partly]:
-            self.lost.setdefault(path, "belongs to an object of which another part cannot be kept")
+            self.lost.setdefault(path, _BELONGS)
             del found[path]
         return found
+
+    def _is_memo(self, path: str, value: Any, look: _Look) -> bool:
+        """Whether it is a cache of a function or a file, perhaps made only when it was first needed."""
+        if not isinstance(value, dict) or not keeps_variables(look.holder_of(path)):
+            return False
+        if path not in self._first:
+            self._entries[path] = {}
+            self._first[path] = _First(value, 0, _kept({}, [8]))
+        return self._is_cache(path, value)
 
     def _is_cache(self, path: str, value: Any) -> bool:
         """Whether it is a dictionary that has been added to since it was last looked at, and lost or replaced nothing."""
@@ -256,6 +298,10 @@ class Owned:
         self._first[path] = self._first[path]._replace(fingerprint=contents.fingerprint(value, self._share))
         return True
 
+    def _is_open(self, path: str, look: _Look) -> bool:
+        """Whether what is at ``path`` is our business; what functions keep is in nobody's state."""
+        return path.partition(".")[0] not in self._closed or keeps_variables(look.holder_of(path))
+
     def _has_changed(self, path: str, value: Any) -> bool:
         first = self._first.get(path)
         return first is None or contents.fingerprint(value, self._share) != first.fingerprint
@@ -264,8 +310,7 @@ class Owned:
         return [
             (f"{path}.{name}", value)
             for path, named in look.named.items()
-            if path.partition(".")[0] not in self._closed
-            and not module_of(type(look.holders[path])).startswith("lightning.")
+            if self._is_open(path, look) and not module_of(type(look.holders[path])).startswith("lightning.")
             for name, value in named.items()
             if issubclass(type(value), contents.KINDS) and not (self._light and not contents.is_small(value))
         ]
@@ -285,7 +330,7 @@ def make_generators(holders: Mapping[str, Any], states: Mapping[str, Any], devic
         if holder is not None and attributes(holder).get(name) is None and _may_begin(holder, name):
             made = generator_from(state, device)
             if made is not None:
-                setattr(holder, name, made)
+                set_in(holder, name, made)
 
 
 def _may_begin(holder: Any, name: str) -> bool:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import (
     BuiltinFunctionType,
-    CellType,
     CodeType,
     FunctionType,
+    GetSetDescriptorType,
     MemberDescriptorType,
     MethodType,
     ModuleType,
@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from nemologger.exact.rng import GENERATORS
+from nemologger.exact.variables import OfClass, Reached, Variables, cells_of, is_of_the_program, of_call
 
 _DEEPEST = 12
 _MOST_ITEMS = 32
@@ -32,6 +33,8 @@ _SCALARS = (int, float, bool, str, type(None))
 _CLOSED = (
     *_SCALARS, bytes, torch.Tensor, np.ndarray, np.generic, type, ModuleType, BuiltinFunctionType, random.SystemRandom,
 )  # fmt: skip
+#: What is found most often and has nothing within.
+_PLAIN = (*_SCALARS, GetSetDescriptorType, MemberDescriptorType, property)
 #: Locks, queues, threads, files and processes have numbers that are nobody's to set.
 _OPEN = {"builtins", "collections", "functools", "types", "argparse", "dataclasses", "__main__", "random"}
 _STANDARD = sys.stdlib_module_names - _OPEN
@@ -39,8 +42,6 @@ _STANDARD = sys.stdlib_module_names - _OPEN
 _WITHOUT_OWN = ("torch", "numpy", "lightning", *(sys.stdlib_module_names - {"__main__"}))
 #: Of a module: what is no attribute, or in the checkpoint if it decides about anything.
 _OF_MODULES = frozenset(vars(nn.Module())) - {"training"}
-_EMPTY = CellType()
-_ABSENT = object()
 
 
 class _Kind(NamedTuple):
@@ -52,6 +53,7 @@ class _Kind(NamedTuple):
         data: Whether they are tables or columns, of pandas say: like an array, with caches that say nothing of the run.
         slots: Its attributes in slots.
         own: Those of its bases that may use generators of their own.
+        program: Those that the program has written.
     """
 
     closed: bool
@@ -59,6 +61,25 @@ class _Kind(NamedTuple):
     data: bool = False
     slots: Mapping[str, MemberDescriptorType] = {}
     own: tuple[type, ...] = ()
+    program: tuple[type, ...] = ()
+
+
+class Crowd(NamedTuple):
+    """Some objects.
+
+    Attributes:
+        path: Of the list or dictionary that they are in; "" if they are in none.
+        names: Their places in it, or their paths.
+        items: The objects.
+    """
+
+    path: str
+    names: Sequence[Any]
+    items: Sequence[Any]
+
+    def path_of(self, place: int) -> str:
+        """That of one of the objects."""
+        return f"{self.path}.{self.names[place]}" if self.path else str(self.names[place])
 
 
 _kinds: WeakKeyDictionary[type, _Kind] = WeakKeyDictionary()
@@ -66,20 +87,62 @@ _names: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
 
 
 def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Every object within reach of ``roots``, with its path, ``"dataset.transform.rng"``; each once, and not thousands."""
+    """Every object within reach of ``roots``, with its path, ``"dataset.transform.rng"``; each once, and not thousands.
+
+    After them come those that code names, ``"file:STATE"``, and the variables of its files and classes.
+    """
     seen: set[int] = set()
+    looked_at: set[int] = set()
+    reached = Reached()
     waiting = [(name, root, 0) for name, root in roots.items()]
-    for path, value, depth in waiting:
-        if len(seen) >= _MOST_OBJECTS:
-            return
-        kind = _kind_of(type(value))
-        if kind.closed or id(value) in seen or (depth and kind.data) or _is_network(value):
-            continue
-        seen.add(id(value))
-        yield path, value
-        if depth < _DEEPEST and not kind.generator:
-            waiting += [(f"{path}.{name}", item, depth + 1) for name, item in _parts(value)]
-            waiting += [(name, item, depth + 1) for name, item in _globals_of(value)]
+    most = _MOST_OBJECTS
+    while waiting:
+        for place, (path, value, depth) in enumerate(waiting):
+            if len(seen) >= most:
+                yield from _crowd(
+                    "", [path for path, _, _ in waiting[place:]], [item for _, item, _ in waiting[place:]]
+                )
+                break
+            kind = _kind_of(type(value))
+            if kind.closed or id(value) in seen or (depth and kind.data) or _is_network(value):
+                continue
+            seen.add(id(value))
+            yield path, value
+            if issubclass(type(value), list | tuple | dict) and len(value) > _MOST_ITEMS:
+                inner = dict(value) if isinstance(value, dict) else dict(enumerate(value))
+                yield from _crowd(path, [*inner], [*inner.values()])
+            if depth < _DEEPEST and not kind.generator:
+                waiting += [
+                    (f"{path}.{name}", item, depth + 1) for name, item in _parts(value) if type(item) not in _PLAIN
+                ]
+                waiting += [(name, item, depth + 1) for name, item in _globals_of(value, kind, looked_at)]
+                _follow(value, kind, reached)
+        most = len(seen) + _MOST_OBJECTS
+        waiting = [(path, item, 1) for path, item in reached.follow() if _is_followed(item) and id(item) not in seen]
+    yield from reached.places()
+
+
+def _crowd(path: str, names: list[Any], items: list[Any]) -> Iterator[tuple[str, Crowd]]:
+    """The objects among ``items`` that may keep something: most lists are of numbers and texts."""
+    open_ = {kind for kind in set(map(type, items)) if not _kind_of(kind).closed and _may_keep(kind)}
+    if not open_:
+        return
+    if not set(map(type, items)) <= open_:
+        pairs = [(name, item) for name, item in zip(names, items, strict=True) if type(item) in open_]
+        names, items = [name for name, _ in pairs], [item for _, item in pairs]
+    yield path, Crowd(path, names, items)
+
+
+def _may_keep(kind: type) -> bool:
+    known = _kind_of(kind)
+    return not (known.generator or known.data or issubclass(kind, (list, tuple, dict, nn.Module))) and (
+        bool(known.slots) or hasattr(kind, "__dict__")
+    )
+
+
+def has_only_a_dictionary(kind: type) -> bool:
+    """Whether all attributes of objects of the class are in their ``__dict__``."""
+    return kind is not FunctionType and not issubclass(kind, partial | nn.Module) and not _kind_of(kind).slots
 
 
 def attributes(value: Any) -> dict[str, Any]:
@@ -87,14 +150,25 @@ def attributes(value: Any) -> dict[str, Any]:
     if _is_shared_number(type(value)):
         return {"value": value.value}
     own = dict(getattr(value, "__dict__", {}))
+    if isinstance(value, Variables | OfClass):
+        return own
+    if isinstance(value, FunctionType | partial):
+        return {**of_call(value), **own}
     for name, slot in _kind_of(type(value)).slots.items():
         try:
             own.setdefault(name, slot.__get__(value))
         except AttributeError:  # nothing is in it
             continue
     if isinstance(value, nn.Module):
+        buffers = own.get("_buffers")
         own = {name: item for name, item in own.items() if name not in _OF_MODULES}
+        own |= {name: item for name, item in (buffers or {}).items() if item is not None}
     return own
+
+
+def classes_of_the_program(value: Any) -> tuple[type, ...]:
+    """Those that ``value`` is of, and that no library has written."""
+    return _kind_of(type(value)).program
 
 
 def has_attributes(value: Any) -> bool:
@@ -110,13 +184,6 @@ def is_generator(value: Any) -> bool:
     return _kind_of(type(value)).generator
 
 
-def cells_of(function: FunctionType) -> tuple[list[str], list[Any]]:
-    """The variables of where ``function`` was made: their names, and what they hold."""
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
-    filled = {name: cell.cell_contents for name, cell in cells if cell != _EMPTY}
-    return [*filled], [*filled.values()]
-
-
 def generators_of_class(value: Any) -> dict[str, Any]:
     """The generators among the attributes of the class of ``value``, by name, that it has none of its own for."""
     own = getattr(value, "__dict__", {})
@@ -124,7 +191,7 @@ def generators_of_class(value: Any) -> dict[str, Any]:
         name: item
         for kind in _kind_of(type(value)).own
         for name, item in vars(kind).items()
-        if is_generator(item) and name not in own
+        if type(item) not in _PLAIN and is_generator(item) and name not in own
     }
 
 
@@ -160,7 +227,8 @@ def _look_at(kind: type) -> _Kind:
     }
     own = tuple(base for base in reversed(bases) if module_of(base).partition(".")[0] not in _WITHOUT_OWN)
     data = hasattr(kind, "__array__") or hasattr(kind, "__array_interface__")  # images of Pillow have the latter
-    return _Kind(closed, not closed and issubclass(kind, GENERATORS), data, slots, own)
+    program = tuple(base for base in own if is_of_the_program(module_of(base)))
+    return _Kind(closed, not closed and issubclass(kind, GENERATORS), data, slots, own, program)
 
 
 def module_of(kind: type) -> str:
@@ -169,15 +237,17 @@ def module_of(kind: type) -> str:
     return name if isinstance(name, str) else ""
 
 
-def _globals_of(value: Any) -> list[tuple[str, Any]]:
+def _globals_of(value: Any, kind: _Kind, looked_at: set[int]) -> list[tuple[str, Any]]:
     """The generators among the globals of a file that code of ``value`` names."""
     function = value.__func__ if isinstance(value, MethodType) else value
     if isinstance(function, FunctionType):
         places = [(function.__module__, function.__globals__, _named(function.__code__))]
     else:
+        new = [base for base in kind.own if id(base) not in looked_at]
+        looked_at.update(map(id, new))
         places = [
-            (module_of(kind), getattr(sys.modules.get(module_of(kind)), "__dict__", {}), _named_by(kind))
-            for kind in reversed(_kind_of(type(value)).own)
+            (module_of(base), getattr(sys.modules.get(module_of(base)), "__dict__", {}), _named_by(base))
+            for base in reversed(new)
         ]
     return [
         (f"{module}:{name}", there[name])
@@ -185,6 +255,19 @@ def _globals_of(value: Any) -> list[tuple[str, Any]]:
         for name in sorted(names)
         if is_generator(there.get(name))
     ]
+
+
+def _follow(value: Any, kind: _Kind, reached: Reached) -> None:
+    function = value.__func__ if isinstance(value, MethodType) else value
+    if isinstance(function, FunctionType):
+        reached.add(function)
+    for base in kind.program:
+        reached.add_class(base)
+
+
+def _is_followed(value: Any) -> bool:
+    """Whether to look into a global variable: at functions and objects of the program."""
+    return isinstance(value, FunctionType | partial) or bool(_kind_of(type(value)).program)
 
 
 def _named_by(kind: type) -> frozenset[str]:
@@ -226,9 +309,11 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         return [(str(k), v) for k, v in (dict.items(value) if isinstance(value, dict) else enumerate(value))]
     if isinstance(value, MethodType):
         return [("__self__", value.__self__)]
-    parts: list[tuple[Any, Any]] = [*attributes(value).items()]
+    parts: list[tuple[Any, Any]] = [
+        *(vars(value) if isinstance(value, FunctionType | partial) else attributes(value)).items()
+    ]
     if isinstance(value, FunctionType):
-        parts += zip(*cells_of(value), strict=True)
+        parts += cells_of(value).items()
         parts += [*enumerate(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]
     elif isinstance(value, partial):
         parts += [("func", value.func), *enumerate(value.args), *value.keywords.items()]

@@ -57,7 +57,7 @@ class Source:
     draws = False
     counts = True
     repeats = False
-    within_epoch: Literal["nothing", "generators", "all"] = "nothing"
+    within_epoch: Literal["nothing", "beside its state", "all"] = "nothing"
 
     def __init__(self, loader: Any) -> None:
         self.loader = loader

@@ -191,7 +191,7 @@ class IterableWithState(Source):
     """A DataLoader without workers, over an iterable dataset with state of its own."""
 
     draws = True
-    within_epoch = "generators"
+    within_epoch = "beside its state"
 
     def __init__(self, loader: DataLoader[Any]) -> None:
         super().__init__(loader)

@@ -6,6 +6,7 @@ import importlib
 import logging
 import random
 import sys
+from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
@@ -95,7 +96,56 @@ class Mixing(pl.Callback):
         batch.mul_(1 + self.rng.random())
 
 
+STEPS = 0
+
+
+def closure():
+    calls = 0
+
+    def count():
+        nonlocal calls
+        calls += 1
+        return calls / 50
+
+    return count
+
+
+def in_file():
+    global STEPS
+    STEPS += 1
+    return STEPS / 50
+
+
+class Counter:
+    calls = 0
+
+    def __call__(self):
+        Counter.calls += 1
+        return self.calls / 50
+
+
+class InVariables(Net):
+    """Counts in functions that it holds, in a class and in this file; and makes something when it first needs it."""
+
+    count = 0
+
+    def __init__(self):
+        super().__init__()
+        globals()["STEPS"] = Counter.calls = InVariables.count = 0  # a new process
+        self.counts = [closure(), {"a": closure()}["a"], partial(closure()), Counter()]
+        self.made, self.table, self.hard = False, None, False
+
+    def training_step(self, batch, batch_idx):
+        if not self.made:
+            self.table, self.made = (object(),), True
+        InVariables.count += 1
+        self.hard = self.global_step > 4
+        more = sum(count() for count in self.counts) + in_file() + self.count / 70 + self.hard
+        return self.note(self.loss(batch + more))
+
+
 CASES = {
+    "variables": Case(shuffled, InVariables, at=[2, 4, 7, 9]),
     "module": Case(shuffled, Keeps),
     "data module": Case(Data),
     "data module with state": Case(DataWithState),
@@ -198,6 +248,15 @@ def test_what_is_not_kept_is_said_once_by_name(tmp_path, caplog):
     assert "module.losses is a list that has changed since training began, and is not saved" in record
     again, _, trainer = train(case, tmp_path / "again", 1, tmp_path / "step=3")
     assert len(again) == len(trainer.lightning_module.losses) == 2  # a record of this life
+
+
+def test_what_callbacks_count_is_said_once(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        train(Case(shuffled, steps=5, callbacks=lambda: [Mixing()]), tmp_path, 1)
+    told = [record.getMessage() for record in caplog.records if "callback 0 Mixing" in record.getMessage()]
+    assert len(told) == 1
+    assert "keeps batches of its own" in told[0]
+    assert "state_dict()" in told[0]
 
 
 def test_data_made_of_other_random_numbers_are_said(tmp_path, caplog):

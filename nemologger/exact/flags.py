@@ -1,0 +1,67 @@
+"""Flags that say that something was made: that a file is open, and by which process. With them alone it would not be."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from nemologger.exact.contents import KINDS
+from nemologger.exact.reach import is_generator
+
+_SCALARS = (int, float, bool, str, type(None))
+
+
+class Flags:
+    """Tells them from those that decide: they were set when an object was made that had not been there.
+
+    Args:
+        named: The attributes of all objects by path, when there is nothing yet.
+        contents: Whether a list or array that was made may be kept.
+    """
+
+    def __init__(self, named: Iterable[tuple[str, Mapping[str, Any]]], *, contents: bool) -> None:
+        self._there = set(_objects(named, _SCALARS))
+        self._plain = (*_SCALARS, *KINDS) if contents else _SCALARS
+        self._set_then: dict[str, dict[str, Any]] = {}
+        self._restored: set[str] = set()
+
+    def note_restored(self, paths: Iterable[str]) -> None:
+        """These decide."""
+        self._restored.update(paths)
+
+    def leave(
+        self, changed: dict[str, Any], named: Iterable[tuple[str, Mapping[str, Any]]], lost: Iterable[str] = ()
+    ) -> list[str]:
+        """Take such flags out of ``changed``; returns those that have changed again since, and are something else.
+
+        Args:
+            changed: The attributes that are to be saved, by path.
+            named: All there are.
+            lost: Lists and arrays that are not kept.
+        """
+        made = {p.rpartition(".")[0] for p in chain(_objects(named, self._plain), lost) if p not in self._there}
+        for holder in made.difference(self._set_then):
+            self._set_then[holder] = {
+                path: value
+                for path, value in changed.items()
+                if path.rpartition(".")[0] == holder and path not in self._restored and _may_be_flag(path, value)
+            }
+        again = []
+        for flags in self._set_then.values():
+            for path in flags.keys() & changed.keys():
+                if changed.pop(path) != flags[path]:
+                    again.append(path)
+        return again
+
+
+def _objects(named: Iterable[tuple[str, Mapping[str, Any]]], plain: tuple[type, ...]) -> Iterator[str]:
+    for path, attributes in named:
+        for name, value in attributes.items():
+            if not issubclass(type(value), plain) and not is_generator(value):
+                yield f"{path}.{name}"
+
+
+def _may_be_flag(path: str, value: Any) -> bool:
+    return type(value) is bool or ("pid" in path.rpartition(".")[2] and value == os.getpid())
