@@ -16,7 +16,6 @@ from types import (
     ModuleType,
 )
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -82,8 +81,9 @@ class Crowd(NamedTuple):
         return f"{self.path}.{self.names[place]}" if self.path else str(self.names[place])
 
 
-_kinds: WeakKeyDictionary[type, _Kind] = WeakKeyDictionary()
-_names: WeakKeyDictionary[type, frozenset[str]] = WeakKeyDictionary()
+#: Asked hundreds of times in a look at a dataset.
+_kinds: dict[type, _Kind] = {}
+_names: dict[type, tuple[str, ...]] = {}
 
 
 def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -241,7 +241,8 @@ def _globals_of(value: Any, kind: _Kind, looked_at: set[int]) -> list[tuple[str,
     """The generators among the globals of a file that code of ``value`` names."""
     function = value.__func__ if isinstance(value, MethodType) else value
     if isinstance(function, FunctionType):
-        places = [(function.__module__, function.__globals__, _named(function.__code__))]
+        names = tuple(sorted(_named(function.__code__)))
+        places = [(function.__module__, function.__globals__, names)]
     else:
         new = [base for base in kind.own if id(base) not in looked_at]
         looked_at.update(map(id, new))
@@ -251,8 +252,8 @@ def _globals_of(value: Any, kind: _Kind, looked_at: set[int]) -> list[tuple[str,
         ]
     return [
         (f"{module}:{name}", there[name])
-        for module, there, names in places
-        for name in sorted(names)
+        for module, there, named in places
+        for name in named
         if is_generator(there.get(name))
     ]
 
@@ -270,11 +271,11 @@ def _is_followed(value: Any) -> bool:
     return isinstance(value, FunctionType | partial) or bool(_kind_of(type(value)).program)
 
 
-def _named_by(kind: type) -> frozenset[str]:
+def _named_by(kind: type) -> tuple[str, ...]:
     if kind not in _names:
         functions = [getattr(item, "__func__", item) for item in vars(kind).values()]
         codes = [item.__code__ for item in functions if isinstance(item, FunctionType)]
-        _names[kind] = frozenset().union(*map(_named, codes))
+        _names[kind] = tuple(sorted(frozenset().union(*map(_named, codes))))
     return _names[kind]
 
 
