@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import contents, variables
 from nemologger.exact.flags import Flags
-from nemologger.exact.owned import Owned, Values, make_generators
+from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
 from nemologger.exact.reach import classes_of_the_program, generators_of_class
 from nemologger.exact.variables import Reached
 
@@ -87,6 +87,8 @@ class Attributes:
         lost: dict[str, str] = {}
         for path, value in self._changed():
             if path in self.records:
+                continue
+            if is_process_id(path, value):
                 continue
             if isinstance(value, _RECORDS) and (path.startswith(self._no_records) or ":" in path):
                 self.records[path] = type(value).__name__

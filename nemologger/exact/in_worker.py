@@ -41,6 +41,8 @@ class Watch:
         self._counts: dict[str, list[Any]] = {}
         self._fetcher: Any = None
         self._fetched = 0
+        self._again = False
+        self._fleeting: set[str] = set()
 
     def before(self, fetcher: Any, seed: int) -> None:
         """A batch is about to be loaded, whose number is ``seed``."""
@@ -59,8 +61,35 @@ class Watch:
                 self._tell(values, [p for p, s in values.generators.items() if _sign(s) != _sign(self._first.get(p))])
             self._fetcher = fetcher
 
-    def after(self) -> None:
-        """It has been loaded."""
+    def after(self) -> bool:
+        """It has been loaded; whether to do so again, because a generator was made for it that nobody had seeded.
+
+        Another worker, or the next run, may make it for another batch.
+        """
+        if (
+            self._each == "batch"
+            and self._fetched < _STEPS
+            and self._owned is not None
+            and self._take_late(self._owned)
+        ):
+            self._again = True
+            return True
+        self._again = False
+        self._count()
+        return False
+
+    def _take_late(self, owned: Owned) -> bool:
+        present = owned.generators
+        late = {p: g for p, g in present.items() if self._first.get(p) is not g and p not in self._fleeting}
+        if self._again:  # made anew for each batch, or sample
+            self._fleeting.update(late)
+            self._first = {path: one for path, one in self._first.items() if path not in late}
+            return False
+        self._names |= _first_alike(late)
+        self._first |= late
+        return bool(late)
+
+    def _count(self) -> None:
         self._fetched += 1
         often = self._fetched <= _STEPS or self._fetched & (self._fetched - 1) == 0
         if self._each == "batch" and self._owned is not None and often:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,8 @@ from nemologger.exact.variables import keeps_variables, set_in
 
 _SCALARS = (int, float, bool, str, type(None))
 _BELONGS = "belongs to an object of which another part cannot be kept"
+#: Stands for the number of the process, whichever it is.
+_PROCESS = {"process": True}
 
 
 @dataclass(frozen=True)
@@ -145,6 +148,7 @@ class Owned:
         }
         self._crowds = Crowds(look.crowds, most_counted)
         self._there = look.there
+        self._names = {f"{path}.{name}" for path, named in look.named.items() for name in named}
         self._late: dict[str, Any] = {}
         self._partly: set[str] = set()
         self.lost: dict[str, str] = {}
@@ -173,6 +177,10 @@ class Owned:
         changed = {p: v for p, v in seen.scalars.items() if self._at_first.get(p, unknown) != v}
         if counters == "open":
             changed = {path: value for path, value in changed.items() if self._is_open(path, seen)}
+        for path in [path for path, value in changed.items() if is_process_id(path, value)]:
+            del changed[path]
+            if self._generator_goes_with(path, seen):
+                changed[path] = _PROCESS
         again = self._flags.leave(changed, seen.named.items())
         of_crowds, lost = self._crowds.changed(seen.crowds)
         if look == "all":
@@ -202,6 +210,7 @@ class Owned:
             holder, _, name = path.rpartition(".")
             if holder not in holders:
                 continue
+            value = os.getpid() if value == _PROCESS else value
             there = look.named[holder].get(name, self)
             # Not there yet: the program begins to count when it first has something to count.
             begins = there is self and path in values.counters and _may_begin(holders[holder], name)
@@ -229,6 +238,21 @@ class Owned:
         for path, value in self._holding(_Look(self._roots)):
             if path not in self.lost and not contents.is_small(value) and self._has_changed(path, value):
                 self.lost[path] = "is too large to be noted with every batch, which a sampler without __len__() needs"
+
+    def _generator_goes_with(self, path: str, look: _Look) -> bool:
+        """Whether the number of the process at ``path`` says whose a generator of the same object is, and nothing else.
+
+        Who finds another number there makes the generator anew, with the files and connections that it has beside it.
+        """
+        holder = path.rpartition(".")[0]
+        parts = {f"{holder}.{name}": part for name, part in look.named[holder].items() if type(part) not in _SCALARS}
+        generators = [name for name, part in parts.items() if is_generator(part)]
+        late = {name for name in parts if name not in self._names or self._at_first.get(name, self) is None}
+        if late.issubset(generators):
+            return bool(generators) and not self._light
+        for name in generators:
+            self.lost.setdefault(name, _BELONGS)
+        return False
 
     def _name_late(self, generators: Mapping[str, Any], counters: Mapping[str, Any], look: _Look) -> None:
         """Put objects that were made late, and go on changing, among what is :attr:`lost`, and iterators with a place."""
@@ -314,6 +338,11 @@ class Owned:
             for name, value in named.items()
             if issubclass(type(value), contents.KINDS) and not (self._light and not contents.is_small(value))
         ]
+
+
+def is_process_id(path: str, value: Any) -> bool:
+    """Whether an attribute has the number of this process: it is not the next one's."""
+    return type(value) is int and path.lower().endswith("pid") and value == os.getpid()
 
 
 def make_generators(holders: Mapping[str, Any], states: Mapping[str, Any], device: torch.device | None = None) -> None:

@@ -22,7 +22,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
-from torch.utils.data.dataloader import _InfiniteConstantSampler
+from torch.utils.data.dataloader import _BaseDataLoaderIter, _InfiniteConstantSampler
 
 from nemologger.exact.workers import Numbered, SeededWorkers, ended_workers
 
@@ -213,6 +213,11 @@ def iterate_apart(loader: DataLoader[Any]) -> Iterator[Any]:
         loader._iterator = kept
     yield from first
     yield from batches
+
+
+def kept_iterators(loader: DataLoader[Any]) -> list[str]:
+    """The attributes in which a subclass keeps an iterator for all epochs, as timm's MultiEpochsDataLoader does."""
+    return [n for n, v in vars(loader).items() if isinstance(v, _BaseDataLoaderIter) and n != "_iterator"]
 
 
 def end_workers(loader: DataLoader[Any]) -> None:

@@ -43,6 +43,12 @@ def has_state(value: object) -> TypeGuard[HasState]:
     return True
 
 
+_KEPT = (
+    "it keeps an iterator of its own ({}) from epoch to epoch, which cannot be brought to a place: a resumed run may see "
+    "other batches. Use a torch.utils.data.DataLoader with persistent_workers=True, whose workers stay as well"
+)
+
+
 class Source:
     """A kind of loader.
 
@@ -67,11 +73,13 @@ class Source:
     @property
     def limits(self) -> list[str]:
         """What cannot be promised, each as one sentence that says what would help."""
+        kept = port.kept_iterators(self.loader) if isinstance(self.loader, DataLoader) else []
+        limits = [*self._limits, *(_KEPT.format(name) for name in kept)]
         told = [] if self.watch is None else self.watch.told
         if not told:
-            return self._limits
+            return limits
         names = ", ".join(told[:_NAMED]) + (f" and {len(told) - _NAMED} more" if len(told) > _NAMED else "")
-        return [*self._limits, _OF_WORKERS.format(names)]
+        return [*limits, _OF_WORKERS.format(names)]
 
     def at_start(self) -> dict[str, Any]:
         """The objects whose state at the beginning of an epoch decides about its batches."""

@@ -22,8 +22,8 @@ class Watch(Protocol):
     def before(self, fetcher: Any, seed: int) -> None:
         """A batch is about to be loaded."""
 
-    def after(self) -> None:
-        """It has been."""
+    def after(self) -> bool:
+        """It has been; whether to load it again."""
 
 
 class Numbered(NamedTuple):
@@ -87,7 +87,10 @@ def _let_fetch_seed(kind: Any, watch: Watch | None) -> None:
             watch.before(self, seed)
         _seed(seed)
         batch = plain(self, index.index)
-        if watch is not None:
+        if watch is not None and watch.after():
+            watch.before(self, seed)
+            _seed(seed)
+            batch = plain(self, index.index)
             watch.after()
         return batch
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from nemologger.exact.in_worker import Watch
+from nemologger.exact.owned import Owned, Values
 from nemologger.exact.rng import reseed
 
 
@@ -63,6 +65,17 @@ class Begins(Augmented):
         return super().__getitem__(index) + self.rng.random() + self.served
 
 
+class Kept(DataLoader):
+    """Keeps one iterator for all epochs, as timm's."""
+
+    def __init__(self):
+        super().__init__(Augmented(4 * SAMPLES), batch_size=BATCH)
+        self.kept = super().__iter__()
+
+    def __iter__(self):
+        return (next(self.kept) for _ in range(2))
+
+
 class Passes(IterableDataset):
     """Counts how often it was gone through."""
 
@@ -74,8 +87,48 @@ class Passes(IterableDataset):
         yield from (torch.full((4,), float(index * self.passes)) for index in range(SAMPLES))
 
 
+class Masks:
+    """A ``collate_fn`` that makes a generator when it needs one, in each process anew, as transformers' for masks."""
+
+    def __init__(self, files=False):
+        self.rng = self.for_pid = self.file = None
+        self.files = files
+
+    def __call__(self, samples):
+        if self.rng is None or self.for_pid != os.getpid():
+            worker = get_worker_info()
+            self.rng = torch.Generator().manual_seed(7 if worker is None else 8 + worker.id)
+            self.file = SimpleNamespace() if self.files else None
+            self.for_pid = os.getpid()
+        return torch.stack(samples) * torch.rand(1, generator=self.rng)
+
+
+@pytest.mark.parametrize("options", [{"num_workers": 0}, {"num_workers": 2, "persistent_workers": True}])
+def test_generators_made_when_they_are_needed(options, tmp_path, caplog):
+    loader = lambda: DataLoader(Augmented(), batch_size=BATCH, shuffle=True, collate_fn=Masks(), **options)  # noqa: E731
+    check(Case(loader, at=(3, 8), steps=13), tmp_path)
+    assert not [record for record in caplog.records if "change" in record.getMessage()]
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_one_that_belongs_to_a_process(files, monkeypatch):
+    made, fresh = Masks(files), Masks(files)
+    owned, of_fresh = Owned({"collate_fn": made}), Owned({"collate_fn": fresh})
+    made([torch.ones(1)])
+    values = Values.from_plain(owned.values().to_plain())
+    monkeypatch.setattr(os, "getpid", lambda: -1)  # the next process
+    of_fresh.restore(values)
+    drawn = fresh([torch.ones(1)])
+    if files:  # a process that took the number for its own would have no file
+        assert fresh.file is not None
+        assert list(owned.lost) == ["collate_fn.rng"]
+    else:
+        assert drawn == torch.rand(1, generator=made.rng)
+
+
 CHANGES = {
-    "map-style": (lambda: DataLoader(Begins(), num_workers=2), "dataset.rng, dataset.served change"),
+    "map-style": (lambda: DataLoader(Begins(), num_workers=2), "dataset.served change"),
+    "iterator": (Kept, "keeps an iterator of its own (kept)"),
     "stream": (
         lambda: DataLoader(Passes(), batch_size=8, num_workers=1, persistent_workers=True),
         "dataset.passes change",
