@@ -211,6 +211,7 @@ class Feed:
         """Let the next batch be the first of the epoch after the one of ``position``."""
         position = position.of_today(self.loader)
         self._within, self._after, self.early = None, position, []
+        _ = self.data  # as the program makes it: what is set below, an epoch's number in a tensor say, is no other data
         if position.state is not None:
             present = RngState.capture()
             self.source.end_of(position.state, position.mark.over)

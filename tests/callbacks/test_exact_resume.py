@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from exact.runs import BATCH, Augmented, Case, Net, shuffled, train
+from exact.runs import BATCH, Augmented, Case, Net, check, shuffled, train
 from exact.test_loaders import Stream
 from lightning.pytorch.callbacks import Callback, ModelPruning
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, random_split
@@ -122,6 +122,23 @@ def test_other_data_than_before_is_reported(tmp_path, caplog):
     assert caplog.text.count("training data is not what it was") == 1
     train(Case(lambda: split(BATCH // 2)), tmp_path / "d", 1, tmp_path / "a" / "step=2")
     assert caplog.text.count("training data is not what it was") == 2
+
+
+class Epochs(Augmented):
+    """Has the number of the epoch in a tensor, as streams of Hugging Face."""
+
+    def __init__(self):
+        super().__init__()
+        self.epoch = torch.zeros(())
+
+    def __getitem__(self, index):
+        self.epoch += index == self.samples - 1
+        return super().__getitem__(index) + self.epoch
+
+
+def test_data_that_count_epochs_are_the_same_data(tmp_path, caplog):
+    check(Case(lambda: DataLoader(Epochs(), batch_size=BATCH), at=(6, 9)), tmp_path)
+    assert "training data is not what it was" not in caplog.text
 
 
 def test_a_checkpoint_without_our_state_goes_on_after_as_many_batches(tmp_path, caplog):
