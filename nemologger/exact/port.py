@@ -70,6 +70,34 @@ def is_of_nodes(loader: object) -> bool:
     return _comes_from(loader, "torchdata.nodes", "Loader")
 
 
+def iterate_nodes(loader: Any) -> Iterator[Any]:
+    """``iter(loader)`` for that of ``torchdata.nodes``.
+
+    It would take a batch at once to see whether there is one, with the generators as they were when the epoch began.
+    """
+    restarts, loader.restart_on_stop_iteration = loader.restart_on_stop_iteration, False
+    try:
+        return iter(loader)
+    finally:
+        loader.restart_on_stop_iteration = restarts
+
+
+def nodes_ahead(loader: Any) -> bool:
+    """Whether nodes of that of ``torchdata.nodes`` take samples in threads or processes of their own."""
+    waiting, seen = [loader], set()
+    while waiting:
+        part = waiting.pop()
+        if id(part) in seen or not type(part).__module__.startswith("torchdata.nodes"):
+            continue
+        seen.add(id(part))
+        own = vars(part)
+        if type(part).__name__ == "Prefetcher" or (type(part).__name__ == "ParallelMapper" and own.get("num_workers")):
+            return True
+        for value in own.values():
+            waiting += value.values() if isinstance(value, dict) else [value]
+    return False
+
+
 def _comes_from(value: object, module: str, name: str) -> bool:
     return _is_kind(type(value), module, name)
 
@@ -252,14 +280,27 @@ def epoch_of(dataset: Any) -> Any:
 
 def has_shuffle_buffer(dataset: Any) -> bool:
     """Whether a stream of Hugging Face shuffles in a buffer, which is not in its state."""
-    waiting = [vars(dataset).get("_ex_iterable")] if is_of_hugging_face(dataset) else []
+    return any("BufferShuffled" in kind for kind, _, _ in _parts(dataset))
+
+
+def applies_ahead(dataset: Any) -> bool:
+    """Whether a stream of Hugging Face calls functions for more than the next sample: by batches, or in threads."""
+    return any(
+        ("Mapped" in kind or "Filtered" in kind) and (in_threads or own.get("batched"))
+        for kind, own, in_threads in _parts(dataset)
+    )
+
+
+def _parts(dataset: Any) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """Those of a stream of Hugging Face: the name of the class, attributes, whether threads take samples of it."""
+    waiting = [(vars(dataset).get("_ex_iterable"), False)] if is_of_hugging_face(dataset) else []
     while waiting:
-        part = waiting.pop()
-        if "BufferShuffled" in type(part).__name__:
-            return True
-        inner = getattr(part, "__dict__", {})
-        waiting += [inner[name] for name in ("ex_iterable",) if name in inner] + list(inner.get("ex_iterables", ()))
-    return False
+        part, in_threads = waiting.pop()
+        kind, own = type(part).__name__, getattr(part, "__dict__", {})
+        yield kind, own, in_threads
+        in_threads = in_threads or "Cycling" in kind
+        inner = [own[name] for name in ("ex_iterable",) if name in own] + list(own.get("ex_iterables", ()))
+        waiting += [(one, in_threads) for one in inner]
 
 
 def dataset_iterator(batches: Iterator[Any]) -> Any:

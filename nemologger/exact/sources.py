@@ -27,6 +27,11 @@ _OTHERS = (
     "trained on, so training goes on with others. They must not depend on what is drawn from the system, on the clock, on "
     "threads, or on what workers or the dataset keep from earlier epochs"
 )
+_APPLIED = (
+    "functions of map() and filter() are called ahead of training, by batches or in threads of interleave_datasets(), and "
+    "for some samples again by a resumed run: what they draw from torch, numpy.random or random differs then. Draw in a "
+    "map() after interleave_datasets() that is not batched, or in the collate_fn"
+)
 _SAY_EVERY = 10.0
 
 
@@ -196,6 +201,7 @@ class IterableWithState(Source):
     def __init__(self, loader: DataLoader[Any]) -> None:
         super().__init__(loader)
         self._set_back = False
+        self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
 
     @override
     def at_start(self) -> dict[str, Any]:
@@ -245,10 +251,14 @@ class WithState(Source):
         self.indices: port.Indices | None = None
         self._ready: Callable[[], None] = lambda: None
         if isinstance(loader, DataLoader):
-            if not has_state(loader):
+            stays = port.is_of_torchdata(loader) and loader.persistent_workers
+            never_ends = stays and port.is_of_hugging_face(loader.dataset)
+            if never_ends or not has_state(loader):
                 self._loader = port.with_worker_state(loader)
             self.draws = loader.num_workers == 0
+            self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
         else:
+            self._limits += [_AHEAD] * (port.is_of_nodes(loader) and port.nodes_ahead(loader))
             self.counts = False  # its state says where it is, but often not what its samplers will draw
 
     @override
@@ -269,8 +279,9 @@ class WithState(Source):
             indices = port.indices_of(self._loader) if self.draws else self._prepare_workers()
             indices.plan = port.Plan(seed, 0, numbered=not self.draws, streams=None, ready=self._ready)
             self.indices = indices
+        begin = port.iterate if known else port.iterate_nodes if port.is_of_nodes(self._loader) else iter
         with workers.ended_workers(self._loader, state):
-            batches: Iterator[Any] = port.iterate(self._loader) if known else iter(self._loader)
+            batches: Iterator[Any] = begin(self._loader)
         if not (planned and isinstance(batches, GeneratorType)):  # it begins, and draws for that, with its first batch
             self._ready()
         return batches

@@ -13,6 +13,7 @@ import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from torchdata import nodes
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from nemologger.exact import contents, sources
 from nemologger.exact.feed import Mark, Position
@@ -156,10 +157,37 @@ def test_streams_of_hugging_face(workers, stream, callbacks, tmp_path):
     check(Case(loader, at=(3, 6, 8), callbacks=callbacks), tmp_path)
 
 
+class Mapped(HuggingFace):
+    """Calls a function by batches."""
+
+    def __init__(self):
+        super().__init__()
+        self._ex_iterable.ex_iterable = type("MappedExamplesIterable", (), {})()
+        self._ex_iterable.ex_iterable.batched = True
+
+
+def threaded():
+    return nodes.Loader(nodes.Prefetcher(nodes.Batcher(nodes.IterableWrapper(map(row, range(SAMPLES))), BATCH), 2))
+
+
+@pytest.mark.parametrize(
+    ("loader", "named"),
+    [(lambda: DataLoader(Mapped(), batch_size=BATCH), "called ahead"), (threaded, "a thread of its own loads")],
+)
+def test_what_draws_ahead_of_its_state_is_named(loader, named, tmp_path, caplog):
+    train(Case(loader, steps=2), tmp_path, 1)
+    assert named in caplog.text
+
+
+def test_workers_of_torchdata_that_stay_with_such_a_stream(tmp_path):
+    loader = lambda: StatefulDataLoader(Hugging(), batch_size=BATCH, num_workers=1, persistent_workers=True)  # noqa: E731
+    check(Case(loader, at=(3, 6)), tmp_path)
+
+
 def noded(restart):
     sampler = RandomSampler(range(SAMPLES), generator=torch.Generator().manual_seed(2))
     node = nodes.Mapper(
-        nodes.Batcher(nodes.SamplerWrapper(sampler), BATCH), lambda some: torch.stack([*map(row, some)])
+        nodes.Batcher(nodes.SamplerWrapper(sampler), BATCH), lambda some: torch.stack([*map(row, some)]) + torch.rand(1)
     )
     return nodes.Loader(node, restart_on_stop_iteration=restart)
 
