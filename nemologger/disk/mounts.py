@@ -21,17 +21,21 @@ def mount_of(path: Path, root: Path = _ROOT) -> Path | None:
     return next((one for one in (path, *path.parents) if os.fsencode(one) in there), None)
 
 
-def has_lost(path: Path, place: Path) -> bool:
-    """Whether ``path`` lies where the disk at ``place`` was mounted, as :func:`mount_of` has said, and is no more."""
-    if _is_mounted(place) or not path.resolve().is_relative_to(place):
+def has_lost(path: Path, place: Path, root: Path = _ROOT) -> bool:
+    """Whether ``path`` lies where the disk at ``place`` was mounted, as :func:`mount_of` has said, and is no more.
+
+    No if nobody says so any more, as where no file can be opened.
+    """
+    if _may_be_mounted(place, root) or not path.resolve().is_relative_to(place):
         return False
     with suppress(OSError), os.scandir(place):  # an automounter mounts what is asked for
         pass
-    return not _is_mounted(place)
+    return not _may_be_mounted(place, root)
 
 
-def _is_mounted(place: Path) -> bool:
-    return os.fsencode(place) in _mounts(_ROOT)
+def _may_be_mounted(place: Path, root: Path) -> bool:
+    there = _mounts(root)
+    return not there or os.fsencode(place) in there
 
 
 def _mounts(root: Path) -> set[bytes]:

@@ -31,3 +31,8 @@ def test_what_lies_elsewhere_now_has_lost_nothing(tmp_path):
     (tmp_path / "old").symlink_to("new")
     assert not has_lost(tmp_path / "old" / "run", tmp_path / "old")
     assert not has_lost(tmp_path, mount_of(tmp_path))
+
+
+def test_where_nobody_says_what_is_mounted_nothing_is_lost(tmp_path):
+    assert has_lost(tmp_path, tmp_path)
+    assert not has_lost(tmp_path, tmp_path, root=tmp_path / "without proc")
