@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.saved_run import StopAt, StoppedError, run
+from lightning.pytorch.callbacks import Callback
 from toy import Scored, ToyModel, loader, manifests, names, quiet_trainer
 
 from nemologger import ModelCheckpoint, load_weights
@@ -82,6 +83,37 @@ def test_samples_and_metrics_are_those_of_the_callback_that_has_saved(tmp_path):
     trainer = quiet_trainer(max_steps=5, limit_val_batches=0, callbacks=[seldom, often])
     trainer.fit(ToyModel(), loader(), ckpt_path=tmp_path / "often" / "step=3")
     assert seldom.consumed_samples == often.consumed_samples == 20
+
+
+def test_of_two_that_save_at_one_step_the_metrics_are_those_of_the_checkpoint(tmp_path):
+    class Counts(ToyModel):
+        def training_step(self, batch, batch_idx):
+            self.log("done", float(self.global_step), on_step=False, on_epoch=True)
+            return super().training_step(batch, batch_idx)
+
+    class Looks(Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.found = dict(trainer.callback_metrics)
+
+    def fit(epochs, resume=None):
+        common = {
+            "filename": "{step}",
+            "save_top_k": -1,
+            "always_save_context": False,
+            "save_context_on_train_end": False,
+        }
+        batches = ModelCheckpoint(monitor=None, dirpath=tmp_path / "batches", every_n_train_steps=5, **common)
+        ends = {"every_n_epochs": 1, "save_on_train_epoch_end": True}
+        of_epochs = ModelCheckpoint(monitor="done", dirpath=tmp_path / "epochs", **ends, **common)
+        looks = Looks()
+        trainer = quiet_trainer(
+            max_epochs=epochs, limit_train_batches=5, limit_val_batches=1, callbacks=[batches, of_epochs, looks]
+        )
+        trainer.fit(Counts(), loader(), loader(), ckpt_path=resume)
+        return looks.found
+
+    fit(2)
+    assert fit(3, tmp_path / "epochs" / "step=10")["done"] == 7.0
 
 
 def test_the_same_trainer_goes_on_counting(tmp_path):

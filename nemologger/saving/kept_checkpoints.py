@@ -46,6 +46,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
     _lock: DirectoryLock | None
     _counted_here: int
     _metrics: dict[str, float]
+    _saves = False  # the checkpoint that is being made is this one's
     _restored_metrics: dict[str, float]
 
     def save_now(self, trainer: pl.Trainer) -> None:
@@ -174,11 +175,12 @@ class KeptCheckpoints(LightningModelCheckpoint):
             "dirpath": str(self.dirpath),
             "consumed_samples": self.consumed_samples,
             "metrics": self._metrics,
+            "saves": self._saves,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting; the bookkeeping of checkpoints comes from the directory itself."""
-        # One that has saved later than this one's last save knows better: the checkpoint is its.
+        # Whose checkpoint it is knows better than one that has saved last before that.
         state_dict, self._of_saver = self._of_saver or state_dict, None
         self.consumed_samples = int(state_dict.get("consumed_samples", 0))
         self._restored_metrics = dict(state_dict.get("metrics", {}))
@@ -194,7 +196,8 @@ class KeptCheckpoints(LightningModelCheckpoint):
         self._last_global_step_saved = int(checkpoint.get("global_step", 0))
         states = checkpoint.get("callbacks", {})
         ours = [s for s in states.values() if isinstance(s, dict) and {"dirpath", "consumed_samples"} <= s.keys()]
-        self._of_saver = max(ours, key=lambda state: int(state["consumed_samples"]), default=None)
+        # In older ones nobody says who has made it: who has counted most, then.
+        self._of_saver = max(ours, key=lambda s: (s.get("saves", False), int(s["consumed_samples"])), default=None)
         if self.state_key not in states and ours:
             self.load_state_dict({})
 

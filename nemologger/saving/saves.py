@@ -173,7 +173,11 @@ class SavedCheckpoints(KeptCheckpoints):
 
     def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool, beside: bool) -> bool:
         """Write it, beside training if that is asked for and possible; whether it was."""
-        taken = self._take(trainer, weights_only=weights_only)
+        self._saves = True
+        try:
+            taken = self._take(trainer, weights_only=weights_only)
+        finally:
+            self._saves = False
         beside = beside and (self._is_ready or self._make_ready(taken))
         name = self._disk.path(decision.path).name
         self._say_what_is_left_out(taken, name)
