@@ -148,6 +148,8 @@ class ExactResume(Callback):
         if self._reload_epoch is not None:
             lightning_port.set_last_reload_epoch(trainer, self._reload_epoch)
             self._reload_epoch = None
+        if lightning_port.will_reload(trainer):
+            lightning_port.behind_module(trainer, "on_train_start", session.leave_loaders)
         if self._plateau is not None:
             lightning_port.step_plateau(trainer, self._plateau)
             self._plateau = None
@@ -170,8 +172,12 @@ class ExactResume(Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """An epoch begins."""
-        if self._session is not None and self._session.begin_epoch():
+        if self._session is None:
+            return
+        again = self._session.begin_epoch()
+        if again:
             lightning_port.tell_samplers_the_epoch(trainer)
+        if again or lightning_port.has_taken_of_new_loaders(trainer):
             lightning_port.behind_module(trainer, "on_train_epoch_start", partial(lightning_port.fetch_again, trainer))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

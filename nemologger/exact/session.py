@@ -198,6 +198,12 @@ class Session:
         if self._waiting is not None:
             self._waiting.restore(self._fit.device)
 
+    def leave_loaders(self) -> None:
+        """Others are made before the first batch: whatever was drawn for a batch of these was drawn for nothing."""
+        if self._resumed is not None and self._epoch_over:
+            self._waiting, self._early = self._resumed.rng, False
+            self.settle()
+
     def end_epoch(self) -> None:
         """An epoch ends, or the one that was trained to its last batch before the checkpoint does so only now.
 

@@ -37,6 +37,7 @@ from nemologger.lightning_port.loaders import drop_loader_states as drop_loader_
 from nemologger.lightning_port.loaders import fetch_again as fetch_again
 from nemologger.lightning_port.loaders import fetched as fetched
 from nemologger.lightning_port.loaders import fetches_ahead as fetches_ahead
+from nemologger.lightning_port.loaders import has_taken_of_new_loaders as has_taken_of_new_loaders
 from nemologger.lightning_port.loaders import last_reload_epoch as last_reload_epoch
 from nemologger.lightning_port.loaders import rescale_saved_batches as rescale_saved_batches
 from nemologger.lightning_port.loaders import saved_batches as saved_batches
@@ -47,6 +48,7 @@ from nemologger.lightning_port.loaders import training_loaders as training_loade
 from nemologger.lightning_port.loaders import trains_from as trains_from
 from nemologger.lightning_port.loaders import validation_loaders as validation_loaders
 from nemologger.lightning_port.loaders import watch_fetches as watch_fetches
+from nemologger.lightning_port.loaders import will_reload as will_reload
 from nemologger.lightning_port.loaders import wrap_training_loaders as wrap_training_loaders
 from nemologger.lightning_port.logged import log_batch as log_batch
 from nemologger.lightning_port.logged import log_is_due as log_is_due

@@ -110,6 +110,22 @@ def fetch_again(trainer: pl.Trainer) -> None:
         iter(trainer.fit_loop._data_fetcher)
 
 
+def will_reload(trainer: pl.Trainer) -> bool:
+    """For ``on_train_start``: whether Lightning makes the loaders anew before the first batch."""
+    return bool(trainer.fit_loop._should_reload_train_dl)
+
+
+def has_taken_of_new_loaders(trainer: pl.Trainer) -> bool:
+    """For ``on_train_epoch_start``: whether a batch of loaders made for this epoch came before the hooks that begin it.
+
+    In the first epoch of a resumed run Lightning leaves it at that; in others it takes that batch once more behind them.
+    """
+    fit_loop: Any = trainer.fit_loop
+    left = fit_loop.epoch_loop.restarting or getattr(fit_loop, "is_resuming", False)
+    epoch = trainer.current_epoch
+    return bool(left and epoch > 0 and fit_loop._last_train_dl_reload_epoch == epoch)
+
+
 def tell_samplers_the_epoch(trainer: pl.Trainer) -> None:
     """For ``on_train_epoch_start``: what Lightning has told them before it, if they have been set back since."""
     progress: Any = trainer.fit_loop.epoch_progress.current

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from exact.runs import BATCH, Case, Net, check, check_chain, shuffled
@@ -40,6 +41,14 @@ class OfEpoch(Stream):
         return (sample + self.epoch for sample in super().__iter__())
 
 
+class Anew(pl.LightningDataModule):
+    """Has its loaders made anew after some epochs."""
+
+    def train_dataloader(self):
+        torch.rand(2)
+        return DataLoader(OfEpoch(), batch_size=BATCH, num_workers=1)
+
+
 class AccumulatesByHand(Net):
     """A step for every four batches, also across the end of an epoch."""
 
@@ -68,6 +77,9 @@ HOOKS = {
     "unsized": Case(streamed, EndsEpochs, trainer={**EPOCHS, **QUIET}),
     "unsized, of its epoch": Case(
         lambda: DataLoader(OfEpoch(), batch_size=BATCH), BeginsEpochs, trainer={**EPOCHS, **QUIET}, at=(6, 7, 12)
+    ),
+    "unsized, loaded anew": Case(
+        Anew, BeginsEpochs, trainer={**EPOCHS, **QUIET, "reload_dataloaders_every_n_epochs": 2}, at=(6, 12)
     ),
     "one batch each": Case(shuffled, EndsEpochs, trainer={**QUIET, "limit_train_batches": 1}),
     "unsized, saved by its validation": Case(streamed, EndsEpochs, trainer=EPOCHS, ckpt=BY_EPOCH, at=(6, 12)),
