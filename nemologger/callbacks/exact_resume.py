@@ -21,6 +21,7 @@ from nemologger.callbacks.program_state import ProgramState
 from nemologger.exact import buffers, reduction
 from nemologger.exact.rng import RngState
 from nemologger.exact.session import Place, Session, most_of_each
+from nemologger.lightning_port import epoch_results
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ class ExactResume(Callback):
         self._plateau: lightning_port.PlateauSteps | None = None
         self._program: ProgramState | None = None
         self._program_then: dict[str, Any] | None = None
+        self._counters: epoch_results.Counters | None = None
         self._buffers_then: dict[str, Any] = {}
         self._gradient_order: list[str] = []
         self._said: set[tuple[str, str]] = set()
@@ -129,7 +131,7 @@ class ExactResume(Callback):
         if self._watched is not None:
             self._watched.settle()
         self._fit = self._session = self._unwrap = self._aside = self._reload_epoch = self._data = self._plateau = None
-        self._program = self._program_then = self._watched = None
+        self._program = self._program_then = self._watched = self._counters = None
         self._buffers_then, self._gradient_order, self._said = {}, [], set()
 
     # --- training -------------------------------------------------------------------------------------------------
@@ -154,7 +156,7 @@ class ExactResume(Callback):
             lightning_port.step_plateau(trainer, self._plateau)
             self._plateau = None
         buffers.restore(pl_module, self._buffers_then)
-        self._program = ProgramState(trainer, pl_module)
+        self._program = ProgramState(trainer, pl_module, self._counters)
         if self._program_then is not None:
             buffers.go_on_apart(trainer.strategy.model, by_hand=not pl_module.automatic_optimization)
             self._program.restore(self._program_then, self._say_once)
@@ -214,6 +216,7 @@ class ExactResume(Callback):
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the generators aside: a resumed run has no sanity check."""
         self._put_aside()
+        self._counters = epoch_results.counters(trainer)
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take them back."""

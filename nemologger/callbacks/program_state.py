@@ -50,14 +50,17 @@ class ProgramState:
     Args:
         trainer: The trainer, about to train.
         module: What it trains, as the program made it.
+        counters: What metrics had counted before the sanity check, if there was one: a resumed run has none.
     """
 
-    def __init__(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, module: pl.LightningModule, counters: epoch_results.Counters | None = None
+    ) -> None:
         self._trainer = trainer
         self._most = most_of_each(int(trainer.world_size))
         self._accumulate = trainer.accumulate_grad_batches
         self._settings = Settings(module)
-        self._counters = epoch_results.counters(trainer)
+        self._counters = epoch_results.counters(trainer) if counters is None else counters
         roots: dict[str, object] = {"module": module}
         loaders = lightning_port.validation_loaders(trainer)
         drawing = lightning_port.callbacks_of_the_program(trainer)

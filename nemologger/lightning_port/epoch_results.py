@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
 from torchmetrics import Metric, SumMetric
+from torchmetrics.wrappers import MetricTracker
 from typing_extensions import override
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ _OPTIONS = (
     "metric_attribute",
 )  # fmt: skip
 
+
+Counters = Mapping[str, Mapping[str, Any]]
 
 #: What each metric has.
 _OF_METRICS = frozenset(vars(SumMetric()))
@@ -57,15 +60,13 @@ def _way(meta: _Metadata) -> tuple[Any, ...]:
     return meta.metric_attribute, meta.metric_attribute is None and meta.reduce_fx.__name__, meta.on_epoch
 
 
-def counters(trainer: pl.Trainer) -> dict[str, dict[str, Any]]:
+def counters(trainer: pl.Trainer) -> Counters:
     """What metrics that wrap others (Running, MinMaxMetric) count beside what they say is their state, by name."""
     named = trainer.lightning_module.named_modules()
     return {name: _kept_counters(metric) for name, metric in named if isinstance(metric, Metric)}
 
 
-def take(
-    trainer: pl.Trainer, most: int, first: Mapping[str, Mapping[str, Any]]
-) -> tuple[dict[str, Any], dict[str, str]]:
+def take(trainer: pl.Trainer, most: int, first: Counters) -> tuple[dict[str, Any], dict[str, str]]:
     """This rank's, as plain types, for :func:`restore`.
 
     Args:
@@ -105,7 +106,12 @@ def take(
             "state": {field: _kept(state) for field, state in metric.metric_state.items()},
             "counters": _changed(metric, first.get(name, {})),
         }
-    return {"values": values, "metrics": metrics}, lost
+    return {"values": values, "metrics": metrics, "tracked": {name: len(one) for name, one in _trackers(trainer)}}, lost
+
+
+def _trackers(trainer: pl.Trainer) -> list[tuple[str, MetricTracker]]:
+    """Those that have a metric of its own for each epoch, say: the list of them grows."""
+    return [(name, one) for name, one in trainer.lightning_module.named_modules() if isinstance(one, MetricTracker)]
 
 
 def _kept_counters(metric: Metric) -> dict[str, Any]:
@@ -152,6 +158,9 @@ def restore(trainer: pl.Trainer, plain: dict[str, Any]) -> None:
     """For ``on_train_start``: go on from what :func:`take` returned."""
     device = trainer.strategy.root_device
     module = trainer.lightning_module
+    for name, tracker in _trackers(trainer):
+        for _ in range(len(tracker), plain.get("tracked", {}).get(name, 0)):
+            tracker.increment()
     metrics = {name: metric for name, metric in module.named_modules() if isinstance(metric, Metric)}
     for name, metric in metrics.items():
         saved = plain["metrics"].get(name)

@@ -13,7 +13,7 @@ from exact.test_training import EPOCHS
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
-from torchmetrics.wrappers import Running
+from torchmetrics.wrappers import MetricTracker, Running
 
 QUIET = {"limit_val_batches": 0}
 OFTEN = {**EPOCHS, "log_every_n_steps": 1}
@@ -46,7 +46,12 @@ class Logs(Net):
         self.validation = torchmetrics.MeanMetric()
         self.window = Running(torchmetrics.MeanMetric(), window=4)
         self.validation_window = Running(torchmetrics.MeanMetric(), window=3)
+        self.tracker = MetricTracker(torchmetrics.MeanMetric(), maximize=False)
         self.extremes = torchmetrics.MinMaxMetric(torchmetrics.MeanMetric())
+        self.validation_extremes = torchmetrics.MinMaxMetric(torchmetrics.MeanMetric())
+
+    def on_train_epoch_start(self):
+        self.tracker.increment()
 
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
@@ -59,6 +64,8 @@ class Logs(Net):
         self.log_dict(self.errors, on_step=False, on_epoch=True)
         self.window.update(loss.detach())
         self.extremes.update(loss.detach())
+        self.tracker.update(loss.detach())
+        self.log("best", self.tracker.best_metric(), on_step=True, on_epoch=False)
         counted = {"window": self.window.compute(), "lowest": self.extremes.compute()["min"]}
         self.log_dict(counted, on_step=True, on_epoch=False)
         if batch_idx == 0:
@@ -71,6 +78,8 @@ class Logs(Net):
         self.log("validation", self.validation)
         self.validation_window.update(self.net(batch).mean())
         self.log("validation_window", self.validation_window)
+        self.validation_extremes.update(torch.tensor(float(self.global_step)))
+        self.log("validation_lowest", self.validation_extremes.compute()["min"])
 
     def on_train_epoch_end(self):
         self.log("by_hand", self.by_hand.compute())
