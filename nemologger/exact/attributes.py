@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import contents, variables
-from nemologger.exact.flags import Flags
+from nemologger.exact.flags import Flags, is_gone
 from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
 from nemologger.exact.reach import classes_of_the_program, generators_of_class
 from nemologger.exact.variables import Reached
@@ -125,7 +125,7 @@ class Attributes:
         self._flags.note_restored(plain["attributes"])
         for path, saved in plain["attributes"].items():
             where, _, name = path.rpartition(".")
-            if where not in holders or not _is_plain(holders[where], name):
+            if where not in holders or not _is_plain(holders[where], name) or is_gone(saved):
                 continue
             present = _passing(holders[where]).get(name, vars(holders[where]).get(name))
             value = contents.unkept(saved)

@@ -1,4 +1,4 @@
-"""Flags that say that something was made: that a file is open, and by which process. With them alone it would not be."""
+"""Flags that say that something was made: that a file is open, which, and by which process. Alone they lie."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from nemologger.exact.contents import KINDS
 from nemologger.exact.reach import is_generator
 
 _SCALARS = (int, float, bool, str, type(None))
+#: Stand for no file, or none of some numbered ones.
+_NOTHING = ("", -1)
 
 
 class Flags:
@@ -22,7 +24,16 @@ class Flags:
     """
 
     def __init__(self, named: Iterable[tuple[str, Mapping[str, Any]]], *, contents: bool) -> None:
+        named = list(named)
+        self._holders = {path for path, _ in named}
         self._there = set(_objects(named, _SCALARS))
+        self._begin = {
+            f"{path}.{name}"
+            for path, attributes in named
+            for name, value in attributes.items()
+            if type(value) in (int, float, str) and value not in _NOTHING
+        }
+        self._with_contents = contents
         self._plain = (*_SCALARS, *KINDS) if contents else _SCALARS
         self._set_then: dict[str, dict[str, Any]] = {}
         self._restored: set[str] = set()
@@ -46,7 +57,7 @@ class Flags:
             self._set_then[holder] = {
                 path: value
                 for path, value in changed.items()
-                if path.rpartition(".")[0] == holder and path not in self._restored and _may_be_flag(path, value)
+                if path.rpartition(".")[0] == holder and path not in self._restored and self._may_be_flag(path, value)
             }
         again = []
         for flags in self._set_then.values():
@@ -55,13 +66,24 @@ class Flags:
                     again.append(path)
         return again
 
+    def _may_be_flag(self, path: str, value: Any) -> bool:
+        """What counts begins with a number, and what speaks of something open as if there were nothing.
+
+        A module makes many things late, and keeps what decides beside them: there only what is true or false may be a flag.
+        """
+        if type(value) is bool or ("pid" in path.rpartition(".")[2] and value == os.getpid()):
+            return True
+        wide = path.rpartition(".")[0] in self._holders and (not self._with_contents or ":" in path)
+        return wide and type(value) in (int, float, str) and path not in self._begin
+
+
+def is_gone(value: Any) -> bool:
+    """Whether it is the path of something that is not there any more: another life had it, or another machine has it."""
+    return type(value) is str and os.path.isabs(value) and not os.path.exists(value)
+
 
 def _objects(named: Iterable[tuple[str, Mapping[str, Any]]], plain: tuple[type, ...]) -> Iterator[str]:
     for path, attributes in named:
         for name, value in attributes.items():
             if not issubclass(type(value), plain) and not is_generator(value):
                 yield f"{path}.{name}"
-
-
-def _may_be_flag(path: str, value: Any) -> bool:
-    return type(value) is bool or ("pid" in path.rpartition(".")[2] and value == os.getpid())

@@ -13,7 +13,7 @@ import torch
 
 from nemologger.exact import contents
 from nemologger.exact.crowds import Crowds, generators_of
-from nemologger.exact.flags import Flags
+from nemologger.exact.flags import Flags, is_gone
 from nemologger.exact.reach import Crowd, attributes, has_attributes, is_generator, module_of, walk
 from nemologger.exact.rng import generator_from, generator_state, set_generator_state
 from nemologger.exact.variables import keeps_variables, set_in
@@ -142,7 +142,7 @@ class Owned:
         left = [0 if light else contents.MOST_BYTES]
         self._first = {p: _First(v, contents.fingerprint(v, self._share), _kept(v, left)) for p, v in holding}
         self._entries = {
-            path: dict(value)
+            path: dict(dict.items(value))
             for path, value in holding
             if isinstance(value, dict) and (light or keeps_variables(look.holder_of(path)))
         }
@@ -208,7 +208,7 @@ class Owned:
         holders = look.holders
         for path, value in counters.items():
             holder, _, name = path.rpartition(".")
-            if holder not in holders:
+            if holder not in holders or (is_gone(value) and path in values.counters):
                 continue
             value = os.getpid() if value == _PROCESS else value
             there = look.named[holder].get(name, self)
@@ -318,7 +318,7 @@ class Owned:
         known = self._entries.get(path)
         if known is None or len(value) <= len(known) or any(value.get(key, self) is not known[key] for key in known):
             return False
-        self._entries[path] = dict(value)
+        self._entries[path] = dict(dict.items(value))
         self._first[path] = self._first[path]._replace(fingerprint=contents.fingerprint(value, self._share))
         return True
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from functools import lru_cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -176,6 +178,37 @@ class Opens(Augmented):
 
 def test_what_was_open_is_opened_again(tmp_path):
     check(Case(lambda: DataLoader(Opens(), batch_size=BATCH), at=(3,)), tmp_path)
+
+
+SCRATCH = None
+
+
+class Shards(Augmented):
+    """Has one file open at a time, and says which; and a directory that is made when it is first needed."""
+
+    def __init__(self, where):
+        super().__init__()
+        self.where, self.file, self.shard, self.name, self.served = where, None, -1, "", 0
+
+    def __getitem__(self, index):
+        global SCRATCH
+        SCRATCH = SCRATCH or tempfile.mkdtemp(dir=self.where)
+        if self.shard != index // 8:
+            self.shard, self.name = index // 8, f"{index // 8}"
+            self.file = SimpleNamespace(read=lambda number=self.shard: number + 1)
+        self.served += self.file.read() * Path(SCRATCH).is_dir()
+        return super().__getitem__(index) + self.served / 50
+
+
+def test_which_file_was_open_is_found_out_again(tmp_path):
+    def loader():  # in a new process, with what the last one cleaned up behind itself
+        global SCRATCH
+        if SCRATCH:
+            Path(SCRATCH).rmdir()
+        SCRATCH = None
+        return DataLoader(Shards(tmp_path), batch_size=BATCH)
+
+    check(Case(loader, at=(1, 3)), tmp_path / "runs")
 
 
 def cached():
