@@ -27,6 +27,9 @@ _SMALL = 2**16
 #: Of a batch this many items, of each as many numbers or letters, and no deeper.
 _FEW, _DEEPEST = 1024, 6
 
+#: What each of many arrays takes beside its numbers, in the checkpoint and until it is there.
+_ARRAY = 1024
+
 _TEXTS = (str, bytes, type(None))
 _NUMBERS = (int, float, bool)
 _SCALARS = (*_NUMBERS, *_TEXTS)
@@ -133,7 +136,7 @@ def _bytes_of(tensor: torch.Tensor) -> np.ndarray:
 def _add_items(digest: Any, value: Any, share: int) -> None:
     digest.update(str(len(value)).encode())
     step = 1 + len(value) * share // _MOST_ITEMS
-    items: Any = value.items() if isinstance(value, dict) else value
+    items: Any = dict.items(value) if isinstance(value, dict) else value
     listed = items[::step] if isinstance(items, list | tuple) else list(islice(items, 0, None, step))
     kinds = set(map(type, (item for _, item in listed) if isinstance(value, dict) else listed))
     if not (kinds <= set(_SCALARS) or _are_numbers(kinds)):
@@ -228,7 +231,7 @@ def _kept(value: Any, left: list[int]) -> Any:
     if isinstance(value, list | tuple | set | frozenset | deque) and kind in (list, tuple, set, frozenset, deque):
         return {kind.__name__: _kept_items(value, left)}
     if isinstance(value, dict):
-        return {"dict": [[_kept(key, left), _kept(item, left)] for key, item in value.items()]}
+        return {"dict": {"keys": _kept_items(dict.keys(value), left), "values": _kept_items(dict.values(value), left)}}
     if kind is bytearray:
         _pay(left, len(value))
         return {"bytearray": bytes(value)}
@@ -244,6 +247,8 @@ def _kept_items(value: Any, left: list[int]) -> Any:
         array = np.array(list(value))
         if array.dtype.kind in "iuf":
             return {"packed": _kept(array, [array.nbytes]), "python": bool(kinds & {int, float})}
+    if len(value) > _FEW and any(issubclass(kind, np.ndarray | torch.Tensor) for kind in kinds):
+        _pay(left, _ARRAY * len(value))
     return [_kept(item, left) for item in value]
 
 
@@ -266,13 +271,18 @@ def unkept(plain: Any) -> Any:
     if name == "bytearray":
         return bytearray(inner)
     if name == "dict":
-        return {unkept(key): unkept(item) for key, item in inner}
-    if isinstance(inner, dict):
-        array = unkept(inner["packed"])
-        items = array.tolist() if inner["python"] else list(array)
-    else:
-        items = [unkept(item) for item in inner]
+        if isinstance(inner, list):  # as it was written before
+            return {unkept(key): unkept(item) for key, item in inner}
+        return dict(zip(_items(inner["keys"]), _items(inner["values"]), strict=True))
+    items = _items(inner)
     return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}[name](items)
+
+
+def _items(inner: Any) -> list[Any]:
+    if not isinstance(inner, dict):
+        return [unkept(item) for item in inner]
+    array = unkept(inner["packed"])
+    return array.tolist() if inner["python"] else list(array)
 
 
 def put_back(present: Any, plain: Any, *, same: bool) -> Any:

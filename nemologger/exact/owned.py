@@ -6,10 +6,13 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from types import GeneratorType
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
+import xxhash
 
 from nemologger.exact import contents
 from nemologger.exact.crowds import Crowds, generators_of
@@ -142,10 +145,11 @@ class Owned:
         left = [0 if light else contents.MOST_BYTES]
         self._first = {p: _First(v, contents.fingerprint(v, self._share), _kept(v, left)) for p, v in holding}
         self._entries = {
-            path: dict(dict.items(value))
+            path: _entries_of(value)
             for path, value in holding
             if isinstance(value, dict) and (light or keeps_variables(look.holder_of(path)))
         }
+        self._caches: set[str] = set()
         self._crowds = Crowds(look.crowds, most_counted)
         self._there = look.there
         self._names = {f"{path}.{name}" for path, named in look.named.items() for name in named}
@@ -280,9 +284,9 @@ class Owned:
         found: dict[str, tuple[Any, bool]] = {}
         left = [self._most]
         for path, value in self._holding(look):
-            if (small and not contents.is_small(value)) or not self._has_changed(path, value):
+            if (small and not contents.is_small(value)) or (path in self._caches and self._is_cache(path, value)):
                 continue
-            if self._light and self._is_cache(path, value):
+            if not self._has_changed(path, value) or (self._light and self._is_cache(path, value)):
                 continue
             first = self._first.get(path)
             if path.rpartition(".")[0] not in self._there:
@@ -309,17 +313,19 @@ class Owned:
         if not isinstance(value, dict) or not keeps_variables(look.holder_of(path)):
             return False
         if path not in self._first:
-            self._entries[path] = {}
+            self._entries[path] = _entries_of({})
             self._first[path] = _First(value, 0, _kept({}, [8]))
         return self._is_cache(path, value)
 
     def _is_cache(self, path: str, value: Any) -> bool:
         """Whether it is a dictionary that has been added to since it was last looked at, and lost or replaced nothing."""
         known = self._entries.get(path)
-        if known is None or len(value) <= len(known) or any(value.get(key, self) is not known[key] for key in known):
+        if known is None or len(value) < known[0] or _entries_of(value, known[0]) != known:
             return False
-        self._entries[path] = dict(dict.items(value))
-        self._first[path] = self._first[path]._replace(fingerprint=contents.fingerprint(value, self._share))
+        if len(value) == known[0]:
+            return path in self._caches
+        self._entries[path] = _entries_of(value)
+        self._caches.add(path)  # a look at its entries takes less time than one at what they hold
         return True
 
     def _is_open(self, path: str, look: _Look) -> bool:
@@ -375,6 +381,13 @@ def _has_place(value: Any) -> bool:
     if kind is GeneratorType:
         return value.gi_frame is not None
     return kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
+
+
+def _entries_of(value: dict[Any, Any], most: int | None = None) -> tuple[int, int]:
+    """How many entries a dictionary has, and a number for which they are; of the ``most`` oldest. It holds none of them."""
+    count = len(value) if most is None else most
+    ids = np.fromiter(map(id, islice(dict.values(value), count)), np.int64, count)
+    return count, xxhash.xxh3_64_intdigest(ids.data)
 
 
 def _kept(value: Any, left: list[int]) -> Any:

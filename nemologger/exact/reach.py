@@ -109,7 +109,7 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             seen.add(id(value))
             yield path, value
             if issubclass(type(value), list | tuple | dict) and len(value) > _MOST_ITEMS:
-                inner = dict(value) if isinstance(value, dict) else dict(enumerate(value))
+                inner = dict(dict.items(value) if isinstance(value, dict) else enumerate(value))
                 yield from _crowd(path, [*inner], [*inner.values()])
             if depth < _DEEPEST and not kind.generator:
                 waiting += [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import weakref
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -232,6 +233,44 @@ def cached():
 def test_caches_and_records_are_not_named(tmp_path, caplog):
     train(Case(lambda: DataLoader(Counts(cached()), batch_size=BATCH), steps=9), tmp_path, 1)
     assert "is not saved" not in caplog.text
+
+
+GROWING: dict[int, Any] = {}
+
+
+def test_a_cache_is_neither_held_nor_looked_through():
+    def remember(index):
+        GROWING[index] = State()
+
+    owned = Owned({"dataset": remember})
+    for index in range(20):
+        remember(index)
+    assert owned.values().contents == {}
+    held = weakref.ref(GROWING[0])
+    remember(20)
+    assert owned.values().contents == {}
+    GROWING.clear()
+    assert held() is None
+    assert owned.lost == {}
+
+
+class LazilyRead(dict):
+    """Reads a file when it is gone through."""
+
+    def __iter__(self):
+        raise OSError
+
+    __getitem__ = items = values = keys = __iter__
+
+
+LAZY = LazilyRead(a=1)
+
+
+def test_a_dictionary_is_not_asked_what_it_holds():
+    owned = Owned({"dataset": lambda: LAZY})
+    dict.update(LAZY, b=[2])
+    assert owned.values().contents is not None
+    assert owned.lost == {}
 
 
 class Sample:
