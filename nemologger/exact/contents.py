@@ -210,6 +210,30 @@ def keep(value: Any, left: list[int]) -> Any:
     return kept
 
 
+def keep_changed(value: Any, left: list[int], first: Any) -> Any:
+    """As :func:`keep`, and notes which entries of a dictionary are those of ``first``, and which it has lost: a later
+    program may give others, and more.
+
+    Args:
+        value: One of :data:`KINDS`.
+        left: As there.
+        first: What :func:`keep` returned for it at first; None if it did not.
+    """
+    kept = keep(value, left)
+    if type(value) is dict and first is not None and is_small(value):
+        before = unkept(first)
+        kept["dict"]["gone"] = [key for key in before if type(key) is str and key not in value]
+        kept["dict"]["given"] = [
+            key
+            for key, item in value.items()
+            if type(key) is str
+            and type(item) in _SCALARS
+            and type(before.get(key)) is type(item)
+            and before[key] == item
+        ]
+    return kept
+
+
 def _kept(value: Any, left: list[int]) -> Any:
     kind = type(value)
     if kind in _SCALARS:
@@ -285,15 +309,21 @@ def _items(inner: Any) -> list[Any]:
     return array.tolist() if inner["python"] else list(array)
 
 
-def put_back(present: Any, plain: Any, *, same: bool) -> Any:
+def put_back(present: Any, plain: Any, *, same: bool, exactly: bool = True) -> Any:
     """What is to be in the place of ``present``, for ``plain`` of :func:`keep`.
 
     Args:
         present: What is there now.
         plain: What is to be there.
         same: Fill ``present`` itself, where possible: others may hold it too. Otherwise make another one like it.
+        exactly: Also entries of a dictionary that had not changed. Otherwise they, and new ones, are what it gives today.
     """
-    return fill(present, unkept(plain), same=same)
+    value = unkept(plain)
+    if not exactly and isinstance(value, dict) and isinstance(present, dict):
+        noted = plain["dict"] if isinstance(plain["dict"], dict) and "given" in plain["dict"] else None
+        given, known = (set(noted["given"]), {*value, *noted["gone"]}) if noted else (set(), {*dict.keys(present)})
+        value |= {k: v for k, v in dict.items(present) if type(k) is str and (k in given or k not in known)}
+    return fill(present, value, same=same)
 
 
 def fill(present: Any, value: Any, *, same: bool) -> Any:

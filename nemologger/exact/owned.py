@@ -232,7 +232,7 @@ class Owned:
             if kept is None:
                 self.lost[path] = "was changed before it could be kept"
                 continue
-            back = contents.put_back(value, kept, same=same)
+            back = contents.put_back(value, kept, same=same, exactly=exactly)
             if back is not value:
                 holder, _, name = path.rpartition(".")
                 set_in(holders[holder], name, back)
@@ -296,7 +296,7 @@ class Owned:
             try:
                 if first is None:
                     raise contents.CannotBeKeptError("was not there when training began")
-                found[path] = contents.keep(value, left), value is first.value
+                found[path] = contents.keep_changed(value, left, first.kept), value is first.value
             except contents.CannotBeKeptError as error:
                 if self._is_memo(path, value, look):
                     continue

@@ -235,6 +235,20 @@ def test_caches_and_records_are_not_named(tmp_path, caplog):
     assert "is not saved" not in caplog.text
 
 
+def test_of_a_dictionary_the_program_gives_what_it_did_not_change():
+    config = {"size": 1, "counted": 0, "gone": 2}
+    first = Owned({"dataset": SimpleNamespace(config=config)})
+    config["counted"] += 5
+    del config["gone"]
+    values = first.values()
+    config["size"] = 3
+    first.restore(values, exactly=True)
+    assert config == {"size": 1, "counted": 5}
+    config = {"size": 7, "counted": 0, "gone": 2, "new": 4}
+    Owned({"dataset": SimpleNamespace(config=config)}).restore(values)
+    assert config == {"size": 7, "counted": 5, "new": 4}
+
+
 GROWING: dict[int, Any] = {}
 
 
