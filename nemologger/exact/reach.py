@@ -135,14 +135,19 @@ def _crowd(path: str, names: list[Any], items: list[Any]) -> Iterator[tuple[str,
 
 def _may_keep(kind: type) -> bool:
     known = _kind_of(kind)
-    return not (known.generator or known.data or issubclass(kind, (list, tuple, dict, nn.Module))) and (
-        bool(known.slots) or hasattr(kind, "__dict__")
-    )
+    containers = (list, tuple, dict, nn.Module)
+    return not (known.generator or known.data or issubclass(kind, containers)) and bool(known.slots or _has_dict(kind))
 
 
 def has_only_a_dictionary(kind: type) -> bool:
     """Whether all attributes of objects of the class are in their ``__dict__``."""
-    return kind is not FunctionType and not issubclass(kind, partial | nn.Module) and not _kind_of(kind).slots
+    others = issubclass(kind, FunctionType | partial | nn.Module)
+    return _has_dict(kind) and not others and not _kind_of(kind).slots
+
+
+def _has_dict(kind: type) -> bool:
+    """Whether objects of the class have a ``__dict__``: the class itself always has one."""
+    return kind.__dictoffset__ != 0
 
 
 def attributes(value: Any) -> dict[str, Any]:

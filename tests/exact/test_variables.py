@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
+import threading
 import weakref
+from collections import deque
+from datetime import datetime
+from decimal import Decimal
+from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
 from torch import nn
@@ -327,6 +334,21 @@ def test_of_long_lists_what_cannot_be_kept_is_named():
     owned, values = changed(samples, lambda all_: [sample.draw() for sample in all_], most=30)
     assert values.counters == {}
     assert "too many objects" in owned.lost["dataset.samples"]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [deque, set, frozenset, bytearray, object, datetime.now, Decimal, Fraction, range(3).__iter__, lambda: re.compile("a"),
+     lambda: slice(1), lambda: (n for n in "a"), lambda: len, lambda: partial(len), threading.Lock, weakref.WeakSet,
+     lambda: Path("a"), lambda: torch.Size([1]), lambda: torch.device("cpu"), SimpleNamespace, Exception, Counts, State],
+)  # fmt: skip
+def test_a_long_list_may_hold_anything(make):
+    mixed = [make(), *range(20), SimpleNamespace(n=1)] * 2
+    items = [make() for _ in range(40)]
+    owned = Owned({"dataset": SimpleNamespace(items=items, mixed=mixed)})
+    mixed[21].n = 2
+    owned.restore(owned.values(), exactly=True)
+    assert mixed[21].n == 2
 
 
 def test_objects_that_have_changed_places_keep_their_numbers():

@@ -56,7 +56,7 @@ def test_a_server_that_hangs_and_comes_back_has_every_step_once(tmp_path, server
 def test_trackers_that_are_gone_for_good_take_nothing_along_and_sigterm_is_what_the_run_ends_with(tmp_path, server):
     done = train(tmp_path, server, "--sigterm")
     assert done.returncode == 143, done.stderr[-6000:]
-    assert logged(tmp_path) == [*range(8)]
+    assert logged(tmp_path) == [*range(9)]
     assert "step=9-last" in checkpoints(tmp_path)
     assert done.stderr.count("MLFlowLogger has not answered for 1 s (metrics of step 4). Training goes on") == 1
     assert "calls are lost: from metrics of step 4 to how the run has ended" in done.stderr
