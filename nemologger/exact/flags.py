@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
+from nemologger.disk.there import exists
 from nemologger.exact.contents import KINDS
 from nemologger.exact.reach import is_generator
 
@@ -79,7 +81,12 @@ class Flags:
 
 def is_gone(value: Any) -> bool:
     """Whether it is the path of something that is not there any more: another life had it, or another machine has it."""
-    return type(value) is str and os.path.isabs(value) and not os.path.exists(value)
+    if type(value) is not str or not os.path.isabs(value):
+        return False
+    try:
+        return not exists(Path(value))
+    except (OSError, ValueError):  # nobody can say, or it is no path
+        return False
 
 
 def _objects(named: Iterable[tuple[str, Mapping[str, Any]]], plain: tuple[type, ...]) -> Iterator[str]:

@@ -165,7 +165,6 @@ class Reached:
         self._kinds: list[type] = []
         self._fills: set[str] = set()
         self._files: dict[str, tuple[dict[str, Any], set[str]]] = {}
-        self._objects: dict[str, Any] = {}
 
     def add(self, function: FunctionType) -> None:
         """Take ``function`` into account."""
