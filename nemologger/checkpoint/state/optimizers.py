@@ -104,9 +104,9 @@ def _keep_lengths(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
 
 
 def _pairs(optimizer: Optimizer, state: Mapping[str, Any]) -> Iterator[tuple[torch.Tensor, int]]:
-    """Its parameters, each with its index in ``state``."""
-    for now, then in zip(optimizer.param_groups, state["param_groups"], strict=True):
-        yield from zip(now["params"], then["params"], strict=True)
+    """Its parameters, each with its index in ``state``. Whether there are as many, torch says when it loads them."""
+    for now, then in zip(optimizer.param_groups, state["param_groups"], strict=False):
+        yield from zip(now["params"], then["params"], strict=False)
 
 
 def _fields(state: Mapping[str, Any], index: int) -> Mapping[str, Any]:
