@@ -114,7 +114,7 @@ class Ours:
 
     def held(self) -> int:
         beside = self.callback._keeper._beside
-        return 0 if beside is None or beside._layout is None else beside._layout.arena.size
+        return 0 if beside is None or beside._equipment.layout is None else beside._equipment.layout.arena.size
 
     @property
     def path(self) -> Path:

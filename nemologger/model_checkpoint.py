@@ -19,8 +19,7 @@ from nemologger.callbacks.preemption import AddedPreemption
 from nemologger.callbacks.requeue import Requeue
 from nemologger.checkpoint.keeping.shelf import Shelf
 from nemologger.checkpoint.state.snapshot import Snapshot, take
-from nemologger.checkpoint.writing.async_saver import StagingMode
-from nemologger.checkpoint.writing.staging import comes_to_rest
+from nemologger.checkpoint.writing.staging import StagingMode, comes_to_rest
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.disk import Disk, LocalDisk
 from nemologger.disk.lock import DirectoryLock

@@ -16,7 +16,7 @@ from nemologger.callbacks import EMA, ExportModel
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.state.snapshot import take
 from nemologger.checkpoint.verify import problems
-from nemologger.checkpoint.writing import async_saver
+from nemologger.checkpoint.writing import in_flight
 from nemologger.checkpoint.writing.async_saver import AsyncSaver
 from nemologger.checkpoint.writing.staging import Staging
 from nemologger.ranks import SingleProcess
@@ -84,8 +84,8 @@ def test_the_thread_that_asks_the_store_leaves_staging_alone(s3, monkeypatch):
 
 def test_a_long_upload_is_no_stalled_one(s3, monkeypatch):
     """An object is seen when it is complete, so that nothing seems to be written before; the writer says that it tries."""
-    monkeypatch.setattr(async_saver, "_TURN", 0.05)
-    monkeypatch.setattr(async_saver, "_STALLED", 1.8)
+    monkeypatch.setattr(in_flight, "TURN", 0.05)
+    monkeypatch.setattr(in_flight, "STALLED", 1.8)
     s3.gate.rule = lambda request: "hold" if request.startswith("PUT") and "__0_0" in request else "pass"
     checkpoint = storage_path(f"{s3.url}/a")
     saver = AsyncSaver(disk_of(checkpoint), SingleProcess())

@@ -18,7 +18,7 @@ from toy import names as local_names
 import nemologger as nl
 from nemologger.checkpoint.find import survey
 from nemologger.checkpoint.verify import problems
-from nemologger.checkpoint.writing import async_saver, progress
+from nemologger.checkpoint.writing import in_flight, progress
 from nemologger.stores import store
 from nemologger.stores.path import storage_path
 from nemologger.verify import main as verify_main
@@ -113,7 +113,7 @@ def test_without_the_right_to_remove_any_more_saves_go_on(s3):
 
 def test_an_upload_that_is_waited_for_says_how_far_it_is(s3, monkeypatch, caplog):
     """The store shows nothing of a file before all of it is there."""
-    monkeypatch.setattr(async_saver, "_TURN", 0.2)
+    monkeypatch.setattr(in_flight, "TURN", 0.2)
     monkeypatch.setattr(progress, "EVERY", 0.2)
     s3.gate.rule = lambda request: "slow" if "__0_0" in request and "step%3D5" in request else "pass"
     with caplog.at_level(logging.INFO):

@@ -14,7 +14,7 @@ from nemologger.checkpoint.keeping.keeper import Keeper
 from nemologger.checkpoint.keeping.naming import format_name
 from nemologger.checkpoint.keeping.retention import Policy
 from nemologger.checkpoint.keeping.shelf import Shelf, look
-from nemologger.checkpoint.writing.async_saver import StagingMode
+from nemologger.checkpoint.writing.staging import StagingMode
 from nemologger.context.uncaptured import class_of
 from nemologger.disk import Disk
 from nemologger.disk.lock import DirectoryLock

@@ -26,7 +26,7 @@ from helpers.sharded import FSDPOnCPU
 from nemologger import ModelCheckpoint
 from nemologger.callbacks import EMA
 from nemologger.callbacks.exact_resume import ExactResume
-from nemologger.checkpoint.writing import async_saver
+from nemologger.checkpoint.writing import in_flight
 from nemologger.disk import LocalDisk
 
 TIMEOUT = 3.0
@@ -149,7 +149,7 @@ def main(directory: Path, how: str) -> None:
     torch.set_num_threads(1)
     rank = int(os.environ["LOCAL_RANK"])
     logging.basicConfig(filename=directory / f"log-{rank}.txt")
-    async_saver._STALLED = TIMEOUT
+    in_flight.STALLED = TIMEOUT
     if how == "writer hangs" and rank == 1:
         start_late(directory)
     ckpt = ModelCheckpoint(

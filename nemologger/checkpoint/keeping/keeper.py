@@ -18,9 +18,10 @@ from nemologger.checkpoint.keeping.retention import Policy
 from nemologger.checkpoint.keeping.shelf import Shelf, prune, settle
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.state.snapshot import Snapshot
-from nemologger.checkpoint.writing.async_saver import AsyncSaver, StagingMode
+from nemologger.checkpoint.writing.async_saver import AsyncSaver
 from nemologger.checkpoint.writing.memory_disk import MemoryDisk
 from nemologger.checkpoint.writing.saver import Saver
+from nemologger.checkpoint.writing.staging import StagingMode
 from nemologger.checkpoint.writing.write import write_file
 from nemologger.disk import Disk
 from nemologger.disk.there import exists

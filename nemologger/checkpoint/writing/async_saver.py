@@ -16,14 +16,13 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 from nemologger import names
 from nemologger.checkpoint import commit
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import FileRecord, Manifest
-from nemologger.checkpoint.state.shards import local
 from nemologger.checkpoint.state.snapshot import Snapshot
+from nemologger.checkpoint.writing import in_flight
 from nemologger.checkpoint.writing.directories import common_files
 from nemologger.checkpoint.writing.equipment import Equipment, Layout, cause_of
 from nemologger.checkpoint.writing.in_flight import InFlight
@@ -31,7 +30,7 @@ from nemologger.checkpoint.writing.memory_disk import MemoryDisk
 from nemologger.checkpoint.writing.plan import Planner
 from nemologger.checkpoint.writing.progress import Progress
 from nemologger.checkpoint.writing.reports import merged, report_of
-from nemologger.checkpoint.writing.staging import Staging
+from nemologger.checkpoint.writing.staging import StagingMode
 from nemologger.checkpoint.writing.writer_main import Job
 from nemologger.disk import Disk
 from nemologger.disk.there import exists
@@ -40,16 +39,6 @@ from nemologger.ranks import Ranks, decide, together_at_zero
 from nemologger.stores.path import in_store
 
 log = logging.getLogger(__name__)
-
-#: How long, in seconds, to wait for what does not move: a device, which may wait for a rank that has stopped; the files of
-#: ranks that may be gone; and a storage that may answer yet.
-_PATIENCE = 60.0
-_QUIET = 5.0
-_STALLED = 600.0
-#: The ranks tell each other so often, in seconds, that they wait: far more often than one is taken for dead.
-_TURN = 1.0
-
-StagingMode = Literal["auto", "at_once", "overlapped"]
 
 
 class AsyncSaver:
@@ -75,8 +64,7 @@ class AsyncSaver:
     ) -> None:
         self._disk = disk
         self._ranks = ranks
-        self._equipment = Equipment(Planner(ranks, files_per_rank, apart=apart), ranks)
-        self._staging = staging
+        self._equipment = Equipment(Planner(ranks, files_per_rank, apart=apart), ranks, staging)
         self._in_flight: InFlight | None = None
 
     @property
@@ -88,7 +76,7 @@ class AsyncSaver:
     def over(self) -> bool:
         """Whether this rank's part of the save under way is written, or lost."""
         save = self._in_flight
-        return save is None or save.outcome is not None or bool(save.error)
+        return save is None or save.over
 
     @property
     def failed(self) -> bool:
@@ -99,11 +87,7 @@ class AsyncSaver:
     def stalled(self) -> bool:
         """Whether nothing has moved of this rank's part for so long that :meth:`finish` gives it up."""
         save = self._in_flight
-        return save is not None and not self.over and self._idle(save) > _STALLED
-
-    @property
-    def _layout(self) -> Layout | None:
-        return self._equipment.layout
+        return save is not None and save.stalled
 
     def prepare(self, snapshot: Snapshot) -> Layout:
         """Make memory and writer for saves of this shape, where they are not there. Collective.
@@ -139,10 +123,10 @@ class AsyncSaver:
             report = str(report_of(checkpoint, self._ranks.rank)) if self._ranks.rank else ""
 
             def stage() -> None:
-                small = self._small_files(snapshot, checkpoint, write_context) if self._ranks.rank == 0 else {}
+                small = _small_files(snapshot, checkpoint, write_context) if self._ranks.rank == 0 else {}
                 job = Job(str(checkpoint), images, small, remote.store if remote else None, report)
-                self._in_flight = InFlight(checkpoint, complete, job)
-                self._stage(self._in_flight, snapshot, layout)
+                self._in_flight = InFlight(checkpoint, complete, job, self._equipment)
+                self._in_flight.stage(snapshot, layout)
 
             def begin_and_stage() -> None:
                 if self._ranks.rank != 0:
@@ -156,9 +140,10 @@ class AsyncSaver:
             together_at_zero(self._ranks, begin_and_stage)
             # Not before the directory is marked as unfinished: writers make nothing that a next run would not remove.
             if self._in_flight is not None and self._in_flight.staging is None:
-                self._submit(self._in_flight)
+                self._in_flight.submit()
         except BaseException as error:
-            self._drop_staging(_PATIENCE)  # another rank has failed, and the devices of this one go on
+            if self._in_flight is not None:  # another rank has failed, and the devices of this one go on
+                self._in_flight.drop_staging(in_flight.PATIENCE)
             self._in_flight = None
             if layout.writer.busy:
                 layout.writer.kill()  # the next save gets another one: it must not be told how this one ended
@@ -170,14 +155,13 @@ class AsyncSaver:
     def hold(self) -> None:
         """Before something that may change the state: wait until it is copied. No collective."""
         save = self._in_flight
-        staging = None if save is None else save.staging
-        if staging is not None:
-            staging.hold()
+        if save is not None:
+            save.hold()
 
     def hand_over(self) -> bool:
         """Give the writer what is copied; whether that is done. Never waits. Only in the thread that trains."""
         save = self._in_flight
-        return save is None or save.staging is None or (save.staging.done and self._submit(save))
+        return save is None or save.hand_over()
 
     def poll(self) -> Manifest | None:
         """Look whether the save is done; on rank 0, publish it when all ranks' files are written.
@@ -191,11 +175,11 @@ class AsyncSaver:
             SaveFailedError: If there is only one rank, and it failed. Several ranks are told by :meth:`finish`.
         """
         save = self._in_flight
-        if save is None or save.published is not None or save.error:
+        if save is None or save.published is not None or save.error or not save.hand_over():
             return None
-        if not self.hand_over():
-            return None
-        if save.outcome is None and not save.error and not self._take_outcome(save, timeout=0.0):
+        if not save.over:
+            save.ask_writer(timeout=0.0)
+        if not save.over:
             return None
         if save.error:
             if self._ranks.world_size == 1:
@@ -256,13 +240,13 @@ class AsyncSaver:
                 published = self.poll()
                 if published is not None or (self._ranks.rank != 0 and save.outcome is not None):
                     break
-            patience = _patience(save, others_are_there=others_are_there)
+            patience = save.patience(others_are_there=others_are_there)
             progress.tell()
             if save.idle((save.size_on_disk, save.staging, save.outcome, self._equipment.heard)) > patience:
                 break
             time.sleep(pause)
             pause = min(2 * pause, 0.5)  # it may take minutes, and to look costs a shared file system something
-        self._drop_staging(_QUIET)
+        save.drop_staging(in_flight.QUIET)
         self._in_flight = None
         if self._ranks.rank == 0 and save.published is None:
             missing = [
@@ -280,68 +264,15 @@ class AsyncSaver:
                 "checkpoint %s, which was being written, is lost; the one before it is still the newest",
                 save.checkpoint,
             )
-        if self._layout is not None:
-            self._layout.writer.kill()
+        self._equipment.kill_writer()
         self.close()
         self._in_flight = None
 
     def close(self) -> None:
         """Give back the memory, and end the writer process."""
-        self._drop_staging(_QUIET)
+        if self._in_flight is not None:
+            self._in_flight.drop_staging(in_flight.QUIET)
         self._equipment.close()
-
-    def _small_files(
-        self,
-        snapshot: Snapshot,
-        checkpoint: Path,
-        write_context: Callable[[Path, Disk], None] | None,
-    ) -> dict[str, bytes]:
-        """What rank 0 writes in this save besides what is the same in every one, by path below the checkpoint."""
-        small = common_files(snapshot)
-        if write_context is not None:
-            memory = MemoryDisk()
-            write_context(checkpoint / names.CONTEXT, memory)
-            small.update({path.relative_to(checkpoint).as_posix(): data for path, data in memory.files.items()})
-        return small
-
-    def _stage(self, save: InFlight, snapshot: Snapshot, layout: Layout) -> None:
-        """Copy the state, or begin to."""
-        layout.writer.stand_by()
-        overlapped = self._staging == "overlapped" or (
-            self._staging == "auto" and any(local(tensor).is_cuda for tensor in snapshot.tensors.values())
-        )
-        if not overlapped:
-            layout.arena.stage(layout.plan.reader(snapshot))
-        else:
-            staging = Staging(layout.arena.copies(layout.plan.reader(snapshot)), snapshot.may_change)
-            save.staging = staging  # before it begins: what it has begun is to be waited for if it fails
-            staging.begin()
-
-    def _submit(self, save: InFlight) -> bool:
-        """Hand the job to the writer, once all is copied. Returns True; what went wrong is in ``save``."""
-        staging, save.staging = save.staging, None
-        try:
-            if staging is not None:
-                staging.finish()
-            if self._layout is not None:
-                self._layout.writer.submit(save.job)
-        except SaveFailedError as error:
-            save.error = str(error)
-            if self._staging != "at_once" and self._equipment.has_writer:
-                self._staging = "at_once"
-                log.warning("the saves to come are staged at once")
-        return True
-
-    def _drop_staging(self, patience: float) -> None:
-        """Let the memory be: what was being copied will not be saved."""
-        save = self._in_flight
-        if save is None or save.staging is None:
-            return
-        staging, save.staging = save.staging, None
-        save.error = "the run ended while the state was being copied"
-        if not staging.give_up(patience) and self._layout is not None:
-            self._layout.arena.leave()
-            self.close()  # the next save, should there be one, gets memory that nobody writes to
 
     def _wait(self, save: InFlight) -> bool:
         """Wait until every rank's part is written, or lost, and say how far this one's is. Collective.
@@ -354,55 +285,16 @@ class AsyncSaver:
         """
         progress: Progress | None = None
         while True:
-            if not self.over:
+            if not save.over:
                 progress = progress or Progress(save)
-                self._go_on(save)
+                save.go_on()
                 progress.tell()
-                if self.stalled:
-                    self._lose(save)
-            mine = self.over, save.published is not None
+                if save.stalled:
+                    save.lose()
+            mine = save.over, save.published is not None
             over, published = self._ranks.exchange(mine, lambda states: (all(s[0] for s in states), states[0][1]))
             if over:
                 return published
-
-    def _go_on(self, save: InFlight) -> None:
-        """Wait for a turn, or until this rank's part is a stage further."""
-        if save.staging is None:
-            self._take_outcome(save, timeout=_TURN)
-        elif save.staging.wait(_TURN):
-            self._submit(save)
-
-    def _lose(self, save: InFlight) -> None:
-        """Nothing has moved for too long."""
-        if save.staging is not None:
-            self._drop_staging(0.0)
-            save.error = f"the state was not copied within {_STALLED:g} s: the device does not come to it"
-        else:
-            save.error = f"nothing was written for {_STALLED:g} s: the storage does not answer"
-            if self._layout is not None:
-                self._layout.writer.kill()
-
-    def _idle(self, save: InFlight) -> float:
-        """Seconds without a change. Who uploads knows whether the store answers, and says now and then that it is there."""
-        return save.idle((save.written, save.staging, self._equipment.heard))
-
-    def _take_outcome(self, save: InFlight, timeout: float) -> bool:
-        """Ask the writer; whether the save has come to an end on this rank."""
-        if self._layout is None:
-            save.error = "the writer process was ended"
-            return True
-        try:
-            outcome = self._layout.writer.outcome(timeout)
-        except SaveFailedError as error:
-            save.error = str(error)  # the next save gets another writer
-            return True
-        if outcome is None:
-            save.uploaded = self._layout.writer.sent
-            return False
-        save.outcome, save.error, save.details = outcome, outcome.error, outcome.details
-        if outcome.error:
-            log.debug("%s", outcome.details)
-        return True
 
     def _publish(self, save: InFlight, records: dict[str, FileRecord]) -> Manifest:
         save.gathered = records
@@ -425,16 +317,18 @@ class AsyncSaver:
                 commit.abandon(self._disk, checkpoint)
 
 
-def _patience(save: InFlight, *, others_are_there: bool) -> float:
-    """How long it may be, in seconds, until something of ``save`` moves. A store shows a file when all of it is there."""
-    uploads = save.job.store is not None
-    if save.staging is not None:
-        return _PATIENCE
-    if save.outcome is None:
-        return _STALLED
-    if others_are_there:
-        return _STALLED
-    return _PATIENCE if uploads else _QUIET
+def _small_files(
+    snapshot: Snapshot,
+    checkpoint: Path,
+    write_context: Callable[[Path, Disk], None] | None,
+) -> dict[str, bytes]:
+    """What rank 0 writes in this save besides what is the same in every one, by path below the checkpoint."""
+    small = common_files(snapshot)
+    if write_context is not None:
+        memory = MemoryDisk()
+        write_context(checkpoint / names.CONTEXT, memory)
+        small.update({path.relative_to(checkpoint).as_posix(): data for path, data in memory.files.items()})
+    return small
 
 
 def _failed(checkpoint: Path, error: Exception) -> SaveFailedError:

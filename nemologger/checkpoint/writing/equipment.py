@@ -10,14 +10,15 @@ from nemologger.checkpoint.state.snapshot import Snapshot
 from nemologger.checkpoint.writing.arena import Arena
 from nemologger.checkpoint.writing.memory_left import check_memory
 from nemologger.checkpoint.writing.plan import Plan, Planner
+from nemologger.checkpoint.writing.staging import StagingMode
 from nemologger.checkpoint.writing.writer import Writer
 from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
 from nemologger.ranks import Ranks, all_together, together_at_zero
 
 log = logging.getLogger(__name__)
 
-#: The ranks tell each other so often, in seconds, that they wait.
-_TURN = 1.0
+#: The ranks tell each other so often, in seconds, that they wait: far more often than one is taken for dead.
+TURN = 1.0
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,16 @@ class Equipment:
     Args:
         planner: Says what each rank writes.
         ranks: The processes that write together.
+        staging: When the state is copied: see :class:`~nemologger.checkpoint.writing.async_saver.AsyncSaver`.
 
     Attributes:
         layout: What there is, if it is.
     """
 
-    def __init__(self, planner: Planner, ranks: Ranks) -> None:
+    def __init__(self, planner: Planner, ranks: Ranks, staging: StagingMode) -> None:
         self._planner = planner
         self._ranks = ranks
+        self._staging = staging
         self.layout: Layout | None = None
         self._has_fitted = False
 
@@ -55,6 +58,16 @@ class Equipment:
     def heard(self) -> int:
         """How often it has said how far it is."""
         return self.layout.writer.heard if self.layout is not None else 0
+
+    def overlaps(self, snapshot: Snapshot) -> bool:
+        """Whether training goes on while ``snapshot`` is copied."""
+        return self._staging == "overlapped" or (self._staging == "auto" and _on_cuda(snapshot))
+
+    def overlap_no_more(self) -> None:
+        """The copies of a save have failed: training waits for those to come."""
+        if self._staging != "at_once":
+            self._staging = "at_once"
+            log.warning("the saves to come are staged at once")
 
     def prepare(self, snapshot: Snapshot) -> Layout:
         """Make memory and writer for saves of this shape. Collective; nothing to do if they are there.
@@ -86,6 +99,11 @@ class Equipment:
             raise SaveFailedError("saving beside training could not be set up")
         return self.layout
 
+    def kill_writer(self) -> None:
+        """End the writer process, whatever it does; the next save gets another one."""
+        if self.layout is not None:
+            self.layout.writer.kill()
+
     def close(self) -> None:
         """Give back the memory, and end the writer process."""
         layout = self.layout
@@ -97,8 +115,7 @@ class Equipment:
     def _check_memory(self, plan: Plan, snapshot: Snapshot) -> None:
         """Once in a run: later it has had the memory, and no save is to fail for a guess of how much is left."""
         if not self._has_fitted:
-            on_host = not any(local(tensor).is_cuda for tensor in snapshot.tensors.values())
-            check_memory(self._ranks, plan.nbytes, steps_on_host=on_host)
+            check_memory(self._ranks, plan.nbytes, steps_on_host=not _on_cuda(snapshot))
             self._has_fitted = True
 
     def _make(self, plan: Plan, snapshot: Snapshot) -> None:
@@ -116,7 +133,7 @@ class Equipment:
         )
 
     def _writer_begins(self) -> bool:
-        return self.layout is not None and self.layout.writer.begins(_TURN)
+        return self.layout is not None and self.layout.writer.begins(TURN)
 
     def _replace_writer(self) -> None:
         """On a rank that has lost its own."""
@@ -125,6 +142,10 @@ class Equipment:
             log.warning("the writer process %d has died, or was ended: another one is started", layout.writer.pid)
             layout.writer.close()
             self.layout = replace(layout, writer=Writer(layout.arena, layout.plan.metadata))
+
+
+def _on_cuda(snapshot: Snapshot) -> bool:
+    return any(local(tensor).is_cuda for tensor in snapshot.tensors.values())
 
 
 def cause_of(error: Exception) -> str:

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Collection, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
@@ -25,6 +25,9 @@ from nemologger.checkpoint.writing.arena import Copy, copy_at_once
 from nemologger.errors import SaveFailedError
 
 log = logging.getLogger(__name__)
+
+#: When the state is copied: while training waits, or while it goes on; "auto": as suits the device.
+StagingMode = Literal["auto", "at_once", "overlapped"]
 
 _SMALL = 64 << 10
 _LOOK_EVERY = 0.002

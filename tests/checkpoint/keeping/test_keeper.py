@@ -51,7 +51,7 @@ def under_way(directory: Path, disk: Disk | None = None) -> tuple[Keeper, int]:
     """A keeper whose save of step 1 is under way, and the writer process, which is stopped."""
     keeper = Keeper(disk or LocalDisk(), SingleProcess(), Policy(1), link=False, shelf=Shelf(), beside=True)
     keeper.prepare(snapshot_of(1))
-    writer = keeper._beside._layout.writer.pid
+    writer = keeper._beside._equipment.layout.writer.pid
     os.kill(writer, signal.SIGSTOP)
     decision = Decision(str(directory / "a"), str(directory / "a-last"), 0.5, ranked=True)
     keeper.start(snapshot_of(1), decision, Manifest(1, 0, ranked=True), None, set())
@@ -82,8 +82,8 @@ def test_ctrl_c_while_training_waits_for_the_writer_does_not_lose_the_save(tmp_p
 
 def test_a_save_whose_writer_hangs_does_not_keep_later_ones_from_being_made(tmp_path, monkeypatch):
     """With ``on_busy="skip"`` they would be skipped until training ends."""
-    monkeypatch.setattr(async_saver, "_STALLED", 0.2)
-    monkeypatch.setattr(async_saver, "_TURN", 0.05)
+    monkeypatch.setattr(in_flight, "STALLED", 0.2)
+    monkeypatch.setattr(in_flight, "TURN", 0.05)
     keeper, _ = under_way(tmp_path)
     try:
         assert not keeper.can_finish_now()
@@ -150,7 +150,7 @@ class _Clock:
 def test_after_an_exception_a_save_that_gets_on_is_waited_for_however_long_it_takes(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, progress.__name__)
     keeper, writer = under_way(tmp_path)
-    connection = keeper._beside._layout.writer._connection
+    connection = keeper._beside._equipment.layout.writer._connection
     looks = 0
 
     def then() -> None:

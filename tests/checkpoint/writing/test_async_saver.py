@@ -11,7 +11,7 @@ import pytest
 from helpers.engine import faults, snapshot_of
 
 from nemologger.checkpoint.manifest import FileRecord, Manifest
-from nemologger.checkpoint.writing import async_saver
+from nemologger.checkpoint.writing import in_flight
 from nemologger.checkpoint.writing.async_saver import AsyncSaver
 from nemologger.disk import LocalDisk
 from nemologger.errors import SaveFailedError, SilentRankError
@@ -59,13 +59,13 @@ def test_when_a_rank_dies_while_all_wait_what_is_written_is_published_all_the_sa
     saver = AsyncSaver(LocalDisk(), _GoesSilent())
     try:
         saver.prepare(snapshot_of(1))
-        os.kill(saver._layout.writer.pid, signal.SIGSTOP)
+        os.kill(saver._equipment.layout.writer.pid, signal.SIGSTOP)
         saver.start(snapshot_of(1), tmp_path / "a", Manifest(1, 0))
-        monkeypatch.setattr(async_saver, "_TURN", 0.05)
+        monkeypatch.setattr(in_flight, "TURN", 0.05)
         monkeypatch.setattr(_GoesSilent, "silent", True)
         with pytest.raises(SilentRankError):
             saver.finish()
-        os.kill(saver._layout.writer.pid, signal.SIGCONT)
+        os.kill(saver._equipment.layout.writer.pid, signal.SIGCONT)
         assert saver.finish_alone(others_are_there=False) is not None
     finally:
         saver.close()

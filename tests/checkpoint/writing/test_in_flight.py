@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from nemologger.checkpoint.manifest import FileRecord, Manifest
+from nemologger.checkpoint.writing.equipment import Equipment
 from nemologger.checkpoint.writing.in_flight import InFlight
+from nemologger.checkpoint.writing.plan import Planner
 from nemologger.checkpoint.writing.reports import dumps, report_of
 from nemologger.checkpoint.writing.writer_main import Job, Outcome
+from nemologger.ranks import SingleProcess
 
 
 def test_a_report_is_read_once_however_often_rank_zero_looks(tmp_path):
     checkpoint = tmp_path / "step=1"
     records = [{f"weights/__{rank}_0.distcp": FileRecord(rank, ("00",))} for rank in range(3)]
-    save = InFlight(checkpoint, Manifest(1, 0), Job(str(checkpoint), (), {}), outcome=Outcome(records[0]))
+    job = Job(str(checkpoint), (), {})
+    equipment = Equipment(Planner(SingleProcess(), files_per_rank=2), SingleProcess(), "auto")
+    save = InFlight(checkpoint, Manifest(1, 0), job, equipment, outcome=Outcome(records[0]))
 
     def report(rank: int) -> None:
         file = report_of(checkpoint, rank)

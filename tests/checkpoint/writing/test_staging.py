@@ -16,7 +16,7 @@ from torch.optim.optimizer import _global_optimizer_pre_hooks
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.reading.load import load_checkpoint
 from nemologger.checkpoint.state.snapshot import take
-from nemologger.checkpoint.writing import async_saver, progress, writer
+from nemologger.checkpoint.writing import in_flight, progress, writer
 from nemologger.checkpoint.writing.arena import copy_at_once
 from nemologger.checkpoint.writing.async_saver import AsyncSaver
 from nemologger.checkpoint.writing.staging import Staging, comes_to_rest
@@ -314,15 +314,15 @@ class _Goes:
 def test_copies_behind_a_rank_that_is_gone_are_not_waited_for(tmp_path, monkeypatch, caplog, ask):
     """Else whoever is to say that it is gone would hang, too. What they are copied to is not used again."""
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Goes())
-    for limit in ("_PATIENCE", "_QUIET", "_STALLED", "_TURN"):
-        monkeypatch.setattr(async_saver, limit, 0.1)
+    for limit in ("PATIENCE", "QUIET", "STALLED", "TURN"):
+        monkeypatch.setattr(in_flight, limit, 0.1)
     training = _Training("adam")
     training.step()
     saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
     try:
         saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
         saver._in_flight.staging._events.append((torch.device("cuda"), _Waits()))
-        arena, began = saver._layout.arena, time.monotonic()
+        arena, began = saver._equipment.layout.arena, time.monotonic()
         if ask == "finish":
             with pytest.raises(SaveFailedError, match="the state was not copied"):
                 saver.finish()
@@ -333,7 +333,7 @@ def test_copies_behind_a_rank_that_is_gone_are_not_waited_for(tmp_path, monkeypa
         assert arena.descriptor == -1
         assert not _global_optimizer_pre_hooks
         if ask == "finish":
-            monkeypatch.setattr(async_saver, "_STALLED", 60.0)
+            monkeypatch.setattr(in_flight, "STALLED", 60.0)
             saver.start(training.snapshot(), tmp_path / "b", Manifest(step=1, epoch=0))
             assert saver.finish() is not None
     finally:
@@ -376,14 +376,14 @@ def test_a_device_that_waits_for_ever_is_not_waited_for(monkeypatch):
 
 def test_while_it_waits_it_says_how_far_the_writer_is(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(progress, "EVERY", 0.05)
-    monkeypatch.setattr(async_saver, "_TURN", 0.05)
-    monkeypatch.setattr(async_saver, "_STALLED", 10.0)
+    monkeypatch.setattr(in_flight, "TURN", 0.05)
+    monkeypatch.setattr(in_flight, "STALLED", 10.0)
     said = f"checkpoint {tmp_path / 'a'}: 0 of 0 MB written"
     training = _Training("adam")
     saver = AsyncSaver(LocalDisk(), SingleProcess())
     try:
         saver.prepare(training.snapshot())
-        pid = saver._layout.writer.pid
+        pid = saver._equipment.layout.writer.pid
         os.kill(pid, signal.SIGSTOP)
 
         def go_on_when_said(record):
@@ -405,10 +405,10 @@ def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
     saver = AsyncSaver(LocalDisk(), SingleProcess())
     try:
         with monkeypatch.context() as impatient:
-            impatient.setattr(async_saver, "_TURN", 0.05)
-            impatient.setattr(async_saver, "_STALLED", 0.2)
+            impatient.setattr(in_flight, "TURN", 0.05)
+            impatient.setattr(in_flight, "STALLED", 0.2)
             saver.prepare(training.snapshot())
-            os.kill(saver._layout.writer.pid, signal.SIGSTOP)
+            os.kill(saver._equipment.layout.writer.pid, signal.SIGSTOP)
             saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
             with pytest.raises(SaveFailedError, match="the storage does not answer"):
                 saver.finish()
@@ -430,7 +430,7 @@ def test_a_writer_that_takes_no_job_holds_training_up_for_a_bounded_time(tmp_pat
         with monkeypatch.context() as impatient:
             impatient.setattr(writer, "_SEND_TIMEOUT", 0.2)
             saver.prepare(training.snapshot())
-            os.kill(saver._layout.writer.pid, signal.SIGSTOP)
+            os.kill(saver._equipment.layout.writer.pid, signal.SIGSTOP)
             saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0), more_than_fits_on_the_way)
             with pytest.raises(SaveFailedError, match=r"the writer process \d+ has taken nothing for 0.2 s"):
                 saver.finish()
