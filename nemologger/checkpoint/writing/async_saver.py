@@ -19,12 +19,12 @@ from pathlib import Path
 
 from nemologger import names
 from nemologger.checkpoint import commit
-from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.state.snapshot import Snapshot
 from nemologger.checkpoint.writing import in_flight
 from nemologger.checkpoint.writing.directories import common_files
-from nemologger.checkpoint.writing.equipment import Equipment, Layout, cause_of
+from nemologger.checkpoint.writing.ending import abandon, not_saved, publish
+from nemologger.checkpoint.writing.equipment import Equipment, Layout
 from nemologger.checkpoint.writing.in_flight import InFlight
 from nemologger.checkpoint.writing.memory_disk import MemoryDisk
 from nemologger.checkpoint.writing.plan import Planner
@@ -147,10 +147,10 @@ class AsyncSaver:
             self._in_flight = None
             if layout.writer.busy:
                 layout.writer.kill()  # the next save gets another one: it must not be told how this one ended
-            self._abandon(checkpoint)
+            abandon(self._disk, self._ranks, checkpoint)
             if not isinstance(error, Exception) or isinstance(error, SilentRankError):  # Ctrl-C; nobody to go on with
                 raise
-            raise _failed(checkpoint, error) from error
+            raise not_saved(checkpoint, error) from error
 
     def hold(self) -> None:
         """Before something that may change the state: wait until it is copied. No collective."""
@@ -216,8 +216,8 @@ class AsyncSaver:
             raise
         except Exception as error:
             self._in_flight = None
-            self._abandon(save.checkpoint)
-            raise _failed(save.checkpoint, error) from error
+            abandon(self._disk, self._ranks, save.checkpoint)
+            raise not_saved(save.checkpoint, error) from error
         self._in_flight = None
         return published
 
@@ -300,21 +300,8 @@ class AsyncSaver:
         save.gathered = records
         for rank in range(1, self._ranks.world_size):
             self._disk.remove(report_of(save.checkpoint, rank))
-        complete = replace(
-            save.manifest,
-            time=manifests.now(),
-            world_size=self._ranks.world_size,
-            files=records,
-            versions=manifests.versions(),
-        )
-        commit.publish(self._disk, save.checkpoint, complete)
-        save.published = complete
-        return complete
-
-    def _abandon(self, checkpoint: Path) -> None:
-        if self._ranks.rank == 0:
-            with contextlib.suppress(OSError):  # the disk that failed may fail again; the next run tidies up
-                commit.abandon(self._disk, checkpoint)
+        save.published = publish(self._disk, self._ranks, save.checkpoint, save.manifest, records)
+        return save.published
 
 
 def _small_files(
@@ -329,7 +316,3 @@ def _small_files(
         write_context(checkpoint / names.CONTEXT, memory)
         small.update({path.relative_to(checkpoint).as_posix(): data for path, data in memory.files.items()})
     return small
-
-
-def _failed(checkpoint: Path, error: Exception) -> SaveFailedError:
-    return SaveFailedError(f"checkpoint {checkpoint} was not saved: {cause_of(error)}")

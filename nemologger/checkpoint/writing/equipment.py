@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from nemologger.checkpoint.state.shards import local
 from nemologger.checkpoint.state.snapshot import Snapshot
 from nemologger.checkpoint.writing.arena import Arena
+from nemologger.checkpoint.writing.ending import cause_of
 from nemologger.checkpoint.writing.memory_left import check_memory
 from nemologger.checkpoint.writing.plan import Plan, Planner
 from nemologger.checkpoint.writing.staging import StagingMode
 from nemologger.checkpoint.writing.writer import Writer
-from nemologger.errors import NemologgerError, SaveFailedError, SilentRankError
+from nemologger.errors import SaveFailedError, SilentRankError
 from nemologger.ranks import Ranks, all_together, together_at_zero
 
 log = logging.getLogger(__name__)
@@ -146,8 +147,3 @@ class Equipment:
 
 def _on_cuda(snapshot: Snapshot) -> bool:
     return any(local(tensor).is_cuda for tensor in snapshot.tensors.values())
-
-
-def cause_of(error: Exception) -> str:
-    """What is to be said of it in a :class:`~nemologger.errors.SaveFailedError`."""
-    return str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -14,11 +13,13 @@ from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.state.snapshot import Snapshot
 from nemologger.checkpoint.writing.directories import common_files
+from nemologger.checkpoint.writing.ending import abandon, not_saved, publish
 from nemologger.checkpoint.writing.plan import Plan, Planner
+from nemologger.checkpoint.writing.reports import merged
 from nemologger.checkpoint.writing.write import write_file, write_share
 from nemologger.disk import Disk
 from nemologger.disk.there import exists, is_file
-from nemologger.errors import CheckpointError, NemologgerError, SaveFailedError, SilentRankError
+from nemologger.errors import CheckpointError, SilentRankError
 from nemologger.ranks import Ranks, decide, together_at_zero
 from nemologger.stores.path import in_store
 
@@ -75,13 +76,10 @@ class Saver:
                 self._ranks, lambda: self._finish(plan, snapshot, checkpoint, manifest, shares, write_context)
             )
         except BaseException as error:
-            if self._ranks.rank == 0:
-                with contextlib.suppress(OSError):  # the disk that failed may fail again; the next run tidies up
-                    commit.abandon(self._disk, checkpoint)
+            abandon(self._disk, self._ranks, checkpoint)
             if not isinstance(error, Exception) or isinstance(error, SilentRankError):  # Ctrl-C; nobody to go on with
                 raise
-            cause = str(error) if isinstance(error, NemologgerError) else f"{type(error).__name__}: {error}"
-            raise SaveFailedError(f"checkpoint {checkpoint} was not saved: {cause}") from error
+            raise not_saved(checkpoint, error) from error
 
     def _write_share(self, plan: Plan, snapshot: Snapshot, checkpoint: Path) -> dict[str, FileRecord]:
         records = write_share(self._disk, checkpoint, plan.files, plan.reader(snapshot))
@@ -99,23 +97,14 @@ class Saver:
         write_context: ContextWriter | None,
     ) -> Manifest:
         _check_shares(checkpoint, shares)
-        files = {name: record for share in shares for name, record in share.items()}
+        files = merged(shares)
         for name, content in {**common_files(snapshot), **plan.metadata}.items():
             files[name] = write_file(self._disk, checkpoint / name, iter([content]))
         if write_context is not None:
             written = write_context(checkpoint / names.CONTEXT)
             files.update(_records_below(checkpoint, checkpoint / names.CONTEXT) if written is None else written)
-        complete = replace(
-            manifest,
-            name=checkpoint.name,
-            time=manifests.now(),
-            world_size=self._ranks.world_size,
-            has_optimizer=snapshot.has_optimizer,
-            files=files,
-            versions=manifests.versions(),
-        )
-        commit.publish(self._disk, checkpoint, complete)
-        return complete
+        named = replace(manifest, name=checkpoint.name, has_optimizer=snapshot.has_optimizer)
+        return publish(self._disk, self._ranks, checkpoint, named, files)
 
 
 def _check_shares(checkpoint: Path, shares: list[dict[str, FileRecord]]) -> None:
