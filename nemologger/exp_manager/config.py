@@ -294,15 +294,6 @@ def read(cfg: Mapping[Any, Any] | DictConfig) -> Section:
     return Section(config, frozenset(_given(cfg, plain, config)), as_null)
 
 
-def all_keys() -> list[str]:
-    """Every field, nested ones as ``"ema.decay"``."""
-    keys: list[str] = []
-    for one in fields(ExpManagerConfig):
-        nested = NESTED.get(one.name)
-        keys += [one.name] if nested is None else [f"{one.name}.{inner.name}" for inner in fields(nested)]
-    return keys
-
-
 def default_of(key: str) -> Any:
     """What NeMo 1 has for the field ``key`` when nobody sets it."""
     value = _at(ExpManagerConfig(), key)

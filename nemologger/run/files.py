@@ -34,18 +34,17 @@ GIT_PATIENCE = 10.0  # seconds
 _CHUNK = 16 << 20
 
 
-def create(directory: Path, *, fresh: bool = False, disk: Disk | None = None) -> Path:
+def create(directory: Path, *, fresh: bool = False) -> Path:
     """Create ``directory`` and return it.
 
     Args:
         directory: Absolute path.
         fresh: It must be a new one: if it is there, ``_2``, ``_3``, … is appended to its name.
-        disk: The file system.
 
     Raises:
         ConfigurationError: It cannot be created.
     """
-    disk = disk or LocalDisk()
+    disk = LocalDisk()
     with _writing_to(directory):
         if not fresh:
             disk.make_directory(directory)
@@ -62,15 +61,14 @@ def create(directory: Path, *, fresh: bool = False, disk: Disk | None = None) ->
     return chosen
 
 
-def create_numbered(parent: Path, *, disk: Disk | None = None) -> Path:
+def create_numbered(parent: Path) -> Path:
     """Create the first free one of ``version_0``, ``version_1``, … in ``parent`` and return it.
 
     Raises:
         ConfigurationError: It cannot be created.
     """
-    disk = disk or LocalDisk()
     with _writing_to(parent):
-        disk.make_directory(parent)
+        LocalDisk().make_directory(parent)
         while True:
             chosen = parent / next_version(path.name for path in parent.iterdir())
             try:

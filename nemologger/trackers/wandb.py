@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from lightning.pytorch.loggers import WandbLogger
 
 from nemologger import lightning_port
-from nemologger.disk import Disk, LocalDisk
+from nemologger.disk import LocalDisk
 from nemologger.disk.there import is_dir, is_file
 from nemologger.run.directory import WANDB_ID, RunDirectory
 from nemologger.saving.kept_checkpoints import KeptCheckpoints
@@ -33,17 +33,17 @@ _STEP = "trainer/global_step"  # Lightning's name for the step in W&B
 _OF_RUNS: set[str] = set()
 
 
-def run_id(directory: Path, loggers: Sequence[WandbLogger], *, disk: Disk | None = None) -> str:
+def run_id(directory: Path, loggers: Sequence[WandbLogger]) -> str:
     """The W&B run id of the run in ``directory``, kept in its ``wandb_id.txt``. For rank 0.
 
     One that a logger or ``WANDB_RUN_ID`` gives wins over the one in the file; a run that has neither gets a new one.
     """
-    disk = disk or LocalDisk()
     file = directory / WANDB_ID
     kept = file.read_text(encoding="utf-8").strip() if is_file(file) else ""
     given = next((i for i in map(_given_id, loggers) if i), None) or os.environ.get("WANDB_RUN_ID")
     chosen = given or kept or secrets.token_hex(4)
     if chosen != kept:
+        disk = LocalDisk()
         disk.write(file, [f"{chosen}\n".encode()])
         disk.sync(directory)
     return chosen

@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from helpers.sections import all_keys
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, ValidationError
 
@@ -19,7 +20,6 @@ from nemologger.exp_manager.config import (
     ClearMLParams,
     EMAParams,
     MLFlowParams,
-    all_keys,
     default_of,
     read,
 )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.sections import all_keys
 
-from nemologger.exp_manager.config import NESTED, ExpManagerConfig, all_keys, default_of, read
+from nemologger.exp_manager.config import NESTED, ExpManagerConfig, default_of, read
 from nemologger.exp_manager.plan import TrainerLogger, translate
 from nemologger.exp_manager.source import expression
 from nemologger.exp_manager.table import NEW_HOMES, new_home

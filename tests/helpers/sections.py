@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from toy import ToyDataModule, ToyModel, quiet_trainer
 
+from nemologger.exp_manager.config import NESTED, ExpManagerConfig
 from nemologger.lightning_port import callbacks
 
 # Everything that a section turns on by itself, but for the checkpoints.
@@ -49,3 +51,12 @@ def checkpoints(run: Path) -> list[str]:
     """The names of the checkpoints of a run."""
     directory = run / "checkpoints"
     return sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+
+
+def all_keys() -> list[str]:
+    """Every field, nested ones as ``"ema.decay"``."""
+    keys: list[str] = []
+    for one in fields(ExpManagerConfig):
+        nested = NESTED.get(one.name)
+        keys += [one.name] if nested is None else [f"{one.name}.{inner.name}" for inner in fields(nested)]
+    return keys
