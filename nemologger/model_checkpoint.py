@@ -33,6 +33,7 @@ from nemologger.saving.checks import (
     check_lengths,
     check_monitor,
     check_ranks,
+    check_scratch,
     check_shared,
     check_state,
     check_tried_validation,
@@ -234,19 +235,14 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         self._check_disk()
         self._ranks: Ranks = SingleProcess()
         self._lock: DirectoryLock | None = None  # rank 0 holds it while it trains
-        self._is_prepared = self._is_ready = False
         self._beginning: Beginning | None = None
         self._holds = False
         self._counted_here = 0
         self._metrics: dict[str, float] = {}
         self._restored_metrics: dict[str, float] = {}
         self._life = self._origin = 0
-        self._failed_saves = 0
-        self._due_after_validation = False
-        self._postponed = False
         self._validated = False
-        self._has_warned = self._has_told_of_name = False
-        self._told: set[str] = set()
+        self._begin_fit()
         # Lightning has settled what is due if nobody says so.
         self._due = Due(self._every_n_train_steps, self._train_time_interval, self._every_n_epochs)
         self._keeper = self._keep(Shelf(), beside=False)
@@ -271,13 +267,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         self._check_neighbours(trainer)
         check_monitor(trainer, lightning_port.callbacks(trainer), self.monitor)
         check_validation(trainer, self.monitor)
-        if self.exact_resume:
-            ExactResume.attach(trainer, pl_module, self.rank_timeout)
-        # The ranks ask each other in every step: not with less patience than training has.
-        patience = max(self.rank_timeout, lightning_port.patience(trainer))
-        if not self.save_weights_only:
-            Requeue.attach(trainer, pl_module, self, patience)
-        AddedPreemption.attach(trainer, pl_module, patience)
+        self._attach_others(trainer, pl_module)
         self._ranks = connect(self.rank_timeout)
         check_ranks(self._ranks, trainer, self)
         # Such hooks may change parameters, and often only log: whoever asks for overlapping gets it all the same.
@@ -285,13 +275,28 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         shelf = decide(self._ranks, lambda: self._look(trainer))
         check_shared(self._ranks, self._disk, directory)
         self._keeper = self._keep(shelf, beside=self.async_save, staging=self.staging)
-        self._is_prepared = self._is_ready = self._has_warned = self._has_told_of_name = False
-        self._told = set()
-        self._due_after_validation = self._postponed = False
-        self._failed_saves = 0
+        self._begin_fit()
         if trainer.global_step == 0:  # else the trainer that it has served before goes on
             self._forget()
         self._reflect()
+
+    def _attach_others(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Give the trainer the callbacks that do what this one promises besides checkpoints."""
+        if self.exact_resume:
+            ExactResume.attach(trainer, pl_module, self.rank_timeout)
+        # The ranks ask each other in every step: not with less patience than training has.
+        patience = max(self.rank_timeout, lightning_port.patience(trainer))
+        if not self.save_weights_only:
+            Requeue.attach(trainer, pl_module, self, patience)
+        AddedPreemption.attach(trainer, pl_module, patience)
+
+    def _begin_fit(self) -> None:
+        """What is counted, and what is said once, is so within one fit."""
+        self._failed_saves = 0
+        self._is_prepared = self._is_ready = False
+        self._due_after_validation = self._postponed = False
+        self._has_warned = self._has_told_of_name = False
+        self._told: set[str] = set()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Optimizers are there now: their state is about to be restored, by name."""
@@ -310,14 +315,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         lightning_port.restore_metrics(trainer, self._restored_metrics)
         stay_stopped(trainer)
         self._life, self._origin = self.shelf.line_from(trainer.global_step)
-        if trainer.is_global_zero and self.shelf.kept and trainer.global_step == 0 and not trainer.ckpt_path:
-            log.warning(
-                "%s holds checkpoints of an earlier run, up to step %d, and this one starts from scratch: they give way to "
-                "its own. To go on from them, stop it and set AutoResume(resume_if_exists=True); to keep them, give it "
-                "another version.",
-                self.dirpath,
-                self.shelf.newest_step,
-            )
+        check_scratch(trainer, self.shelf, str(self.dirpath))
         self._keeper.prune(lambda: self._needed_by_others(trainer) | self._paths_of(trainer.ckpt_path))
         self._reflect()
         check_interval(trainer, self.monitor)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from lightning.pytorch.callbacks import ModelCheckpoint
 
+    from nemologger.checkpoint.keeping.shelf import Shelf
     from nemologger.disk import Disk
     from nemologger.ranks import Ranks
 
@@ -106,6 +107,18 @@ def check_tried_validation(trainer: pl.Trainer, monitor: str | None) -> None:
         monitor,
         sorted(metrics),
     )
+
+
+def check_scratch(trainer: pl.Trainer, shelf: Shelf, directory: str) -> None:
+    """Warn if a run that starts from scratch is about to replace the checkpoints of an earlier one."""
+    if trainer.is_global_zero and shelf.kept and trainer.global_step == 0 and not trainer.ckpt_path:
+        log.warning(
+            "%s holds checkpoints of an earlier run, up to step %d, and this one starts from scratch: they give way to "
+            "its own. To go on from them, stop it and set AutoResume(resume_if_exists=True); to keep them, give it "
+            "another version.",
+            directory,
+            shelf.newest_step,
+        )
 
 
 def check_interval(trainer: pl.Trainer, monitor: str | None) -> None:

@@ -217,7 +217,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
             complete = [f for f in survey(directory) if f.manifest is not None]
             newest = max(complete, key=lambda f: f.manifest.order if f.manifest else (0, 0, 0.0), default=None)
             return {str(newest.path)} if newest else set()
-        return {self.last_model_path} if self.last_model_path else set()
+        return {self.last_model_path}
 
     # --- names ----------------------------------------------------------------------------------------------------
 
