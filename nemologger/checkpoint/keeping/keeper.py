@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from nemologger import names
 from nemologger.checkpoint import commit
 from nemologger.checkpoint.keeping.decision import Decision
 from nemologger.checkpoint.keeping.errand import Errand
+from nemologger.checkpoint.keeping.last_link import LastLink
 from nemologger.checkpoint.keeping.remover import Remover
 from nemologger.checkpoint.keeping.retention import Policy
 from nemologger.checkpoint.keeping.shelf import Shelf, prune, settle
@@ -72,9 +72,7 @@ class Keeper:
         self._disk = disk
         self._ranks = ranks
         self._policy = policy
-        self._link = self._wants_link = link or not disk.can_rename
-        self._is_probed = not disk.can_rename
-        self._told = ""
+        self._last_link = LastLink(disk, wanted=link)
         self._lost: list[str] = []
         self._remover = Remover(disk)
         overlapping = OverlappingDisk(disk.store) if isinstance(disk, RemoteDisk) else disk
@@ -326,14 +324,14 @@ class Keeper:
             self._policy,
             decision,
             published,
-            link=self._points(decision),
+            link=self._last_link.is_symbolic(decision),
             protected=protected,
         )
         lost, self._lost = self._lost, []
         for path in lost:  # the disk is there again
             self._remover.abandon(self._disk.path(path))
         if shelf.failed and self._disk.can_rename:
-            self._is_probed = False  # the disk may have been full, or away: what it can do is asked again
+            self._last_link.ask_again()
             self._lost = [decision.last] if decision.last else []
         for kept in self._policy.thinned(shelf.kept):
             if kept.path not in protected and not shelf.failed:
@@ -356,32 +354,6 @@ class Keeper:
         for path in self._lost:
             with contextlib.suppress(OSError):  # the disk is still away
                 commit.abandon(self._disk, self._disk.path(path))
-
-    def _points(self, decision: Decision) -> bool:
-        """Whether ``-last`` is a symbolic link. Without hard links it is: a copy of all bytes would hold up training."""
-        if not self._is_probed and decision.last not in (None, decision.path):
-            self._is_probed = True
-            checkpoint = self._disk.path(decision.path)
-            probe = checkpoint.with_name(f".{checkpoint.name}.partial")
-            shares = self._disk.can_link(checkpoint / names.MANIFEST, probe)
-            self._link = (self._wants_link or not shares) and self._disk.can_symlink(probe, checkpoint.name)
-            if self._link and not self._wants_link:
-                self._say_once(
-                    f"{checkpoint.parent} has no hard links: -last is a symbolic link, as with save_last='link'"
-                )
-            elif not self._link and not shares:
-                self._say_once(
-                    f"{checkpoint.parent} has neither hard nor symbolic links: -last is a copy, which takes as much room as "
-                    "the checkpoint, and time again. save_last=False does without"
-                )
-            elif not self._link and self._wants_link:
-                self._say_once(f"{checkpoint.parent} has no symbolic links: -last shares its files through hard links")
-        return self._link
-
-    def _say_once(self, what: str) -> None:
-        if what != self._told:
-            self._told = what
-            log.warning("the file system of %s", what)
 
     def _take(self, shelf: Shelf) -> None:
         self._shelf = shelf
