@@ -102,7 +102,7 @@ class SavedCheckpoints(KeptCheckpoints):
             self._miss_metric(trainer, decision.path)
 
     def _make_room(self, trainer: pl.Trainer, *, final: bool) -> bool:
-        """Finish the save that is under way beside training; False to skip the next one for it."""
+        """Finish the save that is under way beside training; False if the next one is to be skipped instead."""
         if not self._keeper.busy:
             return True
         if self.on_busy == "skip" and not final and not self._keeper.can_finish_now():
@@ -172,7 +172,7 @@ class SavedCheckpoints(KeptCheckpoints):
             raise SaveFailedError(f"checkpoint {decision.path} was not saved: {error}") from error
 
     def _write(self, trainer: pl.Trainer, decision: Decision, *, weights_only: bool, final: bool, beside: bool) -> bool:
-        """Write it, beside training if that is asked for and possible; whether it was."""
+        """Write it, beside training if ``beside`` and possible. Returns whether it was beside."""
         self._saves = True
         try:
             taken = self._take(trainer, weights_only=weights_only)
@@ -205,7 +205,7 @@ class SavedCheckpoints(KeptCheckpoints):
         return beside
 
     def _make_ready(self, snapshot: Snapshot) -> bool:
-        """Make memory and writer for saves beside training, unless that is not possible: then none is. Collective."""
+        """Make memory and writer for saves beside training. False, and all saves wait, if that fails. Collective."""
         try:
             self._keeper.prepare(snapshot)
         except SaveFailedError as error:
@@ -216,7 +216,7 @@ class SavedCheckpoints(KeptCheckpoints):
         return True
 
     def _say_what_is_left_out(self, taken: Snapshot, name: str) -> None:
-        """Once in a fit."""
+        """Say, once in a fit, what checkpoints do not hold."""
         new = [where for where in taken.left_out if where not in self._told]
         self._told.update(new)
         own = [where for where in new if where in taken.places]
@@ -230,7 +230,7 @@ class SavedCheckpoints(KeptCheckpoints):
             )
 
     def _say_what_has_grown(self, trainer: pl.Trainer, taken: Snapshot, name: str) -> None:
-        """Once in a fit: who finds out when the run is to go on has lost what it has trained."""
+        """Say, once in a fit, that the model has changed: whoever learns it at the next start has lost the training."""
         changes = [] if _GROWN in self._told or not trainer.is_global_zero else self._changes(trainer, taken)
         if changes:
             self._told.add(_GROWN)
@@ -304,7 +304,7 @@ class SavedCheckpoints(KeptCheckpoints):
             )
 
     def _say_what_the_name_lacks(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-        """A misspelt field of the name would not be missed before somebody looks for the best checkpoint by its name."""
+        """Say once which fields of the name nobody logs: a misspelt one is else noticed when the best is looked for."""
         if self._has_told_of_name or (lightning_port.has_validation(trainer) and not self._validated):
             return
         values = self._values(trainer, metrics)
