@@ -144,6 +144,7 @@ class Feed:
         self._mark = FRESH
         self._within: Position | None = None
         self._after: Position | None = None
+        self._ended: Position | None = None
         self._running: Batches | None = None
         self.early: list[Any] = []
 
@@ -161,28 +162,28 @@ class Feed:
         """Where it is."""
         return self._mark if self._within is None else self._within.mark
 
-    def position(self, mark: Mark, *, between: bool = False, save: bool = True) -> Position:
+    def position(self, mark: Mark, *, between: bool = False, save: bool = True, may_be_left: bool = False) -> Position:
         """All about ``mark``, which is where it is now; ``between`` two epochs, or within one.
 
-        Without ``save`` it is one of many that are noted, of which one may be saved: what is large is left out.
+        Without ``save`` it is one of many that are noted, of which one may be saved: what is large is left out. If it
+        ``may_be_left`` where it is, because another loader ends the epoch, what decides about the next epoch is in it too.
         """
-        waiting = self._within or self._after
+        waiting = self._within or self._after or (None if between else self._ended)
         if waiting is not None:
             return waiting
         running = None if self._running is None else self._running.inner
         # A copy: what is noted before a batch is taken must not change when it is.
         state = None if mark.start is None else deepcopy(self.source.state(running))
-        if between:
-            return Position(mark, state, self._at_start.values(), self._at_batch.values())
+        if between or mark.over:
+            position = Position(mark, state, self._at_start.values(), self._at_batch.values())
+            self._ended = position if mark.over else None  # nothing changes until it begins anew
+            return position
+        at_start = self._at_start.values() if may_be_left else NOTHING
         needed = self.source.within_epoch
         if needed == "nothing":
-            return Position(mark, state)
-        return Position(
-            mark,
-            state,
-            NOTHING,
-            self._at_batch.values(counters=needed == "all" or "open", look="all" if save else "small"),
-        )
+            return Position(mark, state, at_start, self._at_batch.values() if may_be_left else NOTHING)
+        look: Literal["all", "small"] = "all" if save else "small"
+        return Position(mark, state, at_start, self._at_batch.values(counters=needed == "all" or "open", look=look))
 
     @property
     def limits(self) -> list[str]:
@@ -201,7 +202,7 @@ class Feed:
 
     def begin_epoch(self) -> None:
         """Forget what was counted: whatever is taken next belongs to another epoch."""
-        self._mark = FRESH
+        self._mark, self._ended = FRESH, None
 
     def go_on_within(self, position: Position) -> None:
         """Let the next batch be the one after ``position``."""
@@ -272,7 +273,7 @@ class Feed:
 
     def take_first(self, batches: Batches) -> Any:
         """The first batch of ``batches``. Everything that begins an epoch happens here, not when it is announced."""
-        self._running = None  # ends the workers of the epoch before
+        self._running = self._ended = None  # ends the workers of the epoch before
         within = self._within
         if within is not None and self._repeats_end(within):
             raise StopIteration
@@ -298,7 +299,7 @@ class Feed:
         count += 1
         if self.source.repeats and (count < _SELDOM or count % _SELDOM == 0):
             last, checked = contents.of_batch(batch), count
-        self._mark = Mark(start, count, restarts, False, last, checked)
+        self._mark = Mark(start, count, restarts, self.source.has_ended(batches.inner), last, checked)
         return batch
 
     def _begin(self, batches: Batches, skip: int) -> None:

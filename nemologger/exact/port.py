@@ -308,6 +308,11 @@ def dataset_iterator(batches: Iterator[Any]) -> Any:
     return getattr(getattr(batches, "_dataset_fetcher", None), "dataset_iter", None)
 
 
+def has_ended(batches: Iterator[Any]) -> bool:
+    """Whether the dataset of a loader without workers has no more samples, as the one that fills a batch may find out."""
+    return bool(getattr(getattr(batches, "_dataset_fetcher", None), "ended", False))
+
+
 def with_worker_state(loader: DataLoader[Any]) -> Any:
     """torchdata's DataLoader with the arguments of ``loader``: it brings the state of datasets back from the workers."""
     from torchdata.stateful_dataloader import StatefulDataLoader

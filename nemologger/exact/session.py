@@ -116,7 +116,7 @@ class Session:
         self._ahead: bool | None = None
         self._round: _Round | None = None
         self._settled: list[Mark] | list[Position] = []
-        self._trained = False
+        self._trained = self._ended = False
         self._place: Place | None = None
         self._resumed: Place | None = None
         self._epoch_over = False
@@ -209,6 +209,11 @@ class Session:
 
         Whatever draws then does so before a batch of the next one is taken: what Lightning has taken already is taken anew.
         """
+        self._ended = True
+        for feed in self.feeds:
+            within = feed.is_within()
+            if within is not None:  # another loader has come to its end, and this one was not asked for more
+                feed.go_on_after(within)
         if self._early and not self._trained and self._resumed is not None:
             self._take_anew()
         self.settle()
@@ -251,7 +256,9 @@ class Session:
             self._take_anew()
         self.settle()
         if self._trained:
-            self._trained, self._resumed = False, None
+            self._resumed = None
+        if self._trained or self._ended:  # an epoch may end without a batch
+            self._trained = self._ended = False
             for feed in self.feeds:
                 feed.begin_epoch()
         return again
@@ -324,7 +331,9 @@ class Session:
         if not self._ahead or self._round is None or epoch_over:
             marks = settled if settled is not None and not self._ahead else [feed.mark for feed in feeds]
             pairs = [(f, m) for f, m in zip(feeds, marks, strict=True) if isinstance(m, Mark)]
-            return Place(rng, None, [feed.position(mark, between=epoch_over) for feed, mark in pairs])
+            several = len(feeds) > 1
+            at = [feed.position(mark, between=epoch_over, may_be_left=several) for feed, mark in pairs]
+            return Place(rng, None, at)
         positions = self._round.positions if settled is None else settled
         for feed in feeds:
             feed.name_large()

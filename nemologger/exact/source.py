@@ -107,6 +107,10 @@ class Source:
     def after_first(self, batches: Iterator[Any]) -> None:
         """Called when the first batch is out, or there was none."""
 
+    def has_ended(self, batches: Iterator[Any]) -> bool:
+        """Whether the last batch that ``batches`` gave is known to have been the last one of all."""
+        return False
+
     def state(self, batches: Iterator[Any] | None) -> Any:
         """What else a checkpoint must hold."""
         return None

@@ -232,6 +232,10 @@ class IterableWithState(Source):
             self.loader.dataset.load_state_dict(state["dataset"])
 
     @override
+    def has_ended(self, batches: Iterator[Any]) -> bool:
+        return port.has_ended(batches)  # its state may be that of the next pass by now
+
+    @override
     def state(self, batches: Iterator[Any] | None) -> Any:
         iterator = None if batches is None else port.dataset_iterator(batches)
         own = None

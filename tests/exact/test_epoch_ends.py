@@ -7,10 +7,12 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from exact.runs import BATCH, Case, Net, check, check_chain, shuffled
-from exact.test_loaders import Stream
+from exact.runs import BATCH, Augmented, Case, Net, check, check_chain, shuffled
+from exact.test_loaders import FlaggedStream, StatefulStream, Stream, generator_loader, of
 from exact.test_training import EPOCHS
+from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 QUIET = {"limit_val_batches": 0}
 
@@ -64,6 +66,13 @@ class AccumulatesByHand(Net):
             self.optimizers().zero_grad()
 
 
+class EndsEarly(StatefulStream):
+    """Has fewer samples than it says; its state is that of the next pass when that shows."""
+
+    def __len__(self):
+        return self.samples + 2 * BATCH
+
+
 def streamed() -> Any:
     return DataLoader(Stream(), batch_size=BATCH)
 
@@ -84,6 +93,22 @@ HOOKS = {
     "one batch each": Case(shuffled, EndsEpochs, trainer={**QUIET, "limit_train_batches": 1}),
     "unsized, saved by its validation": Case(streamed, EndsEpochs, trainer=EPOCHS, ckpt=BY_EPOCH, at=(6, 12)),
 }
+EARLY = {
+    "before its length": Case(lambda: of(EndsEarly()), at=(6, 12)),
+    "before its length, torchdata": Case(lambda: StatefulDataLoader(EndsEarly(), batch_size=BATCH), at=(6, 12)),
+    "before a limit": Case(lambda: of(StatefulStream()), trainer={"limit_train_batches": 4}, at=(4, 6)),
+    "before a longer one": Case(
+        lambda: CombinedLoader([of(Stream()), of(Augmented(44), shuffle=True, generator=torch.Generator())], "min_size"),
+        at=(6, 7, 12),
+    ),
+    "before others go on": Case(
+        lambda: CombinedLoader([of(FlaggedStream(10)), generator_loader(), of(Augmented(30))], "max_size"),
+        at=(3, 4, 7),
+    ),
+    "before unsized ones": Case(
+        lambda: CombinedLoader([generator_loader(), of(Stream(36))], "max_size"), at=(6, 8)
+    ),
+}  # fmt: skip
 BY_HAND = {
     "accumulated by hand": Case(
         shuffled, AccumulatesByHand, trainer={**EPOCHS, "max_epochs": 4}, ckpt=BY_EPOCH, at=(2, 3), steps=6
@@ -99,8 +124,17 @@ def test_a_checkpoint_of_the_last_batch_has_what_the_end_of_the_epoch_changes(ca
     check(case, tmp_path)
 
 
-def test_chain(tmp_path):
-    check_chain(HOOKS["steps"], tmp_path)
+@pytest.mark.parametrize("case", EARLY.values(), ids=EARLY)
+def test_loaders_that_end_early(case, tmp_path):
+    check(case, tmp_path)
+
+
+CHAINS = {"steps": HOOKS["steps"], "early": Case(lambda: of(EndsEarly()))}
+
+
+@pytest.mark.parametrize("case", CHAINS.values(), ids=CHAINS)
+def test_chain(case, tmp_path):
+    check_chain(case, tmp_path)
 
 
 @pytest.mark.parametrize("case", BY_HAND.values(), ids=BY_HAND)
