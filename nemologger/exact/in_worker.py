@@ -28,10 +28,12 @@ class Watch:
 
     Args:
         workers: How many there are.
-        each: ``"batch"`` if a batch may depend on nothing that changed with others; ``"epoch"`` if an epoch may not.
+        each: ``"batch"`` if a batch may depend on nothing that changed with others; ``"epoch"`` if an epoch may not;
+            ``"collated"`` if what a batch is made of has a state, which is saved: only the ``collate_fn`` is looked at, and
+            no batch can be loaded again.
     """
 
-    def __init__(self, workers: int, each: Literal["batch", "epoch"]) -> None:
+    def __init__(self, workers: int, each: Literal["batch", "epoch", "collated"]) -> None:
         self._each = each
         self._told = torch.zeros(workers, _ROOM, dtype=torch.uint8)
         self._told.share_memory_()  # type: ignore[no-untyped-call]
@@ -47,10 +49,11 @@ class Watch:
     def before(self, fetcher: Any, seed: int) -> None:
         """A batch is about to be loaded, whose number is ``seed``."""
         if self._owned is None:
-            self._owned = Owned({"dataset": fetcher.dataset, "collate_fn": fetcher.collate_fn}, light=True)
+            dataset = {} if self._each == "collated" else {"dataset": fetcher.dataset}
+            self._owned = Owned({**dataset, "collate_fn": fetcher.collate_fn}, light=True)
             self._first = self._owned.generators
             self._names = _first_alike(self._first)
-        if self._each == "batch":
+        if self._each != "epoch":
             for path, generator in self._first.items():
                 reseed(generator, xxhash.xxh3_64_intdigest(self._names[path].encode(), seed & (2**64 - 1)))
         elif self._fetcher is not fetcher:
@@ -92,7 +95,7 @@ class Watch:
     def _count(self) -> None:
         self._fetched += 1
         often = self._fetched <= _STEPS or self._fetched & (self._fetched - 1) == 0
-        if self._each == "batch" and self._owned is not None and often:
+        if self._each != "epoch" and self._owned is not None and often:
             values = self._owned.values()
             counts = {path: value for path, value in values.counters.items() if self._counts_on(path, value)}
             late = [path for path in values.generators if path not in self._first]

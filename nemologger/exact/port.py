@@ -84,6 +84,18 @@ def iterate_nodes(loader: Any) -> Iterator[Any]:
 
 def nodes_ahead(loader: Any) -> bool:
     """Whether nodes of that of ``torchdata.nodes`` take samples in threads or processes of their own."""
+    return any(
+        kind == "Prefetcher" or (kind == "ParallelMapper" and own.get("num_workers")) for kind, own in _nodes(loader)
+    )
+
+
+def mixes_nodes(loader: Any) -> bool:
+    """Whether a node of that of ``torchdata.nodes`` begins others anew within an epoch."""
+    return any(kind == "MultiNodeWeightedSampler" for kind, _ in _nodes(loader))
+
+
+def _nodes(loader: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """That of ``torchdata.nodes`` and its nodes: the name of the class, and attributes."""
     waiting, seen = [loader], set()
     while waiting:
         part = waiting.pop()
@@ -91,11 +103,9 @@ def nodes_ahead(loader: Any) -> bool:
             continue
         seen.add(id(part))
         own = vars(part)
-        if type(part).__name__ == "Prefetcher" or (type(part).__name__ == "ParallelMapper" and own.get("num_workers")):
-            return True
+        yield type(part).__name__, own
         for value in own.values():
             waiting += value.values() if isinstance(value, dict) else [value]
-    return False
 
 
 def _comes_from(value: object, module: str, name: str) -> bool:

@@ -27,6 +27,10 @@ _OTHERS = (
     "trained on, so training goes on with others. They must not depend on what is drawn from the system, on the clock, on "
     "threads, or on what workers or the dataset keep from earlier epochs"
 )
+_MIXED = (
+    "the state of its MultiNodeWeightedSampler does not say all of nodes that have come to their end: a run that is resumed "
+    "after one has may take other samples. Mix the samples in a map-style dataset, or in an IterableDataset with a state"
+)
 _APPLIED = (
     "functions of map() and filter() are called ahead of training, by batches or in threads of interleave_datasets(), and "
     "for some samples again by a resumed run: what they draw from torch, numpy.random or random differs then. Draw in a "
@@ -260,9 +264,12 @@ class WithState(Source):
             if never_ends or not has_state(loader):
                 self._loader = port.with_worker_state(loader)
             self.draws = loader.num_workers == 0
+            if not self.draws:
+                self.watch = Watch(loader.num_workers, "collated")
             self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
         else:
             self._limits += [_AHEAD] * (port.is_of_nodes(loader) and port.nodes_ahead(loader))
+            self._limits += [_MIXED] * (port.is_of_nodes(loader) and port.mixes_nodes(loader))
             self.counts = False  # its state says where it is, but often not what its samplers will draw
 
     @override
@@ -298,7 +305,7 @@ class WithState(Source):
         return super().beside()
 
     def _prepare_workers(self) -> port.Indices:
-        workers.seed_workers(self._loader, late=False)
+        workers.seed_workers(self._loader, late=False, watch=self.watch)
         self.indices = port.indices_of(self._loader)
         return self.indices
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
+from exact.test_workers import StatefulShard
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
@@ -126,8 +127,37 @@ def test_one_that_belongs_to_a_process(files, monkeypatch):
         assert drawn == torch.rand(1, generator=made.rng)
 
 
+def drawing(generator):
+    """A ``collate_fn`` around a generator."""
+    return lambda samples: torch.stack(samples) + torch.rand(1, generator=generator)
+
+
+def test_a_collate_fn_draws_for_its_batch_alone_beside_a_stream_that_has_a_state(tmp_path, caplog):
+    loader = lambda: DataLoader(  # noqa: E731
+        StatefulShard(), batch_size=BATCH, num_workers=2, collate_fn=drawing(torch.Generator().manual_seed(3))
+    )
+    check(Case(loader, at=(3, 8), steps=13), tmp_path)
+    assert not [record for record in caplog.records if "change" in record.getMessage()]
+
+
+def counting():
+    """A ``collate_fn`` that counts its batches."""
+    batches = 0
+
+    def collate(samples):
+        nonlocal batches
+        batches += 1
+        return torch.stack(samples) + batches
+
+    return collate
+
+
 CHANGES = {
     "map-style": (lambda: DataLoader(Begins(), num_workers=2), "dataset.served change"),
+    "beside a state": (
+        lambda: DataLoader(StatefulShard(80), num_workers=1, collate_fn=counting()),
+        "collate_fn.batches change",
+    ),
     "iterator": (Kept, "keeps an iterator of its own (kept)"),
     "stream": (
         lambda: DataLoader(Passes(), batch_size=8, num_workers=1, persistent_workers=True),

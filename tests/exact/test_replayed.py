@@ -170,9 +170,20 @@ def threaded():
     return nodes.Loader(nodes.Prefetcher(nodes.Batcher(nodes.IterableWrapper(map(row, range(SAMPLES))), BATCH), 2))
 
 
+def mixed():
+    """Begins the shorter of two sources again and again."""
+    samplers = [RandomSampler(range(n), generator=torch.Generator().manual_seed(n)) for n in (5, SAMPLES)]
+    sources = {str(i): nodes.Mapper(nodes.SamplerWrapper(sampler), row) for i, sampler in enumerate(samplers)}
+    return nodes.Loader(nodes.Batcher(nodes.MultiNodeWeightedSampler(sources, {"0": 1.0, "1": 1.0}, seed=3), BATCH))
+
+
 @pytest.mark.parametrize(
     ("loader", "named"),
-    [(lambda: DataLoader(Mapped(), batch_size=BATCH), "called ahead"), (threaded, "a thread of its own loads")],
+    [
+        (lambda: DataLoader(Mapped(), batch_size=BATCH), "called ahead"),
+        (threaded, "a thread of its own loads"),
+        (mixed, "the state of its MultiNodeWeightedSampler"),
+    ],
 )
 def test_what_draws_ahead_of_its_state_is_named(loader, named, tmp_path, caplog):
     train(Case(loader, steps=2), tmp_path, 1)
