@@ -89,14 +89,16 @@ def nodes_ahead(loader: Any) -> bool:
     )
 
 
-def mixes_nodes(loader: Any) -> bool:
-    """Whether a node of that of ``torchdata.nodes`` begins others anew within an epoch."""
-    return any(kind == "MultiNodeWeightedSampler" for kind, _ in _nodes(loader))
+def mixes_shuffled_nodes(loader: Any) -> bool:
+    """Whether a node of that of ``torchdata.nodes`` begins others anew within an epoch whose samplers change their order."""
+    mixed = [own["source_nodes"].values() for kind, own in _nodes(loader) if kind == "MultiNodeWeightedSampler"]
+    parts = [own for some in mixed for one in some for kind, own in _nodes(one) if kind == "SamplerWrapper"]
+    return any(type(own["sampler"]) not in (SequentialSampler, range, list, tuple) for own in parts)
 
 
-def _nodes(loader: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """That of ``torchdata.nodes`` and its nodes: the name of the class, and attributes."""
-    waiting, seen = [loader], set()
+def _nodes(root: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """``root``, of ``torchdata.nodes``, and the nodes below: the name of the class, and attributes."""
+    waiting, seen = [root], set()
     while waiting:
         part = waiting.pop()
         if id(part) in seen or not type(part).__module__.startswith("torchdata.nodes"):

@@ -28,8 +28,8 @@ _OTHERS = (
     "threads, or on what workers or the dataset keep from earlier epochs"
 )
 _MIXED = (
-    "the state of its MultiNodeWeightedSampler does not say all of nodes that have come to their end: a run that is resumed "
-    "after one has may take other samples. Mix the samples in a map-style dataset, or in an IterableDataset with a state"
+    "the state of its MultiNodeWeightedSampler does not say all of shuffled nodes that have come to their end: a run that "
+    "is resumed after one has may take other samples. Shuffle the samples once, in the dataset, and take them in order"
 )
 _APPLIED = (
     "functions of map() and filter() are called ahead of training, by batches or in threads of interleave_datasets(), and "
@@ -269,7 +269,7 @@ class WithState(Source):
             self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
         else:
             self._limits += [_AHEAD] * (port.is_of_nodes(loader) and port.nodes_ahead(loader))
-            self._limits += [_MIXED] * (port.is_of_nodes(loader) and port.mixes_nodes(loader))
+            self._limits += [_MIXED] * (port.is_of_nodes(loader) and port.mixes_shuffled_nodes(loader))
             self.counts = False  # its state says where it is, but often not what its samplers will draw
 
     @override
@@ -314,7 +314,7 @@ class WithState(Source):
         if not port.is_of_torchdata(self._loader):
             self._loader.load_state_dict(state)
             if port.is_of_nodes(self._loader):  # it counts an epoch only when one more is asked of it after a sample
-                next(iter(self._loader), None)
+                next(port.iterate_nodes(self._loader), None)
             elif not over:  # Lightning stops at the last batch without asking whether there is another
                 iter(self._loader)
         elif self._loader.persistent_workers:  # others start each epoch with the dataset as it is in this process

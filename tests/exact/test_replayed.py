@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, SequentialSampler
 from torchdata import nodes
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -170,9 +170,9 @@ def threaded():
     return nodes.Loader(nodes.Prefetcher(nodes.Batcher(nodes.IterableWrapper(map(row, range(SAMPLES))), BATCH), 2))
 
 
-def mixed():
+def mixed(kind=RandomSampler):
     """Begins the shorter of two sources again and again."""
-    samplers = [RandomSampler(range(n), generator=torch.Generator().manual_seed(n)) for n in (5, SAMPLES)]
+    samplers = [kind(range(n)) for n in (5, SAMPLES)]
     sources = {str(i): nodes.Mapper(nodes.SamplerWrapper(sampler), row) for i, sampler in enumerate(samplers)}
     return nodes.Loader(nodes.Batcher(nodes.MultiNodeWeightedSampler(sources, {"0": 1.0, "1": 1.0}, seed=3), BATCH))
 
@@ -190,22 +190,30 @@ def test_what_draws_ahead_of_its_state_is_named(loader, named, tmp_path, caplog)
     assert named in caplog.text
 
 
+def test_nodes_that_are_mixed_in_order(tmp_path, caplog):
+    check(Case(lambda: mixed(SequentialSampler), at=(3, 8)), tmp_path)
+    assert "MultiNodeWeightedSampler" not in caplog.text
+
+
 def test_workers_of_torchdata_that_stay_with_such_a_stream(tmp_path):
     loader = lambda: StatefulDataLoader(Hugging(), batch_size=BATCH, num_workers=1, persistent_workers=True)  # noqa: E731
     check(Case(loader, at=(3, 6)), tmp_path)
 
 
-def noded(restart):
-    sampler = RandomSampler(range(SAMPLES), generator=torch.Generator().manual_seed(2))
+def noded(restart, by_epoch):
+    if by_epoch:
+        sampler = DistributedSampler(range(SAMPLES), num_replicas=1, rank=0)
+    else:
+        sampler = RandomSampler(range(SAMPLES), generator=torch.Generator().manual_seed(2))
     node = nodes.Mapper(
         nodes.Batcher(nodes.SamplerWrapper(sampler), BATCH), lambda some: torch.stack([*map(row, some)]) + torch.rand(1)
     )
     return nodes.Loader(node, restart_on_stop_iteration=restart)
 
 
-@pytest.mark.parametrize("restart", [True, False])
-def test_loaders_made_of_nodes(restart, tmp_path):
-    check(Case(lambda: noded(restart), at=(3, 5, 8)), tmp_path)
+@pytest.mark.parametrize(("restart", "by_epoch"), [(True, False), (False, False), (True, True)])
+def test_loaders_made_of_nodes(restart, by_epoch, tmp_path):
+    check(Case(lambda: noded(restart, by_epoch), at=(3, 5, 8)), tmp_path)
 
 
 class AskedForMore(Steady):
