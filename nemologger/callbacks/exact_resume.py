@@ -10,7 +10,6 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch.callbacks import Callback
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +17,7 @@ from nemologger import lightning_port
 from nemologger.callbacks.not_exact import advice_for, limits_of
 from nemologger.callbacks.packed import pack, unpack
 from nemologger.callbacks.program_state import ProgramState
+from nemologger.callbacks.running_fit import RunningFit
 from nemologger.exact import buffers, reduction
 from nemologger.exact.rng import RngState
 from nemologger.exact.session import Place, Session, most_of_each
@@ -72,7 +72,7 @@ class ExactResume(Callback):
     def __init__(self, rank_timeout: timedelta = timedelta(minutes=10)) -> None:
         self.rank_timeout = rank_timeout
         self._ranks: Ranks = SingleProcess()
-        self._fit: _Fit | None = None
+        self._fit: RunningFit | None = None
         self._session: Session | None = None
         self._unwrap: Callable[[], None] | None = None
         self._validates = False
@@ -107,7 +107,7 @@ class ExactResume(Callback):
             return
         self._release()
         self._ranks = connect(self.rank_timeout)
-        self._fit = _Fit(trainer)
+        self._fit = RunningFit(trainer)
         self._session = Session(self._fit)
         self._unwrap = lightning_port.wrap_training_loaders(trainer, self._session.wrap)
 
@@ -384,37 +384,3 @@ class ExactResume(Callback):
                 before,
                 now,
             )
-
-
-class _Fit:
-    """A trainer's fit, as a :class:`~nemologger.exact.session.Session` sees it."""
-
-    def __init__(self, trainer: pl.Trainer) -> None:
-        self.trainer = trainer
-
-    @property
-    def rank(self) -> int:
-        return lightning_port.data_reader(self.trainer)[0]
-
-    @property
-    def ranks(self) -> int:
-        return int(self.trainer.world_size)
-
-    @property
-    def device(self) -> torch.device:
-        return self.trainer.strategy.root_device
-
-    def loaders(self) -> list[Any]:
-        return lightning_port.training_loaders(self.trainer)
-
-    def trains_from(self, batches: object) -> bool:
-        return lightning_port.trains_from(self.trainer, batches)
-
-    def fetches_ahead(self) -> bool:
-        return lightning_port.fetches_ahead(self.trainer)
-
-    def round(self) -> int:
-        return lightning_port.fetched(self.trainer)
-
-    def goes_on_within_epoch(self) -> bool:
-        return lightning_port.goes_on_within_epoch(self.trainer)
