@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
@@ -77,6 +77,7 @@ class ExactResume(Callback):
         self._unwrap: Callable[[], None] | None = None
         self._validates = False
         self._aside: RngState | None = None
+        self._before_stop: dict[str, Any] = {}
         self._reload_epoch: float | None = None
         self._data: list[dict[str, Any]] | None = None
         self._places: list[bytes | dict[str, Any]] | None = None
@@ -132,7 +133,7 @@ class ExactResume(Callback):
             self._watched.settle()
         self._fit = self._session = self._unwrap = self._aside = self._reload_epoch = self._data = self._plateau = None
         self._program = self._program_then = self._watched = self._counters = None
-        self._buffers_then, self._gradient_order, self._said = {}, [], set()
+        self._buffers_then, self._before_stop, self._gradient_order, self._said = {}, {}, [], set()
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -195,6 +196,7 @@ class ExactResume(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the place of the loaders; put the generators aside if validation follows."""
+        self._before_stop = {}
         if self._watched is not None:
             if lightning_port.is_accumulating(trainer):
                 self._watched.forget()
@@ -210,6 +212,14 @@ class ExactResume(Callback):
         if self._session is not None and self._validates and lightning_port.validation_follows(trainer):
             # The module may draw in its own hook, which is part of training.
             lightning_port.behind_module(trainer, "on_train_batch_end", self._put_aside)
+            lightning_port.behind_module(trainer, "on_train_batch_end", partial(self._see_stop, trainer))
+
+    def _see_stop(self, trainer: pl.Trainer) -> None:
+        """A run that is not stopped has no validation here: the next one goes on as if there had been none."""
+        if lightning_port.validates_for_stop(trainer):
+            ours = (ExactResume, EarlyStopping)
+            found = [callback for callback in lightning_port.callbacks(trainer) if isinstance(callback, ours)]
+            self._before_stop = {callback.state_key: callback.state_dict() for callback in found}
 
     # --- validation -----------------------------------------------------------------------------------------------
 
@@ -251,6 +261,7 @@ class ExactResume(Callback):
         After a fit there are none, but Lightning still has our wrappers: their state would be in the way of whoever resumes.
         """
         lightning_port.drop_loader_states(checkpoint)
+        checkpoint["callbacks"].update(self._before_stop)
 
     def state_dict(self) -> dict[str, Any]:
         """Generators and loaders of every rank, on rank 0. Collective."""

@@ -95,6 +95,7 @@ from nemologger.lightning_port.progress import is_stopping as is_stopping
 from nemologger.lightning_port.progress import is_trial as is_trial
 from nemologger.lightning_port.progress import leave_fit as leave_fit
 from nemologger.lightning_port.progress import modes_of_training as modes_of_training
+from nemologger.lightning_port.progress import validates_for_stop as validates_for_stop
 from nemologger.lightning_port.progress import validation_follows as validation_follows
 from nemologger.lightning_port.requeue import go_on_from as go_on_from
 from nemologger.lightning_port.requeue import goes_on_elsewhere as goes_on_elsewhere

@@ -26,6 +26,17 @@ def validation_follows(trainer: pl.Trainer) -> bool:
     return fetcher is not None and trainer.fit_loop.epoch_loop._should_check_val_fx(fetcher)
 
 
+def validates_for_stop(trainer: pl.Trainer) -> bool:
+    """As :func:`validation_follows`: because training stops, and for no other reason."""
+    if not is_stopping(trainer) or not validation_follows(trainer):
+        return False
+    trainer.should_stop = False
+    try:
+        return not validation_follows(trainer)
+    finally:
+        trainer.should_stop = True
+
+
 def is_accumulating(trainer: pl.Trainer) -> bool:
     """Whether gradients of the batch that is ending are kept for a later optimizer step."""
     return trainer.lightning_module.automatic_optimization and trainer.fit_loop.epoch_loop._should_accumulate()

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
+import torch
 from exact.runs import SELDOM, Case, Net, shuffled, train
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from torch.utils.data import DataLoader, Dataset
 
 NO_VALIDATION = {"limit_val_batches": 0}
 
@@ -116,3 +120,50 @@ def test_a_stop_is_not_put_off_until_a_step_that_nobody_counts(validation, tmp_p
     case = Case(shuffled, PlainSteps, trainer=trainer, ckpt=SELDOM, callbacks=lambda: [AfterBatch(4)])
     losses, _, _ = train(case, tmp_path, seed=1)
     assert len(losses) == 4
+
+
+class Drawn(Dataset):
+    """Validates with numbers of its own."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(3)
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.full((4,), self.rng.random(), dtype=torch.float32)
+
+
+class Validated(pl.LightningDataModule):
+    def train_dataloader(self):
+        return shuffled()
+
+    def val_dataloader(self):
+        return DataLoader(Drawn(), batch_size=4)
+
+
+class CountsValidations(Net):
+    def __init__(self):
+        super().__init__()
+        self.count, self.seen = 0, []
+
+    def on_validation_epoch_end(self):
+        self.count += not self.trainer.sanity_checking
+        self.seen.append((self.count, self.trainer.callback_metrics["val_loss"].item()))
+
+
+def test_the_validation_of_a_stop_is_as_if_it_had_not_been(tmp_path):
+    """No run validates there that is not stopped, so the next one goes on as if there had been none."""
+
+    def run(name, seed, resume=None, callbacks=()):
+        stopping = EarlyStopping("val_loss", patience=100)
+        case = Case(Validated, CountsValidations, ckpt=SELDOM, callbacks=lambda: [stopping, *callbacks])
+        _, _, trainer = train(case, tmp_path / name, seed, resume)
+        return trainer.lightning_module.seen, (stopping.wait_count, stopping.best_score)
+
+    straight = run("straight", 1)
+    stopped, _ = run("stopped", 1, callbacks=[AfterBatch(10)])
+    rest, waited = run("rest", 1000, resume=tmp_path / "stopped" / "step=10")
+    assert len(stopped) == 5  # the first is the sanity check, the last that of the stop
+    assert (stopped[:-1] + rest, waited) == straight
