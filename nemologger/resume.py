@@ -43,6 +43,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _DEFAULT_MAX_EPOCHS = 1000  # Lightning's, when a Trainer is given no limit at all
+_NO_HOOKS = (
+    " Lightning calls no hooks then: if the run was killed behind its last save, what on_train_epoch_end and on_train_end "
+    "do has not been done."
+)
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,8 @@ class AutoResume:
             stage: What the trainer will do; validation also takes a checkpoint that has no optimizer state.
 
         Returns:
-            What was found. With ``finished``, ``fit`` returns at once.
+            What was found. With ``finished``, ``fit`` takes no step. Where ``max_steps`` is reached, it calls no hooks of
+            training either; after the last epoch it calls those that end it, if this was saved in front of them.
 
         Raises:
             NotFoundError: If there is no checkpoint, and starting from scratch was not allowed.
@@ -197,11 +202,12 @@ class AutoResume:
             _tell_of_requeue_file(trainer)
         if found["finished"] and stage == "fit":
             log.warning(
-                "nothing is left to train: %s is at step %d, and max_steps=%s, max_epochs=%s. Raise one of them to go on.",
+                "nothing is left to train: %s is at step %d, and max_steps=%s, max_epochs=%s. Raise one of them to go on.%s",
                 path,
                 found["step"],
                 trainer.max_steps,
                 trainer.max_epochs,
+                _NO_HOOKS if 0 <= trainer.max_steps <= found["step"] else "",
             )
         if weights is not None and self.restore_config is not None:
             _use_weights(trainer, model, weights, self.restore_config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -68,19 +69,23 @@ def test_nothing_is_left_to_train(finished, tmp_path, caplog):
     assert found.finished
     assert model.losses == {}
     assert "nothing is left to train" in caplog.text
+    assert "what on_train_epoch_end and on_train_end do has not been done" in caplog.text
     assert names(root / "toy" / "checkpoints") == before
 
 
-def test_nothing_is_left_to_train_after_the_last_epoch(tmp_path):
+def test_nothing_is_left_to_train_after_the_last_epoch(tmp_path, caplog):
     for expected in (False, True):
         trainer = quiet_trainer(max_epochs=2, check_val_every_n_epoch=1, val_check_interval=1.0)
         log = NeMoLogger(name="toy", log_dir=tmp_path, ckpt=ModelCheckpoint())
         log.setup(trainer, resume_if_exists=True)
         found = AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
-        model = ToyModel()
+        model, ended = ToyModel(), []
+        model.on_train_end = partial(ended.append, 1)
         trainer.fit(model, loader(), loader())
         assert found.finished is expected
         assert bool(model.losses) is not expected
+        assert ended == [1]  # a run that was killed in front of it has it now
+    assert "has not been done" not in caplog.text
 
 
 def test_more_epochs_go_on(tmp_path):
