@@ -76,6 +76,7 @@ class ProgramState:
         self._attributes = Attributes(roots, drawing, {"module"}, theirs, self._most)
         counting = {path: one for path, one in drawing.items() if isinstance(one, Callback) and _saves_nothing(one)}
         self._of_callbacks = Attributes(counting, {}, counting, theirs, 0)
+        lightning_port.behind_module(trainer, "on_train_start", self._attributes.begin)
         self._named: set[str] = set()
         self._own_states = OwnStates(self._may_hold_states, self._of_trainer, theirs, self._most)
 

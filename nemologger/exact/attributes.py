@@ -9,6 +9,7 @@ program that finds what an earlier one recorded there would be surprised. It is 
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
@@ -24,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nemologger.exact import contents, variables
 from nemologger.exact.flags import Flags, is_gone
 from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
-from nemologger.exact.reach import classes_of_the_program, generators_of_class
+from nemologger.exact.reach import classes_of_the_program, generators_of_class, module_of
 from nemologger.exact.variables import Reached
 
 _SCALARS = (int, float, bool, str, type(None))
@@ -32,9 +33,13 @@ _RECORDS = (list, dict, set, deque)
 _ARRAYS = (np.ndarray, np.generic, torch.Tensor)
 #: Parts of a module of which everything is in the checkpoint already, or kept in another way.
 _WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
+#: What is found most often in a list, and has nothing within.
+_PLAIN = (*_SCALARS, torch.Tensor, nn.Parameter)
 _ABSENT = object()
+#: Asked thousands of times for a list of objects.
+_of_the_program: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
 _LOOKED_AT = 64
-_FEW = 32
+_MANY = 1000
 #: What the loaders use is kept with them.
 _OF_DATA = [f"{stage}_dataloader" for stage in ("train", "val", "test", "predict")]
 
@@ -78,6 +83,16 @@ class Attributes:
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(isinstance(v, contents.KINDS) and not contents.is_small(v) for v in values.values()) // 4
         self._first = {path: self._sign(value) for path, value in values.items()}
+        self._missing: dict[str, Any] = {}
+        self._missing_generators: dict[str, Any] = {}
+        self._late: dict[str, tuple[weakref.ref[Any], Any]] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """All that the program makes when training starts is there: what it makes later, it makes again after a resume."""
+        self._missing = self._set(self._missing)
+        self._set_generators(self._missing_generators)
+        self._there = {path for path, _ in chain(self._holders(), self._libraries())}
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and why the rest of it is not kept."""
@@ -85,10 +100,12 @@ class Attributes:
         kept: dict[str, Any] = {}
         on_device: list[str] = []
         lost: dict[str, str] = {}
+        late: dict[str, Any] = {}
         for path, value in self._changed():
-            if path in self.records:
+            if path in self.records or is_process_id(path, value):
                 continue
-            if is_process_id(path, value):
+            if path.rpartition(".")[0] not in self._there:
+                late[path] = value
                 continue
             if isinstance(value, _RECORDS) and (path.startswith(self._no_records) or ":" in path):
                 self.records[path] = type(value).__name__
@@ -108,7 +125,20 @@ class Attributes:
         generators: dict[str, Any] = {}
         for owned in self._generators():
             generators |= owned.values(counters=False).generators
-        return {"attributes": kept, "on_device": on_device, "generators": generators}, lost
+        return {"attributes": kept, "on_device": on_device, "generators": generators}, lost | self._lost_of_late(late)
+
+    def _lost_of_late(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """What is lost with objects made after training began: those that have changed since they were first seen."""
+        holders = dict([*self._holders(), *self._libraries()]) if values else {}
+        lost: dict[str, str] = {}
+        for path, value in values.items():
+            where, sign = path.rpartition(".")[0], self._sign(value)
+            holder, (seen, before) = holders[where], self._late.get(path, (None, sign))
+            if seen is not None and seen() is holder and before != sign:
+                lost[where] = "was made after training began"
+            if hasattr(holder, "__weakref__"):
+                self._late[path] = weakref.ref(holder), sign
+        return lost
 
     def changed(self) -> list[str]:
         """The paths of what has changed."""
@@ -120,21 +150,36 @@ class Attributes:
                 yield path, value
 
     def restore(self, plain: Mapping[str, Any], device: torch.device) -> None:
-        """Set what has changed to what :meth:`to_plain` returned; what was on a GPU goes to ``device``."""
-        holders = dict([*self._holders(), *self._libraries()])
+        """Set what has changed to what :meth:`to_plain` returned; what was on a GPU goes to ``device``.
+
+        What belongs to objects that are not there yet is set by :meth:`begin`.
+        """
         self._flags.note_restored(plain["attributes"])
-        for path, saved in plain["attributes"].items():
+        values = {path: contents.unkept(saved) for path, saved in plain["attributes"].items()}
+        there = set(plain["on_device"])
+        self._missing = self._set({p: _moved(value, device) if p in there else value for p, value in values.items()})
+        self._set_generators(plain["generators"])
+        holders = self.holders()
+        make_generators(holders, plain["generators"], device)
+        theirs = plain["generators"].items()
+        self._missing_generators = {path: state for path, state in theirs if path.rpartition(".")[0] not in holders}
+
+    def _set_generators(self, states: Mapping[str, Any]) -> None:
+        for owned in self._generators() if states else ():
+            owned.restore(Values(dict(states)))
+
+    def _set(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Set attributes by path; returns those whose object is not there."""
+        holders = dict([*self._holders(), *self._libraries()]) if values else {}
+        for path, value in values.items():
             where, _, name = path.rpartition(".")
-            if where not in holders or not _is_plain(holders[where], name) or is_gone(saved):
+            if where not in holders or not _is_plain(holders[where], name) or is_gone(value):
                 continue
             present = _passing(holders[where]).get(name, vars(holders[where]).get(name))
-            value = contents.unkept(saved)
-            back = contents.fill(present, _moved(value, device) if path in plain["on_device"] else value, same=True)
+            back = contents.fill(present, value, same=True)
             if back is not present:
                 setattr(holders[where], name, back)
-        for owned in self._generators():
-            owned.restore(Values(plain["generators"]))
-        make_generators(self.holders(), plain["generators"], device)
+        return {path: value for path, value in values.items() if path.rpartition(".")[0] not in holders}
 
     def _sign(self, value: Any) -> Any:
         return (type(value), value) if type(value) in _SCALARS else contents.fingerprint(value, self._share)
@@ -254,9 +299,9 @@ def _is_plain(holder: Any, name: str) -> bool:
 
 def _within(path: str, value: Any) -> list[tuple[str, Any]]:
     """Where to look for variables: in an object, a function, or some of them."""
-    if type(value) in (list, tuple, dict) and len(value) <= _FEW:
+    if type(value) in (list, tuple, dict) and len(value) <= _MANY:
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        return [pair for name, item in items for pair in _behind(f"{path}.{name}", item)]
+        return [pair for name, item in items if type(item) not in _PLAIN for pair in _behind(f"{path}.{name}", item)]
     return _behind(path, value)
 
 
@@ -271,10 +316,19 @@ def _behind(path: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def is_of_the_program(value: Any) -> bool:
-    """Whether to look into ``value``: an object of a class that is no library's."""
-    if isinstance(value, type | Dataset | Sampler | DataLoader | torch.Tensor) or not hasattr(value, "__dict__"):
+    """Whether to look into ``value``: an object of a class that is no library's, or a plain namespace."""
+    kind = type(value)
+    try:
+        if kind not in _of_the_program:
+            _of_the_program[kind] = _is_written_here(kind)
+        return _of_the_program[kind]
+    except TypeError:  # a class without a hash
         return False
-    kinds = [kind for kind in type(value).__mro__ if kind is not object]
-    if any(kind.__module__.startswith("lightning.pytorch.") for kind in kinds):
+
+
+def _is_written_here(kind: type) -> bool:
+    if issubclass(kind, type | Dataset | Sampler | DataLoader | torch.Tensor) or kind.__dictoffset__ == 0:
         return False
-    return variables.is_of_the_program(kinds[0].__module__)
+    if any(module_of(base).startswith("lightning.pytorch.") for base in kind.__mro__):
+        return False
+    return issubclass(kind, variables.NAMESPACES) or variables.is_of_the_program(module_of(kind))

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from nemologger.exact.rng import GENERATORS
-from nemologger.exact.variables import OfClass, Reached, Variables, cells_of, is_of_the_program, of_call
+from nemologger.exact.variables import NAMESPACES, OfClass, Reached, Variables, cells_of, is_of_the_program, of_call
 
 _DEEPEST = 12
 _MOST_ITEMS = 32
@@ -273,7 +273,7 @@ def _follow(value: Any, kind: _Kind, reached: Reached) -> None:
 
 def _is_followed(value: Any) -> bool:
     """Whether to look into a global variable: at functions and objects of the program."""
-    return isinstance(value, FunctionType | partial) or bool(_kind_of(type(value)).program)
+    return issubclass(type(value), (FunctionType, partial, *NAMESPACES)) or bool(_kind_of(type(value)).program)
 
 
 def _named_by(kind: type) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from that of the functions and classes that it names, as far as they are the pro
 
 from __future__ import annotations
 
+import argparse
 import dis
 import sys
 import sysconfig
@@ -15,13 +16,15 @@ from collections import deque
 from collections.abc import Iterator
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 
+#: Of nobody's class, and filled by the program.
+NAMESPACES = (argparse.Namespace, SimpleNamespace)
 _INSTALLED = tuple({sysconfig.get_path(name) for name in ("purelib", "platlib", "stdlib", "platstdlib")})
 #: Of a user, of an environment below this one, of Debian.
 _PACKAGES = {"site-packages", "dist-packages"}

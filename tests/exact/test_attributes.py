@@ -6,7 +6,9 @@ import importlib
 import logging
 import random
 import sys
+from argparse import Namespace
 from functools import partial
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import numpy as np
@@ -97,6 +99,7 @@ class Mixing(pl.Callback):
 
 
 STEPS = 0
+ARGS = Namespace()
 
 
 def closure():
@@ -144,7 +147,26 @@ class InVariables(Net):
         return self.note(self.loss(batch + more))
 
 
+class Args(Net):
+    """Counts in the namespaces of its program, in many objects, and in one that it makes when training starts."""
+
+    def __init__(self):
+        super().__init__()
+        globals()["ARGS"] = Namespace(steps=0)  # a new process
+        self.args, self.many = SimpleNamespace(steps=0), [Annealed() for _ in range(40)]
+
+    def on_train_start(self):
+        self.late = Annealed()
+
+    def training_step(self, batch, batch_idx):
+        ARGS.steps += 1
+        self.args.steps += 1
+        more = ARGS.steps / 50 + self.args.steps / 70 + self.many[36].next() + self.late.next()
+        return self.note(self.loss(batch + more))
+
+
 CASES = {
+    "namespaces, many objects": Case(shuffled, Args, at=[2, 7]),
     "variables": Case(shuffled, InVariables, at=[2, 4, 7, 9]),
     "module": Case(shuffled, Keeps),
     "data module": Case(Data),
@@ -248,6 +270,22 @@ def test_what_is_not_kept_is_said_once_by_name(tmp_path, caplog):
     assert "module.losses is a list that has changed since training began, and is not saved" in record
     again, _, trainer = train(case, tmp_path / "again", 1, tmp_path / "step=3")
     assert len(again) == len(trainer.lightning_module.losses) == 2  # a record of this life
+
+
+def test_an_object_made_late_is_named_when_it_goes_on_changing(tmp_path, caplog):
+    class Late(Net):
+        def on_train_batch_start(self, batch, batch_idx):
+            self.output = Noise()  # another one each time is no state
+            self.output(batch)
+            if batch_idx == 1:
+                self.late = Annealed()
+            if batch_idx > 0:
+                self.late.next()
+
+    train(Case(shuffled, Late, steps=5), tmp_path, 1)
+    told = [record.getMessage() for record in caplog.records if "attribute" in record.getMessage()]
+    assert len(told) == 1
+    assert "module.late has changed since training began, and is not saved: it was made after training began" in told[0]
 
 
 def test_what_callbacks_count_is_said_once(tmp_path, caplog):
