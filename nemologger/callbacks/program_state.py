@@ -12,6 +12,7 @@ from nemologger.exact.functions import holders_of_optimizer, holders_of_schedule
 from nemologger.exact.own_states import OwnStates
 from nemologger.exact.session import most_of_each
 from nemologger.exact.settings import Settings
+from nemologger.exact.strangers import Strangers
 from nemologger.exact.variables import is_of_the_program
 from nemologger.lightning_port import epoch_results
 
@@ -28,6 +29,11 @@ _NOT_SAVED = (
 _RECORD = (
     "is a {} that has changed since training began, and is not saved: most are records. If it decides about training, "
     "register it as a buffer, or save it in on_save_checkpoint()"
+)
+
+_STRANGER = (
+    "is an object of {}, has changed since training began ({}), and is not saved. If that decides about training, save it "
+    "in on_save_checkpoint(), or give it state_dict() and load_state_dict()"
 )
 
 _OF_CALLBACK = (
@@ -78,6 +84,7 @@ class ProgramState:
         self._of_callbacks = Attributes(counting, {}, counting, theirs, 0)
         lightning_port.behind_module(trainer, "on_train_start", self._attributes.begin)
         self._named: set[str] = set()
+        self._strangers = Strangers(self._may_hold_states, theirs)
         self._own_states = OwnStates(self._may_hold_states, self._of_trainer, theirs, self._most)
 
     def _may_hold_states(self) -> dict[str, object]:
@@ -102,8 +109,8 @@ class ProgramState:
     def records(self) -> dict[str, str]:
         """What most often is a record of one life, has changed and is not kept.
 
-        That are lists and dictionaries of the module, when it was last saved, and what callbacks without a state keep. Of
-        these what was not named before.
+        That are lists and dictionaries of the module, when it was last saved, what callbacks without a state keep, and what
+        is in objects of libraries. Of these what was not named before.
         """
         within = tuple(f"{path}." for path in self._own_states.paths)  # they say themselves what is to be kept
         records = self._attributes.records.items()
@@ -114,7 +121,15 @@ class ProgramState:
                 self._named.add(path)
                 callback, _, name = path.partition(".")
                 callbacks.setdefault(callback, []).append(name)
+        for path, (kind, names) in self._strangers.changed().items():
+            if path not in self._named and not self._is_saved_by_hand(path):
+                self._named.add(path)
+                told[f"attribute {path}"] = _STRANGER.format(kind, ", ".join(names))
         return told | {name: _OF_CALLBACK.format(", ".join(kept)) for name, kept in callbacks.items()}
+
+    def _is_saved_by_hand(self, path: str) -> bool:
+        """Whether it may be."""
+        return path.split(".")[0] == "module" and lightning_port.saves_more(self._trainer.lightning_module)
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""
@@ -128,9 +143,7 @@ class ProgramState:
         within = tuple(f"{path}." for path in self._own_states.paths)
         named = {path: _NOT_SAVED.format(why) for path, why in lost.items() if not path.startswith(within)}
         named |= {path: _OWN_STATE_LOST.format(why) for path, why in own_lost.items()}
-        if lightning_port.saves_more(trainer.lightning_module):  # it may be saved there
-            named = {path: why for path, why in named.items() if path.split(".")[0] != "module"}
-        limits |= {f"attribute {path}": why for path, why in named.items()}
+        limits |= {f"attribute {path}": why for path, why in named.items() if not self._is_saved_by_hand(path)}
         changed = trainer.accumulate_grad_batches != self._accumulate
         plain = {
             "logged": logged,

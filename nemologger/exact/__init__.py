@@ -22,6 +22,7 @@ What programs keep:
     owned.py      generators, counters, lists and arrays that a dataset or sampler keeps
     attributes.py those of a module and a data module
     own_states.py objects with a state_dict() that no checkpoint holds
+    strangers.py  objects of libraries, which are named
     functions.py  schedules and optimizers
     settings.py   modes, and what is trained
     buffers.py    buffers that each rank has for itself

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nemologger.exact import contents
 
 #: Somebody else's business: what is in the checkpoint already, and what belongs to data.
-_OTHERS = (nn.Module, Dataset, Sampler, DataLoader)
+OTHERS = (nn.Module, Dataset, Sampler, DataLoader)
 _MOST_ITEMS = 32
 _ABSENT = object()
 
@@ -96,8 +96,8 @@ class OwnStates:
         seen = {id(item) for one in self._saved() for item in _with_parts(one)}
         for path, holder in self._holders().items():
             for name, value in vars(holder).items():
-                for place, item in () if name in self._not_theirs else _items(f"{path}.{name}", value):
-                    if _has_state(item) and id(item) not in seen:
+                for place, item in () if name in self._not_theirs else items_of(f"{path}.{name}", value):
+                    if has_state(item) and id(item) not in seen:
                         seen.add(id(item))
                         found[place] = item
         return found
@@ -107,21 +107,23 @@ def _with_parts(saved: object) -> Iterator[Any]:
     """With the optimizer that it wraps, say, or the schedules that it is made of."""
     yield saved
     for value in getattr(saved, "__dict__", {}).values():
-        yield from (item for _, item in _items("", value))
+        yield from (item for _, item in items_of("", value))
 
 
-def _items(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+def items_of(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """``value``, and what it holds if it is a short list or dictionary, by path."""
     yield path, value
     if type(value) in (list, tuple, dict) and len(value) <= _MOST_ITEMS:
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             yield f"{path}.{key}", item
 
 
-def _has_state(value: Any) -> bool:
+def has_state(value: Any) -> bool:
+    """Whether ``value`` is such an object."""
     kind = type(value)
     # What can be iterated may be a loader, whose place is not to be changed here.
     methods = all(callable(getattr(kind, name, None)) for name in ("state_dict", "load_state_dict"))
-    if not methods or isinstance(value, _OTHERS) or hasattr(kind, "__iter__"):
+    if not methods or isinstance(value, OTHERS) or hasattr(kind, "__iter__"):
         return False
     return not any(base.__module__.startswith("lightning.") for base in kind.__mro__)
 

@@ -139,6 +139,11 @@ def _may_keep(kind: type) -> bool:
     return not (known.generator or known.data or issubclass(kind, containers)) and bool(known.slots or _has_dict(kind))
 
 
+def may_hold_numbers(kind: type) -> bool:
+    """Whether objects of the class have attributes to look at, and are no functions, modules, lists or tables."""
+    return not (_kind_of(kind).closed or issubclass(kind, FunctionType | MethodType | partial)) and _may_keep(kind)
+
+
 def has_only_a_dictionary(kind: type) -> bool:
     """Whether all attributes of objects of the class are in their ``__dict__``."""
     others = issubclass(kind, FunctionType | partial | nn.Module)

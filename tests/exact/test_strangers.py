@@ -1,0 +1,78 @@
+"""Objects of libraries that have no ``state_dict()``: what they count is named."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+
+import pytest
+from exact.runs import Case, Net, shuffled, train
+from lightning.pytorch.callbacks import Callback
+
+LIBRARY = """
+import torch
+class Inner:
+    count = 0
+class Importance:
+    \"\"\"As peft's AdaLoRA has it.\"\"\"
+    def __init__(self, parameters):
+        self.parameters, self.budget, self.seen, self.inner = list(parameters), 10, {}, Inner()
+    def update(self):
+        self.budget -= 1
+        self.inner.count += 1
+        for number, parameter in enumerate(self.parameters):
+            self.seen[number] = parameter.grad.abs() if parameter.grad is not None else torch.zeros(1)
+class Still(Importance):
+    def update(self):
+        pass
+"""
+
+
+class InSlots:
+    __slots__ = ("count",)
+
+    def __init__(self):
+        self.count = 0
+
+    def update(self):
+        self.count += 1
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "some_importance.py").write_text(LIBRARY)
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    return importlib.import_module("some_importance")
+
+
+def test_what_has_changed_is_said_once(library, tmp_path, caplog):
+    class Holds(Net):
+        def __init__(self):
+            super().__init__()
+            self.held = [library.Importance(self.parameters()), library.Still(self.parameters()), InSlots()]
+
+        def on_before_zero_grad(self, optimizer):
+            for one in self.held:
+                one.update()
+
+    class Held(Callback):
+        def on_fit_start(self, trainer, pl_module):
+            self.held = library.Importance(pl_module.parameters())
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.held.update()
+
+    with caplog.at_level(logging.INFO):
+        train(Case(shuffled, Holds, steps=4, callbacks=lambda: [Held()]), tmp_path / "run", 1)
+    told = [record.getMessage() for record in caplog.records if "is an object of" in record.getMessage()]
+    assert len(told) == 3
+    assert (
+        "module.held.0 is an object of some_importance.Importance, has changed since training began (budget, seen, inner)"
+        in told[0]
+    )
+    assert (
+        f"module.held.2 is an object of {InSlots.__module__}.InSlots, has changed since training began (count)"
+        in told[1]
+    )
+    assert "callback 0 Held.held is an object of some_importance.Importance" in told[2]
