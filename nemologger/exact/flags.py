@@ -73,7 +73,7 @@ class Flags:
 
         A module makes many things late, and keeps what decides beside them: there only what is true or false may be a flag.
         """
-        if type(value) is bool or ("pid" in path.rpartition(".")[2] and value == os.getpid()):
+        if type(value) is bool:
             return True
         wide = path.rpartition(".")[0] in self._holders and (not self._with_contents or ":" in path)
         return wide and type(value) in (int, float, str) and path not in self._begin
