@@ -202,6 +202,7 @@ class ExactResume(Callback):
                 self._watched.forget()
             else:
                 self._gradient_order, self._watched = self._watched.settle(), None
+        self._aside = None  # a validation that was to follow the batch before had nothing to do
         if self._session is not None:
             lightning_port.count_left_out(trainer, epoch_ends=False)
             self._session.batch_trained()

@@ -68,7 +68,8 @@ class ProgramState:
         self._settings = Settings(module)
         self._counters = epoch_results.counters(trainer) if counters is None else counters
         roots: dict[str, object] = {"module": module}
-        loaders = lightning_port.validation_loaders(trainer)
+        # A val_dataloader() may return [], which Lightning takes for a loader without batches.
+        loaders = [loader for loader in lightning_port.validation_loaders(trainer) if hasattr(loader, "__dict__")]
         drawing = lightning_port.callbacks_of_the_program(trainer)
         drawing |= {f"validation loader {i}": loader for i, loader in enumerate(loaders)}
         data = lightning_port.data_module(trainer)

@@ -16,8 +16,13 @@ def is_trial(trainer: pl.Trainer) -> bool:
 
 
 def has_validation(trainer: pl.Trainer) -> bool:
-    """Whether the running fit has a validation step, data for it, and leave to use it."""
-    return trainer.enable_validation
+    """Whether the running fit has a validation step, data for it, and leave to use it.
+
+    A ``val_dataloader()`` may return ``[]``, or one without batches: that is known when it has been asked, and Lightning
+    calls no hook of validation then.
+    """
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    return trainer.enable_validation and (loop._combined_loader is None or not loop.skip)
 
 
 def validation_follows(trainer: pl.Trainer) -> bool:

@@ -69,9 +69,9 @@ class CheckpointsInTime(SavedCheckpoints):
 
     def _save_behind_batch(self, trainer: pl.Trainer) -> None:
         """Save when this batch has been dealt with by everybody, and after the validation that follows it."""
-        if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):
-            self._due_after_validation = True
-        else:
+        follows = lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer)
+        self._due_after_validation = follows
+        if not follows:
             # Whoever resumes after the last batch of an epoch begins the next: the hooks that end it belong to this one.
             is_last = lightning_port.epoch_is_trained(trainer)
             hook = "on_train_epoch_end" if is_last else "on_train_batch_end"
@@ -116,8 +116,10 @@ class CheckpointsInTime(SavedCheckpoints):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what ``every_n_epochs`` says, with ``save_on_train_epoch_end`` or where no validation runs."""
         self._keeper.hold()
+        # Due still: asked for its loaders only now, validation had nothing to do.
+        due, self._due_after_validation = self._due_after_validation, False
         here = self._save_on_train_epoch_end or not lightning_port.has_validation(trainer)
-        due = (here and self._due.at_epoch(trainer.current_epoch)) or lightning_port.is_stopping(trainer)
+        due = due or (here and self._due.at_epoch(trainer.current_epoch)) or lightning_port.is_stopping(trainer)
         if not due or self._should_skip_saving_checkpoint(trainer):
             return
         if self._due.is_accumulating(trainer):

@@ -178,6 +178,16 @@ class Reloaded(pl.LightningDataModule):
         return DataLoader(Augmented(), batch_size=BATCH)
 
 
+class Unvalidated(pl.LightningDataModule):
+    """Says in the usual way that there is nothing to validate with."""
+
+    def train_dataloader(self):
+        return shuffled()
+
+    def val_dataloader(self):
+        return []
+
+
 class ReloadedEveryOther(Reloaded):
     def train_dataloader(self):
         return DataLoader(Augmented(22 - self.trainer.current_epoch // 2), batch_size=BATCH, shuffle=True)
@@ -199,6 +209,12 @@ LATE: dict[str, Any] = {"strategy": Late("cpu"), "accelerator": "auto"}
 CASES: dict[str, Case] = {
     "epochs": Case(shuffled, trainer=EPOCHS),
     "no validation": Case(shuffled, trainer={"limit_val_batches": 0}),
+    "no validation data": Case(Unvalidated, at=(3, 4, 6, 9)),
+    "no validation data, asked for late": Case(
+        Unvalidated,
+        trainer={**EPOCHS, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0},
+        at=(11, 12, 13),
+    ),
     "no validation, unsized": Case(lambda: DataLoader(Stream(), batch_size=BATCH), trainer={"limit_val_batches": 0}),
     "unsized, epochs": Case(
         lambda: DataLoader(Stream(), batch_size=BATCH), trainer={**EPOCHS, "num_sanity_val_steps": 0}
