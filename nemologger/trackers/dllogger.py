@@ -133,13 +133,13 @@ class LineStream:
         """Write ``data`` of ``step``: a number, ``"PARAMETER"``, or a tuple such as epoch and iteration."""
         if verbosity > self._verbosity:
             return
-        if self._again.concerns(step):
+        if isinstance(step, int) and self._again.concerns(step):
             lines = self._lines()
-            gone = self._again.replaced(map(_entry, lines), data)
+            gone = self._again.replaced(map(_entry, lines), step, data)
             if gone and self.path is not None:
                 kept = [line for number, line in enumerate(lines) if number not in gone]
                 LocalDisk().write(self.path, ["".join(kept).encode()])
-                self._again.have_gone(gone)
+                self._again.have_gone(step, gone)
         now = self._write("LOG", step=step, data=dict(data))
         if self._stdout:
             values = (f"{key} : {value} {self._units.get(key, '')}" for key, value in data.items())

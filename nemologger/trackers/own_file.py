@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+from collections import Counter
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Protocol
@@ -61,29 +62,30 @@ class LoggedAgain:
     """What stands at the step that a resumed run begins with: an entry goes when one of its metrics is logged again.
 
     Most are the next step of an earlier life that had gone on. What was tested after a finished fit stands there, too, and
-    a run that gets more steps does not log it again.
+    a run that gets more steps does not log it again. The same holds for the step before it: what is logged for an epoch
+    comes after the checkpoint that is saved in its last validation.
     """
 
     def __init__(self) -> None:
-        self._step: int | None = None
-        self._left = 0
+        self._left: dict[int, int] = {}
 
     def begin(self, step: int, entries: Iterable[Entry]) -> None:
         """The run goes on at ``step``; ``entries`` are what the file has."""
-        self._step, self._left = step, sum(at == step for at, _ in entries)
+        there = Counter(at for at, _ in entries)
+        self._left = {at: there[at] for at in (step - 1, step)}
 
     def concerns(self, step: object) -> bool:
         """Whether what is logged at ``step`` may take the place of something."""
-        return self._left > 0 and step == self._step
+        return isinstance(step, int) and self._left.get(step, 0) > 0
 
-    def replaced(self, entries: Iterable[Entry], names: Collection[str]) -> set[int]:
-        """The numbers of the ``entries`` that go, since ``names`` are logged at the step now."""
-        mine = [(number, had) for number, (at, had) in enumerate(entries) if at == self._step][: self._left]
+    def replaced(self, entries: Iterable[Entry], step: int, names: Collection[str]) -> set[int]:
+        """The numbers of the ``entries`` that go, since ``names`` are logged at ``step`` now."""
+        mine = [(number, had) for number, (at, had) in enumerate(entries) if at == step][: self._left[step]]
         return {number for number, had in mine if {*had} & {*names} - _WITH_ALL}
 
-    def have_gone(self, numbers: Collection[int]) -> None:
-        """These are no longer in the file."""
-        self._left -= len(numbers)
+    def have_gone(self, step: int, numbers: Collection[int]) -> None:
+        """These, which were at ``step``, are no longer in the file."""
+        self._left[step] -= len(numbers)
 
 
 def read_lines(path: Path) -> list[str]:

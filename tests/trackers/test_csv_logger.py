@@ -100,6 +100,44 @@ def test_of_the_step_that_comes_again_a_row_goes_when_its_metrics_are_there(tmp_
     assert rows == [{"a": "1.0"}, {"c": "2.0"}, {"a": "2.5"}, {"d": "2.5"}, {"b": "2.5"}, {"b": "2.6"}, {"a": "3.5"}]
 
 
+class OfEpochs(ToyModel):
+    """Logs by epoch, and fails at the step ``stop``."""
+
+    stop = 0
+
+    def training_step(self, batch, batch_idx):
+        if self.global_step == self.stop:
+            raise RuntimeError("stopped")
+        loss = super().training_step(batch, batch_idx)
+        self.log("epoch_loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+
+def test_an_epoch_that_ended_after_its_checkpoint_is_logged_once(tmp_path):
+    def train(name: str, stop: int = 0) -> None:
+        trainer = quiet_trainer(max_epochs=2, log_every_n_steps=1)
+        loggers = [CSVLogger(), DLLogger()]
+        log = nl.NeMoLogger(name=name, log_dir=tmp_path, version="v", ckpt=nl.ModelCheckpoint(), extra_loggers=loggers)
+        log.setup(trainer, resume_if_exists=True)
+        nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
+        model = OfEpochs()
+        model.stop = stop or -1
+        trainer.fit(model, ToyDataModule())
+
+    train("straight")
+    with pytest.raises(RuntimeError, match="stopped"):
+        train("stopped", stop=12)
+    train("stopped")
+    straight, stopped = (table(tmp_path / name / "v" / "metrics.csv") for name in ("straight", "stopped"))
+    assert [row["step"] for row in straight if row["epoch_loss"]] == ["9", "19"]
+    assert stopped == straight
+    straight, stopped = (
+        [json.loads(line.removeprefix("DLLL ")) for line in path.read_text().splitlines()]
+        for path in (tmp_path / name / "v" / "dllogger.json" for name in ("straight", "stopped"))
+    )
+    assert [(entry["step"], entry["data"]) for entry in stopped] == [(entry["step"], entry["data"]) for entry in straight]
+
+
 def test_new_metrics_are_new_columns_on_the_right(tmp_path):
     logger = logger_in(tmp_path)
     logger.log_metrics({"b": 1.0}, 0)
