@@ -135,7 +135,9 @@ def test_an_epoch_that_ended_after_its_checkpoint_is_logged_once(tmp_path):
         [json.loads(line.removeprefix("DLLL ")) for line in path.read_text().splitlines()]
         for path in (tmp_path / name / "v" / "dllogger.json" for name in ("straight", "stopped"))
     )
-    assert [(entry["step"], entry["data"]) for entry in stopped] == [(entry["step"], entry["data"]) for entry in straight]
+    assert [(entry["step"], entry["data"]) for entry in stopped] == [
+        (entry["step"], entry["data"]) for entry in straight
+    ]
 
 
 def test_new_metrics_are_new_columns_on_the_right(tmp_path):
