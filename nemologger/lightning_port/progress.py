@@ -119,6 +119,10 @@ def close_trained_epoch(trainer: pl.Trainer) -> None:
         fit_loop.epoch_progress.increment_completed()
         _begin_epoch_anew(loop)
         fit_loop.reset_restart_stage()
+        if validation_follows(trainer):
+            # It was before the checkpoint. Lightning would leave it out, and do once more what comes after it: schedules
+            # that wait for a metric would take two steps.
+            loop.restarting = False
 
 
 def _has_open_epoch(fit_loop: Any) -> bool:

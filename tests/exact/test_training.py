@@ -285,6 +285,12 @@ CASES: dict[str, Case] = {
     "saved after epoch ends, by steps": Case(
         shuffled, ckpt={"every_n_train_steps": None, "every_n_epochs": 1, "save_on_train_epoch_end": True}, at=(6, 12)
     ),
+    "saved after epoch ends, plateau by step": Case(
+        shuffled,
+        PlateauByStep,
+        ckpt={"every_n_train_steps": None, "every_n_epochs": 1, "save_on_train_epoch_end": True},
+        at=(6, 12),
+    ),
     "saved after epoch ends, both limits": Case(
         shuffled,
         ByEpoch,
