@@ -21,7 +21,7 @@ from nemologger.condition import kind_of
 from nemologger.disk.lock import DirectoryLock
 from nemologger.disk.there import exists, is_dir
 from nemologger.errors import ConfigurationError
-from nemologger.ranks import decide, together
+from nemologger.ranks import decide, together, why_restarts_may_hang
 from nemologger.run import files as run_files
 from nemologger.run.directory import (
     VERSION_VARIABLE,
@@ -176,7 +176,7 @@ class NeMoLogger:
             unversioned = resume_if_exists and run.version is None and self.use_datetime_version
             why = " (without a version, so that the next start finds it again)" if unversioned else ""
             log.info("run directory: %s%s", run.log_dir, why)
-            for note in [*plan["notes"], *replaced]:
+            for note in filter(None, [*plan["notes"], *replaced, why_restarts_may_hang(trainer.world_size)]):
                 log.warning("%s", note)
         settled = settle(callbacks, run)
         self._settled = settled.get(id(self.ckpt), {})

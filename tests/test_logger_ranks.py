@@ -66,7 +66,9 @@ def launch(directory: Path, *, torchrun: bool, settings: str = "{}", extra: tupl
     script = directory / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     start = (
-        ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())] if torchrun else []
+        ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", f"--master-port={free_port()}"]
+        if torchrun
+        else []
     )
     unset = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")
     environment = {key: value for key, value in os.environ.items() if key not in unset}
@@ -99,6 +101,8 @@ def test_all_ranks_get_one_directory_for_each_of_two_runs(tmp_path, torchrun):
             text = (directory / f"nemo_log_globalrank-{rank}_localrank-{rank}.txt").read_text()
             assert f"rank {rank} trains" in text
             assert f"rank {1 - rank} trains" not in text
+            # Of the kind that test_restarts.py is about.
+            assert text.count("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") == (torchrun and rank == 0)
         assert len([*(directory / "checkpoints").iterdir()]) == 1
 
 

@@ -17,8 +17,9 @@ from nemologger.callbacks import nvrx
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
+from nemologger.ranks import why_restarts_may_hang
 from nemologger.run.directory import ERROR_LOG, rank_log
-from nemologger.run.record import run_of
+from nemologger.run.record import record_of, run_of
 from nemologger.saving.kept_checkpoints import ours
 from nemologger.watch.board import Board, Section
 from nemologger.watch.guard import Guard
@@ -36,8 +37,6 @@ _NVRX = "FaultToleranceCallback"
 _FLOOR = 12  # check intervals: no learned timeout is shorter
 # What torchrun tells its ranks.
 _RESTARTS = "TORCHELASTIC_RESTART_COUNT"
-_MAX_RESTARTS = "TORCHELASTIC_MAX_RESTARTS"
-_SHARED_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 
 
 class FaultTolerance(IOMixin, Callback):
@@ -164,16 +163,9 @@ class FaultTolerance(IOMixin, Callback):
             nvrx.attach(trainer, pl_module, lambda: self._nvrx_callback(trainer), _NVRX)
             return
         self._release()
-        if (
-            trainer.is_global_zero
-            and os.environ.get(_SHARED_STORE) == "True"
-            and os.environ.get(_MAX_RESTARTS, "0") != "0"
-        ):
-            log.warning(
-                "torchrun keeps one store for all restarts, where restarted ranks may find the addresses of those that are "
-                "gone, and wait for them: start it with --standalone or --rdzv-backend=c10d, and with "
-                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment"
-            )
+        why = why_restarts_may_hang(trainer.world_size)
+        if why and trainer.is_global_zero and record_of(trainer) is None:  # else NeMoLogger has said it
+            log.warning("%s", why)
         self._patience = Patience(
             self.initial_rank_heartbeat_timeout,
             self.rank_heartbeat_timeout,

@@ -7,6 +7,7 @@ Everything here is collective: every rank calls it, in the same order, from its 
     failure.py      an exception on its way to the others
     agreement.py    a step's outcome, an error included, is the same on every rank
     shared_work.py  as that, where all ranks work on what rank 0 asks
+    restarts.py     what torchrun's restarts need
     poll.py         whether any rank wants something, for every training step
 """
 
@@ -16,6 +17,7 @@ from nemologger.ranks.agreement import all_together, decide, together, together_
 from nemologger.ranks.failure import Failure
 from nemologger.ranks.group import DEFAULT_TIMEOUT, ProcessGroup, Ranks, SingleProcess, connect, leave_at_exit
 from nemologger.ranks.poll import Poll
+from nemologger.ranks.restarts import why_restarts_may_hang
 from nemologger.ranks.shared_work import decide_with_help
 
 __all__ = [
@@ -32,4 +34,5 @@ __all__ = [
     "leave_at_exit",
     "together",
     "together_at_zero",
+    "why_restarts_may_hang",
 ]

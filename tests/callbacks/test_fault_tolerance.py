@@ -14,7 +14,8 @@ import pytest
 from processes import python
 from toy import ToyModel, loader, quiet_trainer
 
-from nemologger import ConfigurationError, ModelCheckpoint
+from nemologger import ConfigurationError, ModelCheckpoint, NeMoLogger
+from nemologger.callbacks import fault_tolerance
 from nemologger.callbacks.fault_tolerance import FaultTolerance
 from nemologger.checkpoint.writing.async_saver import AsyncSaver
 from nemologger.disk import LocalDisk
@@ -271,9 +272,12 @@ def test_arguments_without_effect_are_said(argument, value, caplog):
     assert "has no effect" in caplog.text
 
 
-def test_a_store_that_outlives_restarts_is_warned_of(caplog, monkeypatch):
-    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
-    for shared, warned in (("False", False), ("True", True)):
-        monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
-        quiet_trainer(max_steps=1, callbacks=[FaultTolerance()]).fit(ToyModel(), loader(), loader())
-        assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in caplog.text) is warned
+def test_a_store_that_outlives_restarts_is_warned_of_where_no_logger_has(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(fault_tolerance, "why_restarts_may_hang", lambda world_size: "as it was started, it may hang")
+    for said in (True, False):
+        trainer = quiet_trainer(max_steps=1, callbacks=[FaultTolerance()])
+        if not said:
+            NeMoLogger(log_dir=tmp_path).setup(trainer)
+        caplog.clear()
+        trainer.fit(ToyModel(), loader(), loader())
+        assert ("it may hang" in caplog.text) is said
