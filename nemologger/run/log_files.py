@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 import warnings
 from pathlib import Path
 from typing import Any, TextIO
@@ -94,7 +95,7 @@ class _Tap(logging.Handler):
         formatter = logging.Formatter(f"%(asctime)s %(levelname)s [rank {rank}] %(name)s: %(message)s")
 
         def open_log(name: str, level: int = logging.NOTSET, *, delay: bool = False) -> logging.FileHandler:
-            file = logging.FileHandler(directory / name, encoding="utf-8", errors="backslashreplace", delay=delay)
+            file = _LogFile(directory / name, encoding="utf-8", errors="backslashreplace", delay=delay)
             file.setLevel(level)
             file.setFormatter(formatter)
             self._files.append(file)
@@ -169,6 +170,24 @@ class _Tap(logging.Handler):
             with contextlib.suppress(OSError):  # of a full disk, for what it still has: how the run ends matters more
                 file.close()
         self.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log file that says once that its disk fails. Python would print its way to here for each line that is logged."""
+
+    _has_failed = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self._has_failed and logging.lastResort is not None:
+            self._has_failed = True
+            message = (
+                f"{self.baseFilename} cannot be written: [Errno {error.errno}] {error.strerror}. What is logged meanwhile "
+                "may be lost there."
+            )
+            logging.lastResort.handle(_record("nemologger", logging.WARNING, message))
 
 
 class _AsBefore(logging.Filter):

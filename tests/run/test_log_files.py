@@ -256,8 +256,7 @@ def test_a_directory_that_cannot_be_written_is_named(tmp_path, bare):
     assert open_files(tmp_path) == []
 
 
-def test_a_disk_that_is_full_at_the_end_does_not_replace_how_the_run_ends(tmp_path, bare, attached, monkeypatch):
-    monkeypatch.setattr(logging, "raiseExceptions", False)  # or Python prints each record that it could not write
+def test_a_disk_that_is_full_at_the_end_does_not_replace_how_the_run_ends(tmp_path, bare, attached):
     for name in (MINE, "nemo_error_log.txt"):
         (tmp_path / name).symlink_to("/dev/full")
     files = attached()
@@ -265,3 +264,18 @@ def test_a_disk_that_is_full_at_the_end_does_not_replace_how_the_run_ends(tmp_pa
     files.release()
     assert not bare.handlers
     assert open_files(tmp_path) == []
+
+
+def test_a_full_disk_is_said_once_for_each_file_and_lines_are_shown_as_before(tmp_path, bare, attached, capsys):
+    (tmp_path / MINE).symlink_to("/dev/full")
+    attached()
+    for number in range(3):
+        logging.getLogger("mine").warning("warning %d", number)
+    shown = capsys.readouterr().err.splitlines()
+    said = "cannot be written: [Errno 28] No space left on device. What is logged meanwhile may be lost there."
+    assert shown == [
+        f"{tmp_path / MINE} {said}",
+        *[f"warning {number}" for number in range(3)],
+    ]
+    logging.getLogger("mine").warning("%d", "no number")  # the program's own mistake
+    assert "--- Logging error ---" in capsys.readouterr().err
