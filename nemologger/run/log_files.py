@@ -177,6 +177,12 @@ class _LogFile(logging.FileHandler):
 
     _has_failed = False
 
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # it is opened with the first line; Python handles what fails after that
+            self.handleError(record)
+
     def handleError(self, record: logging.LogRecord) -> None:
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):

@@ -279,3 +279,13 @@ def test_a_full_disk_is_said_once_for_each_file_and_lines_are_shown_as_before(tm
     ]
     logging.getLogger("mine").warning("%d", "no number")  # the program's own mistake
     assert "--- Logging error ---" in capsys.readouterr().err
+
+
+def test_an_error_of_another_rank_is_shown_where_its_file_cannot_be_made(tmp_path, bare, attached, capsys):
+    """That rank opens the file of errors at its first one."""
+    attached(rank=1)
+    (tmp_path / "nemo_error_log.txt").mkdir()
+    logging.getLogger("mine").error("a save failed")
+    said, shown = capsys.readouterr().err.splitlines()
+    assert said.startswith(f"{tmp_path}/nemo_error_log.txt cannot be written: [Errno 21] Is a directory")
+    assert shown == "a save failed"
