@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def report(trainer: nl.Trainer, model: ByteGPT) -> None:
     print(f"last checkpoint  {checkpoint.last_model_path or 'none yet'}")
     for logger in trainer.loggers:
         if isinstance(logger, pl_loggers.TensorBoardLogger):
-            print(f"curves           {sys.executable} -m tensorboard.main --logdir {Path(logger.log_dir).resolve()}")
+            curves = [sys.executable, "-m", "tensorboard.main", "--logdir", str(Path(logger.log_dir).resolve())]
+            print(f"curves           {shlex.join(curves)}")
     print(f"\nThe model writes:\n\n{model.sample()}")
 
 

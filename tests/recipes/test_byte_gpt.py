@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sysconfig
 from pathlib import Path
@@ -25,18 +26,20 @@ def _run(directory: Path, steps: int, **options):
 
 
 def test_it_trains_says_where_everything_is_and_goes_on(tmp_path):
-    first = _run(tmp_path, 4).stdout
-    checkpoints = tmp_path / "byte_gpt" / "checkpoints"
+    directory = tmp_path / "my runs"
+    first = _run(directory, 4).stdout
+    checkpoints = directory / "byte_gpt" / "checkpoints"
     last = next(checkpoints.glob("*-last"))
-    assert f"run directory    {tmp_path / 'byte_gpt'}" in first
+    assert f"run directory    {directory / 'byte_gpt'}" in first
     assert f"last checkpoint  {last}" in first
     assert "best checkpoint  " in first
-    assert "tensorboard.main --logdir" in first
+    curves = next(line for line in first.splitlines() if line.startswith("curves"))
+    assert shlex.split(curves)[-3:] == ["tensorboard.main", "--logdir", str(directory / "tb_logs" / "byte_gpt")]
     assert "The model writes:\n\ndef " in first
-    second = _run(tmp_path, 6)
+    second = _run(directory, 6)
     assert "resuming from" in second.stderr
     assert sorted({m.step for m in manifests(checkpoints).values()}) in ([4, 6], [2, 6], [6])
-    events = EventAccumulator(str(tmp_path / "tb_logs" / "byte_gpt"))
+    events = EventAccumulator(str(directory / "tb_logs" / "byte_gpt"))
     events.Reload()
     steps = [scalar.step for scalar in events.Scalars("val_loss")]
     assert len(steps) == len(set(steps)) == 3
