@@ -227,7 +227,7 @@ class Maps(ToyModel):
 
     def training_step(self, batch, batch_idx):
         with torch.no_grad():
-            torch.cond(batch.sum() > 1e9, lambda x: x + torch.rand(8), lambda x: x @ x.T @ torch.rand(4, 8), (batch,))
+            torch.cond(batch.sum() > 1e9, lambda x: x + torch.rand(8), lambda x: x @ torch.rand(8, 8), (batch,))
         mapped = map_operator(lambda row: row * 2, batch)
         return super().training_step(mapped, batch_idx) + torch.rand(()) * 0
 
