@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.callbacks import Callback, Timer
+from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, Timer, WeightAveraging
 from torch.distributed.fsdp import FlatParameter
 
 from nemologger import lightning_port, sharded_state
@@ -118,6 +118,22 @@ def check_scratch(trainer: pl.Trainer, shelf: Shelf, directory: str) -> None:
             "another version.",
             directory,
             shelf.newest_step,
+        )
+
+
+def check_final_weights(trainer: pl.Trainer) -> None:
+    """Warn if what is about to be saved when training has ended is no place to go on from exactly.
+
+    Lightning's averages have taken the place of the weights by then, which is what most want of a finished run.
+    """
+    averages = (StochasticWeightAveraging, WeightAveraging)
+    names = [type(one).__name__ for one in lightning_port.callbacks(trainer) if isinstance(one, averages)]
+    if names and trainer.is_global_zero:
+        log.warning(
+            "the last checkpoint is saved behind the end of training, when %s has put its averages in the place of the "
+            "weights: a run that is given more epochs goes on from the averages. Saved with every_n_epochs=1, or at the "
+            "last step, it goes on from the weights.",
+            " and ".join(names),
         )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nemologger import lightning_port
 from nemologger.errors import SilentRankError
 from nemologger.saving.batches import batch_size
+from nemologger.saving.checks import check_final_weights
 from nemologger.saving.due import Due
 from nemologger.saving.saves import SavedCheckpoints, is_last_step
 
@@ -132,7 +133,10 @@ class CheckpointsInTime(SavedCheckpoints):
         if lightning_port.is_trial(trainer) or trainer.global_step == 0:
             return
         self._finish(trainer, final=False)
-        if not self._is_saved(trainer) or self._final_differs(trainer):
+        is_saved = self._is_saved(trainer)
+        if not is_saved:
+            check_final_weights(trainer)
+        if not is_saved or self._final_differs(trainer):
             self._save(trainer, final=True)
 
     def _final_differs(self, trainer: pl.Trainer) -> bool:
