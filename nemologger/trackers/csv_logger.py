@@ -170,16 +170,14 @@ class MetricsFile:
         new = sorted({key for row in rows for key in row} - {"step"} - {*self._columns})
         if not rows:
             return
-        again = {step: {key for row in rows if row["step"] == step for key in row} for step in self._steps_again(rows)}
+        again = [(row["step"], row) for row in rows if self._again.concerns(row["step"])]
         earlier = [_entry(row) for row in self._rows()] if again else []
-        replaced = {step: self._again.replaced(earlier, step, names) for step, names in again.items()}
-        gone = {number for numbers in replaced.values() for number in numbers}
+        gone = self._again.replaced(earlier, again)
         if new or not self._columns or gone or not is_file(self._path):
             columns = [*(self._columns or ["step"]), *new]
             there = [row for number, row in enumerate(self._rows()) if number not in gone]
             self._rewrite([*there, *rows], columns)
-            for step, numbers in replaced.items():
-                self._again.have_gone(step, numbers)
+            self._again.have_gone(earlier[number] for number in gone)
             self._columns = columns
         else:
             if not self._is_checked:
@@ -188,9 +186,6 @@ class MetricsFile:
                 self._is_checked = True
             append(self._path, _lines(self._columns, rows))
         del self.metrics[: len(rows)]
-
-    def _steps_again(self, rows: Iterable[Mapping[str, Any]]) -> set[int]:
-        return {row["step"] for row in rows if self._again.concerns(row["step"])}
 
     def drop_from(self, step: int) -> None:
         """Drop the rows after ``step``, later those of ``step`` that are logged again, and a last row that is not whole."""

@@ -135,11 +135,12 @@ class LineStream:
             return
         if isinstance(step, int) and self._again.concerns(step):
             lines = self._lines()
-            gone = self._again.replaced(map(_entry, lines), step, data)
+            entries = [_entry(line) for line in lines]
+            gone = self._again.replaced(entries, [(step, data)])
             if gone and self.path is not None:
                 kept = [line for number, line in enumerate(lines) if number not in gone]
                 LocalDisk().write(self.path, ["".join(kept).encode()])
-                self._again.have_gone(step, gone)
+                self._again.have_gone(entries[number] for number in gone)
         now = self._write("LOG", step=step, data=dict(data))
         if self._stdout:
             values = (f"{key} : {value} {self._units.get(key, '')}" for key, value in data.items())

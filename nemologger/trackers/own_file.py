@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -59,33 +59,38 @@ class FileTracker(Tracker):
 
 
 class LoggedAgain:
-    """What stands at the step that a resumed run begins with: an entry goes when one of its metrics is logged again.
+    """What stands at the step that a resumed run begins with, and at the one before: it goes when it is logged again.
 
-    Most are the next step of an earlier life that had gone on. What was tested after a finished fit stands there, too, and
-    a run that gets more steps does not log it again. The same holds for the step before it: what is logged for an epoch
-    comes after the checkpoint that is saved in its last validation.
+    Most at the first is the next step of an earlier life that had gone on. What was tested after a finished fit stands
+    there, too, and a run that gets more steps does not log it again. What is logged for an epoch is at the step before: it
+    comes after the checkpoint that is saved in its last validation. What that validation logged stands there, too, is from
+    before the checkpoint, and may have the same names. So each entry that is logged takes the place of a single one: the
+    newest that has one of its metrics.
     """
 
     def __init__(self) -> None:
-        self._left: dict[int, int] = {}
+        self._left: Counter[int | None] = Counter()
 
     def begin(self, step: int, entries: Iterable[Entry]) -> None:
         """The run goes on at ``step``; ``entries`` are what the file has."""
-        there = Counter(at for at, _ in entries)
-        self._left = {at: there[at] for at in (step - 1, step)}
+        self._left = Counter(at for at, _ in entries if at in {step - 1, step})
 
     def concerns(self, step: object) -> bool:
         """Whether what is logged at ``step`` may take the place of something."""
-        return isinstance(step, int) and self._left.get(step, 0) > 0
+        return isinstance(step, int) and self._left[step] > 0
 
-    def replaced(self, entries: Iterable[Entry], step: int, names: Collection[str]) -> set[int]:
-        """The numbers of the ``entries`` that go, since ``names`` are logged at ``step`` now."""
-        mine = [(number, had) for number, (at, had) in enumerate(entries) if at == step][: self._left[step]]
-        return {number for number, had in mine if {*had} & {*names} - _WITH_ALL}
+    def replaced(self, entries: Sequence[Entry], logged: Iterable[Entry]) -> set[int]:
+        """The numbers of the ``entries`` that go, since ``logged`` are there now."""
+        gone: set[int] = set()
+        for step, names in logged:
+            mine = [number for number, (at, _) in enumerate(entries) if at == step][: self._left[step]]
+            again = [number for number in mine if {*entries[number][1]} & {*names} - _WITH_ALL and number not in gone]
+            gone.update(again[-1:])
+        return gone
 
-    def have_gone(self, step: int, numbers: Collection[int]) -> None:
-        """These, which were at ``step``, are no longer in the file."""
-        self._left[step] -= len(numbers)
+    def have_gone(self, entries: Iterable[Entry]) -> None:
+        """These are no longer in the file."""
+        self._left.subtract(at for at, _ in entries)
 
 
 def read_lines(path: Path) -> list[str]:

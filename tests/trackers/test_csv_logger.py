@@ -101,7 +101,7 @@ def test_of_the_step_that_comes_again_a_row_goes_when_its_metrics_are_there(tmp_
 
 
 class OfEpochs(ToyModel):
-    """Logs by epoch, and fails at the step ``stop``."""
+    """Logs by epoch, in validation under the same name, and fails at the step ``stop``."""
 
     stop = 0
 
@@ -111,6 +111,10 @@ class OfEpochs(ToyModel):
         loss = super().training_step(batch, batch_idx)
         self.log("epoch_loss", loss, on_step=False, on_epoch=True)
         return loss
+
+    def validation_step(self, batch, batch_idx):
+        super().validation_step(batch, batch_idx)
+        self.log("epoch_loss", self.net(batch).mean())
 
 
 def test_an_epoch_that_ended_after_its_checkpoint_is_logged_once(tmp_path):
@@ -129,7 +133,7 @@ def test_an_epoch_that_ended_after_its_checkpoint_is_logged_once(tmp_path):
         train("stopped", stop=12)
     train("stopped")
     straight, stopped = (table(tmp_path / name / "v" / "metrics.csv") for name in ("straight", "stopped"))
-    assert [row["step"] for row in straight if row["epoch_loss"]] == ["9", "19"]
+    assert [row["step"] for row in straight if row["epoch_loss"]] == ["4", "9", "9", "14", "19", "19"]
     assert stopped == straight
     straight, stopped = (
         [json.loads(line.removeprefix("DLLL ")) for line in path.read_text().splitlines()]
