@@ -187,7 +187,7 @@ class _LogFile(logging.FileHandler):
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self._has_failed and logging.lastResort is not None:
+        elif logging.raiseExceptions and not self._has_failed and logging.lastResort is not None:
             self._has_failed = True
             message = (
                 f"{self.baseFilename} cannot be written: [Errno {error.errno}] {error.strerror}. What is logged meanwhile "

@@ -281,6 +281,14 @@ def test_a_full_disk_is_said_once_for_each_file_and_lines_are_shown_as_before(tm
     assert "--- Logging error ---" in capsys.readouterr().err
 
 
+def test_a_program_without_logging_errors_is_told_of_no_full_disk(tmp_path, bare, attached, capsys, monkeypatch):
+    monkeypatch.setattr(logging, "raiseExceptions", False)
+    (tmp_path / MINE).symlink_to("/dev/full")
+    attached()
+    logging.getLogger("mine").warning("shown")
+    assert capsys.readouterr().err == "shown\n"
+
+
 def test_an_error_of_another_rank_is_shown_where_its_file_cannot_be_made(tmp_path, bare, attached, capsys):
     """That rank opens the file of errors at its first one."""
     attached(rank=1)
