@@ -188,7 +188,7 @@ class MetricsFile:
         del self.metrics[: len(rows)]
 
     def drop_from(self, step: int) -> None:
-        """Drop the rows after ``step``, later those of ``step`` that are logged again, and a last row that is not whole."""
+        """Drop the rows after ``step``, a last one that is not whole, and later what :class:`.LoggedAgain` says."""
         rows = self._rows()
         kept = [row for row in rows if (_entry(row)[0] or 0) <= step]
         self._again.begin(step, map(_entry, kept))

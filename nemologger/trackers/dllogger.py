@@ -160,7 +160,7 @@ class LineStream:
         return bool(written) and written[-1] == json.loads(json.dumps(data))
 
     def drop_from(self, step: int) -> None:
-        """Drop the lines after ``step``, later those of it that are logged again, and a last line that is not whole."""
+        """Drop the lines after ``step``, a last one that is not whole, and later what :class:`.LoggedAgain` says."""
         lines = self._lines()
         kept = [line for line in lines if not _is_from(_parse(line), step + 1)]
         self._again.begin(step, map(_entry, kept))

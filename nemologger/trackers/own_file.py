@@ -19,7 +19,7 @@ class MetricsByStep(Protocol):
     """A file of metrics that an earlier life of the run may have begun."""
 
     def drop_from(self, step: int) -> None:
-        """Drop what was logged after ``step``, at ``step`` what is logged again, and a last line that is not whole."""
+        """Drop what is after ``step``, a last line that is not whole, and later what :class:`LoggedAgain` says."""
 
     def steps(self) -> dict[str, set[int]]:
         """The steps that each metric has been logged at."""
