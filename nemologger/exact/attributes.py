@@ -13,7 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
-from itertools import chain, islice
+from itertools import chain, count, islice
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
@@ -36,6 +36,7 @@ _WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
 #: What is found most often in a list, and has nothing within.
 _PLAIN = (*_SCALARS, torch.Tensor, nn.Parameter)
 _ABSENT = object()
+_WITH_ADDRESS: Any = object.__repr__
 #: Asked thousands of times for a list of objects.
 _of_the_program: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
 _LOOKED_AT = 64
@@ -83,16 +84,22 @@ class Attributes:
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(isinstance(v, contents.KINDS) and not contents.is_small(v) for v in values.values()) // 4
         self._first = {path: self._sign(value) for path, value in values.items()}
+        self._there = self._places()
         self._missing: dict[str, Any] = {}
         self._missing_generators: dict[str, Any] = {}
         self._late: dict[str, tuple[weakref.ref[Any], Any]] = {}
-        self.begin()
 
     def begin(self) -> None:
         """All that the program makes when training starts is there: what it makes later, it makes again after a resume."""
+        for path, value in self._walk():
+            if path.rpartition(".")[0] not in self._there:
+                self._first.setdefault(path, self._sign(value))
         self._missing = self._set(self._missing)
         self._set_generators(self._missing_generators)
-        self._there = {path for path, _ in chain(self._holders(), self._libraries())}
+        self._there = self._places()
+
+    def _places(self) -> set[str]:
+        return {path for path, _ in chain(self._holders(), self._libraries())}
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and why the rest of it is not kept."""
@@ -133,6 +140,9 @@ class Attributes:
         lost: dict[str, str] = {}
         for path, value in values.items():
             where, sign = path.rpartition(".")[0], self._sign(value)
+            if where not in holders:  # of an option of the command line
+                lost[path] = "has a name with a dot in it"
+                continue
             holder, (seen, before) = holders[where], self._late.get(path, (None, sign))
             if seen is not None and seen() is holder and before != sign:
                 lost[where] = "was made after training began"
@@ -258,12 +268,14 @@ class Attributes:
         return owned
 
 
-def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+def _tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
+    seen = set() if seen is None else seen
     if isinstance(value, torch.Tensor):
         yield value
-    elif isinstance(value, dict | list | tuple | set | deque):
+    elif isinstance(value, dict | list | tuple | set | deque) and id(value) not in seen:
+        seen.add(id(value))  # what is within may hold it
         for item in islice(value.values() if isinstance(value, dict) else value, _LOOKED_AT):
-            yield from _tensors_in(item)
+            yield from _tensors_in(item, seen)
 
 
 def _memory_of(tensor: torch.Tensor) -> int:
@@ -300,9 +312,16 @@ def _is_plain(holder: Any, name: str) -> bool:
 def _within(path: str, value: Any) -> list[tuple[str, Any]]:
     """Where to look for variables: in an object, a function, or some of them."""
     if type(value) in (list, tuple, dict) and len(value) <= _MANY:
-        items = value.items() if isinstance(value, dict) else enumerate(value)
+        items = map(_entry, value.items(), count()) if isinstance(value, dict) else enumerate(value)
         return [pair for name, item in items if type(item) not in _PLAIN for pair in _behind(f"{path}.{name}", item)]
     return _behind(path, value)
+
+
+def _entry(entry: tuple[Any, Any], number: int) -> tuple[Any, Any]:
+    """An entry of a dictionary, by its number if its key would be a text of many numbers, or of an address in memory."""
+    key, item = entry
+    is_long = issubclass(type(key), torch.Tensor | nn.Module)
+    return number if is_long or type(key).__repr__ is _WITH_ADDRESS else key, item
 
 
 def _behind(path: str, value: Any) -> list[tuple[str, Any]]:

@@ -117,7 +117,8 @@ def _add_array(digest: Any, array: np.ndarray, share: int = 1) -> None:
 
 def _add_tensor(digest: Any, tensor: torch.Tensor, share: int) -> None:
     if not _is_plain(tensor) or (tensor.device.type != "cpu" and _nbytes(tensor) > _SMALL):
-        digest.update(f"{id(tensor)} {tensor._version}".encode())  # noqa: SLF001
+        version = 0 if tensor.is_inference() else tensor._version  # noqa: SLF001
+        digest.update(f"{id(tensor)} {version}".encode())
         return
     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
     _add_array(digest, _bytes_of(tensor), share)

@@ -255,6 +255,44 @@ def test_what_the_program_gives_today_stays(tmp_path):
     assert next(c for c in trainer.callbacks if type(c) is Mixing).batches == len(last[0].losses)
 
 
+def test_an_object_made_when_training_starts_has_what_the_program_gives_today(tmp_path):
+    def made(patience):
+        class Starts(Net):
+            def on_train_start(self):
+                self.late = SimpleNamespace(patience=patience, steps=0)
+
+            def training_step(self, batch, batch_idx):
+                self.late.steps += 1
+                return super().training_step(batch, batch_idx)
+
+        return Starts
+
+    train(Case(shuffled, made(1), steps=5), tmp_path, 1)
+    _, _, trainer = train(Case(shuffled, made(7), steps=5), tmp_path / "again", 2, tmp_path / "step=3")
+    assert trainer.lightning_module.late == SimpleNamespace(patience=7, steps=5)
+
+
+def test_odd_attributes_are_no_reason_to_end_training(tmp_path, caplog):
+    class Odd(Net):
+        def __init__(self):
+            super().__init__()
+            self.args = Namespace(**{"model.steps": 0})  # of --model.steps
+            self.tree = {"children": [{}]}
+            self.tree["children"][0]["parent"] = self.tree
+            with torch.inference_mode():
+                self.seen = torch.eye(3).to_sparse()  # as a large tensor of a GPU: it cannot be looked into
+            self.states = {weight: Annealed() for weight in self.net.parameters()}
+
+        def on_train_batch_start(self, batch, batch_idx):
+            vars(self.args)["model.steps"] += 1
+
+        def training_step(self, batch, batch_idx):
+            return self.note(self.loss(batch) * sum(state.next() for state in self.states.values()))
+
+    check(Case(shuffled, Odd, at=[3]), tmp_path)
+    assert "module.args.model.steps has changed since training began, and is not saved: it has a name" in caplog.text
+
+
 def test_what_is_not_kept_is_said_once_by_name(tmp_path, caplog):
     class Objects(Net):
         def on_train_batch_start(self, batch, batch_idx):
