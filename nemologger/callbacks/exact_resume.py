@@ -188,6 +188,7 @@ class ExactResume(Callback):
         if self._session is not None:
             self._session.end_epoch()
             lightning_port.count_left_out(trainer, epoch_ends=True)
+            lightning_port.begin_next_epoch_anew(trainer)
             lightning_port.behind_module(
                 trainer, "on_train_epoch_end", partial(lightning_port.step_plateau_at_epoch_end, trainer)
             )

@@ -82,6 +82,7 @@ from nemologger.lightning_port.processes import let_processes_end as let_process
 from nemologger.lightning_port.processes import on_sigterm as on_sigterm
 from nemologger.lightning_port.processes import patience as patience
 from nemologger.lightning_port.processes import ranks_before_fit as ranks_before_fit
+from nemologger.lightning_port.progress import begin_next_epoch_anew as begin_next_epoch_anew
 from nemologger.lightning_port.progress import close_trained_epoch as close_trained_epoch
 from nemologger.lightning_port.progress import count_left_out as count_left_out
 from nemologger.lightning_port.progress import drop_interrupted_validation as drop_interrupted_validation

@@ -123,6 +123,21 @@ def close_trained_epoch(trainer: pl.Trainer) -> None:
             # It was before the checkpoint. Lightning would leave it out, and do once more what comes after it: schedules
             # that wait for a metric would take two steps.
             loop.restarting = False
+    elif loop.restarted_on_last and loop._num_ready_batches_reached() and not validation_follows(trainer):
+        # Saved after a validation that there was because training stopped. Lightning would train on one batch more.
+        loop.val_loop._has_run = True
+        loop._batches_that_stepped += 1
+
+
+def has_only_hooks_of_epoch_left(trainer: pl.Trainer) -> bool:
+    """Whether the run goes on with the end of an epoch, of which all batches and validations have been."""
+    loop = trainer.fit_loop.epoch_loop
+    return loop.restarting and loop._num_ready_batches_reached() and loop.val_loop._has_run
+
+
+def begin_next_epoch_anew(trainer: pl.Trainer) -> None:
+    """For ``on_train_epoch_end``: after an epoch without a batch Lightning would go on within the next one."""
+    trainer.fit_loop.epoch_loop.restarting = False
 
 
 def _has_open_epoch(fit_loop: Any) -> bool:

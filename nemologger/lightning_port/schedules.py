@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from nemologger.lightning_port.hooks import callbacks, is_behind_epoch
+from nemologger.lightning_port.progress import has_only_hooks_of_epoch_left
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -57,6 +58,8 @@ def step_plateau(trainer: pl.Trainer, steps: PlateauSteps) -> None:
     trainer._logger_connector._callback_metrics.update(metrics)
     for i in steps.due:
         config = trainer.lr_scheduler_configs[i]
+        if config.interval == "epoch" and has_only_hooks_of_epoch_left(trainer):
+            continue  # that is the last of them
         trainer.lightning_module.lr_scheduler_step(config.scheduler, metrics[str(config.monitor)])
 
 

@@ -32,6 +32,7 @@ STOPS = {
     "after a batch": (AfterBatch(10), Case(shuffled, trainer=NO_VALIDATION, ckpt=SELDOM)),
     "saved beside": (AfterBatch(10), Case(shuffled, trainer=NO_VALIDATION, ckpt={**SELDOM, "async_save": True})),
     "validated": (AfterBatch(10), Case(shuffled, ckpt=SELDOM)),
+    "validated at the end of an epoch": (AfterBatch(6), Case(shuffled, trainer={"val_check_interval": 4}, ckpt=SELDOM)),
     "in validation": (InValidation(), Case(shuffled, ckpt=SELDOM)),
     "at the end of an epoch": (AfterBatch(6), Case(shuffled, trainer=NO_VALIDATION, ckpt=SELDOM)),
     "while gradients are accumulated": (
@@ -84,6 +85,7 @@ OWN_STOPS = {
     "after a batch": (10, Case(shuffled, EndsEpochs, trainer=NO_VALIDATION, ckpt=SELDOM)),
     "at the end of an epoch": (6, Case(shuffled, EndsEpochs, trainer=NO_VALIDATION, ckpt=SELDOM)),
     "validated": (10, Case(shuffled, EndsEpochs, ckpt=SELDOM)),
+    "validated at the end of an epoch": (6, Case(shuffled, EndsEpochs, trainer={"val_check_interval": 4}, ckpt=SELDOM)),
     "while gradients are accumulated": (
         3,
         Case(shuffled, EndsEpochs, trainer={**NO_VALIDATION, "accumulate_grad_batches": 2}, ckpt=SELDOM, steps=6),
