@@ -155,6 +155,9 @@ class ExactResume(Callback):
             lightning_port.behind_module(trainer, "on_train_start", session.leave_loaders)
         if self._plateau is not None:
             lightning_port.step_plateau(trainer, self._plateau)
+            # ModelCheckpoint brings back those of a validation that only a stop had.
+            back = partial(lightning_port.restore_metrics, trainer, self._plateau.metrics)
+            lightning_port.behind_module(trainer, "on_train_start", back)
             self._plateau = None
         buffers.restore(pl_module, self._buffers_then)
         self._program = ProgramState(trainer, pl_module, self._counters)

@@ -20,7 +20,7 @@ class PlateauSteps:
     """Schedules that wait for a metric (``ReduceLROnPlateau``): Lightning steps them after checkpoints are saved.
 
     Attributes:
-        metrics: The metrics that they wait for.
+        metrics: The metrics of then, some of which they wait for.
         due: The numbers of those that are yet to be stepped for the batch or epoch of the checkpoint.
     """
 
@@ -42,13 +42,12 @@ def plateau_steps(trainer: pl.Trainer) -> PlateauSteps:
         and not is_behind_epoch(trainer),
     }
     number = {"step": loop.batch_idx + 1, "epoch": trainer.current_epoch + 1}
-    metrics, due = {}, []
+    known = {name: value for name, value in trainer.callback_metrics.items() if torch.as_tensor(value).numel() == 1}
+    metrics, due = {name: float(value) for name, value in known.items()}, []
     for i, config in enumerate(trainer.lr_scheduler_configs):
         value = trainer.callback_metrics.get(config.monitor or "") if config.reduce_on_plateau else None
-        if value is not None:
-            metrics[str(config.monitor)] = float(value)
-            if ends[config.interval] and number[config.interval] % config.frequency == 0:
-                due.append(i)
+        if value is not None and ends[config.interval] and number[config.interval] % config.frequency == 0:
+            due.append(i)
     return PlateauSteps(metrics, due)
 
 

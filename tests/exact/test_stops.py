@@ -28,7 +28,20 @@ class InValidation(Callback):
         trainer.should_stop = not trainer.sanity_checking
 
 
+class Waits(Net):
+    """Its learning rate waits for the last validation of an epoch."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val_loss"}}
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", 1.0 + (self.trainer.global_step == 5))  # worst where a stop is validated
+
+
 STOPS = {
+    "before the rate changes": (AfterBatch(5), Case(shuffled, Waits, trainer={"val_check_interval": 4}, ckpt=SELDOM)),
     "after a batch": (AfterBatch(10), Case(shuffled, trainer=NO_VALIDATION, ckpt=SELDOM)),
     "saved beside": (AfterBatch(10), Case(shuffled, trainer=NO_VALIDATION, ckpt={**SELDOM, "async_save": True})),
     "validated": (AfterBatch(10), Case(shuffled, ckpt=SELDOM)),
