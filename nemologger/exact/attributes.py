@@ -23,7 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import contents, variables
-from nemologger.exact.flags import Flags, is_gone
+from nemologger.exact.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
 from nemologger.exact.reach import classes_of_the_program, generators_of_class, module_of
 from nemologger.exact.variables import Reached
@@ -84,17 +84,21 @@ class Attributes:
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(isinstance(v, contents.KINDS) and not contents.is_small(v) for v in values.values()) // 4
         self._first = {path: self._sign(value) for path, value in values.items()}
+        self._started = self._first
         self._there = self._places()
-        self._missing: dict[str, Any] = {}
+        self._waiting: dict[str, Any] = {}
         self._missing_generators: dict[str, Any] = {}
         self._late: dict[str, tuple[weakref.ref[Any], Any]] = {}
 
     def begin(self) -> None:
-        """All that the program makes when training starts is there: what it makes later, it makes again after a resume."""
-        for path, value in self._walk():
-            if path.rpartition(".")[0] not in self._there:
-                self._first.setdefault(path, self._sign(value))
-        self._missing = self._set(self._missing)
+        """The hooks that start training are done: what the program makes later, it makes again after a resume.
+
+        What it has set in them (``self.count = 0``), as in every life, and training had changed, is set once more.
+        """
+        self._started = {path: self._sign(value) for path, value in self._walk()}
+        made = {path: sign for path, sign in self._started.items() if path.rpartition(".")[0] not in self._there}
+        self._first = {**made, **self._first}
+        self._set(self._waiting)
         self._set_generators(self._missing_generators)
         self._there = self._places()
 
@@ -108,6 +112,7 @@ class Attributes:
         on_device: list[str] = []
         lost: dict[str, str] = {}
         late: dict[str, Any] = {}
+        since_start: list[str] = []
         for path, value in self._changed():
             if path in self.records or is_process_id(path, value):
                 continue
@@ -123,6 +128,8 @@ class Attributes:
                 lost[path] = str(error)
             if any(tensor.device.type != "cpu" for tensor in _tensors_in(value)):
                 on_device.append(path)
+            if self._started.get(path, _ABSENT) != self._sign(value) and not is_of_clock(value):
+                since_start.append(path)
         again = self._flags.leave(kept, self._named(), [*lost, *self.records])
         lost |= dict.fromkeys(again, "belongs to an object of which another part is not saved")
         # A bank without its pointer, or the other way round, would be worse than both as the program makes them.
@@ -132,7 +139,8 @@ class Attributes:
         generators: dict[str, Any] = {}
         for owned in self._generators():
             generators |= owned.values(counters=False).generators
-        return {"attributes": kept, "on_device": on_device, "generators": generators}, lost | self._lost_of_late(late)
+        plain = {"attributes": kept, "on_device": on_device, "since_start": since_start, "generators": generators}
+        return plain, lost | self._lost_of_late(late)
 
     def _lost_of_late(self, values: Mapping[str, Any]) -> dict[str, str]:
         """What is lost with objects made after training began: those that have changed since they were first seen."""
@@ -156,18 +164,21 @@ class Attributes:
 
     def _changed(self) -> Iterator[tuple[str, Any]]:
         for path, value in self._walk():
-            if self._first.get(path, _ABSENT) != self._sign(value):
+            sign = self._sign(value)
+            if self._first.get(path, _ABSENT) != sign or self._started.get(path, _ABSENT) != sign:
                 yield path, value
 
     def restore(self, plain: Mapping[str, Any], device: torch.device) -> None:
         """Set what has changed to what :meth:`to_plain` returned; what was on a GPU goes to ``device``.
 
-        What belongs to objects that are not there yet is set by :meth:`begin`.
+        What belongs to objects that are not there yet, and what training has changed since it started, :meth:`begin` sets.
         """
         self._flags.note_restored(plain["attributes"])
         values = {path: contents.unkept(saved) for path, saved in plain["attributes"].items()}
         there = set(plain["on_device"])
-        self._missing = self._set({p: _moved(value, device) if p in there else value for p, value in values.items()})
+        values = {path: _moved(value, device) if path in there else value for path, value in values.items()}
+        since_start = plain.get("since_start", ())
+        self._waiting = self._set(values) | {path: value for path, value in values.items() if path in since_start}
         self._set_generators(plain["generators"])
         holders = self.holders()
         make_generators(holders, plain["generators"], device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
@@ -13,6 +14,8 @@ from nemologger.exact.contents import KINDS
 from nemologger.exact.reach import is_generator
 
 _SCALARS = (int, float, bool, str, type(None))
+#: When this life began.
+_BEGAN = {clock: clock() for clock in (time.time, time.monotonic, time.perf_counter)}
 #: Stand for no file, or none of some numbered ones.
 _NOTHING = ("", -1)
 
@@ -87,6 +90,11 @@ def is_gone(value: Any) -> bool:
         return not exists(Path(value))
     except (OSError, ValueError):  # nobody can say, or it is no path
         return False
+
+
+def is_of_clock(value: Any) -> bool:
+    """Whether it may be the time of a moment of this life."""
+    return type(value) is float and any(began <= value <= clock() for clock, began in _BEGAN.items())
 
 
 def _objects(named: Iterable[tuple[str, Mapping[str, Any]]], plain: tuple[type, ...]) -> Iterator[str]:

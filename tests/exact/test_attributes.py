@@ -6,6 +6,7 @@ import importlib
 import logging
 import random
 import sys
+import time
 from argparse import Namespace
 from functools import partial
 from types import SimpleNamespace
@@ -165,7 +166,27 @@ class Args(Net):
         return self.note(self.loss(batch + more))
 
 
+class Starts(Net):
+    """Sets what it counts with in the hook that starts training, in every life."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 5  # what it comes to in a later step
+
+    def on_train_start(self):
+        self.count, self.hidden, self.now = 0, None, time.time()
+        self.began = self.now
+
+    def training_step(self, batch, batch_idx):
+        self.count += 1
+        before = torch.zeros(4) if self.hidden is None else self.hidden
+        self.hidden = 0.5 * before + batch.mean(0).detach()
+        self.now = time.time()
+        return self.note(self.loss(batch + self.count / 10 + self.hidden))
+
+
 CASES = {
+    "set when training starts": Case(shuffled, Starts, at=[2, 5, 7]),
     "namespaces, many objects": Case(shuffled, Args, at=[2, 7]),
     "variables": Case(shuffled, InVariables, at=[2, 4, 7, 9]),
     "module": Case(shuffled, Keeps),
@@ -253,6 +274,14 @@ def test_what_the_program_gives_today_stays(tmp_path):
     assert (last[0].patience, last[0].out) == (7, "elsewhere")
     assert all(a is b for a, b in zip(last[0].weights, last[0].net.parameters(), strict=True))
     assert next(c for c in trainer.callbacks if type(c) is Mixing).batches == len(last[0].losses)
+
+
+def test_what_is_set_when_training_starts_goes_on_from_life_to_life_but_for_clocks(tmp_path):
+    class Looks(Starts):
+        def on_train_batch_start(self, batch, batch_idx):
+            assert self.began <= self.now
+
+    check_chain(Case(shuffled, Looks), tmp_path)
 
 
 def test_an_object_made_when_training_starts_has_what_the_program_gives_today(tmp_path):
