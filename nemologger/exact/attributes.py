@@ -87,19 +87,20 @@ class Attributes:
         self._started = self._first
         self._there = self._places()
         self._waiting: dict[str, Any] = {}
-        self._missing_generators: dict[str, Any] = {}
+        self._waiting_generators: dict[str, Any] = {}
         self._late: dict[str, tuple[weakref.ref[Any], Any]] = {}
 
     def begin(self) -> None:
         """The hooks that start training are done: what the program makes later, it makes again after a resume.
 
-        What it has set in them (``self.count = 0``), as in every life, and training had changed, is set once more.
+        What it has set or made in them (``self.count = 0``), as in every life, and training had changed, is set once more.
         """
         self._started = {path: self._sign(value) for path, value in self._walk()}
         made = {path: sign for path, sign in self._started.items() if path.rpartition(".")[0] not in self._there}
         self._first = {**made, **self._first}
         self._set(self._waiting)
-        self._set_generators(self._missing_generators)
+        self._set_generators(self._waiting_generators)
+        self._waiting, self._waiting_generators = {}, {}
         self._there = self._places()
 
     def _places(self) -> set[str]:
@@ -171,7 +172,8 @@ class Attributes:
     def restore(self, plain: Mapping[str, Any], device: torch.device) -> None:
         """Set what has changed to what :meth:`to_plain` returned; what was on a GPU goes to ``device``.
 
-        What belongs to objects that are not there yet, and what training has changed since it started, :meth:`begin` sets.
+        What belongs to objects that are not there yet, what training has changed since it started, and generators, also
+        those that are made anew until then, :meth:`begin` sets.
         """
         self._flags.note_restored(plain["attributes"])
         values = {path: contents.unkept(saved) for path, saved in plain["attributes"].items()}
@@ -179,11 +181,9 @@ class Attributes:
         values = {path: _moved(value, device) if path in there else value for path, value in values.items()}
         since_start = plain.get("since_start", ())
         self._waiting = self._set(values) | {path: value for path, value in values.items() if path in since_start}
+        self._waiting_generators = plain["generators"]
         self._set_generators(plain["generators"])
-        holders = self.holders()
-        make_generators(holders, plain["generators"], device)
-        theirs = plain["generators"].items()
-        self._missing_generators = {path: state for path, state in theirs if path.rpartition(".")[0] not in holders}
+        make_generators(self.holders(), plain["generators"], device)
 
     def _set_generators(self, states: Mapping[str, Any]) -> None:
         for owned in self._generators() if states else ():
