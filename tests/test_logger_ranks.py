@@ -62,14 +62,13 @@ SCRIPT = """
 """
 
 
-def launch(directory: Path, *, torchrun: bool, settings: str = "{}", extra: tuple[str, ...] = ()) -> tuple[int, str]:
+def launch(
+    directory: Path, *, torchrun: bool, settings: str = "{}", extra: tuple[str, ...] = (), restarts: int = 0
+) -> tuple[int, str]:
     script = directory / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    start = (
-        ["-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", f"--master-port={free_port()}"]
-        if torchrun
-        else []
-    )
+    options = ["--nproc-per-node=2", f"--max-restarts={restarts}", f"--master-port={free_port()}"]
+    start = ["-m", "torch.distributed.run", *options] if torchrun else []
     unset = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")
     environment = {key: value for key, value in os.environ.items() if key not in unset}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
@@ -89,7 +88,7 @@ def launch(directory: Path, *, torchrun: bool, settings: str = "{}", extra: tupl
 @pytest.mark.dist
 @pytest.mark.parametrize("torchrun", [True, False])
 def test_all_ranks_get_one_directory_for_each_of_two_runs(tmp_path, torchrun):
-    code, output = launch(tmp_path, torchrun=torchrun)
+    code, output = launch(tmp_path, torchrun=torchrun, restarts=1)
     assert code == 0, output
     found = re.findall(r"RUN (\d) (\w) (\S+)", output)
     assert sorted((rank, name) for rank, name, _ in found) == [("0", "a"), ("0", "b"), ("1", "a"), ("1", "b")]
