@@ -334,6 +334,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="the ways that have this in their names")
     parser.add_argument("--out", type=Path, default=Path(), help="where saving.json and saving.png go")
     arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)  # before the minutes that it takes
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("nemologger").setLevel(
