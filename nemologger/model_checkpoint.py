@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from nemologger import lightning_port
+from nemologger.callbacks.compare_steps import CompareSteps
 from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.callbacks.preemption import AddedPreemption
 from nemologger.callbacks.requeue import Requeue
@@ -267,7 +268,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         self._check_neighbours(trainer)
         check_monitor(trainer, lightning_port.callbacks(trainer), self.monitor)
         check_validation(trainer, self.monitor)
-        self._attach_others(trainer, pl_module)
+        self._attach_others(trainer, pl_module, directory)
         self._ranks = connect(self.rank_timeout)
         check_ranks(self._ranks, trainer, self)
         # Such hooks may change parameters, and often only log: whoever asks for overlapping gets it all the same.
@@ -280,10 +281,12 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
             self._forget()
         self._reflect()
 
-    def _attach_others(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _attach_others(self, trainer: pl.Trainer, pl_module: pl.LightningModule, directory: Path) -> None:
         """Give the trainer the callbacks that do what this one promises besides checkpoints."""
         if self.exact_resume:
             ExactResume.attach(trainer, pl_module, self.rank_timeout)
+            if in_store(directory) is None:
+                CompareSteps.attach(trainer, directory, lambda: max((k.step for k in self.shelf.kept), default=-1))
         # The ranks ask each other in every step: not with less patience than training has.
         patience = max(self.rank_timeout, lightning_port.patience(trainer))
         if not self.save_weights_only:

@@ -16,7 +16,9 @@ from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.nn.parallel import DistributedDataParallel
 from toy import ToyDataModule, ToyModel, quiet_trainer
 
+import nemologger as nl
 from nemologger import callbacks
+from nemologger.callbacks import compare_steps
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.reading.load import load_checkpoint
 from nemologger.checkpoint.state.snapshot import take
@@ -219,6 +221,33 @@ def test_a_resumed_run_repeats_the_one_that_was_not_stopped(tmp_path, ranks, nam
     if torch.cuda.device_count() < ranks:
         pytest.skip(f"needs {ranks} CUDA devices")
     torchrun(SCRIPT, ranks, tmp_path, name, timeout=900)
+
+
+class _Crash(pl.Callback):
+    """Ends a run behind its checkpoint, when the device has computed all."""
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 8:
+            raise RuntimeError("crash")
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_resumed_run_compares_what_it_trains_again(tmp_path, monkeypatch, caplog, deterministic):
+    def life(*more: pl.Callback) -> None:
+        ckpt = nl.ModelCheckpoint(monitor=None, every_n_train_steps=5, dirpath=tmp_path, verbose=False)
+        trainer = quiet_trainer(callbacks=[ckpt, *more], accelerator="gpu", max_steps=12, limit_val_batches=0)
+        last = tmp_path / "epoch=0-step=5-last"
+        trainer.fit(ToyModel(), ToyDataModule(), ckpt_path=last if last.exists() else None)
+
+    caplog.set_level("INFO", logger=compare_steps.__name__)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: deterministic)
+    with monkeypatch.context() as patch:
+        patch.setattr(compare_steps, "_LOOK_EVERY", -1)  # it looks at each step
+        with pytest.raises(RuntimeError, match="crash"):
+            life(_Crash())
+    life()  # it looks once in a while
+    assert "3 steps that had been trained before the run ended" in caplog.text
+    assert ("are the same again, to the bit" in caplog.text) == deterministic
 
 
 def test_random_numbers_of_the_device():

@@ -51,7 +51,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_save(tmp_path, kind, beside):
     for look in told["seen"]:
         saved = look["step"] - EVERY * look["full"]
         assert (look["newest"], look["faults"]) == (saved, []), look
-        assert look["there"] == [".lock", f"step={saved}", f"step={saved}-last"], look
+        assert look["there"] == [".lock", ".trained_steps", f"step={saved}", f"step={saved}-last"], look
     assert sum(look["full"] for look in told["seen"]) == len(ROOMS)
     assert told["end"] == {"step": STEPS, "newest": STEPS, "faults": []}
     assert done.stderr.count("No space left on device") == len(ROOMS), done.stderr

@@ -38,7 +38,7 @@ def test_saves_beside_training(library):
     files = ("test_cuda.py", "checkpoint/writing/test_arena.py", "watch/test_own_time.py")
     others = f"not {REPEATS} and not callbacks"  # torch's profilers want its CUDA
     last = on_devices(library, [*(str(HERE / file) for file in files), "-m", "gpu", "-k", others])
-    assert last.startswith("18 passed")
+    assert last.startswith("20 passed")
 
 
 def test_resumed_runs(library):

@@ -92,7 +92,7 @@ def names(directory: Path) -> list[str]:
 
 def manifests(directory: Path) -> dict[str, Manifest]:
     """The manifest of every checkpoint in ``directory``, by name."""
-    return {path.name: manifest.read(path) for path in sorted(directory.iterdir())}
+    return {path.name: manifest.read(path) for path in sorted(directory.iterdir()) if path.is_dir()}
 
 
 class ToyDataModule(pl.LightningDataModule):

@@ -193,6 +193,7 @@ class Result:
     moments: Counter[str] = dataclasses.field(default_factory=Counter)
     restarts: int = 0
     resumed: int = 0
+    repeats: int = 0
     runs: int = 0
     compared: int = 0
     differences: int = 0
@@ -206,14 +207,14 @@ class Result:
         when = ", ".join(f"{moment} {count}" for moment, count in sorted(self.moments.items()))
         cells = [
             kind.ranks, "async" if kind.beside else "sync", kind.workers, self.kills.total(), how, when, self.restarts,
-            self.resumed, self.compared, self.differences, f"{self.slowest_survivor:.1f}", f"{self.slowest_end:.1f}",
-            len(self.wrong),
+            self.resumed, self.repeats, self.compared, self.differences, f"{self.slowest_survivor:.1f}",
+            f"{self.slowest_end:.1f}", len(self.wrong),
         ]  # fmt: skip
         return "| " + " | ".join(map(str, cells)) + " |"
 
 
 COLUMNS = (
-    "ranks", "saves", "workers", "kills", "how", "when", "restarts", "resumed", "steps compared", "differences",
+    "ranks", "saves", "workers", "kills", "how", "when", "restarts", "resumed", "said so", "steps compared", "differences",
     "slowest survivor, s", "last process gone, s", "wrong",
 )  # fmt: skip
 HEADER = f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|"
@@ -366,8 +367,11 @@ class Loop:
         self._result.differences += len(wrong) + len(missing)
         if wrong or missing:
             self._complain(directory, f"(rank, step) that differ: {sorted(wrong)}; that nobody took: {sorted(missing)}")
-        logs = (directory / "toy").rglob("nemo_log_globalrank-0*")
-        self._result.resumed += sum(_read(log).count(b"resuming from") for log in logs)
+        logs = [_read(log) for log in (directory / "toy").rglob("nemo_log_globalrank-0*")]
+        self._result.resumed += sum(log.count(b"resuming from") for log in logs)
+        self._result.repeats += sum(log.count(b"are the same again, to the bit") for log in logs)
+        if any(b"is not what it was before the run ended" in log for log in logs):
+            self._complain(directory, "a life has said that a step does not repeat")
         checkpoints = directory / "toy" / "checkpoints"
         found = sorted(path.name for path in checkpoints.iterdir())
         last = f"step={self._kind.steps}-last"

@@ -50,7 +50,7 @@ def one_of(trainer, kind: type | str):
 def checkpoints(run: Path) -> list[str]:
     """The names of the checkpoints of a run."""
     directory = run / "checkpoints"
-    return sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    return sorted(path.name for path in directory.iterdir() if path.is_dir()) if directory.is_dir() else []
 
 
 def all_keys() -> list[str]:

@@ -205,5 +205,5 @@ def test_a_smaller_k_makes_room_before_the_first_save_but_never_removes_what_was
             seen.append(names(tmp_path))
 
     _scored(tmp_path, [0.0] * 7, save_top_k=1, save_last=False, resume=str(tmp_path / "step=6"), others=[Look()])
-    assert seen == [[".lock", "step=5", "step=6"]]
+    assert seen == [[".lock", ".trained_steps", "step=5", "step=6"]]
     assert names(tmp_path) == ["step=7"]

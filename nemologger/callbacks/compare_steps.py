@@ -1,0 +1,224 @@
+"""Whether a resumed run repeats the steps that it had trained behind its checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch.distributed.tensor import DTensor
+
+from nemologger import lightning_port
+from nemologger.exact.trained_steps import TrainedSteps
+
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+
+log = logging.getLogger(__name__)
+
+FILE = ".trained_steps"
+_LOOK_EVERY = 1.0  # seconds; to look at a value is to wait for the GPU
+# Where kernels differ from run to run: how many steps say something, and what is the same.
+_ROUGHLY, _SHARE, _APART = 10, 0.01, 0.001
+
+
+class CompareSteps(Callback):
+    """Says whether the steps that a run had trained behind its newest checkpoint come out the same when it goes on.
+
+    Whatever a program keeps that no checkpoint holds: if it changes a loss, it is seen here. Rank 0 writes down the loss of
+    each step (where a step returns none, the last number of the parameters), and a run that was killed and goes on compares
+    what it trains again. The first step that differs is a warning; that none does is in the log, too.
+    ``nemologger.ModelCheckpoint`` adds it to its trainer, for a directory on a disk.
+
+    On the CPU, and with ``Trainer(deterministic=True)``, to the bit; elsewhere only roughly, and for ten steps.
+
+    Args:
+        directory: Where the file with the last steps is.
+        newest_saved: The step of the newest checkpoint, on rank 0. A fit that an exception ends there removes the file, as
+            does one that comes to its end: no step is trained again.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> compare = CompareSteps(Path("checkpoints"), lambda: 0)
+        >>> trainer = Trainer(callbacks=[compare], logger=False, enable_checkpointing=False, accelerator="cpu")
+    """
+
+    def __init__(self, directory: Path, newest_saved: Callable[[], int]) -> None:
+        self.directory = directory
+        self._newest_saved = newest_saved
+        self._resumes = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._steps: TrainedSteps | None = None
+        self._then: dict[int, str] = {}
+        self._new: list[tuple[int, torch.Tensor]] = []
+        self._last = self._repeated = 0
+        self._looked = 0.0
+        self._exactly = self._waits = False
+        self._parameter: torch.Tensor | None = None
+
+    @classmethod
+    def attach(cls, trainer: pl.Trainer, directory: Path, newest_saved: Callable[[], int]) -> None:
+        """Add one to ``trainer``, for use in another callback's ``setup``, unless it has one."""
+        callbacks = lightning_port.callbacks(trainer)
+        if not any(isinstance(callback, cls) for callback in callbacks):
+            # Behind the one that saves: what is saved at the end is known.
+            trainer.callbacks = [*callbacks, cls(directory, newest_saved)]  # type: ignore[attr-defined]
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """The fit that begins goes on with another."""
+        self._resumes = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Read what was trained behind the checkpoint; forget what belongs to another line of training."""
+        # Lightning's tuners load what they had saved, at step 0.
+        resumes, self._resumes = self._resumes and trainer.global_step > 0, False
+        self._begin()
+        if not trainer.is_global_zero:
+            return
+        device = trainer.strategy.root_device
+        self._waits = device.type != "cpu"
+        self._exactly = not self._waits or torch.are_deterministic_algorithms_enabled()
+        self._parameter = _last_parameter(pl_module)
+        self._last = trainer.global_step
+        try:
+            machine = _machine(trainer.world_size, device)
+            self._steps = TrainedSteps(self.directory / FILE, machine)
+            if resumes and self._steps.found_on == machine:
+                self._then = self._steps.behind(self._last)
+            else:
+                if resumes and (others := len(self._steps.behind(self._last))):
+                    log.info(
+                        "%d steps behind the checkpoint had been trained on %s: they are not compared with what comes on %s",
+                        others, self._steps.found_on, machine,
+                    )  # fmt: skip
+                self._steps.forget_behind(self._last)
+        except OSError as error:
+            self._give_up(error)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write down and compare what the step came to."""
+        if self._steps is None or trainer.global_step == self._last:
+            return
+        self._last = trainer.global_step
+        value = _number(outputs.get("loss") if isinstance(outputs, Mapping) else None)
+        value = _number(self._parameter) if value is None else value
+        if value is not None:
+            # What a device has not computed yet can change until it is looked at.
+            self._new.append((self._last, value.clone() if self._waits else value))
+        if not self._waits or time.monotonic() - self._looked > _LOOK_EVERY:
+            self._look()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What the run came to is saved, and no step is trained again."""
+        self._look()
+        self._say_repeated()
+        self._end(all_is_saved=True)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the file for the next life, unless what there is was saved in time. No :meth:`teardown` follows."""
+        self._end(all_is_saved=trainer.is_global_zero and self._last <= self._newest_saved())
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Close the file."""
+        self._end(all_is_saved=False)
+
+    def _end(self, *, all_is_saved: bool) -> None:
+        steps = self._steps
+        self._begin()
+        if steps is not None:
+            steps.close()
+            if all_is_saved:
+                with suppress(OSError):
+                    steps.remove()
+
+    def _look(self) -> None:
+        new, self._new, self._looked = self._new, [], time.monotonic()
+        if not new or self._steps is None:
+            return
+        numbers = torch.stack([value for _, value in new]).tolist() if len(new) > 1 else [new[0][1].item()]
+        try:
+            for (step, _), number in zip(new, numbers, strict=True):
+                self._note(self._steps, step, number)
+        except OSError as error:
+            self._give_up(error)
+
+    def _note(self, steps: TrainedSteps, step: int, value: float) -> None:
+        """Compare a step with the one before, and write it down unless that is there already."""
+        then = self._then.pop(step, None)
+        if then is None:
+            steps.add(step, repr(value))
+        elif self._same(then, value):
+            self._repeated += 1
+            if not self._exactly and self._repeated == _ROUGHLY:
+                self._then = {}
+                steps.forget_behind(step)
+            if not self._then:
+                self._say_repeated()
+        else:
+            self._say_other(step, then, repr(value))
+            self._then = {}
+            steps.add(step, repr(value))
+
+    def _same(self, then: str, now: float) -> bool:
+        if then == repr(now):
+            return True
+        try:
+            return not self._exactly and math.isclose(float(then), now, rel_tol=_SHARE, abs_tol=_APART)
+        except ValueError:  # not a number
+            return False
+
+    def _say_repeated(self) -> None:
+        if self._repeated:
+            log.info(
+                "%d steps that had been trained before the run ended, behind its checkpoint, are the same again%s",
+                self._repeated, ", to the bit" if self._exactly else ", as far as kernels of this device repeat",
+            )  # fmt: skip
+            self._repeated = 0
+
+    def _say_other(self, step: int, then: str, now: str) -> None:
+        log.warning(
+            "step %d, trained again, is not what it was before the run ended: %s then, %s now (%d steps before it are). "
+            "Where code, settings, data and machine are the same and kernels repeat (Trainer(deterministic=True)), this "
+            "program changes something while it trains that is in no checkpoint. What is known of that is named above; "
+            "buffers of the module, and objects with state_dict() and load_state_dict(), are in there.",
+            step, then, now, self._repeated,
+        )  # fmt: skip
+        self._repeated = 0
+
+    def _give_up(self, error: OSError) -> None:
+        log.info("what steps come to is not written down, and not compared when this run goes on: %s", error)
+        self._steps, self._then, self._new = None, {}, []
+
+
+def _machine(ranks: int, device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    threads = f", {torch.get_num_threads()} threads" if device.type == "cpu" else ""
+    return f"{ranks} x {name}{threads}, torch {torch.__version__}"
+
+
+def _last_parameter(module: torch.nn.Module) -> torch.Tensor | None:
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    return trained[-1] if trained else None
+
+
+def _number(value: Any) -> torch.Tensor | None:
+    """The last number of a plain tensor, or of what this rank has of one."""
+    if isinstance(value, DTensor):
+        value = value.detach().to_local()  # type: ignore[attr-defined]  # of its subclass
+    if not isinstance(value, torch.Tensor) or type(value) not in (torch.Tensor, torch.nn.Parameter):
+        return None
+    if value.layout != torch.strided or value.device.type == "meta" or not value.numel():
+        return None
+    return value.detach()[(-1,) * value.ndim] if value.ndim else value.detach()
