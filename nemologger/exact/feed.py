@@ -285,8 +285,14 @@ class Feed:
         self._running = batches
         try:
             return self.take(batches)
+        except StopIteration:
+            if within is None or not within.mark.restarts:
+                raise
         finally:
             self.source.after_first(batches.inner)
+        # Saved behind the last batch of a pass that was not its first: it has only now said so. Lightning, which has just
+        # been told of the end of one pass and asks for a batch of the next, would take another end for that of the epoch.
+        return self.take_first(batches)
 
     def take(self, batches: Batches) -> Any:
         """The next batch of ``batches``."""

@@ -108,6 +108,9 @@ EARLY = {
     "before unsized ones": Case(
         lambda: CombinedLoader([generator_loader(), of(Stream(36))], "max_size"), at=(6, 8)
     ),
+    "that begin anew, of whole batches": Case(
+        lambda: CombinedLoader([of(Augmented(8), shuffle=True), of(StatefulStream(40))], "max_size_cycle"), at=(4, 6)
+    ),
 }  # fmt: skip
 BY_HAND = {
     "accumulated by hand": Case(
