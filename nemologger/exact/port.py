@@ -335,12 +335,14 @@ def with_worker_state(loader: DataLoader[Any]) -> Any:
     return StatefulDataLoader(**arguments)
 
 
-def bring_to_end(loader: Any, state: dict[str, Any]) -> None:
-    """Give torchdata's ``loader`` back workers whose datasets have come to their end, as they had in ``state``.
+def bring_to_end(loader: Any, state: dict[str, Any], *, over: bool) -> None:
+    """Give torchdata's ``loader`` back workers whose datasets are where they were left in the epoch of ``state``.
 
-    It would leave out the pass that ended, and with it that the datasets notice.
+    That is their end if it is ``over``: the loader would leave out the pass that ended, and with it that the datasets
+    notice. Else they have loaded ahead, of data that may have no end.
     """
     loader.load_state_dict({**state, "_iterator_finished": False})
     with ended_workers(loader, state):
-        for _ in loader:
+        batches = iter(loader)
+        for _ in batches if over else ():
             pass

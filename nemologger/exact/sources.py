@@ -319,7 +319,7 @@ class WithState(Source):
                 iter(self._loader)
         elif self._loader.persistent_workers:  # others start each epoch with the dataset as it is in this process
             self._prepare_workers()
-            port.bring_to_end(self._loader, state)
+            port.bring_to_end(self._loader, state, over=over)
 
     @override
     def after_first(self, batches: Iterator[Any]) -> None:

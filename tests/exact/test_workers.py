@@ -88,3 +88,8 @@ LOADERS = {
 def test_some_steps(name, tmp_path):
     at = (5,) if name == "spawn" else AT  # its workers take seconds to start
     check(Case(LOADERS[name], at=at, steps=13), tmp_path)
+
+
+def test_workers_that_stay_go_on_in_a_stream_without_an_end(tmp_path):
+    case = Case(lambda: two(NextPass(10**9), persistent_workers=True), trainer={"limit_train_batches": 3}, at=(3, 5))
+    check(case, tmp_path)
