@@ -115,6 +115,7 @@ def close_trained_epoch(trainer: pl.Trainer) -> None:
         # Saved when training had ended with an epoch: with a limit of steps Lightning would take the next one for trained.
         _begin_epoch_anew(loop)
         loop.reset_restart_stage()
+        loop.restarting = False  # else it counts one step more, and begins with the end of the validation that has been
     elif fit_loop.restarted_on_epoch_end:
         fit_loop.epoch_progress.increment_completed()
         _begin_epoch_anew(loop)

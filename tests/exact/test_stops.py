@@ -65,15 +65,19 @@ def test_a_run_that_was_asked_to_stop_goes_on_at_the_next_batch(stop, case, tmp_
     assert losses + rest == straight
 
 
-def test_a_run_that_had_all_its_epochs_goes_on_with_more_below_its_limit_of_steps(tmp_path):
-    case = Case(shuffled, trainer=NO_VALIDATION, ckpt={"every_n_train_steps": 4})
+@pytest.mark.parametrize(
+    "validation", [NO_VALIDATION, {"val_check_interval": None, "check_val_every_n_epoch": 1}], ids=["not", "validated"]
+)
+def test_a_run_that_had_all_its_epochs_goes_on_with_more_below_its_limit_of_steps(validation, tmp_path):
+    case = Case(shuffled, trainer=validation, ckpt={"every_n_train_steps": 4})
     straight, _, _ = train(case, tmp_path / "straight", seed=1)
-    short = replace(case, trainer={**NO_VALIDATION, "max_epochs": 1}, ckpt={**SELDOM, "save_last": True})
+    short = replace(case, trainer={**validation, "max_epochs": 1}, ckpt={**SELDOM, "save_last": True})
     losses, _, _ = train(short, tmp_path / "short", seed=1)
     rest, _, trainer = train(case, tmp_path / "rest", seed=1000, resume=tmp_path / "short" / "step=6-last")
     assert len(losses) == 6
     assert losses + rest == straight
     assert trainer.current_epoch == 3
+    assert trainer.fit_loop.epoch_loop._batches_that_stepped == 14  # the step that loggers are told
 
 
 class EndsEpochs(Net):
