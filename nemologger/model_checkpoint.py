@@ -107,7 +107,9 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
             the logged metrics, ``epoch``, ``step``, ``consumed_samples`` and ``model_name``.
         auto_insert_metric_name: Write ``val_loss=1.23`` rather than ``1.23`` into names.
         save_on_exception: Also save when training raises, Ctrl-C and SIGTERM included; of several ranks, all must have
-            stopped within 30 s. The step that was under way may be half done in what is saved.
+            stopped within 30 s. The step or hook that was under way may be half done in what is saved: a resumed run trains
+            on its batch once more, validates anew if that was interrupted, and does not call again a hook that ends a batch
+            or an epoch.
         enable_version_counter: Has no effect: a checkpoint of the same name is replaced, never numbered.
         files_per_rank: At most so many weights files for each rank; at least two with ``save_last_n_optim_states``.
         max_failed_saves: Raise after so many saves in a row have failed; before that, training goes on without them.

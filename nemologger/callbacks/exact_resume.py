@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
-from nemologger.callbacks.not_exact import advice_for, limits_of
+from nemologger.callbacks.not_exact import OTHER_DATA, OTHER_RANKS, advice_for, limits_of
 from nemologger.callbacks.packed import pack, unpack
 from nemologger.callbacks.program_state import ProgramState
 from nemologger.callbacks.running_fit import RunningFit
@@ -75,7 +75,8 @@ class ExactResume(Callback):
         self._fit: RunningFit | None = None
         self._session: Session | None = None
         self._unwrap: Callable[[], None] | None = None
-        self._validates = False
+        self._validates = self._validation_is_due = False
+        self._raised: bool | None = None
         self._aside: RngState | None = None
         self._before_stop: dict[str, Any] = {}
         self._reload_epoch: float | None = None
@@ -120,6 +121,7 @@ class ExactResume(Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the trainer as it was found. Loaders follow when Lightning is done with them: another callback may save."""
         lightning_port.forget_behind_module(trainer)
+        self._raised = self._validation_is_due
         if self._unwrap is not None:
             self._unwrap()
             self._unwrap = None
@@ -134,6 +136,7 @@ class ExactResume(Callback):
         self._fit = self._session = self._unwrap = self._aside = self._reload_epoch = self._data = self._plateau = None
         self._program = self._program_then = self._watched = self._counters = None
         self._buffers_then, self._before_stop, self._gradient_order, self._said = {}, {}, [], set()
+        self._validation_is_due, self._raised = False, None
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -144,6 +147,9 @@ class ExactResume(Callback):
             return
         self._validates = lightning_port.has_validation(trainer)
         lightning_port.close_trained_epoch(trainer)
+        if self._raised:
+            lightning_port.validate_first(trainer)
+        self._raised = None
         if session.fetched_too_early:
             lightning_port.fetch_again(trainer)
             session.fetched_too_early = False
@@ -200,7 +206,7 @@ class ExactResume(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the place of the loaders; put the generators aside if validation follows."""
-        self._before_stop = {}
+        self._before_stop, self._validation_is_due = {}, False
         if self._watched is not None:
             if lightning_port.is_accumulating(trainer):
                 self._watched.forget()
@@ -215,6 +221,7 @@ class ExactResume(Callback):
     def look_ahead(self, trainer: pl.Trainer) -> None:
         """For ``on_train_batch_end``, also of a later callback: a stop asked for in between is validated first."""
         if self._session is not None and self._validates and lightning_port.validation_follows(trainer):
+            self._validation_is_due = not lightning_port.validates_for_stop(trainer)
             # The module may draw in its own hook, which is part of training.
             lightning_port.behind_module(trainer, "on_train_batch_end", self._put_aside)
             lightning_port.behind_module(trainer, "on_train_batch_end", partial(self._see_stop, trainer))
@@ -244,6 +251,7 @@ class ExactResume(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the generators back, before a checkpoint is saved."""
+        self._validation_is_due = False
         if not trainer.sanity_checking:
             lightning_port.behind_module(trainer, "on_validation_end", self._take_back)
 
@@ -279,6 +287,7 @@ class ExactResume(Callback):
         return {
             "format": _FORMAT,
             "epoch_over": lightning_port.epoch_is_trained(trainer),
+            "raised": self._raised,
             "reload_epoch": lightning_port.last_reload_epoch(trainer),
             "plateau": asdict(lightning_port.plateau_steps(trainer)),
             "data": [feed.data for feed in session.feeds],
@@ -354,14 +363,10 @@ class ExactResume(Callback):
             if self._program_then is not None:
                 self._program_then["logged"] = None
             lightning_port.rescale_saved_batches(checkpoint, before, readers)
-            log.warning(
-                "the checkpoint is of %d ranks, of which %d read data; there are %d now, of which %d do: training goes on "
-                "after as many samples, with new random numbers, and means of this epoch are of what follows",
-                len(places),
-                before,
-                ranks,
-                readers,
-            )
+            log.warning(OTHER_RANKS, len(places), before, ranks, readers)
+        self._raised = state.get("raised")
+        if self._raised is not None:
+            lightning_port.close_last_batch(checkpoint, validates=self._raised)
         self._gradient_order = state.get("gradient_order", [])
         self._reload_epoch = state["reload_epoch"]
         self._data = state["data"]
@@ -393,10 +398,4 @@ class ExactResume(Callback):
         before, self._data = self._data, None
         now = [feed.data for feed in session.feeds]
         if before and before != now:  # none yet in what LearningRateFinder and the like put back before a fit
-            log.warning(
-                "the training data is not what it was when the checkpoint was saved (%s then, %s now): the run cannot go on "
-                "exactly, and leaves out as many batches of the epoch as were trained on. What is drawn when data are made "
-                "needs a fixed seed: a random_split a generator, the rest of a setup() a call of lightning.seed_everything",
-                before,
-                now,
-            )
+            log.warning(OTHER_DATA, before, now)

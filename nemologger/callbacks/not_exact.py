@@ -13,6 +13,16 @@ from nemologger import lightning_port
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
+OTHER_DATA = (
+    "the training data is not what it was when the checkpoint was saved (%s then, %s now): the run cannot go on "
+    "exactly, and leaves out as many batches of the epoch as were trained on. What is drawn when data are made "
+    "needs a fixed seed: a random_split a generator, the rest of a setup() a call of lightning.seed_everything"
+)
+OTHER_RANKS = (
+    "the checkpoint is of %d ranks, of which %d read data; there are %d now, of which %d do: training goes on "
+    "after as many samples, with new random numbers, and means of this epoch are of what follows"
+)
+
 
 def advice_for(device: torch.device) -> str:
     """What else it takes for a run on ``device`` to repeat."""

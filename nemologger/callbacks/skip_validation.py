@@ -21,7 +21,8 @@ class SkipValidationOnResume(IOMixin, Callback):
 
     - the sanity check, which Lightning runs when it resumes a run that was saved at the end of an epoch;
     - the rest of a validation that was interrupted (a checkpoint saved by ``save_on_exception``, or by a signal's handler,
-      in the middle of one). Lightning would go on with its next batch, and log and monitor the mean of those that remain.
+      in the middle of one). Lightning would go on with its next batch, and log and monitor the mean of those that remain;
+      ``nemologger.ModelCheckpoint`` has one that an exception has interrupted done anew.
 
     Example:
         >>> from lightning.pytorch import Trainer

@@ -322,7 +322,8 @@ class Feed:
 
         def ready() -> None:
             self._at_batch.restore(position.at_batch)
-            present.restore()
+            if position.mark.batches:  # else all of the epoch is to be repeated
+                present.restore()
 
         self._mark = position.mark
         self.source.expect(position.mark.checked, position.mark.last)

@@ -329,7 +329,7 @@ class Session:
         rng = self._waiting or aside or RngState.capture(self._fit.device)
         settled = self._settled if self._trained and len(self._settled) == len(feeds) else None
         if not self._ahead or self._round is None or epoch_over:
-            marks = settled if settled is not None and not self._ahead else [feed.mark for feed in feeds]
+            marks = settled if settled is not None and not self._ahead else [_before_step(feed) for feed in feeds]
             pairs = [(f, m) for f, m in zip(feeds, marks, strict=True) if isinstance(m, Mark)]
             several = len(feeds) > 1
             at = [feed.position(mark, between=epoch_over, may_be_left=several) for feed, mark in pairs]
@@ -343,3 +343,10 @@ class Session:
     def limits(self) -> list[tuple[str, str]]:
         """``(loader, sentence)`` for all that cannot be promised."""
         return [(type(feed.loader).__name__, limit) for feed in self.feeds for limit in feed.limits]
+
+
+def _before_step(feed: Feed) -> Mark:
+    """Where ``feed`` was before the first step of an epoch, which may be under way: its batch is to come once more."""
+    mark = feed.mark
+    taken = mark.batches > 0 and not mark.over and feed.is_within() is None
+    return mark._replace(batches=mark.batches - 1) if taken else mark

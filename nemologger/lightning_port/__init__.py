@@ -83,6 +83,7 @@ from nemologger.lightning_port.processes import on_sigterm as on_sigterm
 from nemologger.lightning_port.processes import patience as patience
 from nemologger.lightning_port.processes import ranks_before_fit as ranks_before_fit
 from nemologger.lightning_port.progress import begin_next_epoch_anew as begin_next_epoch_anew
+from nemologger.lightning_port.progress import close_last_batch as close_last_batch
 from nemologger.lightning_port.progress import close_trained_epoch as close_trained_epoch
 from nemologger.lightning_port.progress import count_left_out as count_left_out
 from nemologger.lightning_port.progress import drop_interrupted_validation as drop_interrupted_validation
@@ -96,6 +97,7 @@ from nemologger.lightning_port.progress import is_stopping as is_stopping
 from nemologger.lightning_port.progress import is_trial as is_trial
 from nemologger.lightning_port.progress import leave_fit as leave_fit
 from nemologger.lightning_port.progress import modes_of_training as modes_of_training
+from nemologger.lightning_port.progress import validate_first as validate_first
 from nemologger.lightning_port.progress import validates_for_stop as validates_for_stop
 from nemologger.lightning_port.progress import validation_follows as validation_follows
 from nemologger.lightning_port.requeue import go_on_from as go_on_from

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from lightning.pytorch.loops.evaluation_loop import RestartStage
 from lightning.pytorch.utilities.exceptions import _TunerExitException
 
 if TYPE_CHECKING:
@@ -106,6 +107,10 @@ def close_trained_epoch(trainer: pl.Trainer) -> None:
     ``on_train_epoch_end``, it would count the epoch once more, and train one less.
     """
     fit_loop, loop = trainer.fit_loop, trainer.fit_loop.epoch_loop
+    if fit_loop.restarted_on_epoch_start:
+        # A hook that begins an epoch has raised: Lightning would take the epoch before for this one, trained already.
+        fit_loop.epoch_progress.total.ready -= 1
+        fit_loop.reset_restart_stage()
     unknown = trainer.num_training_batches == float("inf")
     if unknown and loop.restarted_on_train_batch_end and loop.batch_progress.is_last_batch:
         loop.batch_progress.increment_completed()
@@ -128,6 +133,28 @@ def close_trained_epoch(trainer: pl.Trainer) -> None:
         # Saved after a validation that there was because training stopped. Lightning would train on one batch more.
         loop.val_loop._has_run = True
         loop._batches_that_stepped += 1
+
+
+def close_last_batch(checkpoint: dict[str, Any], *, validates: bool) -> None:
+    """Let a run that a hook has ended behind a training step go on with what follows that batch.
+
+    Lightning would leave it out: the validation, all that ends an epoch, and the hooks that begin the next one.
+
+    Args:
+        checkpoint: Saved then.
+        validates: Whether a validation was to follow the batch. Then :func:`validate_first` belongs to it.
+    """
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress")
+    if progress is not None and (validates or progress["is_last_batch"]):
+        for counted in (progress["total"], progress["current"]):
+            counted["completed"] = counted["processed"]
+
+
+def validate_first(trainer: pl.Trainer) -> None:
+    """For ``on_train_start``: have the validation that was due when a hook raised, all of it."""
+    val_loop = trainer.fit_loop.epoch_loop.val_loop
+    val_loop.batch_progress.reset()
+    val_loop._restart_stage = RestartStage.RESTARTED_MID_EVALUATION
 
 
 def has_only_hooks_of_epoch_left(trainer: pl.Trainer) -> bool:
