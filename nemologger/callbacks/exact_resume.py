@@ -10,10 +10,11 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.callbacks import Callback
 from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
+from nemologger.callbacks.before_stop import states_of_callbacks
 from nemologger.callbacks.not_exact import OTHER_DATA, OTHER_RANKS, advice_for, limits_of
 from nemologger.callbacks.packed import pack, unpack
 from nemologger.callbacks.program_state import ProgramState
@@ -229,9 +230,7 @@ class ExactResume(Callback):
     def _see_stop(self, trainer: pl.Trainer) -> None:
         """A run that is not stopped has no validation here: the next one goes on as if there had been none."""
         if lightning_port.validates_for_stop(trainer):
-            ours = (ExactResume, EarlyStopping)
-            found = [callback for callback in lightning_port.callbacks(trainer) if isinstance(callback, ours)]
-            self._before_stop = {callback.state_key: callback.state_dict() for callback in found}
+            self._before_stop = {self.state_key: self.state_dict(), **states_of_callbacks(trainer)}
 
     # --- validation -----------------------------------------------------------------------------------------------
 

@@ -172,17 +172,34 @@ class CountsValidations(Net):
         self.seen.append((self.count, self.trainer.callback_metrics["val_loss"].item()))
 
 
+class Notes(Callback):
+    """Has a state, of which Lightning is given the list itself."""
+
+    def __init__(self):
+        self.validated = []
+
+    def on_validation_end(self, trainer, pl_module):
+        self.validated.append(trainer.global_step)
+
+    def state_dict(self):
+        return {"validated": self.validated}
+
+    def load_state_dict(self, state):
+        self.validated = state["validated"]
+
+
 def test_the_validation_of_a_stop_is_as_if_it_had_not_been(tmp_path):
     """No run validates there that is not stopped, so the next one goes on as if there had been none."""
 
     def run(name, seed, resume=None, callbacks=()):
-        stopping = EarlyStopping("val_loss", patience=100)
-        case = Case(Validated, CountsValidations, ckpt=SELDOM, callbacks=lambda: [stopping, *callbacks])
+        stopping, notes = EarlyStopping("val_loss", patience=100), Notes()
+        case = Case(Validated, CountsValidations, ckpt=SELDOM, callbacks=lambda: [stopping, notes, *callbacks])
         _, _, trainer = train(case, tmp_path / name, seed, resume)
-        return trainer.lightning_module.seen, (stopping.wait_count, stopping.best_score)
+        return trainer.lightning_module.seen, (stopping.wait_count, stopping.best_score, notes.validated)
 
     straight = run("straight", 1)
-    stopped, _ = run("stopped", 1, callbacks=[AfterBatch(10)])
-    rest, waited = run("rest", 1000, resume=tmp_path / "stopped" / "step=10")
+    stopped, (_, _, validated) = run("stopped", 1, callbacks=[AfterBatch(10)])
+    rest, of_callbacks = run("rest", 1000, resume=tmp_path / "stopped" / "step=10")
     assert len(stopped) == 5  # the first is the sanity check, the last that of the stop
-    assert (stopped[:-1] + rest, waited) == straight
+    assert validated == [0, 3, 6, 9, 10]
+    assert (stopped[:-1] + rest, of_callbacks) == straight
