@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
 from nemologger.callbacks.before_stop import states_of_callbacks
-from nemologger.callbacks.not_exact import OTHER_DATA, OTHER_RANKS, advice_for, limits_of
+from nemologger.callbacks.not_exact import OTHER_DATA, OTHER_RANKS, advice_for, advice_for_validation, limits_of
 from nemologger.callbacks.packed import pack, unpack
 from nemologger.callbacks.program_state import ProgramState
 from nemologger.callbacks.running_fit import RunningFit
@@ -53,9 +53,10 @@ class ExactResume(Callback):
     each rank, buffers that nobody exchanges between the ranks. Lists and dictionaries of the module, which are most
     often records of one life, are named at the first save after they change, and not kept. What is logged for an epoch,
     and what metrics of torchmetrics have counted, is kept. Neither validation nor a second look at the training loader
-    shifts training. What cannot be promised for the loaders at hand is logged when training starts, with what would
-    help, or at the first save after it shows. On another number of ranks a run goes on after as many samples, with new
-    random states.
+    shifts training. What ``on_train_start()`` makes of a value itself (``self.x *= 0.5``) is made in each life anew, of what
+    was brought back. What cannot be promised for the loaders at hand is logged when training starts, with what would help,
+    or at the first save after it shows. On another number of ranks a run goes on after as many samples, with new random
+    states.
 
     What a GPU computes must repeat as well. Some kernels, and NCCL on some machines, add in an order that differs from run
     to run: ``Trainer(deterministic=True)`` keeps torch to those that do not, and ``Trainer(benchmark=False)``, the default,
@@ -178,7 +179,8 @@ class ExactResume(Callback):
         if trainer.is_global_zero:  # the checkpoint has what rank 0 saw; others may have data of their own
             self._compare_data(session)
             self._say_limits(session)
-            if advice := advice_for(trainer.strategy.root_device):
+            stay = advice_for_validation(lightning_port.validation_loaders(trainer))
+            for advice in filter(None, (advice_for(trainer.strategy.root_device), stay)):
                 log.info("exact resume: %s", advice)
             for limit in limits_of(trainer, pl_module):
                 log.warning("exact resume: %s", limit)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import ModelPruning
@@ -31,6 +31,17 @@ def advice_for(device: torch.device) -> str:
     return (
         "loaders and random numbers go on where they were, but some kernels of a GPU, and NCCL on some machines, differ in "
         "the last bits from run to run; Trainer(deterministic=True, benchmark=False) keeps torch from using them"
+    )
+
+
+def advice_for_validation(loaders: Iterable[Any]) -> str:
+    """What else differs: the generators of workers that stay are seeded once in each life of a run."""
+    stay = [str(i) for i, loader in enumerate(loaders) if getattr(loader, "persistent_workers", False)]
+    if not stay:
+        return ""
+    return (
+        f"the workers of validation loader {', '.join(stay)} stay from one validation to the next: if they draw random "
+        "numbers, a resumed run draws others for validation (not for training); persistent_workers=False draws the same"
     )
 
 

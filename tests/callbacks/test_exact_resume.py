@@ -17,7 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 import nemologger as nl
 from nemologger.callbacks.exact_resume import ExactResume
-from nemologger.callbacks.not_exact import _with_dropout_of_cudnn, advice_for
+from nemologger.callbacks.not_exact import _with_dropout_of_cudnn, advice_for, advice_for_validation
 from nemologger.exact.feed import described
 
 
@@ -194,6 +194,12 @@ def test_on_a_gpu_it_says_what_else_must_repeat(monkeypatch):
     assert "Trainer(deterministic=True, benchmark=False)" in advice_for(torch.device("cuda", 1))
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert advice_for(torch.device("cuda", 1)) == ""
+
+
+def test_workers_of_validation_that_stay_are_named():
+    loaders = [DataLoader(range(4), num_workers=1, persistent_workers=stays) for stays in (False, True)]
+    assert advice_for_validation(loaders[:1]) == advice_for_validation([]) == ""
+    assert "workers of validation loader 1 stay" in advice_for_validation(loaders)
 
 
 def test_on_a_gpu_it_names_layers_whose_dropout_is_not_torchs():
