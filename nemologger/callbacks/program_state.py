@@ -41,6 +41,11 @@ _OF_CALLBACK = (
     "state_dict() returns. If they decide about training, give it state_dict() and load_state_dict()"
 )
 
+_SET_ANEW = (
+    "was brought back, and then changed by a hook that starts training. If it is made of itself there (x *= 0.5), that is "
+    "done once more in each life; if it is set, it is as the program says today"
+)
+
 _OWN_STATE_LOST = (
     "has a state_dict() and has changed since training began, and is not saved: it {}. A resumed run begins with it as the "
     "program makes it. Return it from configure_optimizers() if it belongs there, save it in on_save_checkpoint(), or make "
@@ -116,6 +121,7 @@ class ProgramState:
         within = tuple(f"{path}." for path in self._own_states.paths)  # they say themselves what is to be kept
         records = self._attributes.records.items()
         told = {f"attribute {path}": _RECORD.format(kind) for path, kind in records if not path.startswith(within)}
+        told |= {f"attribute {path}": _SET_ANEW for path in self._attributes.set_anew}
         callbacks: dict[str, list[str]] = {}
         for path in self._of_callbacks.changed():
             if path not in self._named and ":" not in path and not path.startswith(within):

@@ -59,6 +59,10 @@ class Attributes:
         no_records: The names of those roots whose lists and dictionaries are named, and not kept.
         not_theirs: For each root, the names of attributes that belong to the framework.
         most: Bytes that are kept at most.
+
+    Attributes:
+        records: What is not kept because it is most often a record, and of which type it is.
+        set_anew: Numbers that were brought back, and that the hooks that start training have then changed.
     """
 
     def __init__(
@@ -86,6 +90,8 @@ class Attributes:
         self._first = {path: self._sign(value) for path, value in values.items()}
         self._started = self._first
         self._there = self._places()
+        self.set_anew: list[str] = []
+        self._numbers_back: dict[str, int | float] = {}
         self._waiting: dict[str, Any] = {}
         self._waiting_generators: dict[str, Any] = {}
         self._late: dict[str, tuple[weakref.ref[Any], Any]] = {}
@@ -98,6 +104,8 @@ class Attributes:
         self._started = {path: self._sign(value) for path, value in self._walk()}
         made = {path: sign for path, sign in self._started.items() if path.rpartition(".")[0] not in self._there}
         self._first = {**made, **self._first}
+        back = {path: self._sign(value) for path, value in self._numbers_back.items() if not is_of_clock(value)}
+        self.set_anew = [path for path, sign in back.items() if self._started.get(path, sign) != sign]
         self._set(self._waiting)
         self._set_generators(self._waiting_generators)
         self._waiting, self._waiting_generators = {}, {}
@@ -181,6 +189,8 @@ class Attributes:
         values = {path: _moved(value, device) if path in there else value for path, value in values.items()}
         since_start = plain.get("since_start", ())
         self._waiting = self._set(values) | {path: value for path, value in values.items() if path in since_start}
+        numbers = {path: value for path, value in values.items() if type(value) in (int, float)}
+        self._numbers_back = {path: value for path, value in numbers.items() if path not in self._waiting}
         self._waiting_generators = plain["generators"]
         self._set_generators(plain["generators"])
         make_generators(self.holders(), plain["generators"], device)

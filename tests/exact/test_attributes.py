@@ -285,6 +285,25 @@ def test_what_is_set_when_training_starts_goes_on_from_life_to_life_but_for_cloc
     check_chain(Case(shuffled, Looks), tmp_path)
 
 
+def test_a_number_that_is_made_of_itself_in_each_life_is_named(tmp_path, caplog):
+    class Halves(Net):
+        scale, steps = 1.0, 0
+
+        def on_train_start(self):
+            self.scale *= 0.5
+            self.steps = self.trainer.max_steps  # the same in each life
+
+    case = Case(shuffled, Halves)
+    train(case, tmp_path, 1)
+    with caplog.at_level(logging.INFO):
+        assert "scale" not in caplog.text
+        _, _, trainer = train(case, tmp_path / "again", 2, tmp_path / "step=5")
+    assert trainer.lightning_module.scale == 0.25
+    told = [record.getMessage() for record in caplog.records if "then changed by a hook" in record.getMessage()]
+    assert len(told) == 1
+    assert "module.scale was brought back" in told[0]
+
+
 def test_an_object_made_when_training_starts_has_what_the_program_gives_today(tmp_path):
     def made(patience):
         class Starts(Net):
