@@ -39,15 +39,19 @@ def python(
     light: bool = True,
     extra: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
-    """Run ``script`` to its end, with ``extra`` in its environment; without ``light`` as one that is started, not forked."""
+    """Run ``script`` to its end, with ``extra`` in its environment; without ``light`` as one that is started, not forked.
+
+    One that was forked is killed with all it has started, the ranks of an agent too, if it takes longer than ``timeout``.
+    """
     command = [str(script), *map(str, arguments)]
     if light:
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:
-            process = Forked(command, environment(extra), out=out, error=error)
+            process = Forked(command, environment(extra), out=out, error=error, session=True)
             try:
                 process.wait(timeout)
-            finally:
-                end([process])
+            except BaseException:
+                kill(process)
+                raise
             done = _done(process, out, error)
     else:
         done = subprocess.run(

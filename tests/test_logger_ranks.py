@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
 import pytest
-from processes import free_port
+from processes import free_port, python
 
+AGENT = Path(__file__).with_name("agent.py")
 DATED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
 
 SCRIPT = """
@@ -68,21 +66,9 @@ def launch(
     script = directory / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
     options = ["--nproc-per-node=2", f"--max-restarts={restarts}", f"--master-port={free_port()}"]
-    start = ["-m", "torch.distributed.run", *options] if torchrun else []
-    unset = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_PORT", "MASTER_ADDR")
-    environment = {key: value for key, value in os.environ.items() if key not in unset}
-    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
-    done = subprocess.run(
-        [sys.executable, *start, str(script), str(directory / "base"), settings, *extra],
-        env=environment,
-        cwd=directory,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    return done.returncode, done.stdout
+    start = [AGENT, *options, script] if torchrun else [script]
+    done = python(*start, directory / "base", settings, *extra, check=False, timeout=200)
+    return done.returncode, done.stdout + done.stderr
 
 
 @pytest.mark.dist
