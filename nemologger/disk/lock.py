@@ -23,6 +23,7 @@ except ImportError:  # Windows: no lock, and no protection
 log = logging.getLogger(__name__)
 
 FILE = ".lock"
+_HOW = os.O_CREAT | os.O_RDWR
 _TAKEN = {errno.EACCES, errno.EAGAIN}
 #: What a file system without locks answers: Lustre and NFS may be set up so, and many others know none.
 _NONE_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
@@ -115,6 +116,28 @@ class DirectoryLock:
                 _sign(descriptor)
                 self._held = _HELD[self._path] = _Held(self._path, descriptor, os.getpid())
 
+    def hold(self) -> None:
+        """Take it again if its file has been removed by somebody meanwhile: else a second run would not be refused.
+
+        The run goes on in any case. That another run has it now is said, once.
+        """
+        held = self._held
+        if held is None or held.process != os.getpid() or _HELD.get(held.path) is not held or not _is_gone(held):
+            return
+        try:
+            descriptor = os.open(held.path, _HOW, 0o666)
+            try:
+                _lock(held.path, descriptor)
+            except OSError:
+                _close(descriptor)
+                raise
+        except OSError as error:
+            _say_without(held.path.parent, error)
+            return
+        _sign(descriptor)
+        _close(held.descriptor)
+        held.descriptor = descriptor
+
     def release(self) -> None:
         """Give it back; nothing to do if it is not held."""
         held, self._held = self._held, None
@@ -134,7 +157,7 @@ class DirectoryLock:
 
 def _open(path: Path) -> int:
     try:
-        return os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        return os.open(path, _HOW, 0o666)
     except OSError as error:
         raise ConfigurationError(f"{path.parent} cannot be written to: {error.strerror} ({path.name})") from error
 
@@ -211,6 +234,16 @@ def _lock_opened(descriptor: int) -> None:
 def _is_at(path: Path, descriptor: int) -> bool:
     try:
         return os.path.samestat(os.fstat(descriptor), path.stat())
+    except OSError:
+        return False
+
+
+def _is_gone(held: _Held) -> bool:
+    """Whether another file, or none, is where the locked one was. A disk that does not answer says nothing of that."""
+    try:
+        return not os.path.samestat(os.fstat(held.descriptor), held.path.stat())
+    except FileNotFoundError:
+        return held.path.parent.is_dir()
     except OSError:
         return False
 

@@ -150,6 +150,8 @@ class SavedCheckpoints(KeptCheckpoints):
         if again:
             return choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
         self._keeper.look_again()
+        if self._lock is not None:
+            self._lock.hold()
         path = self._path(trainer, metrics)
         self._say_what_the_name_lacks(trainer, metrics)
         candidate = Kept(

@@ -122,6 +122,26 @@ def test_a_directory_that_was_made_anew_is_locked_anew(tmp_path):
     assert list(directory.iterdir()) == []
 
 
+@pytest.mark.parametrize("other", [False, True])
+def test_who_finds_the_file_gone_takes_it_again_unless_somebody_has_it(tmp_path, script, caplog, other):
+    lock = DirectoryLock(tmp_path)
+    lock.take()
+    lock.hold()
+    (tmp_path / FILE).unlink()
+    if other:
+        with started(script, tmp_path):
+            wait_for((tmp_path / "held").exists)
+            lock.hold()
+            lock.hold()
+        assert caplog.text.count("could not be locked") == 1
+    else:
+        lock.hold()
+        assert taken_elsewhere(tmp_path)
+        assert caplog.text == ""
+    lock.release()
+    assert not (tmp_path / FILE).exists() or other
+
+
 FORK = """
 import os, sys, time
 from pathlib import Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -14,6 +15,7 @@ from toy import Scored, ToyModel, loader, names, quiet_trainer
 from nemologger import ConfigurationError, ModelCheckpoint, SaveFailedError, lightning_port
 from nemologger.callbacks import EMA
 from nemologger.disk import LocalDisk
+from nemologger.disk.lock import FILE
 
 
 class _FullDisk(LocalDisk):
@@ -85,6 +87,18 @@ def test_a_file_in_place_of_the_directory_is_named_and_the_third_save_that_fails
     with pytest.raises(SaveFailedError, match=r"step=7 was not saved: .*checkpoints is no directory"):
         trainer.fit(ToyModel(), loader(), loader())
     assert [r.levelno for r in caplog.records if "that may fail" in r.getMessage()] == [logging.ERROR] * 2
+
+
+class _Unlock(pl.Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        lock = Path(trainer.checkpoint_callback.dirpath) / FILE
+        assert lock.exists()
+        lock.unlink()
+
+
+def test_a_save_takes_the_lock_of_its_directory_again(tmp_path):
+    checkpoint = ModelCheckpoint(dirpath=tmp_path, filename="{step}", every_n_train_steps=1, monitor=None)
+    quiet_trainer(max_steps=3, callbacks=[_Unlock(), checkpoint]).fit(ToyModel(), loader(), loader())
 
 
 class _Litter(pl.Callback):
