@@ -13,7 +13,8 @@ import weakref
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
-from itertools import chain, count, islice
+from inspect import getattr_static
+from itertools import chain, islice
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
@@ -25,8 +26,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nemologger.exact import contents, variables
 from nemologger.exact.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
-from nemologger.exact.reach import classes_of_the_program, generators_of_class, module_of
-from nemologger.exact.variables import Reached
+from nemologger.exact.reach import classes_of_the_program, entries, generators_of_class, is_ordinary, module_of
+from nemologger.exact.variables import Reached, set_in
 
 _SCALARS = (int, float, bool, str, type(None))
 _RECORDS = (list, dict, set, deque)
@@ -36,7 +37,6 @@ _WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
 #: What is found most often in a list, and has nothing within.
 _PLAIN = (*_SCALARS, torch.Tensor, nn.Parameter)
 _ABSENT = object()
-_WITH_ADDRESS: Any = object.__repr__
 #: Asked thousands of times for a list of objects.
 _of_the_program: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
 _LOOKED_AT = 64
@@ -135,6 +135,7 @@ class Attributes:
                 kept[path] = contents.keep(value, left)
             except contents.CannotBeKeptError as error:
                 lost[path] = str(error)
+                continue
             if any(tensor.device.type != "cpu" for tensor in _tensors_in(value)):
                 on_device.append(path)
             if self._started.get(path, _ABSENT) != self._sign(value) and not is_of_clock(value):
@@ -209,7 +210,7 @@ class Attributes:
             present = _passing(holders[where]).get(name, vars(holders[where]).get(name))
             back = contents.fill(present, value, same=True)
             if back is not present:
-                setattr(holders[where], name, back)
+                set_in(holders[where], name, back)
         return {path: value for path, value in values.items() if path.rpartition(".")[0] not in holders}
 
     def _sign(self, value: Any) -> Any:
@@ -221,11 +222,17 @@ class Attributes:
                 for name, value in vars(holder).items():
                     if name in self._not_theirs:
                         continue
-                    plain = type(value) in _SCALARS or isinstance(value, kinds)
-                    if plain and not any(_memory_of(tensor) in self._of_model for tensor in _tensors_in(value)):
+                    holds = issubclass(type(value), kinds) and not self._is_of_model(value)
+                    if holds or type(value) in _SCALARS:
                         yield f"{path}.{name}", value
                 for name, value in _passing(holder).items():
                     yield f"{path}.{name}", value
+
+    def _is_of_model(self, value: Any) -> bool:
+        try:
+            return any(_memory_of(tensor) in self._of_model for tensor in _tensors_in(value))
+        except Exception:  # noqa: BLE001  a class of somebody's that does not let others go through it
+            return False
 
     def _holders(self) -> Iterator[tuple[str, Any]]:
         """The objects of the program, by path."""
@@ -281,7 +288,7 @@ class Attributes:
         owned = []
         for path, holder in self.holders().items():
             theirs = {
-                k: v for k, v in vars(holder).items() if k not in self._not_theirs and not isinstance(v, _SCALARS)
+                k: v for k, v in vars(holder).items() if k not in self._not_theirs and not issubclass(type(v), _SCALARS)
             }
             theirs |= generators_of_class(holder)
             if theirs:
@@ -289,14 +296,14 @@ class Attributes:
         return owned
 
 
-def _tensors_in(value: Any, seen: set[int] | None = None) -> Iterator[torch.Tensor]:
+def _tensors_in(value: Any, seen: set[int] | None = None, depth: int = 0) -> Iterator[torch.Tensor]:
     seen = set() if seen is None else seen
-    if isinstance(value, torch.Tensor):
+    if issubclass(type(value), torch.Tensor):
         yield value
-    elif isinstance(value, dict | list | tuple | set | deque) and id(value) not in seen:
+    elif issubclass(type(value), dict | list | tuple | set | deque) and id(value) not in seen and depth < _LOOKED_AT:
         seen.add(id(value))  # what is within may hold it
-        for item in islice(value.values() if isinstance(value, dict) else value, _LOOKED_AT):
-            yield from _tensors_in(item, seen)
+        for item in islice(dict.values(value) if isinstance(value, dict) else value, _LOOKED_AT):
+            yield from _tensors_in(item, seen, depth + 1)
 
 
 def _memory_of(tensor: torch.Tensor) -> int:
@@ -314,7 +321,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 def _passing(holder: Any) -> dict[str, torch.Tensor]:
     """The buffers that a module does not want to be saved."""
-    if not isinstance(holder, nn.Module):
+    if not issubclass(type(holder), nn.Module):
         return {}
     found = {name: holder._buffers.get(name) for name in sorted(holder._non_persistent_buffers_set)}  # noqa: SLF001
     return {name: buffer for name, buffer in found.items() if buffer is not None}
@@ -326,23 +333,16 @@ def _is_plain(holder: Any, name: str) -> bool:
         return True
     if any(name in (vars(holder).get(parts) or {}) for parts in ("_parameters", "_buffers", "_modules")):
         return False
-    present = vars(holder).get(name, getattr(type(holder), name, None))
-    return type(present) in _SCALARS or isinstance(present, contents.KINDS)
+    present = vars(holder).get(name, getattr_static(type(holder), name, None))
+    return type(present) in _SCALARS or issubclass(type(present), contents.KINDS)
 
 
 def _within(path: str, value: Any) -> list[tuple[str, Any]]:
     """Where to look for variables: in an object, a function, or some of them."""
     if type(value) in (list, tuple, dict) and len(value) <= _MANY:
-        items = map(_entry, value.items(), count()) if isinstance(value, dict) else enumerate(value)
-        return [pair for name, item in items if type(item) not in _PLAIN for pair in _behind(f"{path}.{name}", item)]
+        items = [(name, item) for name, item in entries(value) if type(item) not in _PLAIN]
+        return [pair for name, item in items for pair in _behind(f"{path}.{name}", item)]
     return _behind(path, value)
-
-
-def _entry(entry: tuple[Any, Any], number: int) -> tuple[Any, Any]:
-    """An entry of a dictionary, by its number if its key would be a text of many numbers, or of an address in memory."""
-    key, item = entry
-    is_long = issubclass(type(key), torch.Tensor | nn.Module)
-    return number if is_long or type(key).__repr__ is _WITH_ADDRESS else key, item
 
 
 def _behind(path: str, value: Any) -> list[tuple[str, Any]]:
@@ -352,18 +352,24 @@ def _behind(path: str, value: Any) -> list[tuple[str, Any]]:
     if issubclass(kind, partial):
         given = [("func", value.func), *enumerate(value.args), *value.keywords.items()]
         return [pair for name, item in given for pair in _behind(f"{path}.{name}", item)]
-    return [(path, value)] if kind is FunctionType or is_of_the_program(value) else []
+    return [(path, value)] if kind is FunctionType or (is_of_the_program(value) and _has_attributes(value)) else []
+
+
+def _has_attributes(value: Any) -> bool:
+    try:
+        return vars(value) is not None
+    except Exception:  # noqa: BLE001  a proxy may even raise for them
+        return False
 
 
 def is_of_the_program(value: Any) -> bool:
     """Whether to look into ``value``: an object of a class that is no library's, or a plain namespace."""
     kind = type(value)
-    try:
-        if kind not in _of_the_program:
-            _of_the_program[kind] = _is_written_here(kind)
-        return _of_the_program[kind]
-    except TypeError:  # a class without a hash
+    if not is_ordinary(kind):
         return False
+    if kind not in _of_the_program:
+        _of_the_program[kind] = _is_written_here(kind)
+    return _of_the_program[kind]
 
 
 def _is_written_here(kind: type) -> bool:

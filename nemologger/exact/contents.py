@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from collections import deque
 from itertools import islice
 from typing import Any
@@ -33,6 +34,7 @@ _ARRAY = 1024
 _TEXTS = (str, bytes, type(None))
 _NUMBERS = (int, float, bool)
 _SCALARS = (*_NUMBERS, *_TEXTS)
+_NUMERIC = (np.ndarray, np.generic, torch.Tensor)
 
 
 class CannotBeKeptError(Exception):
@@ -44,7 +46,15 @@ class CannotBeKeptError(Exception):
 
 def is_small(value: Any) -> bool:
     """Whether to look at ``value`` takes microseconds."""
-    return _nbytes(value) <= _SMALL if isinstance(value, np.ndarray | np.generic | torch.Tensor) else len(value) <= 1024
+    return _nbytes(value) <= _SMALL if issubclass(type(value), _NUMERIC) else length(value) <= 1024
+
+
+def length(value: Any) -> int:
+    """How many items are in it; very many if it does not say."""
+    try:
+        return len(value)
+    except Exception:  # noqa: BLE001  it is of a class of somebody's
+        return sys.maxsize
 
 
 def is_in_memory(value: Any) -> bool:
@@ -66,12 +76,15 @@ def fingerprint(value: Any, share: int = 1) -> int:
         share: Take one part in so many of that time.
     """
     digest = xxhash.xxh3_64(type(value).__name__.encode())
-    if isinstance(value, torch.Tensor):
-        _add_tensor(digest, value, share)
-    elif isinstance(value, np.ndarray | np.generic) and not np.asarray(value).dtype.hasobject:
-        _add_array(digest, np.asarray(value) if type(value) is not np.memmap else value, share)
-    else:
-        _add_items(digest, value.ravel().tolist() if isinstance(value, np.ndarray) else value, share)
+    try:
+        if isinstance(value, torch.Tensor):
+            _add_tensor(digest, value, share)
+        elif isinstance(value, np.ndarray | np.generic) and not np.asarray(value).dtype.hasobject:
+            _add_array(digest, np.asarray(value) if type(value) is not np.memmap else value, share)
+        else:
+            _add_items(digest, value.ravel().tolist() if isinstance(value, np.ndarray) else value, share)
+    except Exception:  # noqa: BLE001  a class of somebody's that does not let others go through it
+        digest.update(str(id(value)).encode())
     return digest.intdigest()
 
 
@@ -206,7 +219,12 @@ def keep(value: Any, left: list[int]) -> Any:
         CannotBeKeptError: It holds objects, or too much.
     """
     mine = list(left)
-    kept = _kept(value, mine)
+    try:
+        kept = _kept(value, mine)
+    except CannotBeKeptError:
+        raise
+    except Exception as error:  # it holds itself, for one
+        raise CannotBeKeptError(f"cannot be gone through ({type(error).__name__})") from error
     left[:] = mine
     return kept
 
@@ -240,22 +258,22 @@ def _kept(value: Any, left: list[int]) -> Any:
     if kind in _SCALARS:
         _pay(left, len(value) + 8 if kind in (str, bytes) else 8)
         return value
-    if isinstance(value, np.ndarray | np.generic):
+    if issubclass(kind, np.ndarray | np.generic):
         array = np.ascontiguousarray(value)
-        if array.dtype.hasobject or array.dtype.names or not (isinstance(value, np.generic) or kind is np.ndarray):
+        if array.dtype.hasobject or array.dtype.names or not (issubclass(kind, np.generic) or kind is np.ndarray):
             raise CannotBeKeptError(f"is a {kind.__name__} of {array.dtype}")
         _pay(left, array.nbytes)
         parts = torch.from_numpy(array.reshape(-1).view(np.uint8).copy())
-        shape = list(np.shape(value)) if isinstance(value, np.ndarray) else None
+        shape = list(np.shape(value)) if issubclass(kind, np.ndarray) else None
         return {"array": parts, "dtype": array.dtype.str, "shape": shape}
-    if isinstance(value, torch.Tensor):
+    if issubclass(kind, torch.Tensor):
         if not _is_plain(value):
             raise CannotBeKeptError("is a nested tensor" if value.is_nested else f"is a special {kind.__name__}")
         _pay(left, _nbytes(value))
         return {"tensor": value.detach().cpu().clone()}
-    if isinstance(value, list | tuple | set | frozenset | deque) and kind in (list, tuple, set, frozenset, deque):
+    if kind in (list, tuple, set, frozenset, deque):
         return {kind.__name__: _kept_items(value, left)}
-    if isinstance(value, dict):
+    if issubclass(kind, dict):
         return {"dict": {"keys": _kept_items(dict.keys(value), left), "values": _kept_items(dict.values(value), left)}}
     if kind is bytearray:
         _pay(left, len(value))

@@ -31,8 +31,8 @@ def _content(dataset: Any) -> str:
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     found = []
-    for name, value in sorted(getattr(dataset, "__dict__", {}).items()):
-        parts = value if issubclass(type(value), list | tuple) and len(value) <= _FEW else [value]
+    for name, value in sorted(getattr(dataset, "__dict__", {}).items(), key=lambda pair: str(pair[0])):
+        parts = value if issubclass(type(value), list | tuple) and contents.length(value) <= _FEW else [value]
         found += [(name, contents.fingerprint(part)) for part in parts if contents.is_in_memory(part)]
     return xxhash.xxh3_64_hexdigest(repr(found).encode()) if found else ""
 

@@ -7,7 +7,9 @@ for itself. No checkpoint holds what is no module and not the trainer's. Who wri
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from inspect import getattr_static
 from itertools import chain, count
 from typing import Any
 
@@ -17,9 +19,11 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import contents
+from nemologger.exact.reach import entries, is_ordinary, module_of
 
 #: Somebody else's business: what is in the checkpoint already, and what belongs to data.
 OTHERS = (nn.Module, Dataset, Sampler, DataLoader)
+_METHODS = ("state_dict", "load_state_dict")
 _MOST_ITEMS = 32
 _ABSENT = object()
 
@@ -114,23 +118,25 @@ def items_of(path: str, value: Any) -> Iterator[tuple[str, Any]]:
     """``value``, and what it holds if it is a short list or dictionary, by path."""
     yield path, value
     if type(value) in (list, tuple, dict) and len(value) <= _MOST_ITEMS:
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield f"{path}.{key}", item
+        for name, item in entries(value):
+            yield f"{path}.{name}", item
 
 
 def has_state(value: Any) -> bool:
     """Whether ``value`` is such an object."""
     kind = type(value)
     # What can be iterated may be a loader, whose place is not to be changed here.
-    methods = all(callable(getattr(kind, name, None)) for name in ("state_dict", "load_state_dict"))
-    if not methods or isinstance(value, OTHERS) or hasattr(kind, "__iter__"):
+    methods = is_ordinary(kind) and all(callable(getattr_static(kind, name, None)) for name in _METHODS)
+    if not methods or issubclass(kind, OTHERS) or hasattr(kind, "__iter__"):
         return False
-    return not any(base.__module__.startswith("lightning.") for base in kind.__mro__)
+    return not any(module_of(base).startswith("lightning.") for base in kind.__mro__)
 
 
 def _state_of(value: Any) -> Any:
     try:
-        return value.state_dict()
+        state = value.state_dict()
+        deque(_leaves(state), maxlen=0)  # it may hold itself
+        return state
     except Exception as error:  # noqa: BLE001  whatever a stranger's raises is no reason to end training
         return error
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import getattr_static
 from itertools import islice
 from types import GeneratorType
 from typing import Any, Literal, NamedTuple
@@ -17,7 +18,7 @@ import xxhash
 from nemologger.exact import contents
 from nemologger.exact.crowds import Crowds, generators_of
 from nemologger.exact.flags import Flags, is_gone
-from nemologger.exact.reach import Crowd, attributes, has_attributes, is_generator, module_of, walk
+from nemologger.exact.reach import Crowd, attributes, has_attributes, is_generator, is_ordinary, module_of, walk
 from nemologger.exact.rng import generator_from, generator_state, set_generator_state
 from nemologger.exact.variables import keeps_variables, set_in
 
@@ -371,7 +372,7 @@ def make_generators(holders: Mapping[str, Any], states: Mapping[str, Any], devic
 def _may_begin(holder: Any, name: str) -> bool:
     """Whether an object makes such an attribute only when it needs it. What torch's own have is what they were given."""
     return not module_of(type(holder)).startswith("torch.") and not isinstance(
-        getattr(type(holder), name, None), property
+        getattr_static(type(holder), name, None), property
     )
 
 
@@ -380,7 +381,7 @@ def _has_place(value: Any) -> bool:
     kind = type(value)
     if kind is GeneratorType:
         return value.gi_frame is not None
-    return kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
+    return is_ordinary(kind) and kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
 
 
 def _entries_of(value: dict[Any, Any], most: int | None = None) -> tuple[int, int]:

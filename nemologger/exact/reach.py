@@ -37,6 +37,7 @@ _PLAIN = (*_SCALARS, GetSetDescriptorType, MemberDescriptorType, property)
 #: Locks, queues, threads, files and processes have numbers that are nobody's to set.
 _OPEN = {"builtins", "collections", "functools", "types", "argparse", "dataclasses", "__main__", "random"}
 _STANDARD = sys.stdlib_module_names - _OPEN
+_WITH_ADDRESS: Any = object.__repr__
 #: Their classes use no generators but the global ones.
 _WITHOUT_OWN = ("torch", "numpy", "lightning", *(sys.stdlib_module_names - {"__main__"}))
 #: Of a module: what is no attribute, or in the checkpoint if it decides about anything.
@@ -53,6 +54,7 @@ class _Kind(NamedTuple):
         slots: Its attributes in slots.
         own: Those of its bases that may use generators of their own.
         program: Those that the program has written.
+        dictionary: Whether its objects have a ``__dict__``: the class itself always has one.
     """
 
     closed: bool
@@ -61,6 +63,7 @@ class _Kind(NamedTuple):
     slots: Mapping[str, MemberDescriptorType] = {}
     own: tuple[type, ...] = ()
     program: tuple[type, ...] = ()
+    dictionary: bool = False
 
 
 class Crowd(NamedTuple):
@@ -78,7 +81,7 @@ class Crowd(NamedTuple):
 
     def path_of(self, place: int) -> str:
         """That of one of the objects."""
-        return f"{self.path}.{self.names[place]}" if self.path else str(self.names[place])
+        return f"{self.path}.{_text_of(self.names[place], place)}" if self.path else str(self.names[place])
 
 
 #: Asked hundreds of times in a look at a dataset.
@@ -107,14 +110,15 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             if kind.closed or id(value) in seen or (depth and kind.data) or _is_network(value):
                 continue
             seen.add(id(value))
+            try:
+                parts = _parts(value) if depth < _DEEPEST and not kind.generator else []
+                names, items = _many(value)
+            except Exception:  # noqa: BLE001  it does not want to be looked into
+                continue
             yield path, value
-            if issubclass(type(value), list | tuple | dict) and len(value) > _MOST_ITEMS:
-                inner = dict(dict.items(value) if isinstance(value, dict) else enumerate(value))
-                yield from _crowd(path, [*inner], [*inner.values()])
+            yield from _crowd(path, names, items)
             if depth < _DEEPEST and not kind.generator:
-                waiting += [
-                    (f"{path}.{name}", item, depth + 1) for name, item in _parts(value) if type(item) not in _PLAIN
-                ]
+                waiting += [(f"{path}.{name}", item, depth + 1) for name, item in parts if type(item) not in _PLAIN]
                 waiting += [(name, item, depth + 1) for name, item in _globals_of(value, kind, looked_at)]
                 _follow(value, kind, reached)
         most = len(seen) + _MOST_OBJECTS
@@ -124,11 +128,12 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _crowd(path: str, names: list[Any], items: list[Any]) -> Iterator[tuple[str, Crowd]]:
     """The objects among ``items`` that may keep something: most lists are of numbers and texts."""
-    open_ = {kind for kind in set(map(type, items)) if not _kind_of(kind).closed and _may_keep(kind)}
+    kinds = {id(kind): kind for kind in map(type, items)}  # some have no hash
+    open_ = {number for number, kind in kinds.items() if not _kind_of(kind).closed and _may_keep(kind)}
     if not open_:
         return
-    if not set(map(type, items)) <= open_:
-        pairs = [(name, item) for name, item in zip(names, items, strict=True) if type(item) in open_]
+    if not kinds.keys() <= open_:
+        pairs = [(name, item) for name, item in zip(names, items, strict=True) if id(type(item)) in open_]
         names, items = [name for name, _ in pairs], [item for _, item in pairs]
     yield path, Crowd(path, names, items)
 
@@ -136,7 +141,7 @@ def _crowd(path: str, names: list[Any], items: list[Any]) -> Iterator[tuple[str,
 def _may_keep(kind: type) -> bool:
     known = _kind_of(kind)
     containers = (list, tuple, dict, nn.Module)
-    return not (known.generator or known.data or issubclass(kind, containers)) and bool(known.slots or _has_dict(kind))
+    return not (known.generator or known.data or issubclass(kind, containers)) and bool(known.slots or known.dictionary)
 
 
 def may_hold_numbers(kind: type) -> bool:
@@ -147,12 +152,28 @@ def may_hold_numbers(kind: type) -> bool:
 def has_only_a_dictionary(kind: type) -> bool:
     """Whether all attributes of objects of the class are in their ``__dict__``."""
     others = issubclass(kind, FunctionType | partial | nn.Module)
-    return _has_dict(kind) and not others and not _kind_of(kind).slots
+    return _kind_of(kind).dictionary and not others and not _kind_of(kind).slots
 
 
-def _has_dict(kind: type) -> bool:
-    """Whether objects of the class have a ``__dict__``: the class itself always has one."""
-    return kind.__dictoffset__ != 0
+def entries(value: Any) -> list[tuple[str, Any]]:
+    """What a list, a tuple or a dictionary holds, by name.
+
+    An entry of a dictionary has its number, if its key would be a text of many numbers, of an address in memory, or none.
+    """
+    if not isinstance(value, dict):
+        return [(str(place), item) for place, item in enumerate(value)]
+    return [(_text_of(key, number), item) for number, (key, item) in enumerate(dict.items(value))]
+
+
+def _text_of(key: Any, number: int) -> str:
+    kind = type(key)
+    if kind in (str, int):
+        return str(key)
+    is_long = issubclass(kind, torch.Tensor | nn.Module) or not is_ordinary(kind)
+    try:
+        return str(number if is_long or kind.__repr__ is _WITH_ADDRESS else key)
+    except Exception:  # noqa: BLE001  nothing is to be said of it
+        return str(number)
 
 
 def attributes(value: Any) -> dict[str, Any]:
@@ -186,7 +207,7 @@ def has_attributes(value: Any) -> bool:
     kind = type(value)
     if kind is MethodType or is_generator(value):
         return False
-    return hasattr(value, "__dict__") or bool(_kind_of(kind).slots) or _is_shared_number(kind)
+    return _kind_of(kind).dictionary or bool(_kind_of(kind).slots) or _is_shared_number(kind)
 
 
 def is_generator(value: Any) -> bool:
@@ -205,18 +226,31 @@ def generators_of_class(value: Any) -> dict[str, Any]:
     }
 
 
+def is_ordinary(kind: type) -> bool:
+    """Whether objects of the class can be asked what they are and have: proxies pass questions on, or raise."""
+    return _kind_of(kind) is not _ODD
+
+
+_ODD = _Kind(closed=True)
+
+
 def _kind_of(kind: type) -> _Kind:
     try:
         known = _kinds.get(kind)
-    except TypeError:  # a class without a hash
-        return _Kind(closed=True)
-    if known is None:
-        known = _kinds[kind] = _look_at(kind)
+        if known is None:
+            known = _kinds[kind] = _look_at(kind)
+    except Exception:  # noqa: BLE001  a class without a hash, or one that even raises for its name
+        return _ODD
     return known
 
 
 def _look_at(kind: type) -> _Kind:
     bases = kind.__mro__
+    # A proxy passes every question on, and may not have yet what it stands for.
+    is_proxy = any("__class__" in vars(base) or type(vars(base).get("__dict__")) is property for base in bases[:-1])
+    is_key = type(kind).__eq__ is type.__eq__ and type(kind).__hash__ is type.__hash__
+    if not is_key or (is_proxy and not module_of(kind).startswith("nemologger.")):
+        return _ODD
     closed = (
         issubclass(kind, _CLOSED)
         # A dataset may hold the trainer or the data module; their state is Lightning's business.
@@ -225,8 +259,6 @@ def _look_at(kind: type) -> _Kind:
         or kind.__name__.endswith("DataLoaderIter")
         or module_of(kind).startswith("nemologger.exact.")
         or (module_of(kind).partition(".")[0] in _STANDARD and not _is_shared_number(kind))
-        # A proxy passes every question on, and may not have yet what it stands for.
-        or any("__class__" in vars(base) for base in bases[:-1])
     )
     slots = {
         name: slot
@@ -238,7 +270,8 @@ def _look_at(kind: type) -> _Kind:
     own = tuple(base for base in reversed(bases) if module_of(base).partition(".")[0] not in _WITHOUT_OWN)
     data = hasattr(kind, "__array__") or hasattr(kind, "__array_interface__")  # images of Pillow have the latter
     program = tuple(base for base in own if is_of_the_program(module_of(base)))
-    return _Kind(closed, not closed and issubclass(kind, GENERATORS), data, slots, own, program)
+    generator = not closed and issubclass(kind, GENERATORS)
+    return _Kind(closed, generator, data, slots, own, program, kind.__dictoffset__ != 0)
 
 
 def module_of(kind: type) -> str:
@@ -283,7 +316,8 @@ def _is_followed(value: Any) -> bool:
 
 def _named_by(kind: type) -> tuple[str, ...]:
     if kind not in _names:
-        functions = [getattr(item, "__func__", item) for item in vars(kind).values()]
+        methods = (staticmethod, classmethod)
+        functions = [item.__func__ if type(item) in methods else item for item in vars(kind).values()]
         codes = [item.__code__ for item in functions if isinstance(item, FunctionType)]
         _names[kind] = tuple(sorted(frozenset().union(*map(_named, codes))))
     return _names[kind]
@@ -299,13 +333,20 @@ def _is_shared_number(kind: type) -> bool:
     return kind.__name__ == "Synchronized" and kind.__module__ == "multiprocessing.sharedctypes"
 
 
+def _many(value: Any) -> tuple[list[Any], list[Any]]:
+    """The places, and the items, of a long list or dictionary."""
+    if not issubclass(type(value), list | tuple | dict) or len(value) <= _MOST_ITEMS:
+        return [], []
+    return ([*dict.keys(value)], [*dict.values(value)]) if isinstance(value, dict) else ([*range(len(value))], [*value])
+
+
 def _is_network(value: Any) -> bool:
     """Whether ``value`` is no transform, but a model, or a part of one that is trained: that is in the checkpoint."""
-    if not isinstance(value, nn.Module):
+    if not issubclass(type(value), nn.Module):
         return False
     try:
         return next(value.parameters(), None) is not None
-    except AttributeError:  # nobody has called its __init__()
+    except Exception:  # noqa: BLE001  nobody has called its __init__()
         return True
 
 
@@ -317,7 +358,7 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
             most = _MOST_GENERATORS  # one for each sample
         if len(value) > most:
             return []
-        return [(str(k), v) for k, v in (dict.items(value) if isinstance(value, dict) else enumerate(value))]
+        return entries(value)
     if isinstance(value, MethodType):
         return [("__self__", value.__self__)]
     parts: list[tuple[Any, Any]] = [

@@ -15,6 +15,7 @@ import sysconfig
 from collections import deque
 from collections.abc import Iterator
 from functools import cached_property, lru_cache, partial
+from inspect import getattr_static
 from pathlib import Path
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -119,8 +120,11 @@ def set_in(holder: Any, name: str, value: Any) -> None:
     cells = _cells_of(holder) if isinstance(holder, FunctionType) else {}
     if name in cells and name not in vars(holder):
         cells[name].cell_contents = value
-    else:
+        return
+    try:
         setattr(holder, name, value)
+    except Exception:  # noqa: BLE001  what is frozen changes itself in this way
+        object.__setattr__(holder, name, value)
 
 
 def _cells_of(function: FunctionType) -> dict[str, CellType]:
@@ -184,7 +188,7 @@ class Reached:
         self._seen.add(id(kind))
         try:
             functions = _functions_of(kind)
-        except TypeError:  # a class without a hash
+        except Exception:  # noqa: BLE001  a class without a hash, or one that raises for what is in it
             return
         self._kinds.append(kind)
         for function in functions:
@@ -229,7 +233,7 @@ class Reached:
 
 
 def _module_of(kind: type) -> str:
-    name = kind.__module__
+    name = getattr_static(kind, "__module__", None)
     return name if isinstance(name, str) else ""
 
 

@@ -69,7 +69,7 @@ class Encoder:
             self._inside.remove(id(value))
 
     def _compound(self, value: Any, path: str) -> Any:
-        if isinstance(value, torch.Tensor):
+        if issubclass(type(value), torch.Tensor):  # isinstance() would ask a proxy what it stands for
             return self._tensor(value, path)
         if type(value) is list:
             return [self.encode(item, f"{path}[{i}]") for i, item in enumerate(value)]
@@ -106,41 +106,42 @@ class Encoder:
         if TAG not in value and all(type(key) in (str, int, float, bool, type(None)) for key in value):
             return {key: self.encode(item, f"{path}.{key}" if path else str(key)) for key, item in value.items()}
         pairs = [
-            (self.encode(key, f"{path} key {key!r}"), self.encode(item, f"{path}[{key!r}]"))
-            for key, item in value.items()
+            (self.encode(key, f"{path} key {name}"), self.encode(item, f"{path}[{name}]"))
+            for name, (key, item) in zip(map(_text_of, value), value.items(), strict=True)
         ]
         return {TAG: "dict", "items": pairs}
 
     def _tagged(self, value: Any, path: str) -> Any:
+        known = type(value)
         for kind, types, encode in _KINDS:
-            if isinstance(value, types):
+            if issubclass(known, types):
                 plain = encode(value)
                 return {TAG: kind, "value": self.encode(plain, path)}
-        if isinstance(value, Enum):
+        if issubclass(known, Enum):
             # A combination of flags has no name.
-            member = value.value if isinstance(value, Flag) else value.name
+            member = value.value if issubclass(known, Flag) else value.name
             return {TAG: "enum", "class": _name_of(type(value)), "name": member}
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if dataclasses.is_dataclass(known) and not issubclass(known, type):
             fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if hasattr(value, f.name)}
             return {TAG: "dataclass", "class": _name_of(type(value)), "value": self.encode(fields, path)}
         numpy = sys.modules.get("numpy")
-        if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
+        if numpy is not None and issubclass(known, numpy.generic | numpy.ndarray):
             return self._numpy(value, path)
         omegaconf = sys.modules.get("omegaconf")
-        if omegaconf is not None and isinstance(value, omegaconf.Container):
+        if omegaconf is not None and issubclass(known, omegaconf.Container):
             container = omegaconf.OmegaConf.to_container(value, resolve=False)
             return {TAG: "omegaconf", "value": self.encode(container, path)}
-        if isinstance(value, type) or callable(value):
+        if issubclass(known, type) or callable(value):
             name = _name_of(value)
             if name is not None and _decode_name(name) is value:
                 return {TAG: "name", "value": name}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
+        if issubclass(known, tuple) and hasattr(value, "_fields"):
             return {TAG: "namedtuple", "class": _name_of(type(value)), "value": self.encode(tuple(value), path)}
         base: Any
         for base in (int, float, str, bytes, list, tuple):  # subclasses of plain types
-            if isinstance(value, base):
+            if issubclass(known, base):
                 return self.encode(base(value), path)
-        if isinstance(value, Mapping):
+        if issubclass(known, Mapping):
             return self._mapping(value, path)
         return self._leave_out(value, path)
 
@@ -210,6 +211,14 @@ def fill_in(value: Any, there: Callable[[Any], Any], path: str = "") -> tuple[An
     missing = [name for _, names in parts.values() for name in names]
     filled = [part for part, _ in parts.values()]
     return (dict(zip(parts, filled, strict=True)) if isinstance(value, dict) else type(value)(filled)), missing
+
+
+def _text_of(key: Any) -> str:
+    """``key`` in a path."""
+    try:
+        return repr(key)
+    except Exception:  # noqa: BLE001  nothing is to be said of it
+        return f"<{type(key).__qualname__}>"
 
 
 def _class_of(value: Any) -> str:

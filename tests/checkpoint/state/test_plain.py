@@ -433,3 +433,22 @@ def test_dates_keep_their_zone():
     back, _ = saved([moment, date(2026, 1, 2), timedelta(days=-1, microseconds=1), pathlib.PurePosixPath("a")])
     assert back == [moment, date(2026, 1, 2), timedelta(days=-1, microseconds=1), Path("a")]
     assert back[0].utcoffset() == timedelta(0)
+
+
+def test_proxies_and_keys_that_cannot_be_printed_are_left_out_and_the_rest_is_there():
+    class Proxy:
+        @property
+        def __class__(self):
+            raise RuntimeError("has nothing yet to stand for")
+
+    class IsNoTensor:
+        __class__ = torch.Tensor
+
+    class Key:
+        def __repr__(self):
+            raise RuntimeError
+
+    encoder = Encoder()
+    plain = encoder.encode({"proxy": Proxy(), "lies": IsNoTensor(), "keys": {Key(): 1}, "kept": 2})
+    assert decode(plain)["kept"] == 2
+    assert [path.partition(" ")[0] for path in encoder.left_out] == ["proxy", "lies", "keys"]
