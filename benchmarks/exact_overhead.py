@@ -41,6 +41,29 @@ class Stream(IterableDataset[torch.Tensor]):
         return iter(torch.randn(SAMPLES, 8))
 
 
+class SizedStream(Stream):
+    def __len__(self) -> int:
+        return SAMPLES
+
+
+class StreamWithState(IterableDataset[torch.Tensor]):
+    def __init__(self) -> None:
+        self.values = torch.randn(SAMPLES, 8)
+        self.next = 0
+
+    def __iter__(self) -> Any:
+        while self.next < SAMPLES:
+            self.next += 1
+            yield self.values[self.next - 1]
+        self.next = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.next = state["next"]
+
+
 class Model(pl.LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -67,7 +90,9 @@ class Clock(pl.Callback):
 LOADERS: dict[str, Callable[[], Any]] = {
     "map, shuffled": lambda: DataLoader(Numbers(), batch_size=4, shuffle=True),
     "map, 2 workers": lambda: DataLoader(Numbers(), batch_size=4, shuffle=True, num_workers=2, persistent_workers=True),
+    "iterable, sized": lambda: DataLoader(SizedStream(), batch_size=4),
     "iterable, unsized": lambda: DataLoader(Stream(), batch_size=4),
+    "with state, unsized": lambda: DataLoader(StreamWithState(), batch_size=4),
 }
 
 

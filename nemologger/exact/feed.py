@@ -4,101 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from nemologger.exact import contents
 from nemologger.exact.described import described
-from nemologger.exact.earlier import renamed
-from nemologger.exact.owned import NOTHING, Owned, Values
+from nemologger.exact.owned import NOTHING, Owned
+from nemologger.exact.position import FRESH, Mark, Position, Start
 from nemologger.exact.rng import RngState
 from nemologger.exact.source import Source, has_state
 from nemologger.exact.sources import source_of
 
 #: Of so many batches one gets a checksum, which takes as long as loading a small one does; before that number each.
 _SELDOM = 16
-
-
-@dataclass(frozen=True)
-class Start:
-    """The moment an epoch of a loader began: all that decides which batches follow."""
-
-    rng: RngState
-    owned: Values
-    seed: int
-
-
-class Mark(NamedTuple):
-    """What is cheap to note with every batch: how many are out since when, and whether those were the last ones."""
-
-    start: Start | None
-    batches: int
-    restarts: int
-    over: bool
-    last: int = 0  # the checksum of one of them, if they can only be found by loading them once more
-    checked: int = 0  # its number, from 1 on
-
-
-FRESH = Mark(None, 0, 0, False)
-
-
-@dataclass(frozen=True)
-class Position:
-    """All that is needed to bring a loader back.
-
-    Attributes:
-        mark: Which batch is next.
-        state: The loader's own state, if it has one.
-        at_start: Generators and counters of what decides about the next epoch: its sampler and generator.
-        at_batch: Those of what changes with every batch: its dataset.
-        earlier: Whether it is of a version that had other names for some of these.
-    """
-
-    mark: Mark
-    state: Any = None
-    at_start: Values = NOTHING
-    at_batch: Values = NOTHING
-    earlier: bool = False
-
-    def to_plain(self) -> dict[str, Any]:
-        """As plain types."""
-        start, batches, restarts, over, last, checked = self.mark
-        first = None
-        if start is not None:
-            first = {"rng": start.rng.to_plain(), "owned": start.owned.to_plain(), "seed": start.seed}
-        return {
-            "start": first,
-            "batches": batches,
-            "restarts": restarts,
-            "over": over,
-            "last": last,
-            "checked": checked,
-            "state": self.state,
-            "at_start": self.at_start.to_plain(),
-            "at_batch": self.at_batch.to_plain(),
-        }
-
-    @staticmethod
-    def from_plain(plain: dict[str, Any]) -> Position:
-        """What :meth:`to_plain` was made of."""
-        first, start = plain["start"], None
-        if first is not None:
-            start = Start(RngState.from_plain(first["rng"]), Values.from_plain(first["owned"]), first["seed"])
-        batches, last = plain["batches"], plain.get("last", 0)
-        checked = plain.get("checked", batches)  # there was a checksum of each batch once
-        mark = Mark(start, batches, plain["restarts"], plain["over"], last, checked)
-        at_start, at_batch = (Values.from_plain(plain[name]) for name in ("at_start", "at_batch"))
-        return Position(mark, plain["state"], at_start, at_batch, earlier="last" not in plain)
-
-    def of_today(self, loader: Any) -> Position:
-        """The same by the names of today."""
-        if not self.earlier:
-            return self
-        at_start, at_batch, start = renamed(self.at_start, loader), renamed(self.at_batch, loader), self.mark.start
-        if start is not None:
-            start = replace(start, owned=renamed(start.owned, loader))
-        return Position(self.mark._replace(start=start), self.state, at_start, at_batch)
 
 
 class Feed:
@@ -161,6 +79,12 @@ class Feed:
     def mark(self) -> Mark:
         """Where it is."""
         return self._mark if self._within is None else self._within.mark
+
+    def note(self) -> Mark | Position:
+        """All about where it is now, of which one in many is saved: what is large is left out."""
+        if self.source.repeats and self._within is None and self._after is None and not self._mark.over:
+            return self._mark  # which is all
+        return self.position(self.mark, save=False)
 
     def position(self, mark: Mark, *, between: bool = False, save: bool = True, may_be_left: bool = False) -> Position:
         """All about ``mark``, which is where it is now; ``between`` two epochs, or within one.
@@ -392,17 +316,6 @@ class Batches:
             before, self._again = early
             self.inner, self._begun = before.inner, True
             self._feed.follow(self)
-
-
-def skipping(batches: int) -> Position:
-    """Leave out so many batches of an epoch of which nothing else is known."""
-    return Position(Mark(None, batches, 0, False))
-
-
-def rescaled(position: Position, numerator: int, denominator: int) -> Position:
-    """``position`` after as many samples, on another number of ranks."""
-    mark = position.mark
-    return replace(position, mark=mark._replace(batches=mark.batches * numerator // denominator, last=0), state=None)
 
 
 def _of_dataset(path: str) -> str:

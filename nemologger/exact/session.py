@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 
 from nemologger.exact.contents import MOST_BYTES
-from nemologger.exact.feed import Feed, Mark, Position, rescaled, skipping
+from nemologger.exact.feed import Feed
 from nemologger.exact.loader import ResumableLoader, feed_of, is_resumable
+from nemologger.exact.position import Mark, Position, rescaled, skipping
 from nemologger.exact.rng import RngState
 
 #: Bytes of lists and arrays of all ranks together, and of one rank at least.
@@ -90,13 +91,12 @@ class Place:
         return Place(self.rng.for_another_rank(rank, device), None, positions)
 
 
-@dataclass(frozen=True)
-class _Round:
+class _Round(NamedTuple):
     """The moment before a batch was taken of all loaders."""
 
     number: int
     rng: RngState | None
-    positions: list[Position]
+    notes: list[Mark | Position]
 
 
 class Session:
@@ -112,10 +112,10 @@ class Session:
     def __init__(self, fit: Fit) -> None:
         self._fit = fit
         self._feeds: list[Feed] = []
-        self._changed = False
+        self._changed = self._draws = False
         self._ahead: bool | None = None
         self._round: _Round | None = None
-        self._settled: list[Mark] | list[Position] = []
+        self._settled: list[Mark | Position] = []
         self._trained = self._ended = False
         self._place: Place | None = None
         self._resumed: Place | None = None
@@ -150,6 +150,8 @@ class Session:
                 if not any(gone.loader is feed.loader for feed in feeds):
                     gone.release()
             self._feeds, self._changed = feeds, False
+            # One of several may begin anew, which depends on the generators even if its batches do not.
+            self._draws = len(feeds) > 1 or any(feed.source.draws for feed in feeds)
         return self._feeds
 
     def release(self) -> None:
@@ -303,16 +305,14 @@ class Session:
         number = self._fit.round()
         if self._round is None or self._round.number != number:
             feeds = self.feeds
-            # One of several may begin anew, which depends on the generators even if its batches do not.
-            draws = len(feeds) > 1 or any(feed.source.draws for feed in feeds)
-            rng = RngState.capture(self._fit.device) if draws else None
-            self._round = _Round(number, rng, [feed.position(feed.mark, save=False) for feed in feeds])
+            rng = RngState.capture(self._fit.device) if self._draws else None
+            self._round = _Round(number, rng, [feed.note() for feed in feeds])
 
     def batch_trained(self) -> None:
         """A step is done: what a checkpoint of this moment is to say about the loaders."""
         self._trained = True
         if self._ahead:
-            self._settled = [] if self._round is None else self._round.positions
+            self._settled = [] if self._round is None else self._round.notes
         else:
             self._settled = [feed.mark for feed in self.feeds]
 
@@ -334,10 +334,10 @@ class Session:
             several = len(feeds) > 1
             at = [feed.position(mark, between=epoch_over, may_be_left=several) for feed, mark in pairs]
             return Place(rng, None, at)
-        positions = self._round.positions if settled is None else settled
+        notes = self._round.notes if settled is None else settled
         for feed in feeds:
             feed.name_large()
-        return Place(rng, self._round.rng, [position for position in positions if isinstance(position, Position)])
+        return Place(rng, self._round.rng, [Position(note) if isinstance(note, Mark) else note for note in notes])
 
     @property
     def limits(self) -> list[tuple[str, str]]:

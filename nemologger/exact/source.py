@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from inspect import signature
-from typing import Any, Literal, Protocol, TypeGuard, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard
 
 from torch.utils.data import DataLoader
 
@@ -19,7 +19,6 @@ _OF_WORKERS = (
 )
 
 
-@runtime_checkable
 class HasState(Protocol):
     """What PyTorch's ecosystem calls stateful."""
 
@@ -30,9 +29,10 @@ class HasState(Protocol):
         """Take it back."""
 
 
-def has_state(value: object) -> TypeGuard[HasState]:
+def has_state(value: Any) -> TypeGuard[HasState]:
     """Whether ``value`` is stateful, and can be asked for its state without more words."""
-    if not isinstance(value, HasState):
+    # Not isinstance(), which takes 30 microseconds for an iterator that has none.
+    if not all(callable(getattr(value, name, None)) for name in ("state_dict", "load_state_dict")):
         return False
     try:
         signature(value.state_dict).bind()

@@ -16,7 +16,7 @@ from torchdata import nodes
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from nemologger.exact import contents, sources
-from nemologger.exact.feed import Mark, Position
+from nemologger.exact.position import Mark, Position
 
 
 def row(index):
