@@ -352,9 +352,8 @@ def main() -> None:
             "nemologger, async, overlapped": Ours(directory, 2, beside=True, staging="overlapped"),
             "nemologger, sync": Ours(directory, 3, beside=False),
         }
-        others, missing = peers()
-        ways = {name: one.way() for name, one in ours.items()} | others
-        ways = {name: way for name, way in ways.items() if arguments.only in name}
+        others, missing = peers(arguments.only)
+        ways = {name: one.way() for name, one in ours.items() if arguments.only in name} | others
         measure = Measure(ways, directory, turns)
         limits = Limits(megabytes * 1_000_000)
         alone = Alone(ways, directory, turns, megabytes, limits)

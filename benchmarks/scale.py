@@ -90,7 +90,7 @@ def timed(figures: dict[str, float], name: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1024, 8192])
     parser.add_argument("--tensors", type=int, default=500)
     parser.add_argument("--json", type=Path)
