@@ -22,6 +22,7 @@ from nemologger.checkpoint.reading.blocks import CheckedFile, Part, reading
 from nemologger.checkpoint.reading.fetch import fetch
 from nemologger.checkpoint.reading.in_place import Places, fitting
 from nemologger.checkpoint.reading.overlaps import Block, Rows, Run, to_read
+from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.shards import held, local, part_of, sharded_like
 from nemologger.checkpoint.state.shares import Piece
 from nemologger.checkpoint.state.stage import memory_of
@@ -154,16 +155,18 @@ def _read_local(
     with _Files(weights) as opened, ThreadPoolExecutor(_THREADS, thread_name_prefix="nemologger-read") as pool:
         found = payloads(weights, blocks.keys())
         opened.check_ends(payload for group in found.values() for payload in group)
-        # A header that is not as expected was written by another torch, or by chance has the same length.
-        known = {
-            key: group
-            for key, group in found.items()
-            if all(opened.has_header(payload, records.get(payload.file)) for payload in group)
-        }
-        wanted = [one for key, group in known.items() for payload in group for one in to_read(payload, blocks[key])]
+        with without_collector():
+            # A header that is not as expected was written by another torch, or by chance has the same length.
+            known = {
+                key: group
+                for key, group in found.items()
+                if all(opened.has_header(payload, records.get(payload.file)) for payload in group)
+            }
+            wanted = [one for key, group in known.items() for payload in group for one in to_read(payload, blocks[key])]
+            jobs = list(_jobs(opened, wanted, records, verify=verify))
         with _in_use() if live else nullcontext():
             _read_ordinary(weights, {key: block for key, block in blocks.items() if key not in known})
-            for _ in pool.map(lambda job: job(), list(_jobs(opened, wanted, records, verify=verify))):
+            for _ in pool.map(lambda job: job(), jobs):
                 pass
 
 

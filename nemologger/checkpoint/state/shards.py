@@ -11,9 +11,14 @@ from torch.distributed.tensor import DTensor
 from nemologger.checkpoint.state.shares import Part, Piece, Shape
 from nemologger.errors import CheckpointError
 
+#: What has memory of its own, and nothing else to it: that is nearly all there is, and there may be very many.
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The values of ``tensor`` that are here, without a copy: of a plain tensor all, of a sharded one this rank's part."""
+    if type(tensor) in PLAIN:
+        return tensor.detach()
     if isinstance(tensor, DTensor):
         return tensor.to_local().detach()
     if hasattr(tensor, "local_shards"):  # torch's ShardedTensor
@@ -49,6 +54,8 @@ def part_of(tensor: torch.Tensor, piece: Piece, origin: tuple[int, ...] | None =
         piece: What is wanted, in the coordinates of the whole.
         origin: Where ``tensor`` begins in the whole; default at its beginning.
     """
+    if tensor.shape == piece.sizes:
+        return tensor
     for dimension, (offset, size) in enumerate(zip(piece.offsets, piece.sizes, strict=True)):
         if size != tensor.shape[dimension]:
             tensor = tensor.narrow(dimension, offset - (origin[dimension] if origin else 0), size)
@@ -80,7 +87,7 @@ def sharded_like(values: torch.Tensor, template: torch.Tensor) -> torch.Tensor:
 
 def is_sharded(tensor: object) -> bool:
     """Whether ``tensor`` is a tensor that :func:`local` may return a part of."""
-    return isinstance(tensor, DTensor) or hasattr(tensor, "local_shards")
+    return type(tensor) not in PLAIN and (isinstance(tensor, DTensor) or hasattr(tensor, "local_shards"))
 
 
 def _shape(tensor: torch.Tensor) -> Shape:

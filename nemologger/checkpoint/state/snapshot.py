@@ -27,8 +27,9 @@ import torch
 from torch.distributed._functional_collectives import AsyncCollectiveTensor
 
 from nemologger import names
+from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.plain import TAG, Encoder, can_be_written, decode, is_made_of_others
-from nemologger.checkpoint.state.shards import is_sharded, local
+from nemologger.checkpoint.state.shards import PLAIN, is_sharded, local
 from nemologger.errors import CheckpointError
 
 MODEL = "state_dict"
@@ -115,6 +116,7 @@ class Snapshot:
         return sum(local(tensor).nbytes for tensor in self.tensors.values())
 
 
+@without_collector()
 def take(
     checkpoint: Mapping[str, Any],
     parameter_names: frozenset[str] | None = None,
@@ -262,8 +264,9 @@ def check_form(state: Mapping[str, Any], prefix: str = "") -> None:
 
 
 def _is_made_of_others(value: Any) -> bool:
-    # Quantized by torchao, say. What a collective has yet to deliver is such a tensor too, and waits when it is read.
-    return is_made_of_others(value) and not isinstance(value, AsyncCollectiveTensor)
+    # Quantized by torchao, say. Hardly ever one is, and there may be very many to ask about.
+    # What a collective has yet to deliver is such a tensor too, and waits when it is read.
+    return type(value) not in PLAIN and is_made_of_others(value) and not isinstance(value, AsyncCollectiveTensor)
 
 
 def _has_values(value: Any, key: str) -> bool:
@@ -271,7 +274,7 @@ def _has_values(value: Any, key: str) -> bool:
     if (
         isinstance(value, torch.Tensor)
         and not is_sharded(value)
-        and (value.device.type == "meta" or torch.nn.parameter.is_lazy(value))
+        and (value.is_meta or torch.nn.parameter.is_lazy(value))
     ):
         raise CheckpointError(f"{key} has no values yet (a meta or lazy tensor): run a forward before the first save")
     return is_stored(value)

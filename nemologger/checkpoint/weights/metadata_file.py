@@ -5,11 +5,9 @@ As in ``torch/distributed/checkpoint/{metadata,filesystem}.py`` of torch 2.10 to
 
 from __future__ import annotations
 
-import gc
 import math
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +22,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from nemologger import names
+from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.weights.layout import Entry
 from nemologger.checkpoint.weights.reading import reading
 from nemologger.checkpoint.weights.unpickler import CLASSES, MetadataUnpickler
@@ -31,18 +30,6 @@ from nemologger.checkpoint.weights.untouched import untouched
 from nemologger.errors import CheckpointError, DamagedCheckpointError
 
 _VERSION = "1.0.0"
-
-
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Without looking for garbage: of millions of new objects, all needed, each would be looked at again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @without_collector()
@@ -100,6 +87,7 @@ def read_metadata(weights: Path) -> Metadata:
     return read
 
 
+@without_collector()
 def described(weights: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every tensor in ``weights``, by flat key."""
     return shapes_in(read_metadata(weights))

@@ -12,9 +12,10 @@ from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
 
 from nemologger import names
+from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.shares import Piece
 from nemologger.checkpoint.weights.layout import PAGE, archive
-from nemologger.checkpoint.weights.metadata_file import read_metadata, shapes_in, without_collector
+from nemologger.checkpoint.weights.metadata_file import read_metadata, shapes_in
 from nemologger.checkpoint.weights.reading import is_local, reading
 
 

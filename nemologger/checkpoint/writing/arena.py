@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.shards import local
 from nemologger.checkpoint.state.shares import Piece
 from nemologger.checkpoint.weights import Place
@@ -58,6 +59,7 @@ class Arena:
         SaveFailedError: This system cannot share memory so.
     """
 
+    @without_collector()
     def __init__(self, files: Mapping[str, Sequence[Place]], tensors: Mapping[str, torch.Tensor]) -> None:
         self.images: list[Image] = []
         end = 0
@@ -112,11 +114,11 @@ class Arena:
         """All of it."""
         return self._memory
 
+    @without_collector()
     def copies(self, read: Callable[[Piece], torch.Tensor]) -> list[Copy]:
         """What a save copies, of what ``read`` gives. The places are free: the save before has been written."""
         self._be_ready()
-        # A copy beside the device's work takes the bytes as they are: those of a conjugate view are not its values.
-        return [Copy(piece.key, target, read(piece).resolve_conj().resolve_neg()) for piece, target in self._targets]
+        return [Copy(piece.key, target, _resolved(read(piece))) for piece, target in self._targets]
 
     def stage(self, read: Callable[[Piece], torch.Tensor]) -> None:
         """Copy what ``read`` gives of this moment to its places, with all threads."""
@@ -161,6 +163,11 @@ class Arena:
             log.warning("the memory for saves could not be pinned (%s): copying to it is slower", why)
         else:
             self._pinned = pages.address
+
+
+def _resolved(source: torch.Tensor) -> torch.Tensor:
+    """A copy beside the device's work takes the bytes as they are: those of a conjugate view are not its values."""
+    return source.resolve_conj().resolve_neg() if source.is_conj() or source.is_neg() else source
 
 
 def copy_at_once(copies: Sequence[Copy]) -> None:

@@ -10,6 +10,7 @@ import torch
 import xxhash
 
 from nemologger import names
+from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.shards import held, local, part_of
 from nemologger.checkpoint.state.shares import Part, Piece, into_files, share_of
 from nemologger.checkpoint.state.snapshot import Snapshot, is_of_optimizer
@@ -42,8 +43,8 @@ class Plan:
 
     def reader(self, snapshot: Snapshot) -> Callable[[Piece], torch.Tensor]:
         """What gives the values of a piece, as a view of the live tensor."""
-        here = {key: local(tensor) for key, tensor in snapshot.tensors.items()}
-        return lambda piece: part_of(here[piece.key], piece, self.parts[piece.key].offsets)
+        tensors, parts = snapshot.tensors, self.parts
+        return lambda piece: part_of(local(tensors[piece.key]), piece, parts[piece.key].offsets)
 
 
 class Planner:
@@ -61,6 +62,7 @@ class Planner:
         self._apart = apart
         self._plan: Plan | None = None
 
+    @without_collector()
     def plan(self, snapshot: Snapshot) -> Plan:
         """The plan for ``snapshot``. Collective; without a new plan, one short exchange.
 
