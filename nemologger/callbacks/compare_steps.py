@@ -147,9 +147,8 @@ class CompareSteps(Callback):
         new, self._new, self._looked = self._new, [], time.monotonic()
         if not new or self._steps is None:
             return
-        numbers = torch.stack([value for _, value in new]).tolist() if len(new) > 1 else [new[0][1].item()]
         try:
-            for (step, _), number in zip(new, numbers, strict=True):
+            for (step, _), number in zip(new, _on_host([value for _, value in new]), strict=True):
                 self._note(self._steps, step, number)
         except OSError as error:
             self._give_up(error)
@@ -190,15 +189,18 @@ class CompareSteps(Callback):
     def _say_other(self, step: int, then: str, now: str) -> None:
         log.warning(
             "step %d, trained again, is not what it was before the run ended: %s then, %s now (%d steps before it are). "
-            "Where code, settings, data and machine are the same and kernels repeat (Trainer(deterministic=True)), this "
-            "program changes something while it trains that is in no checkpoint. What is known of that is named above; "
-            "buffers of the module, and objects with state_dict() and load_state_dict(), are in there.",
+            "Where code, settings, data (if drawn: with a seed) and machine are the same and kernels repeat "
+            "(Trainer(deterministic=True)), this program changes something while it trains that is in no checkpoint. What "
+            "is known of that is named above; buffers of the module, and objects with state_dict() and load_state_dict(), "
+            "are in there.",
             step, then, now, self._repeated,
         )  # fmt: skip
         self._repeated = 0
 
     def _give_up(self, error: OSError) -> None:
         log.info("what steps come to is not written down, and not compared when this run goes on: %s", error)
+        if self._steps is not None:
+            self._steps.close()
         self._steps, self._then, self._new = None, {}, []
 
 
@@ -211,6 +213,14 @@ def _machine(ranks: int, device: torch.device) -> str:
 def _last_parameter(module: torch.nn.Module) -> torch.Tensor | None:
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     return trained[-1] if trained else None
+
+
+def _on_host(values: list[torch.Tensor]) -> list[float]:
+    """The numbers, with one wait for the device if there are many."""
+    if len(values) > 1 and len({(value.device, value.dtype) for value in values}) == 1:
+        numbers: list[float] = torch.stack(values).tolist()
+        return numbers
+    return [value.item() for value in values]
 
 
 def _number(value: Any) -> torch.Tensor | None:

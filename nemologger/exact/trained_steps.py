@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
@@ -72,9 +73,10 @@ class TrainedSteps:
 
     def close(self) -> None:
         """Close the file."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        file, self._file = self._file, None
+        if file is not None:
+            with suppress(OSError):  # what a network file system has not written it does not write now
+                file.close()
 
     def remove(self) -> None:
         """Remove the file.
