@@ -191,8 +191,8 @@ class CompareSteps(Callback):
             "step %d, trained again, is not what it was before the run ended: %s then, %s now (%d steps before it are). "
             "Where code, settings, data (if drawn: with a seed) and machine are the same and kernels repeat "
             "(Trainer(deterministic=True)), this program changes something while it trains that is in no checkpoint. What "
-            "is known of that is named above; buffers of the module, and objects with state_dict() and load_state_dict(), "
-            "are in there.",
+            "is known of that is in lines with 'exact resume', here or in the log of an earlier start; buffers of the "
+            "module, and objects with state_dict() and load_state_dict(), are in checkpoints.",
             step, then, now, self._repeated,
         )  # fmt: skip
         self._repeated = 0

@@ -121,6 +121,7 @@ def test_the_first_step_that_differs_is_named_once(model, tmp_path, said):
     assert line.startswith("step 8, trained again")
     assert OTHER in line
     assert "(2 steps before it are)" in line
+    assert "'exact resume', here or in the log of an earlier start" in line
     # What is compared next is the line of training that differed, not the first one.
     life(tmp_path / "c", 8, model())
     said()
