@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 _SUFFIX = "_recipe"
 _SHOWN = 2000  # characters of a failed run's output
+_NAMED = "exact resume, "  # how a line of the log begins that names what does not go on
 
 
 class Recorder(Callback):
@@ -150,6 +151,14 @@ def first_difference(straight: Path, resumed: Path) -> str | None:
     return min(found)[1] if found else None
 
 
+def _named(run: Path) -> list[str]:
+    """What the logs of ``run`` say does not go on, or may not; each once."""
+    logs = [path.read_text(errors="replace") for path in sorted(run.rglob("nemo_log_globalrank-*"))]
+    return list(
+        dict.fromkeys(_NAMED + line.partition(_NAMED)[2] for line in "".join(logs).splitlines() if _NAMED in line)
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m nemologger.check_resume", description=__doc__.partition("\n")[0])
@@ -188,9 +197,11 @@ def _compare(console: Console, options: argparse.Namespace) -> int:
                 console.print(f"a run failed with {done.returncode}:", style="red")
                 console.print((done.stdout + done.stderr)[-_SHOWN:], markup=False, soft_wrap=True)
                 return 2
-        difference = first_difference(straight, resumed)
+        difference, named = first_difference(straight, resumed), _named(resumed)
     if difference is not None:
         console.print(f"the runs differ first at {difference}", style="red", markup=False, soft_wrap=True)
+        for line in named:
+            console.print(line, markup=False, soft_wrap=True)
         if torch.cuda.is_available():
             console.print(
                 "on a GPU, two runs are only alike with Trainer(deterministic=True, benchmark=False)", soft_wrap=True

@@ -63,6 +63,14 @@ def test_one_that_does_not(recipe, capfd, monkeypatch):
     assert "Trainer(deterministic=True, benchmark=False)" in shown
 
 
+@pytest.mark.dist
+def test_what_the_log_of_a_run_that_differs_names_is_shown(recipe, capfd):
+    assert main([recipe(noise=" * (1 + len(self.losses))"), "--steps", "4", "--at", "2"]) == 1
+    shown = capfd.readouterr().out
+    assert "the runs differ first at step 3, rank-0: loss" in shown
+    assert shown.count("attribute module.losses is a dict that has changed since training began") == 1
+
+
 def test_a_recipe_that_is_not_there(tmp_path, capfd):
     assert main([str(tmp_path / "none.py")]) == 2
     assert main(["json", "--at", "50"]) == 2
