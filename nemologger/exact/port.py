@@ -40,6 +40,11 @@ class Entered(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
+def is_iterator_of_loader(value: object) -> bool:
+    """Whether ``value`` is what a DataLoader gives its batches with."""
+    return isinstance(value, _BaseDataLoaderIter)
+
+
 # --- what a loader is -------------------------------------------------------------------------------------------------
 
 
@@ -257,7 +262,7 @@ def iterate_apart(loader: DataLoader[Any]) -> Iterator[Any]:
 
 def kept_iterators(loader: DataLoader[Any]) -> list[str]:
     """The attributes in which a subclass keeps an iterator for all epochs, as timm's MultiEpochsDataLoader does."""
-    return [n for n, v in vars(loader).items() if isinstance(v, _BaseDataLoaderIter) and n != "_iterator"]
+    return [n for n, v in vars(loader).items() if is_iterator_of_loader(v) and n != "_iterator"]
 
 
 def end_workers(loader: DataLoader[Any]) -> None:

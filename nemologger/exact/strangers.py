@@ -16,6 +16,7 @@ import torch
 from nemologger.exact import contents
 from nemologger.exact.attributes import is_of_the_program
 from nemologger.exact.own_states import OTHERS, has_state, items_of
+from nemologger.exact.port import is_iterator_of_loader
 from nemologger.exact.reach import attributes, may_hold_numbers
 
 _LOOKED_AT = 64
@@ -58,7 +59,8 @@ class Strangers:
 
 def _is_stranger(value: Any) -> bool:
     theirs = issubclass(type(value), OTHERS) or is_of_the_program(value) or has_state(value)
-    return may_hold_numbers(type(value)) and not theirs
+    # A second loader is often read by hand, with next(self.unlabelled).
+    return is_iterator_of_loader(value) or (may_hold_numbers(type(value)) and not theirs)
 
 
 def _sign(one: Any) -> dict[str, list[Any]]:

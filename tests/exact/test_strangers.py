@@ -76,3 +76,17 @@ def test_what_has_changed_is_said_once(library, tmp_path, caplog):
         in told[1]
     )
     assert "callback 0 Held.held is an object of some_importance.Importance" in told[2]
+
+
+def test_an_iterator_over_a_loader_is_named(tmp_path, caplog):
+    class Holds(Net):
+        def __init__(self):
+            super().__init__()
+            self.unlabelled = iter(shuffled())
+
+        def on_train_batch_start(self, batch, batch_idx):
+            next(self.unlabelled)
+
+    with caplog.at_level(logging.INFO):
+        train(Case(shuffled, Holds, steps=2), tmp_path / "run", 1)
+    assert "module.unlabelled is an object of torch.utils.data.dataloader." in caplog.text
