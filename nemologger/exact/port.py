@@ -42,7 +42,7 @@ class Entered(Protocol):
 
 def is_iterator_of_loader(value: object) -> bool:
     """Whether ``value`` is what a DataLoader gives its batches with."""
-    return isinstance(value, _BaseDataLoaderIter)
+    return issubclass(type(value), _BaseDataLoaderIter)
 
 
 # --- what a loader is -------------------------------------------------------------------------------------------------
