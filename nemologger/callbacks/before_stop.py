@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
@@ -25,9 +26,12 @@ def states_of_callbacks(trainer: pl.Trainer) -> dict[str, Any]:
         if isinstance(callback, EarlyStopping):
             states[callback.state_key] = callback.state_dict()
         elif id(callback) in program and not isinstance(callback, Checkpoint):
+            state = callback.state_dict()
             try:
-                copied = contents.unkept(contents.keep(callback.state_dict(), [contents.MOST_BYTES]))
-            except contents.CannotBeKeptError:
+                contents.keep(state, [contents.MOST_BYTES])
+                # A copy of the same types: a Counter that comes back as a dictionary would raise in the next life.
+                copied = deepcopy(state)
+            except Exception:  # noqa: BLE001  not plain, or a tensor of a graph, which cannot be copied
                 continue
             states |= {callback.state_key: copied} if copied else {}
     return states

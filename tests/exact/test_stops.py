@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import lightning.pytorch as pl
@@ -173,13 +174,13 @@ class CountsValidations(Net):
 
 
 class Notes(Callback):
-    """Has a state, of which Lightning is given the list itself."""
+    """Has a state, of which Lightning is given the counter itself."""
 
     def __init__(self):
-        self.validated = []
+        self.validated = Counter()
 
     def on_validation_end(self, trainer, pl_module):
-        self.validated.append(trainer.global_step)
+        self.validated[trainer.global_step] += 1
 
     def state_dict(self):
         return {"validated": self.validated}
@@ -201,5 +202,5 @@ def test_the_validation_of_a_stop_is_as_if_it_had_not_been(tmp_path):
     stopped, (_, _, validated) = run("stopped", 1, callbacks=[AfterBatch(10)])
     rest, of_callbacks = run("rest", 1000, resume=tmp_path / "stopped" / "step=10")
     assert len(stopped) == 5  # the first is the sanity check, the last that of the stop
-    assert validated == [0, 3, 6, 9, 10]
+    assert [*validated] == [0, 3, 6, 9, 10]
     assert (stopped[:-1] + rest, of_callbacks) == straight
