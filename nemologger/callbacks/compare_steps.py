@@ -217,7 +217,8 @@ def _last_parameter(module: torch.nn.Module) -> torch.Tensor | None:
 
 def _on_host(values: list[torch.Tensor]) -> list[float]:
     """The numbers, with one wait for the device if there are many."""
-    if len(values) > 1 and len({(value.device, value.dtype) for value in values}) == 1:
+    alike = len({(value.device, value.dtype) for value in values}) == 1
+    if len(values) > 1 and alike and values[0].dtype.itemsize > 1:  # the smallest types cannot be put together
         numbers: list[float] = torch.stack(values).tolist()
         return numbers
     return [value.item() for value in values]

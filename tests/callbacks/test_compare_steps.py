@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 import nemologger as nl
 from nemologger.callbacks import compare_steps
 from nemologger.callbacks.compare_steps import FILE, CompareSteps
+from nemologger.exact.trained_steps import TrainedSteps
 
 SAME, OTHER = "are the same again, to the bit", "is not what it was before the run ended"
 #: Numbers that no checkpoint can know of: the state of an iterator.
@@ -180,3 +181,17 @@ def test_what_is_the_same(then, now, exactly, same, tmp_path):
     compare = CompareSteps(tmp_path, lambda: 0)
     compare._exactly = exactly
     assert compare._same(then, now) == same
+
+
+@pytest.mark.parametrize("other", [torch.float8_e4m3fn, torch.float64, torch.float32])
+def test_values_of_any_types_are_read(other, tmp_path):
+    """A loss is missing in some steps of a GPU, and the parameter that stands for it has a type of its own."""
+    compare = CompareSteps(tmp_path, lambda: 0)
+    compare._steps = TrainedSteps(tmp_path / FILE, "1 x cuda")
+    compare._new = [(1, torch.tensor(1.0)), (2, torch.tensor(1.5).to(other)), (3, torch.tensor(1.75).to(other))]
+    compare._look()
+    assert compare._steps.behind(0) == {1: "1.0", 2: "1.5", 3: "1.75"}
+    compare._new = [(4, torch.tensor(2.0).to(other)), (5, torch.tensor(2.5).to(other))]
+    compare._look()
+    assert compare._steps.behind(3) == {4: "2.0", 5: "2.5"}
+    compare._steps.close()
