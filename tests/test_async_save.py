@@ -306,7 +306,7 @@ def test_a_state_that_cannot_be_read_any_more_does_not_hide_what_went_wrong(tmp_
     with pytest.raises(ZeroDivisionError, match="this is what went wrong"):
         quiet_trainer(max_steps=9, callbacks=[ckpt]).fit(Failing(), loader())
     assert "the state at the exception could not be saved" in caplog.text
-    assert names(tmp_path) == ["step=2", "step=2-last"]
+    assert names(tmp_path) == [".trained_steps", "step=2", "step=2-last"]
 
 
 def test_what_is_written_is_published_during_a_validation(tmp_path):

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemologger.disk.there import exists, is_dir
 from nemologger.errors import ConfigurationError, DirectoryInUseError
 
 try:
@@ -241,9 +242,10 @@ def _is_at(path: Path, descriptor: int) -> bool:
 def _is_gone(held: _Held) -> bool:
     """Whether another file, or none, is where the locked one was. A disk that does not answer says nothing of that."""
     try:
-        return not os.path.samestat(os.fstat(held.descriptor), held.path.stat())
-    except FileNotFoundError:
-        return held.path.parent.is_dir()
+        there = held.path.stat() if exists(held.path) else None
+        if there is None:
+            return is_dir(held.path.parent)
+        return not os.path.samestat(os.fstat(held.descriptor), there)
     except OSError:
         return False
 

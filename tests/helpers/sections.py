@@ -48,9 +48,10 @@ def one_of(trainer, kind: type | str):
 
 
 def checkpoints(run: Path) -> list[str]:
-    """The names of the checkpoints of a run."""
+    """What is in the checkpoints directory of a run, hidden files left out."""
     directory = run / "checkpoints"
-    return sorted(path.name for path in directory.iterdir() if path.is_dir()) if directory.is_dir() else []
+    found = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    return [name for name in found if not name.startswith(".")]
 
 
 def all_keys() -> list[str]:
