@@ -46,6 +46,12 @@ _SET_ANEW = (
     "done once more in each life; if it is set, it is as the program says today"
 )
 
+_BEHIND_LOADERS = (
+    "is brought back when training starts, behind train_dataloader(): if that depends on it, where loaders are made again "
+    "for each stage (reload_dataloaders_every_n_epochs), the epoch that a run goes on with has other data. Give the data "
+    "module state_dict() and load_state_dict(), which Lightning uses in time"
+)
+
 _OWN_STATE_LOST = (
     "has a state_dict() and has changed since training began, and is not saved: it {}. A resumed run begins with it as the "
     "program makes it. Return it from configure_optimizers() if it belongs there, save it in on_save_checkpoint(), or make "
@@ -151,6 +157,9 @@ class ProgramState:
         named = {path: _NOT_SAVED.format(why) for path, why in lost.items() if not path.startswith(within)}
         named |= {path: _OWN_STATE_LOST.format(why) for path, why in own_lost.items()}
         limits |= {f"attribute {path}": why for path, why in named.items() if not self._is_saved_by_hand(path)}
+        if lightning_port.reloads(trainer):
+            of_data = [path for path in attributes["attributes"] if path.startswith("data module.")]
+            limits |= {f"attribute {path}": _BEHIND_LOADERS for path in of_data}
         changed = trainer.accumulate_grad_batches != self._accumulate
         plain = {
             "logged": logged,

@@ -39,6 +39,7 @@ from nemologger.lightning_port.loaders import fetched as fetched
 from nemologger.lightning_port.loaders import fetches_ahead as fetches_ahead
 from nemologger.lightning_port.loaders import has_taken_of_new_loaders as has_taken_of_new_loaders
 from nemologger.lightning_port.loaders import last_reload_epoch as last_reload_epoch
+from nemologger.lightning_port.loaders import reloads as reloads
 from nemologger.lightning_port.loaders import rescale_saved_batches as rescale_saved_batches
 from nemologger.lightning_port.loaders import saved_batches as saved_batches
 from nemologger.lightning_port.loaders import see_loaders as see_loaders

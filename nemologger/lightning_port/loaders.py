@@ -115,6 +115,11 @@ def will_reload(trainer: pl.Trainer) -> bool:
     return bool(trainer.fit_loop._should_reload_train_dl)
 
 
+def reloads(trainer: pl.Trainer) -> bool:
+    """Whether Lightning makes the loaders anew after some epochs."""
+    return trainer.reload_dataloaders_every_n_epochs > 0  # type: ignore[attr-defined, no-any-return]  # a connector's
+
+
 def has_taken_of_new_loaders(trainer: pl.Trainer) -> bool:
     """For ``on_train_epoch_start``: whether a batch of loaders made for this epoch came before the hooks that begin it.
 

@@ -304,6 +304,13 @@ def test_a_number_that_is_made_of_itself_in_each_life_is_named(tmp_path, caplog)
     assert "module.scale was brought back" in told[0]
 
 
+@pytest.mark.parametrize(("data", "told"), [(Data, 1), (DataWithState, 0)])
+@pytest.mark.parametrize("reloads", [0, 1])
+def test_what_loaders_that_are_made_again_may_depend_on_is_named(data, told, reloads, tmp_path, caplog):
+    train(Case(data, trainer={"reload_dataloaders_every_n_epochs": reloads}, steps=8), tmp_path, 1)
+    assert caplog.text.count("attribute data module.batches is brought back when training starts") == told * reloads
+
+
 def test_an_object_made_when_training_starts_has_what_the_program_gives_today(tmp_path):
     def made(patience):
         class Starts(Net):
