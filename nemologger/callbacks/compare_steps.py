@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE = ".trained_steps"
-_LOOK_EVERY = 1.0  # seconds; to look at a value is to wait for the GPU
+# Seconds from one look at new values to the next: it waits for the GPU, and writes to the file.
+_LOOK_EVERY, _WRITE_EVERY = 1.0, 0.02
 # Where kernels differ from run to run: how many steps say something, and what is the same.
 _ROUGHLY, _SHARE, _APART = 10, 0.01, 0.001
 
@@ -58,7 +59,7 @@ class CompareSteps(Callback):
     def _begin(self) -> None:
         self._steps: TrainedSteps | None = None
         self._then: dict[int, str] = {}
-        self._new: list[tuple[int, torch.Tensor]] = []
+        self._new: list[tuple[int, torch.Tensor | float]] = []
         self._last = self._repeated = 0
         self._looked = 0.0
         self._exactly = self._waits = False
@@ -116,8 +117,8 @@ class CompareSteps(Callback):
         value = _number(self._parameter) if value is None else value
         if value is not None:
             # What a device has not computed yet can change until it is looked at.
-            self._new.append((self._last, value.clone() if self._waits else value))
-        if not self._waits or time.monotonic() - self._looked > _LOOK_EVERY:
+            self._new.append((self._last, value.clone() if self._waits else value.item()))
+        if time.monotonic() - self._looked > (_LOOK_EVERY if self._waits else _WRITE_EVERY):
             self._look()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,6 +129,8 @@ class CompareSteps(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Leave the file for the next life, unless what there is was saved in time. No :meth:`teardown` follows."""
+        if not self._waits:  # a device may never be done
+            self._look()
         self._end(all_is_saved=trainer.is_global_zero and self._last <= self._newest_saved())
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -215,13 +218,14 @@ def _last_parameter(module: torch.nn.Module) -> torch.Tensor | None:
     return trained[-1] if trained else None
 
 
-def _on_host(values: list[torch.Tensor]) -> list[float]:
+def _on_host(values: list[torch.Tensor | float]) -> list[float]:
     """The numbers, with one wait for the device if there are many."""
-    alike = len({(value.device, value.dtype) for value in values}) == 1
-    if len(values) > 1 and alike and values[0].dtype.itemsize > 1:  # the smallest types cannot be put together
-        numbers: list[float] = torch.stack(values).tolist()
+    waiting = [value for value in values if isinstance(value, torch.Tensor)]
+    alike = len(waiting) == len(values) and len({(value.device, value.dtype) for value in waiting}) == 1
+    if alike and waiting[0].dtype.itemsize > 1:  # the smallest types cannot be put together
+        numbers: list[float] = torch.stack(waiting).tolist()
         return numbers
-    return [value.item() for value in values]
+    return [value.item() if isinstance(value, torch.Tensor) else value for value in values]
 
 
 def _number(value: Any) -> torch.Tensor | None:
