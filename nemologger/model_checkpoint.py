@@ -41,6 +41,7 @@ from nemologger.saving.checks import (
     check_validation,
 )
 from nemologger.saving.due import Due
+from nemologger.saving.kept_checkpoints import ours
 from nemologger.saving.moments import CheckpointsInTime
 from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
@@ -239,6 +240,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         self._ranks: Ranks = SingleProcess()
         self._lock: DirectoryLock | None = None  # rank 0 holds it while it trains
         self._beginning: Beginning | None = None
+        self._compare: CompareSteps | None = None
         self._holds = False
         self._counted_here = 0
         self._metrics: dict[str, float] = {}
@@ -287,8 +289,8 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         """Give the trainer the callbacks that do what this one promises besides checkpoints."""
         if self.exact_resume:
             ExactResume.attach(trainer, pl_module, self.rank_timeout)
-            if in_store(directory) is None:
-                CompareSteps.attach(trainer, directory, lambda: max((k.step for k in self.shelf.kept), default=-1))
+            if in_store(directory) is None and ours(trainer)[0] is self:  # one is enough
+                self._compare = CompareSteps(directory, lambda: max((k.step for k in self.shelf.kept), default=-1))
         # The ranks ask each other in every step: not with less patience than training has.
         patience = max(self.rank_timeout, lightning_port.patience(trainer))
         if not self.save_weights_only:
@@ -327,6 +329,30 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         check_lengths(self._ranks, trainer)
         check_state(trainer)
         self._beginning = Beginning(trainer)
+        if self._compare is not None:
+            self._compare.begin(trainer, pl_module)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take what this callback has saved."""
+        super().on_load_checkpoint(trainer, pl_module, checkpoint)
+        if self._compare is not None:
+            self._compare.resume()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Compare the step with what it was before, if it is trained again; save if it is time."""
+        if self._compare is not None:
+            self._compare.note(trainer, outputs)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save the final state, if that has not happened yet."""
+        super().on_train_end(trainer, pl_module)
+        if self._compare is not None:
+            self._compare.finish()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Wait for what is being written; save, with ``save_on_exception``."""
@@ -341,6 +367,8 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
             log.error("Ctrl-C again: what is being saved is given up")
             self._keeper.give_up()
         finally:
+            if self._compare is not None:
+                self._compare.stop()
             self._release()
 
     def _end_saves(self, trainer: pl.Trainer, exception: BaseException) -> None:
@@ -372,6 +400,9 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
 
     def _release(self) -> None:
         self._keeper.close()
+        if self._compare is not None:
+            self._compare.close()
+            self._compare = None
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch.callbacks import Callback
 from torch.distributed.tensor import DTensor
 
-from nemologger import lightning_port
 from nemologger.exact.trained_steps import TrainedSteps
 
 if TYPE_CHECKING:
@@ -29,13 +27,14 @@ _LOOK_EVERY, _WRITE_EVERY = 1.0, 0.02
 _ROUGHLY, _SHARE, _APART = 10, 0.01, 0.001
 
 
-class CompareSteps(Callback):
+class CompareSteps:
     """Says whether the steps that a run had trained behind its newest checkpoint come out the same when it goes on.
 
     Whatever a program keeps that no checkpoint holds: if it changes a loss, it is seen here. Rank 0 writes down the loss of
     each step (where a step returns none, the last number of the parameters), and a run that was killed and goes on compares
     what it trains again. The first step that differs is a warning; that none does is in the log, too.
-    ``nemologger.ModelCheckpoint`` adds it to its trainer, for a directory on a disk.
+    ``nemologger.ModelCheckpoint`` calls it, for a directory on a disk: another callback would cost each step several times
+    what this does, as Lightning asks every one of them in every hook.
 
     On the CPU, and with ``Trainer(deterministic=True)``, to the bit; elsewhere only roughly, and for ten steps.
 
@@ -44,19 +43,15 @@ class CompareSteps(Callback):
         newest_saved: The step of the newest checkpoint, on rank 0. A fit that an exception ends there removes the file, as
             does one that comes to its end: no step is trained again.
 
-    Example:
-        >>> from lightning.pytorch import Trainer
-        >>> compare = CompareSteps(Path("checkpoints"), lambda: 0)
-        >>> trainer = Trainer(callbacks=[compare], logger=False, enable_checkpointing=False, accelerator="cpu")
     """
 
     def __init__(self, directory: Path, newest_saved: Callable[[], int]) -> None:
         self.directory = directory
         self._newest_saved = newest_saved
         self._resumes = False
-        self._begin()
+        self._forget()
 
-    def _begin(self) -> None:
+    def _forget(self) -> None:
         self._steps: TrainedSteps | None = None
         self._then: dict[int, str] = {}
         self._new: list[tuple[int, torch.Tensor | float]] = []
@@ -65,25 +60,15 @@ class CompareSteps(Callback):
         self._exactly = self._waits = False
         self._parameter: torch.Tensor | None = None
 
-    @classmethod
-    def attach(cls, trainer: pl.Trainer, directory: Path, newest_saved: Callable[[], int]) -> None:
-        """Add one to ``trainer``, for use in another callback's ``setup``, unless it has one."""
-        callbacks = lightning_port.callbacks(trainer)
-        if not any(isinstance(callback, cls) for callback in callbacks):
-            # Behind the one that saves: what is saved at the end is known.
-            trainer.callbacks = [*callbacks, cls(directory, newest_saved)]  # type: ignore[attr-defined]
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """The fit that begins goes on with another."""
+    def resume(self) -> None:
+        """A checkpoint is loaded: the fit that begins goes on with another."""
         self._resumes = True
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read what was trained behind the checkpoint; forget what belongs to another line of training."""
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """For ``on_train_start``: read what was trained behind the checkpoint; forget another line of training."""
         # Lightning's tuners load what they had saved, at step 0.
         resumes, self._resumes = self._resumes and trainer.global_step > 0, False
-        self._begin()
+        self._forget()
         if not trainer.is_global_zero:
             return
         device = trainer.strategy.root_device
@@ -106,10 +91,8 @@ class CompareSteps(Callback):
         except OSError as error:
             self._give_up(error)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Write down and compare what the step came to."""
+    def note(self, trainer: pl.Trainer, outputs: Any) -> None:
+        """For ``on_train_batch_end``: write down and compare what the step came to."""
         if self._steps is None or trainer.global_step == self._last:
             return
         self._last = trainer.global_step
@@ -121,25 +104,25 @@ class CompareSteps(Callback):
         if time.monotonic() - self._looked > (_LOOK_EVERY if self._waits else _WRITE_EVERY):
             self._look()
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What the run came to is saved, and no step is trained again."""
+    def finish(self) -> None:
+        """For ``on_train_end``, behind the last save: no step is trained again."""
         self._look()
         self._say_repeated()
         self._end(all_is_saved=True)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Leave the file for the next life, unless what there is was saved in time. No :meth:`teardown` follows."""
+    def stop(self) -> None:
+        """For ``on_exception``: leave the file for the next life, unless what there is was saved in time."""
         if not self._waits:  # a device may never be done
             self._look()
-        self._end(all_is_saved=trainer.is_global_zero and self._last <= self._newest_saved())
+        self._end(all_is_saved=self._steps is not None and self._last <= self._newest_saved())
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def close(self) -> None:
         """Close the file."""
         self._end(all_is_saved=False)
 
     def _end(self, *, all_is_saved: bool) -> None:
         steps = self._steps
-        self._begin()
+        self._forget()
         if steps is not None:
             steps.close()
             if all_is_saved:
@@ -152,11 +135,11 @@ class CompareSteps(Callback):
             return
         try:
             for (step, _), number in zip(new, _on_host([value for _, value in new]), strict=True):
-                self._note(self._steps, step, number)
+                self._compare(self._steps, step, number)
         except OSError as error:
             self._give_up(error)
 
-    def _note(self, steps: TrainedSteps, step: int, value: float) -> None:
+    def _compare(self, steps: TrainedSteps, step: int, value: float) -> None:
         """Compare a step with the one before, and write it down unless that is there already."""
         then = self._then.pop(step, None)
         if then is None:

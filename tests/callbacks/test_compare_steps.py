@@ -155,13 +155,19 @@ def test_lightnings_tuners_are_not_taken_for_the_run(tmp_path, said):
     assert not said()
 
 
-def test_without_exact_resume_and_in_other_stages_nothing_is_written(tmp_path):
+@pytest.mark.parametrize("exact_resume", [True, False])
+def test_it_belongs_to_exact_resume(exact_resume, tmp_path):
+    class Looks(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            assert (tmp_path / FILE).exists() == exact_resume
+
     trainer = nl.Trainer(
         max_steps=2, accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[nl.ModelCheckpoint(monitor=None, dirpath=tmp_path, exact_resume=False, verbose=False)],
+        callbacks=[
+            nl.ModelCheckpoint(monitor=None, dirpath=tmp_path, exact_resume=exact_resume, verbose=False), Looks(),
+        ],
     )  # fmt: skip
     trainer.fit(Net(), DataLoader(torch.randn(8, 4)))
-    assert not any(isinstance(callback, CompareSteps) for callback in trainer.callbacks)
 
 
 def test_a_disk_that_fails_costs_the_comparison_alone(tmp_path, said):
