@@ -116,8 +116,8 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         max_failed_saves: Raise after so many saves in a row have failed; before that, training goes on without them.
         rank_timeout: How long to wait for the other ranks of a save.
         exact_resume: Give the trainer an :class:`~nemologger.callbacks.exact_resume.ExactResume`: a resumed run then sees
-            the same batches and draws the same random numbers as one that was never stopped. False leaves the training
-            loaders as they are.
+            the same batches and draws the same random numbers as one that was never stopped, and one that was killed says
+            whether the steps that it trains again repeat. False leaves the training loaders as they are.
         save_on_sigterm: On SIGTERM, which schedulers send before they take a machine away, to any rank: save when the
             optimizer's step that is under way is done, and exit with code 143; see
             :class:`~nemologger.callbacks.PreemptionCallback`, which the trainer is given unless it has one. With False all

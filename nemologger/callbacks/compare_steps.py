@@ -43,6 +43,10 @@ class CompareSteps:
         newest_saved: The step of the newest checkpoint, on rank 0. A fit that an exception ends there removes the file, as
             does one that comes to its end: no step is trained again.
 
+    Example:
+        >>> import tempfile
+        >>> compare = CompareSteps(Path(tempfile.gettempdir()), newest_saved=lambda: 0)
+        >>> compare.close()  # nothing has been trained
     """
 
     def __init__(self, directory: Path, newest_saved: Callable[[], int]) -> None:
