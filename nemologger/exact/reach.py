@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from types import (
     BuiltinFunctionType,
     CodeType,
@@ -34,6 +34,9 @@ _CLOSED = (
 )  # fmt: skip
 #: What is found most often and has nothing within.
 _PLAIN = (*_SCALARS, GetSetDescriptorType, MemberDescriptorType, property)
+_OF_CLASSES = (FunctionType, *_PLAIN)
+#: Named here, as unions of types take time to make.
+_LISTED, _CALLED, _PLACES = (list, tuple, dict), (FunctionType, partial), (Variables, OfClass)
 #: Locks, queues, threads, files and processes have numbers that are nobody's to set.
 _OPEN = {"builtins", "collections", "functools", "types", "argparse", "dataclasses", "__main__", "random"}
 _STANDARD = sys.stdlib_module_names - _OPEN
@@ -181,9 +184,9 @@ def attributes(value: Any) -> dict[str, Any]:
     if _is_shared_number(type(value)):
         return {"value": value.value}
     own = dict(getattr(value, "__dict__", {}))
-    if isinstance(value, Variables | OfClass):
+    if isinstance(value, _PLACES):
         return own
-    if isinstance(value, FunctionType | partial):
+    if isinstance(value, _CALLED):
         return {**of_call(value), **own}
     for name, slot in _kind_of(type(value)).slots.items():
         try:
@@ -222,7 +225,7 @@ def generators_of_class(value: Any) -> dict[str, Any]:
         name: item
         for kind in _kind_of(type(value)).own
         for name, item in vars(kind).items()
-        if type(item) not in _PLAIN and is_generator(item) and name not in own
+        if type(item) not in _OF_CLASSES and is_generator(item) and name not in own
     }
 
 
@@ -236,9 +239,14 @@ _ODD = _Kind(closed=True)
 
 def _kind_of(kind: type) -> _Kind:
     try:
-        known = _kinds.get(kind)
-        if known is None:
-            known = _kinds[kind] = _look_at(kind)
+        return _kinds[kind]
+    except Exception:  # noqa: BLE001  it is new, or a class without a hash
+        return _look_at_first(kind)
+
+
+def _look_at_first(kind: type) -> _Kind:
+    try:
+        known = _kinds[kind] = _look_at(kind)
     except Exception:  # noqa: BLE001  a class without a hash, or one that even raises for its name
         return _ODD
     return known
@@ -284,8 +292,7 @@ def _globals_of(value: Any, kind: _Kind, looked_at: set[int]) -> list[tuple[str,
     """The generators among the globals of a file that code of ``value`` names."""
     function = value.__func__ if isinstance(value, MethodType) else value
     if isinstance(function, FunctionType):
-        names = tuple(sorted(_named(function.__code__)))
-        places = [(function.__module__, function.__globals__, names)]
+        places = [(function.__module__, function.__globals__, _named_in(function.__code__))]
     else:
         new = [base for base in kind.own if id(base) not in looked_at]
         looked_at.update(map(id, new))
@@ -297,7 +304,7 @@ def _globals_of(value: Any, kind: _Kind, looked_at: set[int]) -> list[tuple[str,
         (f"{module}:{name}", there[name])
         for module, there, named in places
         for name in named
-        if is_generator(there.get(name))
+        if name in there and is_generator(there[name])
     ]
 
 
@@ -323,6 +330,11 @@ def _named_by(kind: type) -> tuple[str, ...]:
     return _names[kind]
 
 
+@lru_cache(maxsize=1024)
+def _named_in(code: CodeType) -> tuple[str, ...]:
+    return tuple(sorted(_named(code)))
+
+
 def _named(code: CodeType) -> frozenset[str]:
     inner = [_named(const) for const in code.co_consts if isinstance(const, CodeType)]
     return frozenset(code.co_names).union(*inner)
@@ -335,7 +347,7 @@ def _is_shared_number(kind: type) -> bool:
 
 def _many(value: Any) -> tuple[list[Any], list[Any]]:
     """The places, and the items, of a long list or dictionary."""
-    if not issubclass(type(value), list | tuple | dict) or len(value) <= _MOST_ITEMS:
+    if not issubclass(type(value), _LISTED) or len(value) <= _MOST_ITEMS:
         return [], []
     return ([*dict.keys(value)], [*dict.values(value)]) if isinstance(value, dict) else ([*range(len(value))], [*value])
 
@@ -352,7 +364,7 @@ def _is_network(value: Any) -> bool:
 
 def _parts(value: Any) -> list[tuple[str, Any]]:
     # No other mappings: one may read files, or raise for what a configuration lacks.
-    if isinstance(value, list | tuple | dict):
+    if isinstance(value, _LISTED):
         most = _MOST_ITEMS
         if isinstance(value, list | tuple) and value and is_generator(value[0]):
             most = _MOST_GENERATORS  # one for each sample
@@ -361,9 +373,7 @@ def _parts(value: Any) -> list[tuple[str, Any]]:
         return entries(value)
     if isinstance(value, MethodType):
         return [("__self__", value.__self__)]
-    parts: list[tuple[Any, Any]] = [
-        *(vars(value) if isinstance(value, FunctionType | partial) else attributes(value)).items()
-    ]
+    parts: list[tuple[Any, Any]] = [*(vars(value) if isinstance(value, _CALLED) else attributes(value)).items()]
     if isinstance(value, FunctionType):
         parts += cells_of(value).items()
         parts += [*enumerate(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).items()]

@@ -33,6 +33,7 @@ _EMPTY = CellType()
 _MOST_FUNCTIONS = 1000
 _CACHED = type(lru_cache(len))
 _CLOSED = (ModuleType, BuiltinFunctionType)
+_SCALARS = (int, float, bool, str, type(None))
 #: What changes without its variable being set.
 _FILLED = (list, dict, set, deque, bytearray, np.ndarray, torch.Tensor)
 
@@ -91,6 +92,9 @@ class OfClass:
         setattr(self._kind, name, value)
 
 
+_KEEPERS = (FunctionType, partial, Variables, OfClass)
+
+
 def of_function(function: FunctionType) -> Variables:
     """Those that outlive a call: of where ``function`` was made, and global ones that it sets itself."""
     return Variables(_cells_of(function), function.__globals__, _code_of(function).sets)
@@ -106,13 +110,15 @@ def of_call(function: Any) -> dict[str, Any]:
     if isinstance(function, partial):
         given = [*enumerate(function.args), *function.keywords.items()]
         return {str(name): value for name, value in given if _is_filled(value)}
+    if not (function.__defaults__ or function.__kwdefaults__ or function.__closure__):
+        return {}
     defaults = [*enumerate(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
     return {str(name): value for name, value in defaults if _is_filled(value)} | cells_of(function)
 
 
 def keeps_variables(holder: Any) -> bool:
     """Whether it is a function, or one of the places of this file, and no object with attributes."""
-    return isinstance(holder, FunctionType | partial | Variables | OfClass)
+    return isinstance(holder, _KEEPERS)
 
 
 def set_in(holder: Any, name: str, value: Any) -> None:
@@ -128,7 +134,9 @@ def set_in(holder: Any, name: str, value: Any) -> None:
 
 
 def _cells_of(function: FunctionType) -> dict[str, CellType]:
-    cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=False)
+    if function.__closure__ is None:
+        return {}
+    cells = zip(function.__code__.co_freevars, function.__closure__, strict=False)
     return {name: cell for name, cell in cells if name != "__class__"}
 
 
@@ -153,6 +161,7 @@ class _Code(NamedTuple):
     kinds: tuple[type, ...] = ()
 
 
+_NOTHING = _Code(frozenset(), frozenset())
 _codes: WeakKeyDictionary[FunctionType, _Code] = WeakKeyDictionary()
 _functions: WeakKeyDictionary[type, tuple[FunctionType, ...]] = WeakKeyDictionary()
 
@@ -198,19 +207,21 @@ class Reached:
         """What may be looked into, by path: global variables that are set by nobody, and functions that keep something."""
         for function in self._waiting:
             code, there = _code_of(function), function.__globals__
+            if function.__closure__ or function.__defaults__ or function.__kwdefaults__ or function.__dict__:
+                yield f"{function.__module__}:{function.__qualname__}", function
+            if code is _NOTHING:
+                continue
             self._fills |= code.fills
             self._note(there, code.sets)
             for other in code.functions:
                 self.add(other)
             for kind in code.kinds:
                 self.add_class(kind)
-            if function.__closure__ or function.__defaults__ or function.__kwdefaults__ or vars(function):
-                yield f"{function.__module__}:{function.__qualname__}", function
             for space, name in code.variables:
                 value = space.get(name)
                 if _is_filled(value) or (space is not there and name in code.fills):
                     self._note(space, {name})
-                else:
+                elif type(value) not in _SCALARS:
                     yield f"{space.get('__name__')}:{name}", value
         self._waiting.clear()
 
@@ -222,7 +233,8 @@ class Reached:
             names = {
                 name
                 for name, value in vars(kind).items()
-                if (name in self._fills or _is_filled(value)) and not name.startswith("__")
+                if (name in self._fills or (type(value) is not FunctionType and _is_filled(value)))
+                and not name.startswith("__")
             }
             if names:
                 yield f"{_module_of(kind)}:{kind.__qualname__}", OfClass(kind, frozenset(names))
@@ -242,9 +254,10 @@ def _is_filled(value: Any) -> bool:
 
 
 def _functions_of(kind: type) -> tuple[FunctionType, ...]:
-    if kind not in _functions:
-        _functions[kind] = tuple(filter(None, map(_function_behind, vars(kind).values())))
-    return _functions[kind]
+    known = _functions.get(kind)
+    if known is None:
+        known = _functions[kind] = tuple(filter(None, map(_function_behind, vars(kind).values())))
+    return known
 
 
 def _function_behind(value: Any) -> FunctionType | None:
@@ -262,13 +275,15 @@ def _function_behind(value: Any) -> FunctionType | None:
 
 
 def _code_of(function: FunctionType) -> _Code:
-    if function not in _codes:
-        code = _Code(frozenset(), frozenset())
+    code = _codes.get(function)
+    if code is None:
+        code = _NOTHING
         if is_of_the_program(str(function.__globals__.get("__name__"))):
             sets, fills, names = _read(function.__code__)
             code = _named(_Code(frozenset(sets), frozenset(fills)), function.__globals__, names)
+            code = code if any(code) else _NOTHING
         _codes[function] = code
-    return _codes[function]
+    return code
 
 
 def _read(code: CodeType) -> tuple[set[str], set[str], set[str]]:
