@@ -98,7 +98,7 @@ class ExactResume(Callback):
         """Add one to ``trainer``, for use in another callback's ``setup``, unless it has one."""
         callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
         if not any(isinstance(callback, cls) for callback in callbacks):
-            added = cls(rank_timeout)
+            added = lightning_port.without_empty_hooks(cls(rank_timeout))
             # Another list: Lightning is iterating over this one. In front: it acts before others save.
             trainer.callbacks = [added, *callbacks]  # type: ignore[attr-defined]
             added.setup(trainer, pl_module, "fit")

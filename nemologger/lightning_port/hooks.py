@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 _EPOCH_END = "on_train_epoch_end"
 _EPOCH_START = "on_train_epoch_start"
 _START = "on_train_start"
+_AnyCallback = TypeVar("_AnyCallback", bound=Callback)
+#: Called in every step.
+_OF_STEP = (
+    "on_train_batch_start", "on_before_zero_grad", "on_before_backward", "on_after_backward", "on_before_optimizer_step",
+    "on_train_batch_end",
+)  # fmt: skip
 
 
 def callbacks(trainer: pl.Trainer) -> list[Callback]:
@@ -35,6 +41,17 @@ def callbacks_of_the_program(trainer: pl.Trainer) -> dict[str, object]:
         f"callback {i} {type(callback).__name__}": callback
         for i, callback in enumerate(c for c in callbacks(trainer) if not type(c).__module__.startswith(ours))
     }
+
+
+def without_empty_hooks(callback: _AnyCallback) -> _AnyCallback:
+    """``callback``, of which Lightning does not call the hooks of a step that it leaves empty.
+
+    Each call takes it 4 microseconds. It leaves out what cannot be called.
+    """
+    for hook in _OF_STEP:
+        if not is_overridden(hook, callback):
+            setattr(callback, hook, None)
+    return callback
 
 
 def move_to_end(trainer: pl.Trainer, callback: Callback) -> None:

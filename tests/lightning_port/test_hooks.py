@@ -5,6 +5,7 @@ from __future__ import annotations
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.profilers import SimpleProfiler
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import lightning_port
@@ -37,6 +38,20 @@ def test_a_callback_moves_behind_the_checkpoints(tmp_path):
     trainer.fit(ToyModel(), loader())
     assert trainer.callbacks[-1] is last
     assert trainer.callbacks.count(last) == 1
+
+
+def test_hooks_of_a_step_that_a_callback_leaves_empty_are_not_called():
+    class Counts(pl.Callback):
+        steps = 0
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            self.steps += 1
+
+    callback, profiler = lightning_port.without_empty_hooks(Counts()), SimpleProfiler()
+    quiet_trainer(max_steps=3, callbacks=[callback], profiler=profiler).fit(ToyModel(), loader())
+    called = {name.rpartition(".")[2] for name in profiler.recorded_durations if "Counts" in name}
+    assert callback.steps == 3
+    assert {name for name in called if "batch" in name or "before" in name or "after" in name} == {"on_train_batch_end"}
 
 
 class _Hooked(ToyModel):
