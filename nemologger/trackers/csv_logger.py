@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
@@ -19,6 +18,7 @@ from nemologger.condition import holds
 from nemologger.disk import LocalDisk
 from nemologger.disk.there import exists, is_file
 from nemologger.errors import ConfigurationError
+from nemologger.trackers.hparams_file import write_hparams
 from nemologger.trackers.own_file import Entry, FileTracker, LoggedAgain, append, is_whole, put_aside, read_lines
 
 log = logging.getLogger(__name__)
@@ -162,7 +162,7 @@ class MetricsFile:
         """Write hyperparameters to ``hparams.yaml``."""
         self.hparams.update(params)
         LocalDisk().make_directory(Path(self.log_dir))
-        save_hparams_to_yaml(str(Path(self.log_dir, HPARAMS)), self.hparams)
+        write_hparams(Path(self.log_dir, HPARAMS), self.hparams)
 
     def save(self) -> None:
         """Append the rows that were logged since the last call. Those that cannot be written stay for the next call."""
