@@ -12,6 +12,7 @@ from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.reading.load import load_checkpoint
 from nemologger.checkpoint.state.snapshot import Snapshot, take
 from nemologger.checkpoint.verify import problems
+from nemologger.checkpoint.writing.plan import Planner
 from nemologger.checkpoint.writing.saver import Saver
 from nemologger.disk import Disk, LocalDisk
 from nemologger.ranks import Ranks, SingleProcess
@@ -58,7 +59,8 @@ def save(
         disk.make_directory(directory)
         disk.write(directory / "io.json", [b'{"step": %d}' % step])
 
-    saver = Saver(disk, ranks or SingleProcess(), apart=apart)
+    ranks = ranks or SingleProcess()
+    saver = Saver(disk, ranks, Planner(ranks, apart=apart))
     return saver.save(snapshot_of(step), checkpoint, Manifest(step=step, epoch=0, **manifest), write_context)
 
 

@@ -20,6 +20,7 @@ from nemologger.checkpoint.manifest import FileRecord, Manifest
 from nemologger.checkpoint.state.snapshot import Snapshot
 from nemologger.checkpoint.writing.async_saver import AsyncSaver
 from nemologger.checkpoint.writing.memory_disk import MemoryDisk
+from nemologger.checkpoint.writing.plan import Planner
 from nemologger.checkpoint.writing.saver import Saver
 from nemologger.checkpoint.writing.staging import StagingMode
 from nemologger.checkpoint.writing.write import write_file
@@ -76,9 +77,9 @@ class Keeper:
         self._lost: list[str] = []
         self._remover = Remover(disk)
         overlapping = OverlappingDisk(disk.store) if isinstance(disk, RemoteDisk) else disk
-        apart = policy.states != -1
-        self._saver = Saver(overlapping, ranks, files_per_rank, apart=apart)
-        self._beside = AsyncSaver(disk, ranks, files_per_rank, staging, apart=apart) if beside else None
+        planner = Planner(ranks, files_per_rank, apart=policy.states != -1)
+        self._saver = Saver(overlapping, ranks, planner)
+        self._beside = AsyncSaver(disk, ranks, planner, staging) if beside else None
         self._pending: _Pending | None = None
         self._settled: Shelf | None = None
         self._errand: Errand | None = None

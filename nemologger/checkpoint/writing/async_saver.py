@@ -47,24 +47,21 @@ class AsyncSaver:
     Args:
         disk: For what rank 0 does itself: markers, links, the manifest. The writer processes use the local file system.
         ranks: The processes that write together.
-        files_per_rank: At most so many ``.distcp`` files for each rank.
+        planner: Says what each rank writes; default a new one.
         staging: ``"at_once"`` copies the state while training waits, ``"overlapped"`` until the optimizer's next step;
             ``"auto"`` overlaps if there are tensors on a CUDA device.
-        apart: No file holds both model and optimizer.
     """
 
     def __init__(
         self,
         disk: Disk,
         ranks: Ranks,
-        files_per_rank: int = 2,
+        planner: Planner | None = None,
         staging: StagingMode = "auto",
-        *,
-        apart: bool = False,
     ) -> None:
         self._disk = disk
         self._ranks = ranks
-        self._equipment = Equipment(Planner(ranks, files_per_rank, apart=apart), ranks, staging)
+        self._equipment = Equipment(planner or Planner(ranks), ranks, staging)
         self._in_flight: InFlight | None = None
 
     @property

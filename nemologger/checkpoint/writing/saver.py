@@ -36,14 +36,13 @@ class Saver:
     Args:
         disk: Where to.
         ranks: The processes that write together.
-        files_per_rank: At most so many ``.distcp`` files for each rank.
-        apart: No file holds both model and optimizer.
+        planner: Says what each rank writes; default a new one.
     """
 
-    def __init__(self, disk: Disk, ranks: Ranks, files_per_rank: int = 2, *, apart: bool = False) -> None:
+    def __init__(self, disk: Disk, ranks: Ranks, planner: Planner | None = None) -> None:
         self._disk = disk
         self._ranks = ranks
-        self._planner = Planner(ranks, files_per_rank, apart=apart)
+        self._planner = planner or Planner(ranks)
 
     def save(
         self,

@@ -20,7 +20,7 @@ from nemologger.checkpoint.keeping.keeper import Keeper
 from nemologger.checkpoint.keeping.retention import Policy
 from nemologger.checkpoint.keeping.shelf import Shelf
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.checkpoint.writing import async_saver, in_flight, progress
+from nemologger.checkpoint.writing import async_saver, in_flight, plan, progress
 from nemologger.disk import Disk, LocalDisk
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import SingleProcess
@@ -228,3 +228,17 @@ def test_what_a_failed_save_left_on_a_disk_that_was_away_goes_with_the_next_save
     save(4)
     keeper.close()
     assert names_in(tmp_path) == {"s1", "s4"}
+
+
+def test_the_last_save_of_a_run_that_saves_beside_training_goes_by_the_plan_there_is(tmp_path, monkeypatch):
+    """A new one takes seconds where there are very many tensors, and the time that a job has left may be short."""
+    made = []
+    files_of = plan.files_of
+    monkeypatch.setattr(plan, "files_of", lambda *given, **named: made.append(given) or files_of(*given, **named))
+    keeper = Keeper(LocalDisk(), SingleProcess(), Policy(3), link=False, shelf=Shelf(), beside=True)
+    for step, save in enumerate((keeper.start, keeper.save), start=1):
+        decision = Decision(str(tmp_path / f"s{step}"), None, None, ranked=True)
+        save(snapshot_of(step), decision, Manifest(step, 0, ranked=True), None, set())
+    keeper.close()
+    assert len(made) == 1
+    assert not faults(tmp_path / "s1") + faults(tmp_path / "s2")

@@ -22,6 +22,7 @@ from nemologger.checkpoint.keeping.thinning import thin
 from nemologger.checkpoint.manifest import Manifest, read
 from nemologger.checkpoint.state.snapshot import EMA_STATE, OtherWeights, take
 from nemologger.checkpoint.weights import described, payloads
+from nemologger.checkpoint.writing.plan import Planner
 from nemologger.checkpoint.writing.saver import Saver
 from nemologger.disk import LocalDisk
 from nemologger.errors import DamagedCheckpointError
@@ -83,7 +84,7 @@ def big_state() -> dict:
 @BOTH
 def test_large_tensors_and_averages(tmp_path, apart, files):
     state = big_state()
-    saver = Saver(DISK, SingleProcess(), files, apart=apart)
+    saver = Saver(DISK, SingleProcess(), Planner(SingleProcess(), files, apart=apart))
     saver.save(take(state, None, [dict(enumerate("xyz"))]), tmp_path / "a", Manifest(step=1, epoch=0))
     assert apart <= (len(list((tmp_path / "a/weights").glob("*.distcp"))) == max(files, 2))
     size = sum(record.size for record in read(tmp_path / "a").files.values())
@@ -123,7 +124,8 @@ def test_a_duplicate_keeps_its_own(tmp_path):
 @pytest.mark.parametrize("file", ["weights/common.pt", "weights/.metadata", "weights/__0_0.distcp"])
 def test_damage_does_not_become_part_of_it(tmp_path, file):
     """What is written again would have a checksum that fits."""
-    Saver(DISK, SingleProcess(), 1).save(snapshot_of(1), tmp_path / "a", Manifest(step=1, epoch=0))
+    saver = Saver(DISK, SingleProcess(), Planner(SingleProcess(), 1))
+    saver.save(snapshot_of(1), tmp_path / "a", Manifest(step=1, epoch=0))
     content = bytearray((tmp_path / "a" / file).read_bytes())
     place = content.rindex(b"state_dict" if "distcp" not in file else b"data/0")
     content[place] ^= 1

@@ -20,6 +20,7 @@ from nemologger.checkpoint.reading.read import read_parts, read_tensors
 from nemologger.checkpoint.state.snapshot import take
 from nemologger.checkpoint.verify import problems
 from nemologger.checkpoint.weights import described, payloads
+from nemologger.checkpoint.writing.plan import Planner
 from nemologger.checkpoint.writing.saver import Saver
 from nemologger.disk import LocalDisk
 from nemologger.errors import DamagedCheckpointError, ModelMismatchError
@@ -103,7 +104,8 @@ def _room_for(files):
 def test_more_files_are_read_than_may_be_open(tmp_path):
     """As of hundreds of ranks: 1024 are allowed in most places."""
     state = {"state_dict": {f"w{i}": torch.full((3,), float(i)) for i in range(200)}}
-    Saver(LocalDisk(), SingleProcess(), files_per_rank=200).save(take(state), tmp_path / "x", Manifest(step=1, epoch=0))
+    saver = Saver(LocalDisk(), SingleProcess(), Planner(SingleProcess(), files_per_rank=200))
+    saver.save(take(state), tmp_path / "x", Manifest(step=1, epoch=0))
     with _room_for(files=80):
         read = load_checkpoint(tmp_path / "x")["state_dict"]
     assert all(torch.equal(read[key], value) for key, value in state["state_dict"].items())

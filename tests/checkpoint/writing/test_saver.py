@@ -16,6 +16,7 @@ from nemologger.checkpoint import commit
 from nemologger.checkpoint.keeping.thinning import thin
 from nemologger.checkpoint.manifest import Manifest, read
 from nemologger.checkpoint.state.snapshot import take
+from nemologger.checkpoint.writing.plan import Planner
 from nemologger.checkpoint.writing.saver import Saver
 from nemologger.disk import LocalDisk
 from nemologger.errors import SaveFailedError
@@ -54,7 +55,8 @@ def test_the_manifest_that_was_published_is_returned(tmp_path):
 
 @pytest.mark.parametrize("files", [1, 2, 5])
 def test_at_most_so_many_files_per_rank(tmp_path, files):
-    Saver(LocalDisk(), SingleProcess(), files).save(snapshot_of(1), tmp_path / "a", Manifest(step=1, epoch=0))
+    saver = Saver(LocalDisk(), SingleProcess(), Planner(SingleProcess(), files))
+    saver.save(snapshot_of(1), tmp_path / "a", Manifest(step=1, epoch=0))
     shards = list((tmp_path / "a" / "weights").glob("*.distcp"))
     assert len(shards) == min(files, len(snapshot_of(1).tensors))
 
