@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.reading.in_place import fill_special
-from nemologger.checkpoint.reading.load import open_checkpoint, optimizer_names
+from nemologger.checkpoint.reading.load import open_checkpoint
 from nemologger.disk.there import is_dir
 from nemologger.errors import CheckpointError, ModelMismatchError
 from nemologger.loading.checkpoint_io import align_to
@@ -87,7 +87,8 @@ class RestoreWeights(Callback):
         if "optimizer_states" not in checkpoint:
             raise CheckpointError(f"{self.checkpoint} holds no optimizer state: set load_optim_state=False")
         if is_dir(self.checkpoint):
-            align_to(trainer, self.checkpoint, optimizer_names(self.checkpoint), checkpoint["optimizer_states"])
+            opened = open_checkpoint(self.checkpoint, verified=True)
+            align_to(trainer, self.checkpoint, opened, checkpoint["optimizer_states"])
         if sharded_state.shards_state(trainer.strategy):
             by_number = lightning_port.optimizer_names(trainer)
             states = checkpoint["optimizer_states"]

@@ -20,16 +20,13 @@ from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.find import settled
 from nemologger.checkpoint.reading.in_place import fill_special, loads_plainly
 from nemologger.checkpoint.reading.load import (
-    Names,
     Opened,
     averages_of,
     is_of_model,
     open_checkpoint,
-    weights_of,
 )
 from nemologger.checkpoint.state.optimizers import align, keep_as_saved
 from nemologger.checkpoint.state.plain import fill_in
-from nemologger.checkpoint.weights import described
 from nemologger.disk.there import exists, is_dir
 from nemologger.errors import CheckpointError, DamagedCheckpointError, ModelMismatchError, NotFoundError, RefusedError
 from nemologger.loading.compare import check_model
@@ -53,7 +50,7 @@ class DirectoryCheckpointIO(CheckpointIO):
     def __init__(self, trainer: pl.Trainer, inner: CheckpointIO) -> None:
         self._trainer = trainer
         self._inner = inner
-        self._loaded: tuple[Path, Names, list[dict[str, Any]]] | None = None  # optimizers' states
+        self._loaded: tuple[Path, Opened, list[dict[str, Any]]] | None = None  # optimizers' states
         self._kept: tuple[str, Opened | None] | None = None
         self._asked: tuple[str | Path | None, bool | None] = None, None  # of the fit that is beginning
         self._begins = False
@@ -110,7 +107,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         )
         opened = self._with_own_objects(opened, path)
         if module is not None and not lightning_port.will_rewrite_state(module):
-            check_model(directory, sharded_state.model_state(strategy), module)
+            check_model(directory, sharded_state.model_state(strategy), module, opened=opened)
         is_fit = self._trainer.state.fn == "fit"
         if is_fit and not opened.has_optimizer and not self._is_finished(directory):
             raise CheckpointError(
@@ -127,7 +124,8 @@ class DirectoryCheckpointIO(CheckpointIO):
             fill_special(module, checkpoint["state_dict"])
         if is_fit and not opened.has_optimizer:
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
-        self._loaded = (directory, opened.optimizer_names, checkpoint["optimizer_states"]) if is_fit else None
+        rest = replace(opened, tensors={})  # the optimizers have theirs, and the model is not to be kept for them
+        self._loaded = (directory, rest, checkpoint["optimizer_states"]) if is_fit else None
         if is_fit and self._trainer.is_global_zero:
             self._say_what_nobody_keeps(directory)
         return checkpoint
@@ -331,14 +329,13 @@ def get_ready(trainer: pl.Trainer) -> None:
         plugin.align_optimizers()
 
 
-def align_to(trainer: pl.Trainer, directory: Path, saved: Names, states: list[dict[str, Any]]) -> None:
+def align_to(trainer: pl.Trainer, directory: Path, opened: Opened, states: list[dict[str, Any]]) -> None:
     """Bring ``states``, the optimizers' of the checkpoint ``directory``, into the order of the trainer's optimizers.
-
-    ``saved`` are its :attr:`~nemologger.checkpoint.reading.load.Opened.optimizer_names`.
 
     Raises:
         ModelMismatchError: If those are other optimizers, or hold other parameters.
     """
+    saved = opened.optimizer_names
     if len(saved) != len(states):
         return  # another tool wrote it: the order is all there is
     now = lightning_port.optimizer_names(trainer)
@@ -356,10 +353,12 @@ def align_to(trainer: pl.Trainer, directory: Path, saved: Names, states: list[di
         except ModelMismatchError as error:
             raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
         if "param_groups" in states[i] and not sharded_state.shards_state(trainer.strategy):
-            keep_as_saved(optimizer, states[i], partial(_dtype_in, directory, saved[i]))
+            keep_as_saved(optimizer, states[i], partial(_dtype_in, opened.shapes, saved[i]))
 
 
-def _dtype_in(checkpoint: Path, names_of: Mapping[int, str], index: int) -> torch.dtype | None:
-    """That of a parameter in ``checkpoint``, by its index in an optimizer."""
-    _, dtype = described(weights_of(checkpoint)).get(f"state_dict.{names_of.get(index)}", (None, None))
+def _dtype_in(
+    stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]], names_of: Mapping[int, str], index: int
+) -> torch.dtype | None:
+    """That of a parameter in a checkpoint, by its index in an optimizer."""
+    _, dtype = stored.get(f"state_dict.{names_of.get(index)}", (None, None))
     return dtype

@@ -12,7 +12,7 @@ from torch.nn.modules.module import _EXTRA_STATE_KEY_SUFFIX  # what a module say
 
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.reading.in_place import loaded_otherwise
-from nemologger.checkpoint.reading.load import weights_of
+from nemologger.checkpoint.reading.load import Opened, weights_of
 from nemologger.checkpoint.state.snapshot import Snapshot, is_stored
 from nemologger.checkpoint.weights import described, read_common
 from nemologger.errors import ModelMismatchError
@@ -25,7 +25,12 @@ _PREFIX = "state_dict."
 
 
 def check_model(
-    checkpoint: Path, state: Mapping[str, Any], module: torch.nn.Module | None = None, *, strict: bool = True
+    checkpoint: Path,
+    state: Mapping[str, Any],
+    module: torch.nn.Module | None = None,
+    *,
+    strict: bool = True,
+    opened: Opened | None = None,
 ) -> None:
     """Compare the model in ``checkpoint`` with a state dictionary, before anything is loaded.
 
@@ -34,12 +39,14 @@ def check_model(
         state: The state dictionary.
         module: Whose it is: what a part of it loads in a way of its own is not compared.
         strict: Whether the names must be the same; else, only the shapes of those that both have.
+        opened: ``checkpoint``, if that has been opened.
 
     Raises:
         ModelMismatchError: If they differ; it names the parameters.
     """
     weights = weights_of(checkpoint)
-    stored = {k.removeprefix(_PREFIX): one for k, (one, _) in described(weights).items() if k.startswith(_PREFIX)}
+    shapes = described(weights) if opened is None else opened.shapes
+    stored = {k.removeprefix(_PREFIX): one for k, (one, _) in shapes.items() if k.startswith(_PREFIX)}
     wanted = shapes_of(state)
     # Extra state may be of another kind today: no tensor then.
     elsewhere = any(_is_extra(key) for key in wanted.keys() - stored.keys())

@@ -22,6 +22,7 @@ from nemologger import (
     load_weights,
 )
 from nemologger.checkpoint.reading.load import load_model
+from nemologger.checkpoint.weights.unpickler import MetadataUnpickler
 from nemologger.loading.checkpoint_io import DirectoryCheckpointIO, install
 from nemologger.loading.compare import check_model
 
@@ -400,3 +401,36 @@ def test_optimizer_state_follows_the_names_without_a_checkpoint_callback(checkpo
     AutoResume(resume_from_path=tmp_path / "x").setup(trainer)
     trainer.fit(Swapped(swapped=True), loader(), loader())
     assert all(torch.equal(expected[name], value) for name, value in seen.items())
+
+
+class _InDouble(torch.optim.Optimizer):
+    """Its state has more digits than the parameters: torch rounds that when it loads it, which is put right."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {})
+
+    def step(self, closure):
+        closure()
+        for parameter in self.param_groups[0]["params"]:
+            state = self.state[parameter]
+            state["sum"] = state.get("sum", 0.0) + parameter.grad.double()
+            parameter.data.sub_(1e-3 * state["sum"])
+
+
+class _KeepsDigits(ToyModel):
+    def configure_optimizers(self):
+        return _InDouble(self.parameters())
+
+
+def test_what_lies_where_is_read_once(tmp_path, monkeypatch):
+    """Of tens of thousands of tensors that takes a second, and once for each of them hours."""
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
+    quiet_trainer(max_steps=5, callbacks=[saves]).fit(_KeepsDigits(), loader(), loader())
+    reads = []
+    load = MetadataUnpickler.load
+    monkeypatch.setattr(MetadataUnpickler, "load", lambda self: reads.append(self) or load(self))
+    trainer = quiet_trainer(max_steps=7, enable_checkpointing=False)
+    AutoResume(resume_from_path=tmp_path / "x").setup(trainer)
+    trainer.fit(_KeepsDigits(), loader(), loader())
+    assert trainer.global_step == 7
+    assert len(reads) == 1

@@ -18,7 +18,7 @@ from nemologger.checkpoint.reading.in_place import Places, places_of
 from nemologger.checkpoint.reading.read import read_parts, read_tensors
 from nemologger.checkpoint.state.snapshot import MODEL, OPTIMIZERS, restore
 from nemologger.checkpoint.verify import first_problem, problems
-from nemologger.checkpoint.weights import read_common
+from nemologger.checkpoint.weights import Metadata, read_common, read_metadata, shapes_in
 from nemologger.disk.there import exists
 from nemologger.errors import DamagedCheckpointError, NotFoundError
 
@@ -33,6 +33,7 @@ class Opened:
     Attributes:
         weights: Its directory of weights.
         common: What is not a tensor, as plain types.
+        metadata: Which tensors there are, and where.
         tensors: Those that have been read, by flat key.
         records: What the manifest says of the files of ``weights``: what is read of them is compared with that.
         optimizer_names: For each optimizer, the parameter name behind each index; empty if they were not kept.
@@ -40,6 +41,7 @@ class Opened:
 
     weights: Path
     common: Mapping[str, Any]
+    metadata: Metadata
     tensors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     records: Mapping[str, FileRecord] = field(default_factory=dict)
     optimizer_names: Names = ()
@@ -48,6 +50,11 @@ class Opened:
     def has_optimizer(self) -> bool:
         """Whether training can go on from it."""
         return OPTIMIZERS in self.common
+
+    @property
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+        """Size and dtype of every tensor, by flat key."""
+        return shapes_in(self.metadata)
 
     def read(
         self,
@@ -75,7 +82,9 @@ class Opened:
             return (model or not is_of_model(key)) and (optimizer or is_of_model(key)) and key not in self.tensors
 
         places = None if into is None else _flat(places_of(into))
-        tensors = read_tensors(self.weights, wanted, template, self.records, places, verify=False)
+        tensors = read_tensors(
+            self.weights, wanted, template, self.records, places, verify=False, metadata=self.metadata
+        )
         common = {key: value for key, value in self.common.items() if optimizer or key != OPTIMIZERS}
         return restore(common, {**self.tensors, **tensors})
 
@@ -96,7 +105,8 @@ def open_checkpoint(checkpoint: Path, *, verified: bool = False) -> Opened:
     records = {} if verified else recorded(weights)
     common = read_common(weights)
     ours = common.pop(OURS, {})
-    return Opened(weights, common, records=records, optimizer_names=ours.get("optimizer_names", ()))
+    metadata = read_metadata(weights)
+    return Opened(weights, common, metadata, records=records, optimizer_names=ours.get("optimizer_names", ()))
 
 
 def recorded(weights: Path) -> dict[str, FileRecord]:
@@ -140,7 +150,8 @@ def open_verified(checkpoint: Path, keep: Callable[[str], bool] = lambda key: Tr
     if wrong := problems(checkpoint, shallow=in_weights.__contains__):
         raise DamagedCheckpointError(f"{checkpoint}: {wrong[0]}")
     opened = open_checkpoint(checkpoint / names.WEIGHTS, verified=True)
-    return replace(opened, tensors=read_tensors(opened.weights, keep, records=records), records=records)
+    tensors = read_tensors(opened.weights, keep, records=records, metadata=opened.metadata)
+    return replace(opened, tensors=tensors, records=records)
 
 
 def load_checkpoint(checkpoint: Path, template: Template = lambda key, sizes: None) -> dict[str, Any]:
@@ -162,12 +173,6 @@ def _flat(places: Places) -> Places:
         return {f"{prefix}{key}": place for key, place in places(inside).items()}
 
     return flat
-
-
-def optimizer_names(checkpoint: Path) -> Names:
-    """As :attr:`Opened.optimizer_names`, where nothing else of ``checkpoint`` is wanted."""
-    names: Names = read_common(weights_of(checkpoint)).get(OURS, {}).get("optimizer_names", [])
-    return names
 
 
 def load_model(

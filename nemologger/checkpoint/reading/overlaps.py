@@ -72,17 +72,20 @@ class Rows:
 
 def to_read(payload: Payload, block: Block) -> Iterator[Run | Rows]:
     """What to read of ``payload`` for ``block``: what both have in common, in the order of the file."""
+    start = payload.header_start + len(payload.header)
+    if payload.piece.sizes == block.memory.shape and payload.piece.offsets == block.offsets:
+        yield from _runs(
+            payload.file, start, memory_of(block.memory)
+        )  # as it nearly always is, of very many small ones
+        return
     common = overlap(payload.piece, block)
     if common is None:
         return
-    start = payload.header_start + len(payload.header)
     stored = tuple(common.offsets[i] - payload.piece.offsets[i] for i in range(len(common.sizes)))
     target = part_of(block.memory, common, block.offsets)
     if is_one_run(payload.piece.sizes, common.sizes) and is_one_run(tuple(block.memory.shape), common.sizes):
-        memory = memory_of(target)
         start += _distance(payload.piece.sizes, stored) * block.memory.element_size()
-        for offset in range(0, len(memory), _CHUNK):
-            yield Run(payload.file, start + offset, memory[offset : offset + _CHUNK])
+        yield from _runs(payload.file, start, memory_of(target))
         return
     row = payload.piece.nbytes // payload.piece.sizes[0]
     rows = max(1, _CHUNK // row)
@@ -91,6 +94,11 @@ def to_read(payload: Payload, block: Block) -> Iterator[Run | Rows]:
         columns = tuple(slice(at, at + size) for at, size in zip(stored[1:], common.sizes[1:], strict=True))
         shape = (len(some), *payload.piece.sizes[1:])
         yield Rows(payload.file, start + (stored[0] + first) * row, shape, columns, some)
+
+
+def _runs(file: str, start: int, memory: memoryview) -> Iterator[Run]:
+    for offset in range(0, len(memory), _CHUNK):
+        yield Run(file, start + offset, memory[offset : offset + _CHUNK])
 
 
 def overlap(piece: Piece, block: Block) -> Piece | None:

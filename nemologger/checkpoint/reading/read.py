@@ -26,7 +26,15 @@ from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.shards import held, local, part_of, sharded_like
 from nemologger.checkpoint.state.shares import Piece
 from nemologger.checkpoint.state.stage import memory_of
-from nemologger.checkpoint.weights import Payload, described, payloads, read_ordinary
+from nemologger.checkpoint.weights import (
+    Metadata,
+    Payload,
+    described,
+    payloads,
+    read_metadata,
+    read_ordinary,
+    shapes_in,
+)
 from nemologger.errors import DamagedCheckpointError, ModelMismatchError
 from nemologger.stores.path import in_store
 
@@ -42,6 +50,7 @@ def read_tensors(
     into: Places | None = None,
     *,
     verify: bool = True,
+    metadata: Metadata | None = None,
 ) -> dict[str, torch.Tensor]:
     """The tensors of ``weights`` under their flat keys.
 
@@ -54,12 +63,14 @@ def read_tensors(
         into: Live tensors to read into, if they are in files: nothing is written there before all that is wanted has been
             found in files long enough, but what is wrong with the bytes themselves is found too late for that.
         verify: Read all of the files that have ``records``; else the blocks that hold something that is wanted.
+        metadata: What ``.metadata`` says, if that has been read: of very many tensors, it takes its time.
 
     Raises:
         RefusedError: If reading would run code.
         DamagedCheckpointError: If something is missing, cannot be read, or is not as it was written.
     """
-    stored = {key: one for key, one in described(weights).items() if wanted(key)}
+    metadata = metadata or read_metadata(weights)
+    stored = {key: one for key, one in shapes_in(metadata).items() if wanted(key)}
     places = into(stored) if into is not None and in_store(weights) is None else {}
     # Of those with the same memory only the last one is read.
     behind = {place.data_ptr(): key for key, place in places.items()}
@@ -74,7 +85,7 @@ def read_tensors(
         if key not in places
     }
     blocks.update((key, Block(places[key], (0,) * places[key].dim())) for key in behind.values())
-    read_blocks(weights, blocks, records, verify=verify, live=bool(places))
+    read_blocks(weights, blocks, records, verify=verify, live=bool(places), metadata=metadata)
     read = {key: places[key] if key in places else blocks[key].memory for key in stored}
     return {key: sharded_like(one, templates[key]) if key in templates else one for key, one in read.items()}
 
@@ -95,7 +106,8 @@ def read_parts(
         RefusedError: If reading would run code.
         DamagedCheckpointError: If something is missing, or cannot be read.
     """
-    stored = {key: one for key, one in described(weights).items() if key in into}
+    metadata = read_metadata(weights)
+    stored = {key: one for key, one in shapes_in(metadata).items() if key in into}
     for key, (sizes, _) in stored.items():
         if sizes != tuple(into[key].shape):
             raise ModelMismatchError(
@@ -112,7 +124,7 @@ def read_parts(
         else _block(tuple(into[key].shape), dtypes[key], into[key], key)
         for key in stored
     }
-    read_blocks(weights, blocks, records, verify=False, live=bool(places))
+    read_blocks(weights, blocks, records, verify=False, live=bool(places), metadata=metadata)
     return {key: block.memory for key, block in blocks.items()}
 
 
@@ -123,14 +135,16 @@ def read_blocks(
     *,
     verify: bool = True,
     live: bool = False,
+    metadata: Metadata | None = None,
 ) -> None:
     """Fill ``blocks`` with their parts of the tensors of ``weights``.
 
     Args:
         weights: The directory.
         blocks: What is to be filled, by flat key.
-        records: As in :func:`read_tensors`; so is ``verify``.
+        records: As in :func:`read_tensors`; so are ``verify`` and ``metadata``.
         verify: See there.
+        metadata: See there.
         live: The blocks are in use, so an error is to say that they may hold parts of what could not be read.
 
     Raises:
@@ -139,29 +153,31 @@ def read_blocks(
     """
     if not blocks and not verify:
         return
+    found = payloads(weights, blocks.keys(), metadata)
     remote = in_store(weights)
     if remote is not None:
-        found = payloads(weights, blocks.keys())
         strange = fetch(remote, found, blocks, records if records and verify else {})
         rest = {key: block for key, block in blocks.items() if key in strange or key not in found}
         _read_ordinary(weights, rest)
     else:
-        _read_local(weights, blocks, records or {}, verify=verify, live=live)
+        _read_local(weights, blocks, found, records or {}, verify=verify, live=live)
 
 
 def _read_local(
-    weights: Path, blocks: Mapping[str, Block], records: Mapping[str, FileRecord], *, verify: bool, live: bool
+    weights: Path,
+    blocks: Mapping[str, Block],
+    found: Mapping[str, Sequence[Payload]],
+    records: Mapping[str, FileRecord],
+    *,
+    verify: bool,
+    live: bool,
 ) -> None:
     with _Files(weights) as opened, ThreadPoolExecutor(_THREADS, thread_name_prefix="nemologger-read") as pool:
-        found = payloads(weights, blocks.keys())
         opened.check_ends(payload for group in found.values() for payload in group)
         with without_collector():
             # A header that is not as expected was written by another torch, or by chance has the same length.
-            known = {
-                key: group
-                for key, group in found.items()
-                if all(opened.has_header(payload, records.get(payload.file)) for payload in group)
-            }
+            strange = opened.with_other_headers((payload for group in found.values() for payload in group), records)
+            known = {key: group for key, group in found.items() if key not in strange}
             wanted = [one for key, group in known.items() for payload in group for one in to_read(payload, blocks[key])]
             jobs = list(_jobs(opened, wanted, records, verify=verify))
         with _in_use() if live else nullcontext():
@@ -266,19 +282,24 @@ class _Files:
             if surplus is not None:
                 os.close(surplus)
 
-    def has_header(self, payload: Payload, record: FileRecord | None) -> bool:
-        """Whether ``payload`` begins as it should. If not, its file is what was written, as far as there is a ``record``."""
-        start, end = payload.header_start, payload.header_start + len(payload.header)
-        path, found = self.path(payload.file), bytearray(len(payload.header))
-        with self.descriptor(payload.file) as descriptor:
-            with reading(path):
-                count = os.preadv(descriptor, [found], start)
-            if found[:count] == payload.header:
-                return True
-            if record is not None and end <= record.size:
-                for number in range(start // BLOCK, -(-end // BLOCK)):
-                    CheckedFile(path, (), record).read(descriptor, number)
-        return False
+    def with_other_headers(self, stored: Iterable[Payload], records: Mapping[str, FileRecord]) -> set[str]:
+        """The keys of what does not begin as it should, though its file is what was written, as far as ``records`` say."""
+        by_file: dict[str, list[Payload]] = {}
+        for one in stored:
+            by_file.setdefault(one.file, []).append(one)
+        found = set()
+        for file, group in by_file.items():
+            path, record = self.path(file), records.get(file)
+            with self.descriptor(file) as descriptor, reading(path):
+                for one in group:
+                    start, size = one.header_start, len(one.header)
+                    if os.pread(descriptor, size, start) == one.header:
+                        continue
+                    found.add(one.key)
+                    if record is not None and start + size <= record.size:
+                        for number in range(start // BLOCK, -(-(start + size) // BLOCK)):
+                            CheckedFile(path, (), record).read(descriptor, number)
+        return found
 
     def check_ends(self, stored: Iterable[Payload]) -> None:
         """Find files that end too early, before anything of them is read."""

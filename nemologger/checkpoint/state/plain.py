@@ -189,13 +189,12 @@ def _tensor_of(data: Any) -> torch.Tensor:
     return torch.from_numpy(row.copy())
 
 
-def fill_in(value: Any, there: Callable[[Any], Any], path: str = "") -> tuple[Any, list[str]]:
+def fill_in(value: Any, there: Callable[[Any], Any]) -> tuple[Any, list[str]]:
     """The plain form ``value``, for :func:`decode`, with objects of this program where it had them when it was saved.
 
     Args:
         value: A plain form.
         there: What this program has in such a place now; None if nothing.
-        path: That of ``value``.
 
     Returns:
         The plain form, and the paths of what is still missing.
@@ -205,10 +204,10 @@ def fill_in(value: Any, there: Callable[[Any], Any], path: str = "") -> tuple[An
     if isinstance(value, dict) and value.get(TAG) == "left out":
         found = there(value["place"]) if "place" in value else None
         fits = found is not None and _class_of(found) == value.get("class")
-        return ({TAG: "of the program", "value": found}, []) if fits else (value, [path])
+        return ({TAG: "of the program", "value": found}, []) if fits else (value, [""])
     items = value.items() if isinstance(value, dict) else enumerate(value)
-    parts = {key: fill_in(item, there, f"{path}.{key}" if path else str(key)) for key, item in items}
-    missing = [name for _, names in parts.values() for name in names]
+    parts = {key: fill_in(item, there) for key, item in items}
+    missing = [f"{key}.{name}" if name else str(key) for key, (_, names) in parts.items() for name in names]
     filled = [part for part, _ in parts.values()]
     return (dict(zip(parts, filled, strict=True)) if isinstance(value, dict) else type(value)(filled)), missing
 

@@ -14,6 +14,8 @@ Reading runs no code of the file: ``.metadata`` is unpickled with an allow-list,
 
 from __future__ import annotations
 
+from torch.distributed.checkpoint.metadata import Metadata as Metadata
+
 from nemologger.checkpoint.weights.common import BACKEND as BACKEND
 from nemologger.checkpoint.weights.common import dump_common as dump_common
 from nemologger.checkpoint.weights.common import read_common as read_common
@@ -24,6 +26,7 @@ from nemologger.checkpoint.weights.layout import lay_out as lay_out
 from nemologger.checkpoint.weights.metadata_file import described as described
 from nemologger.checkpoint.weights.metadata_file import metadata as metadata
 from nemologger.checkpoint.weights.metadata_file import read_metadata as read_metadata
+from nemologger.checkpoint.weights.metadata_file import shapes_in as shapes_in
 from nemologger.checkpoint.weights.ordinary import read_ordinary as read_ordinary
 from nemologger.checkpoint.weights.places import Move as Move
 from nemologger.checkpoint.weights.places import Payload as Payload

@@ -87,12 +87,12 @@ def read_metadata(weights: Path) -> Metadata:
     return read
 
 
-@without_collector()
 def described(weights: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every tensor in ``weights``, by flat key."""
     return shapes_in(read_metadata(weights))
 
 
+@without_collector()
 def shapes_in(read: Metadata) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """As :func:`described`, of what has been read."""
     return {

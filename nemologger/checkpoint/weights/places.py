@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch.distributed.checkpoint.filesystem import _StorageInfo
-from torch.distributed.checkpoint.metadata import MetadataIndex, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
 from nemologger import names
 from nemologger.checkpoint.state.collector import without_collector
@@ -31,15 +31,21 @@ class Payload:
 
 
 @without_collector()
-def payloads(weights: Path, keys: Collection[str]) -> dict[str, list[Payload]]:
-    """Where the bytes of the tensors ``keys`` lie, of those that lie there as :func:`lay_out` places them."""
-    read = read_metadata(weights)
+def payloads(weights: Path, keys: Collection[str], metadata: Metadata | None = None) -> dict[str, list[Payload]]:
+    """Where the bytes of the tensors ``keys`` lie, of those that lie there as :func:`lay_out` places them.
+
+    Args:
+        weights: The directory.
+        keys: Which.
+        metadata: Its ``.metadata``, if that has been read.
+    """
+    read = metadata or read_metadata(weights)
     found: dict[str, list[Payload]] = {}
     with reading(weights / names.DCP_METADATA):
         sizes_of = {
             (key, tuple(chunk.offsets)): tuple(chunk.sizes)
             for key, entry in read.state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
+            if key in keys and isinstance(entry, TensorStorageMetadata)
             for chunk in entry.chunks
         }
         for index, info in read.storage_data.items():
