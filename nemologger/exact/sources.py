@@ -205,6 +205,7 @@ class IterableWithState(Source):
     def __init__(self, loader: DataLoader[Any]) -> None:
         super().__init__(loader)
         self._set_back = False
+        self._iterator_has_state = False
         self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
 
     @override
@@ -225,6 +226,7 @@ class IterableWithState(Source):
             port.forget_state(self.loader.dataset)
         batches: Iterator[Any] = iter(self.loader)
         iterator = port.dataset_iterator(batches)
+        self._iterator_has_state = iterator is not self.loader.dataset and has_state(iterator)
         if state is not None and state["iterator"] is not None and has_state(iterator):
             iterator.load_state_dict(state["iterator"])
         ready()
@@ -241,10 +243,9 @@ class IterableWithState(Source):
 
     @override
     def state(self, batches: Iterator[Any] | None) -> Any:
-        iterator = None if batches is None else port.dataset_iterator(batches)
         own = None
-        if iterator is not self.loader.dataset and has_state(iterator):
-            own = iterator.state_dict()
+        if batches is not None and self._iterator_has_state:
+            own = port.dataset_iterator(batches).state_dict()
         return {"dataset": self.loader.dataset.state_dict(), "iterator": own}
 
 
