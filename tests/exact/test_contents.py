@@ -316,3 +316,21 @@ def test_caches_of_tables_are_not_told_of():
     holder.table._cache["dtype"] = type
     owned.values()
     assert owned.lost == {}
+
+
+def test_a_copied_state_is_what_deepcopy_makes_of_it():
+    numbers, tensor = [1, 2.5, "three", None], torch.arange(3)
+    state = {"a": numbers, "b": [numbers, tensor, (4, [5])], 6: {"t": tensor, "o": [SimpleNamespace(n=1)]}}
+    state["all"] = state
+    made = contents.copied(state)
+    numbers.append(7)
+    tensor.add_(1)
+    state["b"].clear()
+    assert made["a"] == [1, 2.5, "three", None]
+    assert made["b"][0] is made["a"]
+    assert made["b"][1] is made[6]["t"]
+    assert made[6]["t"].tolist() == [0, 1, 2]
+    assert made["b"][2] == (4, [5])
+    assert made["all"] is made
+    assert made[6]["o"] == [SimpleNamespace(n=1)]
+    assert made[6]["o"][0] is not state[6]["o"][0]
