@@ -13,7 +13,7 @@ from nemologger.exact.own_states import OwnStates
 from nemologger.exact.session import most_of_each
 from nemologger.exact.settings import Settings
 from nemologger.exact.strangers import Strangers
-from nemologger.exact.variables import is_of_the_program
+from nemologger.exact.variables import Entries, is_of_the_program
 from nemologger.lightning_port import epoch_results
 
 if TYPE_CHECKING:
@@ -86,6 +86,10 @@ class ProgramState:
         data = lightning_port.data_module(trainer)
         if data is not None:
             (drawing if lightning_port.saves_itself(data) else roots)["data module"] = data
+        for name, root in list(roots.items()):
+            hyperparameters = lightning_port.hyperparameters(root)
+            if hyperparameters is not None:
+                roots[f"{name}.hparams"] = Entries(hyperparameters)
         for i, optimizer in enumerate(trainer.optimizers):
             roots |= holders_of_optimizer(f"optimizer {i}", optimizer)
         for i, config in enumerate(trainer.lr_scheduler_configs):

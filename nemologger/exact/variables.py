@@ -92,6 +92,23 @@ class OfClass:
         setattr(self._kind, name, value)
 
 
+class Entries:
+    """Those of a dictionary whose entries are used as attributes are: hyperparameters, ``self.hparams.alpha *= 0.9``."""
+
+    __slots__ = ("_there",)
+    _there: dict[str, Any]
+
+    def __init__(self, there: dict[str, Any]) -> None:
+        object.__setattr__(self, "_there", there)
+
+    @property
+    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+        return {name: value for name, value in self._there.items() if type(name) is str}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._there[name] = value
+
+
 _KEEPERS = (FunctionType, partial, Variables, OfClass)
 
 

@@ -123,6 +123,7 @@ from nemologger.lightning_port.schedules import step_plateau_at_epoch_end as ste
 from nemologger.lightning_port.state import KeepsWeights as KeepsWeights
 from nemologger.lightning_port.state import TrainingState as TrainingState
 from nemologger.lightning_port.state import checkpoint_directory as checkpoint_directory
+from nemologger.lightning_port.state import hyperparameters as hyperparameters
 from nemologger.lightning_port.state import names_of_lightning as names_of_lightning
 from nemologger.lightning_port.state import optimizer_names as optimizer_names
 from nemologger.lightning_port.state import saves_itself as saves_itself

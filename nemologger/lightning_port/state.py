@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from nemologger import sharded_state
@@ -100,6 +101,12 @@ def saves_itself(data: pl.LightningDataModule) -> bool:
 def saves_more(module: pl.LightningModule) -> bool:
     """Whether ``module`` puts something of its own into checkpoints."""
     return is_overridden("on_save_checkpoint", module)
+
+
+def hyperparameters(holder: object) -> dict[str, Any] | None:
+    """Those that ``holder`` has saved, the very dictionary; None if it has none, or a configuration of another kind."""
+    found = getattr(holder, "_hparams", None) if isinstance(holder, HyperparametersMixin) else None
+    return found if isinstance(found, dict) else None
 
 
 def names_of_lightning() -> frozenset[str]:

@@ -257,6 +257,28 @@ def test_every_step(case, tmp_path):
     check(case, tmp_path)
 
 
+class Tuned(Net):
+    """Its hyperparameters change: a number, and one in an object."""
+
+    def __init__(self, alpha=1.0, patience=3, nested=None):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def training_step(self, batch, batch_idx):
+        self.hparams.alpha *= 0.9
+        self.hparams.nested.beta += 0.1
+        return self.note(self.loss(batch) * self.hparams.alpha * self.hparams.nested.beta)
+
+
+def test_hyperparameters_that_training_changes_go_on_and_the_others_are_those_of_today(tmp_path):
+    check(Case(shuffled, lambda: Tuned(nested=Namespace(beta=1.0)), at=[2, 7]), tmp_path)
+    last = []
+    case = Case(shuffled, lambda: last.append(Tuned(patience=7, nested=Namespace(beta=1.0))) or last[0], steps=3)
+    train(case, tmp_path, 1, tmp_path / "straight/step=2")
+    assert last[0].hparams.patience == 7
+    assert last[0].hparams.alpha == pytest.approx(0.9**3)
+
+
 def test_chain(tmp_path):
     check_chain(CASES["module"], tmp_path)
 
