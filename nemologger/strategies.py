@@ -85,7 +85,7 @@ class ModelParallelStrategy(lightning_strategies.ModelParallelStrategy):
 class FSDP2Strategy(ModelParallelStrategy):
     """FSDP2, with tensor parallelism if wanted, for any LightningModule.
 
-    A module that has a ``configure_model`` shards itself there, as with Lightning's ModelParallelStrategy. Any other is
+    A module may shard itself in ``configure_model``, as with Lightning's ModelParallelStrategy. One that has not is
     sharded here: first as ``tp_shard_plan`` says, then every element of its ``nn.ModuleList`` s (the blocks of a
     transformer) by itself, then the rest. A ModuleList inside of such a block is sharded with it, and a block that has a
     parameter in common with other parts of the module is left to the rest. All ranks must call the same blocks in every
@@ -150,10 +150,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         super().setup_environment()
 
     def setup(self, trainer: pl.Trainer) -> None:
-        """Shard the module, unless it does so itself."""
+        """Shard the module, unless it has done so itself."""
         module = self.lightning_module
         self._clip_over_all_meshes()
-        if module is None or is_overridden("configure_model", module):
+        if module is None or (is_overridden("configure_model", module) and _is_sharded(module)):
             super().setup(trainer)
             return
         self._shard(module)
@@ -221,6 +221,10 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Move the module to its device; what ``offload_policy`` keeps on the CPU stays there."""
         if self._policies["offload_policy"] is None or not isinstance(self.model, FSDPModule):
             super().model_to_device()
+
+
+def _is_sharded(module: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def _tied(module: nn.Module) -> list[list[str]]:

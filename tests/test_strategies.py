@@ -7,6 +7,7 @@ import os
 import pytest
 import torch
 from torch.distributed.fsdp import CPUOffloadPolicy
+from torch.distributed.tensor import DTensor
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import ModelCheckpoint
@@ -59,6 +60,22 @@ def test_a_module_that_does_not_shard_itself_is_left_as_it_was_written(tmp_path)
     assert "configure_model" not in vars(model)
     assert isinstance(model, ToyModel)
     assert all(isinstance(parameter, torch.distributed.tensor.DTensor) for parameter in model.parameters())
+
+
+class _BuildsLate(ToyModel):
+    """Its ``configure_model`` makes a layer, as Lightning suggests for large models, and shards nothing."""
+
+    def configure_model(self):
+        self.net[2] = torch.nn.Linear(8, 1)
+
+
+def test_a_module_whose_own_hook_shards_nothing_is_sharded_here():
+    """Each rank would train a model of its own, without a word."""
+    model = _BuildsLate()
+    trainer = quiet_trainer(max_steps=2, strategy=FSDP2Strategy(), limit_val_batches=0)
+    trainer.fit(model, loader())
+    assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
+    assert "configure_model" not in vars(model)
 
 
 def test_what_the_offload_policy_keeps_on_the_cpu_stays_there():
