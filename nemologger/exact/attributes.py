@@ -4,7 +4,8 @@ Parameters and buffers are in the checkpoint anyway. What a program changes besi
 annealed weight, a generator of its own) decides about losses as well.
 
 A list or dictionary of a module is most often a record of what it did in this life (``self.losses.append(...)``), and a
-program that finds what an earlier one recorded there would be surprised. It is named, and not kept.
+program that finds what an earlier one recorded there would be surprised. It is named, and not kept. That of another object
+is kept, or nothing of the object is: a buffer of samples has the place for the next one beside them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ _ARRAYS = (np.ndarray, np.generic, torch.Tensor)
 _WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
 #: What is found most often in a list, and has nothing within.
 _PLAIN = (*_SCALARS, torch.Tensor, nn.Parameter)
+_BELONGS = "belongs to an object of which another part is not saved"
 _ABSENT = object()
 #: Asked thousands of times for a list of objects.
 _of_the_program: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
@@ -122,13 +124,15 @@ class Attributes:
         lost: dict[str, str] = {}
         late: dict[str, Any] = {}
         since_start: list[str] = []
+        objects = {path for path, holder in self._holders() if path not in self._roots and _is_whole(holder)}
         for path, value in self._changed():
             if path in self.records or is_process_id(path, value):
                 continue
             if path.rpartition(".")[0] not in self._there:
                 late[path] = value
                 continue
-            if isinstance(value, _RECORDS) and (path.startswith(self._no_records) or ":" in path):
+            may_be_record = path.startswith(self._no_records) or ":" in path
+            if isinstance(value, _RECORDS) and may_be_record and path.rpartition(".")[0] not in objects:
                 self.records[path] = type(value).__name__
                 continue
             try:
@@ -141,11 +145,13 @@ class Attributes:
             if self._started.get(path, _ABSENT) != self._sign(value) and not is_of_clock(value):
                 since_start.append(path)
         again = self._flags.leave(kept, self._named(), [*lost, *self.records])
-        lost |= dict.fromkeys(again, "belongs to an object of which another part is not saved")
+        lost |= dict.fromkeys(again, _BELONGS)
         # A bank without its pointer, or the other way round, would be worse than both as the program makes them.
         together = {path for path, _ in self._libraries()} | {path for path, part in self._holders() if _passing(part)}
-        partly = together & {path.rpartition(".")[0] for path in lost}
-        kept = {path: value for path, value in kept.items() if path.rpartition(".")[0] not in partly}
+        partly = (together | objects) & {path.rpartition(".")[0] for path in lost}
+        for path in [path for path in kept if path.rpartition(".")[0] in partly]:
+            del kept[path]
+            lost[path] = _BELONGS
         generators: dict[str, Any] = {}
         for owned in self._generators():
             generators |= owned.values(counters=False).generators
@@ -325,6 +331,11 @@ def _passing(holder: Any) -> dict[str, torch.Tensor]:
         return {}
     found = {name: holder._buffers.get(name) for name in sorted(holder._non_persistent_buffers_set)}  # noqa: SLF001
     return {name: buffer for name, buffer in found.items() if buffer is not None}
+
+
+def _is_whole(holder: Any) -> bool:
+    """Whether its attributes belong together: a list of samples, and the number that says where the next one goes."""
+    return not (isinstance(holder, (nn.Module, *variables.NAMESPACES)) or variables.keeps_variables(holder))
 
 
 def _is_plain(holder: Any, name: str) -> bool:

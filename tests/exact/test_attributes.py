@@ -283,6 +283,44 @@ def test_chain(tmp_path):
     check_chain(CASES["module"], tmp_path)
 
 
+class Replay:
+    """Samples of earlier batches, and where the next one goes."""
+
+    def __init__(self, keep):
+        self.keep, self.samples, self.next = keep, [], 0
+
+    def push(self, sample):
+        if len(self.samples) < 12:
+            self.samples.append(None)
+        self.samples[self.next] = self.keep(sample)
+        self.next = (self.next + 1) % 12
+
+
+class Replays(Net):
+    def __init__(self, keep):
+        super().__init__()
+        self.replay = Replay(keep)
+
+    def training_step(self, batch, batch_idx):
+        for sample in batch:
+            self.replay.push(sample)
+        again = [sample if isinstance(sample, torch.Tensor) else sample.x for sample in self.replay.samples]
+        return self.note(self.loss([batch, torch.stack(random.sample(again, 2))]))
+
+
+def test_a_buffer_of_samples_goes_on_as_it_was(tmp_path):
+    check(Case(shuffled, lambda: Replays(lambda sample: sample), at=[1, 4, 7]), tmp_path)
+
+
+def test_one_that_cannot_be_kept_begins_anew_as_a_whole_and_is_named(tmp_path, caplog):
+    case = Case(shuffled, lambda: Replays(lambda sample: SimpleNamespace(x=sample)), steps=5)
+    train(case, tmp_path, 1)
+    losses, _, _ = train(case, tmp_path / "again", 2, tmp_path / "step=3")  # not at its end, which is not there
+    assert len(losses) == 2
+    for name in ("samples", "next"):
+        assert f"module.replay.{name} has changed since training began, and is not saved" in caplog.text
+
+
 def test_what_the_program_gives_today_stays(tmp_path):
     def made(**attributes):
         model = Keeps()
