@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from typing import Any, Literal
@@ -14,8 +15,9 @@ from nemologger.exact.rng import RngState
 from nemologger.exact.source import Source, has_state
 from nemologger.exact.sources import source_of
 
-#: Of so many batches one gets a checksum, which takes as long as loading a small one does; before that number each.
-_SELDOM = 16
+#: Of so many batches one gets a checksum at least, and each before that number. It takes as long as loading a small batch
+#: does: others get one where that is less than this share of the time.
+_SELDOM, _SHARE = 16, 0.01
 
 
 class Feed:
@@ -63,6 +65,7 @@ class Feed:
         self._after: Position | None = None
         self._ended: Position | None = None
         self._running: Batches | None = None
+        self._next_checksum = 0.0
         self.early: list[Any] = []
 
     def __iter__(self) -> Batches:
@@ -226,8 +229,12 @@ class Feed:
             self._mark = Mark(start, count, restarts, True, last, checked)
             raise
         count += 1
-        if self.source.repeats and (count < _SELDOM or count % _SELDOM == 0):
-            last, checked = contents.of_batch(batch), count
+        if self.source.repeats:
+            began = time.perf_counter()
+            if count < _SELDOM or count % _SELDOM == 0 or began > self._next_checksum:
+                last, checked = contents.of_batch(batch), count
+                ended = time.perf_counter()
+                self._next_checksum = ended + (ended - began) / _SHARE
         self._mark = Mark(start, count, restarts, self.source.has_ended(batches.inner), last, checked)
         return batch
 

@@ -61,6 +61,15 @@ def test_one_batch_of_many_is_compared(tmp_path, caplog):
     assert "not those that were trained on" in caplog.text
 
 
+def test_each_batch_is_compared_that_takes_its_time(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("nemologger.exact.feed._SHARE", 1e9)
+    streams = {other_from: Case(lambda o=other_from: DataLoader(Grown(o)), steps=22) for other_from in (40, 18)}
+    streams[40].ckpt["every_n_train_steps"] = 21
+    train(streams[40], tmp_path, 1)
+    train(streams[18], tmp_path / "more", 2, tmp_path / "step=21")
+    assert "not those that were trained on" in caplog.text
+
+
 def test_checkpoints_of_earlier_versions_have_the_checksum_of_the_last_batch():
     plain = Position(Mark(None, 20, 0, False, 7, 16)).to_plain()
     assert Position.from_plain(plain).mark[-2:] == (7, 16)
