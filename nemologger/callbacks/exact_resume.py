@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
 from nemologger.callbacks.before_stop import states_of_callbacks
-from nemologger.callbacks.not_exact import OTHER_DATA, OTHER_RANKS, advice_for, advice_for_validation, limits_of
+from nemologger.callbacks.not_exact import OTHER_DATA, OTHER_RANKS, RAISED, advice_for, advice_for_validation, limits_of
 from nemologger.callbacks.packed import pack, unpack
 from nemologger.callbacks.program_state import ProgramState
 from nemologger.callbacks.running_fit import RunningFit
@@ -50,9 +50,9 @@ class ExactResume(Callback):
     of the module, of objects and functions of the program that it holds, and of a data module without ``state_dict()``;
     of callbacks, generators, and what else they count is named. So do objects with a
     ``state_dict()`` that the module or a callback holds and that are no modules, averages of weights for example, and, on
-    each rank, buffers that nobody exchanges between the ranks. Lists and dictionaries of the module, which are most
-    often records of one life, are named at the first save after they change, and not kept. What is logged for an epoch,
-    and what metrics of torchmetrics have counted, is kept. Neither validation nor a second look at the training loader
+    each rank, buffers that nobody exchanges between the ranks. Lists and dictionaries of the module itself, most often
+    records of one life, are named at the first save after they change, and not kept. What is logged for an epoch, and
+    what metrics of torchmetrics have counted, is kept. Neither validation nor a second look at the training loader
     shifts training. What ``on_train_start()`` makes of a value itself (``self.x *= 0.5``) is made in each life anew, of what
     was brought back. What cannot be promised for the loaders at hand is logged when training starts, with what would help,
     or at the first save after it shows. On another number of ranks a run goes on after as many samples, with new random
@@ -315,6 +315,8 @@ class ExactResume(Callback):
                 self._say_once(what, limit)
             for what, limit in ({} if self._program is None else self._program.records).items():
                 self._say_once(what, limit, logging.INFO)
+            if lightning_port.is_within_step(fit.trainer):
+                self._say_once(f"step {fit.trainer.global_step + 1}", RAISED)
             own, lost = buffers.differing(module, zeros, most) if apart else ({}, {})
             for name, why in lost.items():
                 self._say_once(f"buffer {name}", _OTHER_BUFFER.format(why))

@@ -22,6 +22,11 @@ OTHER_RANKS = (
     "the checkpoint is of %d ranks, of which %d read data; there are %d now, of which %d do: training goes on "
     "after as many samples, with new random numbers, and means of this epoch are of what follows"
 )
+RAISED = (
+    "was under way when the checkpoint was saved: a run that goes on trains on its batch once more, with other random "
+    "numbers if it had drawn some, and with what it had already counted or set in the program; or on the next batch, if it "
+    "came of a loader or dataset with a state of its own"
+)
 
 
 def advice_for(device: torch.device) -> str:

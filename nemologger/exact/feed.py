@@ -99,7 +99,8 @@ class Feed:
             return waiting
         running = None if self._running is None else self._running.inner
         # A copy: what is noted before a batch is taken must not change when it is.
-        state = None if mark.start is None else contents.copied(self.source.state(running))
+        begins = mark.start is None or not (mark.batches or mark.over or between)  # at once, or anew
+        state = None if begins else contents.copied(self.source.state(running))
         if between or mark.over:
             position = Position(mark, state, self._at_start.values(), self._at_batch.values())
             self._ended = position if mark.over else None  # nothing changes until it begins anew

@@ -115,6 +115,7 @@ class Session:
         self._changed = self._draws = False
         self._ahead: bool | None = None
         self._round: _Round | None = None
+        self._first: list[int] = []  # how many batches were out before the first of this epoch was taken ahead
         self._settled: list[Mark | Position] = []
         self._trained = self._ended = False
         self._place: Place | None = None
@@ -134,6 +135,7 @@ class Session:
         if is_resumable(loader):
             return loader  # type: ignore[no-any-return]
         self._round, self._ahead, self._settled, self._changed = None, None, [], True
+        self._first = []
         if not self._training:
             self._aim()  # Lightning may make loaders again of which it has taken batches already
         most = most_of_each(self._fit.ranks)
@@ -183,6 +185,7 @@ class Session:
 
     def _begin_again(self) -> None:
         self._training = self._trained = False
+        self._first = []
         self.fetched_too_early = any(feed.mark.batches for feed in self.feeds)
         for feed in self.feeds:
             feed.begin_epoch()
@@ -261,6 +264,7 @@ class Session:
             self._resumed = None
         if self._trained or self._ended:  # an epoch may end without a batch
             self._trained = self._ended = False
+            self._first = []
             for feed in self.feeds:
                 feed.begin_epoch()
         return again
@@ -307,6 +311,7 @@ class Session:
             feeds = self.feeds
             rng = RngState.capture(self._fit.device) if self._draws else None
             self._round = _Round(number, rng, [feed.note() for feed in feeds])
+            self._first = self._first or [feed.mark.batches for feed in feeds]
 
     def batch_trained(self) -> None:
         """A step is done: what a checkpoint of this moment is to say about the loaders."""
@@ -334,6 +339,9 @@ class Session:
             several = len(feeds) > 1
             at = [feed.position(mark, between=epoch_over, may_be_left=several) for feed, mark in pairs]
             return Place(rng, None, at)
+        if settled is None and self._first:  # the first step of an epoch is under way, and a batch or two are out
+            firsts = [_after(feed, batches) for feed, batches in zip(feeds, self._first, strict=True)]
+            return Place(rng, None, [feed.position(mark) for feed, mark in zip(feeds, firsts, strict=True)])
         notes = self._round.notes if settled is None else settled
         for feed in feeds:
             feed.name_large()
@@ -350,3 +358,9 @@ def _before_step(feed: Feed) -> Mark:
     mark = feed.mark
     taken = mark.batches > 0 and not mark.over and feed.is_within() is None
     return mark._replace(batches=mark.batches - 1) if taken else mark
+
+
+def _after(feed: Feed, batches: int) -> Mark:
+    """Where ``feed`` was after so many batches of this epoch; what it was ahead of that comes once more."""
+    mark = feed.mark
+    return mark if mark.batches == batches else mark._replace(batches=batches, over=False, last=0, checked=0)

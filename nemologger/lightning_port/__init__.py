@@ -97,6 +97,7 @@ from nemologger.lightning_port.progress import is_accumulating as is_accumulatin
 from nemologger.lightning_port.progress import is_over as is_over
 from nemologger.lightning_port.progress import is_stopping as is_stopping
 from nemologger.lightning_port.progress import is_trial as is_trial
+from nemologger.lightning_port.progress import is_within_step as is_within_step
 from nemologger.lightning_port.progress import leave_fit as leave_fit
 from nemologger.lightning_port.progress import modes_of_training as modes_of_training
 from nemologger.lightning_port.progress import validate_first as validate_first

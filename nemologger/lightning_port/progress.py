@@ -43,6 +43,12 @@ def validates_for_stop(trainer: pl.Trainer) -> bool:
         trainer.should_stop = True
 
 
+def is_within_step(trainer: pl.Trainer) -> bool:
+    """Whether a step is under way, or an exception has ended one."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.started > progress.processed)
+
+
 def is_accumulating(trainer: pl.Trainer) -> bool:
     """Whether gradients of the batch that is ending are kept for a later optimizer step."""
     return trainer.lightning_module.automatic_optimization and trainer.fit_loop.epoch_loop._should_accumulate()

@@ -6,7 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from exact.runs import SELDOM, Case, Net, Stopped, shuffled, train
+from exact.runs import BATCH, SELDOM, Case, Net, Stopped, shuffled, train
+from exact.test_loaders import Stream
+from exact.test_replayed import Steady
+from torch.utils.data import DataLoader
 
 EPOCHS = {"val_check_interval": None, "check_val_every_n_epoch": 1}
 BY_STEP = {"val_check_interval": 3}
@@ -77,3 +80,31 @@ def test_what_follows_a_hook_that_raised_is_not_left_out(hook, step, trainer, tm
     assert losses + rest == straight
     validated = raised.lightning_module.validated + resumed.lightning_module.validated
     assert [at for at in validated if at] == [at for at in whole.lightning_module.validated if at]
+
+
+class Steps(Hooks):
+    configure_optimizers = Net.configure_optimizers
+
+
+@pytest.mark.parametrize("stream", [Steady, Stream])
+@pytest.mark.parametrize("step", [6, 8])
+def test_the_first_batch_of_a_stream_comes_once_more(stream, step, tmp_path):
+    case = Case(lambda: DataLoader(stream(), batch_size=BATCH), Steps, trainer={"limit_val_batches": 0})
+    case.ckpt = {**SELDOM, "save_on_exception": True}
+    straight, _, _ = train(case, tmp_path / "straight", seed=1)
+    raises = replace(case, model=lambda: Steps("on_train_batch_start", step))
+    losses, _, _ = train(raises, tmp_path / "raised", seed=1)
+    rest, _, _ = train(case, tmp_path / "rest", seed=1000, resume=tmp_path / "raised" / f"step={step}")
+    assert losses + rest == straight
+
+
+class InStep(Hooks):
+    def on_before_backward(self, loss):
+        self.reach("on_before_backward")
+
+
+@pytest.mark.parametrize("hook", ["on_before_backward", "on_train_batch_end"])
+def test_a_step_that_raised_is_named_as_it_may_have_drawn_and_counted(hook, tmp_path, caplog):
+    case = Case(shuffled, lambda: InStep(hook, 4), ckpt={**SELDOM, "save_on_exception": True})
+    train(case, tmp_path, seed=1)
+    assert ("step 5 was under way when the checkpoint was saved" in caplog.text) == (hook == "on_before_backward")
