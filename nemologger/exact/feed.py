@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 from nemologger.exact import contents
 from nemologger.exact.described import described
-from nemologger.exact.owned import NOTHING, Owned
+from nemologger.exact.owned import NOTHING, Owned, Values
 from nemologger.exact.position import FRESH, Mark, Position, Start
 from nemologger.exact.rng import RngState
 from nemologger.exact.source import Source, has_state
@@ -110,7 +111,14 @@ class Feed:
         if needed == "nothing":
             return Position(mark, state, at_start, self._at_batch.values() if may_be_left else NOTHING)
         look: Literal["all", "small"] = "all" if save else "small"
-        return Position(mark, state, at_start, self._at_batch.values(counters=needed == "all" or "open", look=look))
+        at_batch = self._at_batch.values(counters=needed == "all" or "open", look=look)
+        if (
+            needed == "all" and save and mark is self._mark
+        ):  # training may have changed the sampler, weights of samples say
+            at_start = _less(self._at_start.values(look="quiet"), at_batch)
+            checked, last = self.source.ahead()
+            mark = mark._replace(last=last, checked=checked)
+        return Position(mark, state, at_start, at_batch)
 
     @property
     def limits(self) -> list[str]:
@@ -251,14 +259,27 @@ class Feed:
         start.rng.restore()
         self._at_start.restore(start.owned, exactly=True)  # Lightning may have taken a batch already
 
+        begun = repeated = False
+
         def ready() -> None:
-            self._at_batch.restore(position.at_batch)
+            nonlocal repeated
+            repeated = True
             if position.mark.batches:  # else all of the epoch is to be repeated
                 present.restore()
+            go_on()
+
+        def go_on() -> None:
+            # Workers are handed the next indices when they begin: until then the sampler is as it was before those.
+            if begun and self.source.within_epoch == "all" and position.at_start.contents is not None:
+                self._at_start.restore(position.at_start, exactly=True)
+            self._at_batch.restore(position.at_batch)
 
         self._mark = position.mark
         self.source.expect(position.mark.checked, position.mark.last)
         batches.inner = self.source.begin(start.seed, position.mark.batches, position.state, ready)
+        begun = True
+        if repeated:
+            go_on()
 
     def _repeats_end(self, position: Position) -> bool:
         """Whether this loader is to end now, as it once did in this epoch, before it goes on.
@@ -323,6 +344,13 @@ class Batches:
             before, self._again = early
             self.inner, self._begun = before.inner, True
             self._feed.follow(self)
+
+
+def _less(at_start: Values, at_batch: Values) -> Values:
+    """``at_start`` without lists and arrays of a dataset that are saved with it."""
+    saved = at_batch.contents or {}
+    held = {path: value for path, value in (at_start.contents or {}).items() if _of_dataset(path) not in saved}
+    return replace(at_start, contents=held)
 
 
 def _of_dataset(path: str) -> str:

@@ -164,13 +164,14 @@ class Owned:
         return _Look(self._roots).generators
 
     def values(
-        self, *, counters: bool | Literal["open"] = True, look: Literal["all", "small", "not"] = "all"
+        self, *, counters: bool | Literal["open"] = True, look: Literal["all", "quiet", "small", "not"] = "all"
     ) -> Values:
         """The state of this moment.
 
         Args:
             counters: Look for counters, which takes time; for "open", not among the attributes of what is closed.
-            look: Which contents to look at, too. For every batch, small ones; then :meth:`name_large` at a save.
+            look: Which contents to look at, too. For every batch, small ones; then :meth:`name_large` at a save. What
+                cannot be kept is not named if that is to be "quiet": it may be made again.
         """
         if not self._roots:
             return Values()
@@ -192,7 +193,7 @@ class Owned:
             self._name_late(generators, changed, seen)
             self.lost = {**dict.fromkeys(again, _BELONGS), **lost, **self.lost}
         changed |= of_crowds
-        return Values(generators, changed, None if look == "not" else self._changed(seen, small=look == "small"))
+        return Values(generators, changed, None if look == "not" else self._changed(seen, look))
 
     def restore(self, values: Values, *, exactly: bool = False) -> None:
         """Set what is still there to ``values``; with ``exactly``, counters that are not among them to what they were."""
@@ -281,9 +282,10 @@ class Owned:
         known = next(n for n in range(1, len(names) + 1) if file + colon + ".".join(names[:n]) not in self._there)
         self.lost.setdefault(file + colon + ".".join(names[:known]), "was made after training began")
 
-    def _changed(self, look: _Look, *, small: bool) -> dict[str, tuple[Any, bool]]:
+    def _changed(self, look: _Look, at: Literal["all", "quiet", "small"]) -> dict[str, tuple[Any, bool]]:
         found: dict[str, tuple[Any, bool]] = {}
-        left = [self._most]
+        left, small = [self._most], at == "small"
+        lost, partly = (self.lost, self._partly) if at != "quiet" else ({}, set())
         for path, value in self._holding(look):
             if (small and not contents.is_small(value)) or (path in self._caches and self._is_cache(path, value)):
                 continue
@@ -291,7 +293,7 @@ class Owned:
                 continue
             first = self._first.get(path)
             if path.rpartition(".")[0] not in self._there:
-                if not small:
+                if at == "all":
                     self._look_at_late(path, contents.fingerprint(value))
                 continue
             try:
@@ -301,11 +303,11 @@ class Owned:
             except contents.CannotBeKeptError as error:
                 if self._is_memo(path, value, look):
                     continue
-                self.lost[path] = str(error)
-                self._partly.add(path.rpartition(".")[0])
+                lost[path] = str(error)
+                partly.add(path.rpartition(".")[0])
         # An object of which only a part can be kept is left as it is: its parts may belong together.
-        for path in [path for path in found if path.rpartition(".")[0] in self._partly]:
-            self.lost.setdefault(path, _BELONGS)
+        for path in [path for path in found if path.rpartition(".")[0] in partly]:
+            lost.setdefault(path, _BELONGS)
             del found[path]
         return found
 

@@ -139,6 +139,7 @@ class Plan:
         begun: Whether that has happened.
         thread: The one that takes batches.
         elsewhere: Whether the indices were asked for in another one.
+        newest: The last that was handed out to workers, ahead of the batch that is taken: its number, and what it is.
     """
 
     seed: int
@@ -149,6 +150,7 @@ class Plan:
     begun: bool = False
     thread: int = field(default_factory=get_ident)
     elsewhere: bool = False
+    newest: tuple[int, Any] = (0, None)
 
 
 class Indices:
@@ -211,6 +213,7 @@ def _planned(inner: Any, plan: Plan) -> Iterator[Any]:
                     index = next(indices)
         except StopIteration:
             return
+        plan.newest = number, index
         yield Numbered(plan.seed, number, index) if plan.numbered else index
         number += 1
 

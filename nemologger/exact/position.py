@@ -26,7 +26,7 @@ class Mark(NamedTuple):
     batches: int
     restarts: int
     over: bool
-    last: int = 0  # the checksum of one of them, if they can only be found by loading them once more
+    last: int = 0  # the checksum of one of them, if they can only be found by loading them once more; or of one ahead
     checked: int = 0  # its number, from 1 on
 
 

@@ -116,7 +116,11 @@ class Source:
         return None
 
     def expect(self, number: int, checksum: int) -> None:
-        """When batches are loaded once more, say so if that ``number`` (from 1 on) has another ``checksum``, unless 0."""
+        """Say so if what is loaded once more, or told to workers ahead, has another ``checksum`` at ``number``, unless 0."""
+
+    def ahead(self) -> tuple[int, int]:
+        """The number and the checksum of what workers were told last, ahead of training; the latter 0 for nothing."""
+        return 0, 0
 
     def release(self) -> None:
         """Leave the loader as it was found."""

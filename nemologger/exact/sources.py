@@ -27,6 +27,11 @@ _OTHERS = (
     "trained on, so training goes on with others. They must not depend on what is drawn from the system, on the clock, on "
     "threads, or on what workers or the dataset keep from earlier epochs"
 )
+_TOLD = (
+    "exact resume, training loader %s: its workers had been told to load other samples ahead than its sampler draws now, at "
+    "most %d batches: training changes in mid-epoch what it draws by. A sampler that draws the samples of an epoch when it "
+    "begins, or num_workers=0, goes on exactly"
+)
 _MIXED = (
     "the state of its MultiNodeWeightedSampler does not say all of shuffled nodes that have come to their end: a run that "
     "is resumed after one has may take other samples. Shuffle the samples once, in the dataset, and take them in order"
@@ -50,6 +55,7 @@ class MapStyle(Source):
         self.draws = not self.workers
         self.indices = port.indices_of(loader)
         self._plan: port.Plan | None = None
+        self._expected = (0, 0)
         self.isolated = not port.draws_only_at_first(self.indices.inner)
         if self.workers:
             self.watch = Watch(loader.num_workers, "batch")
@@ -76,6 +82,10 @@ class MapStyle(Source):
         streams = Streams(seed) if self.isolated else None
         plan = self._plan = self.indices.plan = port.Plan(seed, skip, self.workers, streams, ready)
         batches = port.iterate(self.loader)
+        expected, self._expected = self._expected, (0, 0)
+        now = self.ahead()
+        if expected[0] == now[0] and expected[1] not in (0, now[1]):
+            log.warning(_TOLD, type(self.loader).__name__, now[0] - skip)
         return batches if skip == 0 else self._checked(batches, plan)
 
     def _checked(self, batches: Iterator[Any], plan: port.Plan) -> Iterator[Any]:
@@ -95,6 +105,18 @@ class MapStyle(Source):
         self.indices.plan = None
         if self._plan is not None and self._plan.elsewhere and not self.workers and _AHEAD not in self._limits:
             self._limits.append(_AHEAD)
+
+    @override
+    def ahead(self) -> tuple[int, int]:
+        plan = self._plan
+        if not self.workers or plan is None or plan.newest[1] is None:
+            return 0, 0
+        number, index = plan.newest
+        return number + 1, contents.of_batch(index)
+
+    @override
+    def expect(self, number: int, checksum: int) -> None:
+        self._expected = (number, checksum)
 
     @override
     def end_of(self, state: Any, over: bool) -> None:

@@ -1,0 +1,86 @@
+"""What training itself changes in a sampler, in the middle of an epoch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from exact.runs import BATCH, SAMPLES, Augmented, Case, Net, check, check_chain, train
+from torch.utils.data import BatchSampler, DataLoader, Sampler, WeightedRandomSampler
+
+
+class Numbered(Augmented):
+    """Says which sample it is."""
+
+    def __getitem__(self, index):
+        return torch.cat([torch.tensor([float(index)]), super().__getitem__(index)])
+
+
+class Hard(Sampler):
+    """Takes samples by weight; counts what it draws, and by which rule. Some draw one index at a time."""
+
+    def __init__(self, lazy):
+        self.lazy, self.weights, self.drawn, self.rule, self.seen = lazy, torch.ones(SAMPLES), 0, 1.0, {}
+
+    def __len__(self):
+        return SAMPLES
+
+    def __iter__(self):
+        order = iter(torch.multinomial(self.weights**self.rule, SAMPLES, replacement=True).tolist())
+        for _ in range(SAMPLES):
+            self.drawn += 1
+            yield int(torch.multinomial(self.weights, 1)) if self.lazy else (next(order) + self.drawn // 20) % SAMPLES
+
+
+class Mines(Net):
+    """Gives samples with a high loss a high weight."""
+
+    def training_step(self, batch, batch_idx):
+        loss = self.note(self.loss(batch[:, 1:]))
+        loader = self.trainer.train_dataloader
+        hard = (
+            loader.sampler if isinstance(loader.sampler, Hard | WeightedRandomSampler) else loader.batch_sampler.sampler
+        )
+        hard.weights[batch[:, 0].long()] += loss.item()
+        if isinstance(hard, Hard):
+            hard.rule = 1.0 if self.global_step % 8 > 4 else 2.0  # what it was at first, too
+            hard.seen[str(self.global_step)] = loss.item()
+        return loss
+
+
+def hard(lazy=False, batches=False, **options):
+    sampler = Hard(lazy)
+    given = (
+        {"batch_sampler": BatchSampler(sampler, BATCH, False)} if batches else {"sampler": sampler, "batch_size": BATCH}
+    )
+    return DataLoader(Numbered(), **given, **options)
+
+
+def weighted():
+    return DataLoader(Numbered(), batch_size=BATCH, sampler=WeightedRandomSampler(torch.ones(SAMPLES), SAMPLES))
+
+
+CASES = {
+    "weights": Case(hard, Mines),
+    "one by one": Case(lambda: hard(lazy=True), Mines),
+    "in a batch sampler": Case(lambda: hard(batches=True), Mines),
+    "of torch": Case(weighted, Mines),
+    "workers": Case(lambda: hard(num_workers=2), Mines, at=(2, 5, 6, 9)),
+    "workers that stay": Case(lambda: hard(num_workers=2, persistent_workers=True), Mines, at=(2, 5, 6, 9)),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_sampler_that_training_changes_goes_on_as_it_was(case, tmp_path):
+    check(case, tmp_path)
+
+
+def test_also_when_a_run_is_stopped_after_every_step(tmp_path):
+    check_chain(CASES["weights"], tmp_path)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_what_workers_were_told_ahead_is_named_if_it_is_drawn_anew(lazy, tmp_path, caplog):
+    case = Case(lambda: hard(lazy, num_workers=2), Mines, steps=5)
+    train(case, tmp_path, 1)
+    train(case, tmp_path / "more", 2, tmp_path / "step=3")
+    assert ("its workers had been told to load other samples ahead" in caplog.text) == lazy
