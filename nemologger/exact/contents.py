@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import xxhash
 
+from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.plain import can_be_written
 from nemologger.checkpoint.state.stage import can_be_filled
 
@@ -27,6 +28,9 @@ _MOST_LOOKED_AT = 2**26
 _SMALL = 2**16
 #: Of a batch this many items, of each as many numbers or letters, and no deeper.
 _FEW, _DEEPEST = 1024, 6
+
+#: Numbers of a list that is not longer take less as they are than in an array.
+_SHORT = 64
 
 #: What each of many arrays takes beside its numbers, in the checkpoint and until it is there.
 _ARRAY = 1024
@@ -221,7 +225,8 @@ def keep(value: Any, left: list[int]) -> Any:
     """
     mine = list(left)
     try:
-        kept = _kept(value, mine)
+        with without_collector():
+            kept = _kept(value, mine)
     except CannotBeKeptError:
         raise
     except Exception as error:  # it holds itself, for one
@@ -311,6 +316,9 @@ def _kept_items(value: Any, left: list[int]) -> Any:
     if 8 * len(value) > left[0]:
         _pay(left, 8 * len(value))
     kinds = set(map(type, value))
+    if kinds <= _OF_SCALARS and (len(value) < _SHORT or not kinds <= {int, float}):
+        _pay(left, 8 * len(value) + sum(len(item) for item in value if type(item) in (str, bytes)))
+        return [*value]
     if kinds in ({int}, {float}) or (len(kinds) == 1 and issubclass(next(iter(kinds)), np.number)):
         _pay(left, 8 * len(value))
         array = np.array(list(value))

@@ -51,6 +51,7 @@ class Feed:
         self.after_batch = after_batch
         self.is_training = is_training
         self._salt = salt
+        kept: dict[int, Any] = {}
         # What has state_dict() says itself what is to be kept.
         self._at_start, self._at_batch = (
             Owned(
@@ -58,6 +59,7 @@ class Feed:
                 counters=self.source.counts,
                 closed=[name for name, root in roots.items() if has_state(root)],
                 most=most,
+                kept=kept,
             )
             for roots in (self.source.at_start(), self.source.at_batch())
         )

@@ -115,6 +115,7 @@ class Owned:
         closed: The names of roots whose contents are none of our business.
         most: Keep no more bytes of contents than this.
         most_counted: Keep the numbers of so many objects in a list at most.
+        kept: What others have kept of the same lists and arrays at first, by their identity; more is added.
         light: Look at small contents alone, and remember none: for processes that share their memory with others. There a
             dictionary that has only been added to is a cache, and has not changed.
 
@@ -131,6 +132,7 @@ class Owned:
         most: int = contents.MOST_BYTES,
         light: bool = False,
         most_counted: int = 10_000,
+        kept: dict[int, Any] | None = None,
     ) -> None:
         self._roots = {name: root for name, root in roots.items() if root is not None}
         self._counters = counters
@@ -144,7 +146,9 @@ class Owned:
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(not contents.is_small(value) for _, value in holding) // 4
         left = [0 if light else contents.MOST_BYTES]
-        self._first = {p: _First(v, contents.fingerprint(v, self._share), _kept(v, left)) for p, v in holding}
+        kept = {} if kept is None else kept
+        kept |= {id(value): _kept(value, left) for _, value in holding if id(value) not in kept}
+        self._first = {p: _First(v, contents.fingerprint(v, self._share), kept[id(v)]) for p, v in holding}
         self._entries = {
             path: _entries_of(value)
             for path, value in holding

@@ -334,3 +334,13 @@ def test_a_copied_state_is_what_deepcopy_makes_of_it():
     assert made["all"] is made
     assert made[6]["o"] == [SimpleNamespace(n=1)]
     assert made[6]["o"][0] is not state[6]["o"][0]
+
+
+def test_many_small_samples_are_kept_as_they_are_and_once():
+    samples = [{"path": f"{i}.png", "box": (i, i + 1)} for i in range(3)]
+    plain = contents.keep(samples, [1000])
+    assert plain["list"][1]["dict"]["values"] == ["1.png", {"tuple": [1, 2]}]  # an array for each would take 300 bytes
+    assert contents.unkept(plain) == samples
+    kept: dict[int, Any] = {}
+    first, second = (Owned({name: SimpleNamespace(samples=samples)}, kept=kept) for name in ("dataset", "loader"))
+    assert first._first["dataset.samples"].kept is second._first["loader.samples"].kept
