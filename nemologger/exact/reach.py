@@ -129,9 +129,9 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     yield from reached.places()
 
 
-def _crowd(path: str, names: list[Any], items: list[Any]) -> Iterator[tuple[str, Crowd]]:
+def _crowd(path: str, names: Sequence[Any], items: list[Any]) -> Iterator[tuple[str, Crowd]]:
     """The objects among ``items`` that may keep something: most lists are of numbers and texts."""
-    kinds = {id(kind): kind for kind in map(type, items)}  # some have no hash
+    kinds = _kinds_of(items)
     open_ = {number for number, kind in kinds.items() if not _kind_of(kind).closed and _may_keep(kind)}
     if not open_:
         return
@@ -139,6 +139,13 @@ def _crowd(path: str, names: list[Any], items: list[Any]) -> Iterator[tuple[str,
         pairs = [(name, item) for name, item in zip(names, items, strict=True) if id(type(item)) in open_]
         names, items = [name for name, _ in pairs], [item for _, item in pairs]
     yield path, Crowd(path, names, items)
+
+
+def _kinds_of(items: list[Any]) -> dict[int, type]:
+    try:
+        return {id(kind): kind for kind in set(map(type, items))}  # for each batch, of a million samples
+    except Exception:  # noqa: BLE001  some have no hash
+        return {id(kind): kind for kind in map(type, items)}
 
 
 def _may_keep(kind: type) -> bool:
@@ -345,11 +352,11 @@ def _is_shared_number(kind: type) -> bool:
     return kind.__name__ == "Synchronized" and kind.__module__ == "multiprocessing.sharedctypes"
 
 
-def _many(value: Any) -> tuple[list[Any], list[Any]]:
+def _many(value: Any) -> tuple[Sequence[Any], list[Any]]:
     """The places, and the items, of a long list or dictionary."""
     if not issubclass(type(value), _LISTED) or len(value) <= _MOST_ITEMS:
         return [], []
-    return ([*dict.keys(value)], [*dict.values(value)]) if isinstance(value, dict) else ([*range(len(value))], [*value])
+    return ([*dict.keys(value)], [*dict.values(value)]) if isinstance(value, dict) else (range(len(value)), [*value])
 
 
 def _is_network(value: Any) -> bool:
