@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from nemologger import lightning_port
-from nemologger.exact import contents
+from nemologger.exact import plain_contents
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -28,7 +28,7 @@ def states_of_callbacks(trainer: pl.Trainer) -> dict[str, Any]:
         elif id(callback) in program and not isinstance(callback, Checkpoint):
             state = callback.state_dict()
             try:
-                contents.keep(state, [contents.MOST_BYTES])
+                plain_contents.keep(state, [plain_contents.MOST_BYTES])
                 # A copy of the same types: a Counter that comes back as a dictionary would raise in the next life.
                 copied = deepcopy(state)
             except Exception:  # noqa: BLE001  not plain, or a tensor of a graph, which cannot be copied

@@ -31,6 +31,8 @@ What programs keep:
     crowds.py     long lists of objects
     flags.py      what says that something was made, and is of no use without it
     contents.py   what such a list or array holds, and whether it has changed
+    plain_contents.py  the same as plain types, and back in its place
+    rows.py       long lists as one row of bytes
 
 And:
 

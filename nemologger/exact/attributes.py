@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nemologger.exact import contents, variables
+from nemologger.exact import contents, plain_contents, variables
 from nemologger.exact.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
 from nemologger.exact.reach import classes_of_the_program, entries, generators_of_class, is_ordinary, module_of
@@ -125,7 +125,7 @@ class Attributes:
         late: dict[str, Any] = {}
         since_start: list[str] = []
         objects = {path for path, holder in self._holders() if path not in self._roots and _is_whole(holder)}
-        for path, value in self._changed():
+        for path, value, sign in self._changed():
             if path in self.records or is_process_id(path, value):
                 continue
             if path.rpartition(".")[0] not in self._there:
@@ -136,13 +136,13 @@ class Attributes:
                 self.records[path] = type(value).__name__
                 continue
             try:
-                kept[path] = contents.keep(value, left)
-            except contents.CannotBeKeptError as error:
+                kept[path] = plain_contents.keep(value, left)
+            except plain_contents.CannotBeKeptError as error:
                 lost[path] = str(error)
                 continue
             if any(tensor.device.type != "cpu" for tensor in _tensors_in(value)):
                 on_device.append(path)
-            if self._started.get(path, _ABSENT) != self._sign(value) and not is_of_clock(value):
+            if self._started.get(path, _ABSENT) != sign and not is_of_clock(value):
                 since_start.append(path)
         again = self._flags.leave(kept, self._named(), [*lost, *self.records])
         lost |= dict.fromkeys(again, _BELONGS)
@@ -176,13 +176,13 @@ class Attributes:
 
     def changed(self) -> list[str]:
         """The paths of what has changed."""
-        return [path for path, _ in self._changed()]
+        return [path for path, _, _ in self._changed()]
 
-    def _changed(self) -> Iterator[tuple[str, Any]]:
+    def _changed(self) -> Iterator[tuple[str, Any, Any]]:
         for path, value in self._walk():
             sign = self._sign(value)
             if self._first.get(path, _ABSENT) != sign or self._started.get(path, _ABSENT) != sign:
-                yield path, value
+                yield path, value, sign
 
     def restore(self, plain: Mapping[str, Any], device: torch.device) -> None:
         """Set what has changed to what :meth:`to_plain` returned; what was on a GPU goes to ``device``.
@@ -191,7 +191,7 @@ class Attributes:
         those that are made anew until then, :meth:`begin` sets.
         """
         self._flags.note_restored(plain["attributes"])
-        values = {path: contents.unkept(saved) for path, saved in plain["attributes"].items()}
+        values = {path: plain_contents.unkept(saved) for path, saved in plain["attributes"].items()}
         there = set(plain["on_device"])
         values = {path: _moved(value, device) if path in there else value for path, value in values.items()}
         since_start = plain.get("since_start", ())
@@ -214,7 +214,7 @@ class Attributes:
             if where not in holders or not _is_plain(holders[where], name) or is_gone(value):
                 continue
             present = _passing(holders[where]).get(name, vars(holders[where]).get(name))
-            back = contents.fill(present, value, same=True)
+            back = plain_contents.fill(present, value, same=True)
             if back is not present:
                 set_in(holders[where], name, back)
         return {path: value for path, value in values.items() if path.rpartition(".")[0] not in holders}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nemologger.exact import contents
+from nemologger.exact import contents, plain_contents
 
 
 def are_exchanged(model: nn.Module | None, *, by_hand: bool) -> bool:
@@ -52,8 +52,8 @@ def differing(module: nn.Module, zeros: Mapping[str, int], most: int) -> tuple[d
     for name, buffer in _saved(module):
         if zeros.get(name) != own[name]:
             try:
-                kept[name] = contents.keep(buffer, left)
-            except contents.CannotBeKeptError as error:
+                kept[name] = plain_contents.keep(buffer, left)
+            except plain_contents.CannotBeKeptError as error:
                 lost[name] = str(error)
     return kept, lost
 
@@ -62,7 +62,7 @@ def restore(module: nn.Module, kept: Mapping[str, Any]) -> None:
     """Bring back what :func:`differing` returned."""
     for name, buffer in _saved(module):
         if name in kept:
-            contents.put_back(buffer, kept[name], same=True)
+            plain_contents.put_back(buffer, kept[name], same=True)
 
 
 def _saved(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
-from nemologger.exact import contents
+from nemologger.exact import contents, plain_contents
 from nemologger.exact.described import described
 from nemologger.exact.owned import NOTHING, Owned, Values
 from nemologger.exact.position import FRESH, Mark, Position, Start
@@ -103,7 +103,7 @@ class Feed:
         running = None if self._running is None else self._running.inner
         # A copy: what is noted before a batch is taken must not change when it is.
         begins = mark.start is None or not (mark.batches or mark.over or between)  # at once, or anew
-        state = None if begins else contents.copied(self.source.state(running))
+        state = None if begins else plain_contents.copied(self.source.state(running))
         if between or mark.over:
             position = Position(mark, state, self._at_start.values(), self._at_batch.values())
             self._ended = position if mark.over else None  # nothing changes until it begins anew

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nemologger.exact import contents
+from nemologger.exact import contents, plain_contents
 from nemologger.exact.reach import entries, is_ordinary, module_of
 
 #: Somebody else's business: what is in the checkpoint already, and what belongs to data.
@@ -69,11 +69,11 @@ class OwnStates:
             state = _state_of(found)
             try:
                 if isinstance(state, Exception):
-                    raise contents.CannotBeKeptError(f"raises {type(state).__name__}: {state}")
+                    raise plain_contents.CannotBeKeptError(f"raises {type(state).__name__}: {state}")
                 if sum(leaf.nbytes for leaf in _leaves(state) if isinstance(leaf, torch.Tensor)) > left[0]:
-                    raise contents.CannotBeKeptError("is too large")  # said before anything is copied
-                plain = contents.keep(state, left)
-            except contents.CannotBeKeptError as error:
+                    raise plain_contents.CannotBeKeptError("is too large")  # said before anything is copied
+                plain = plain_contents.keep(state, left)
+            except plain_contents.CannotBeKeptError as error:
                 if self._first.get(path, _ABSENT) != _sign(state):
                     lost[path] = str(error)
                 continue
@@ -144,7 +144,8 @@ def _state_of(value: Any) -> Any:
 def _state_in(saved: Mapping[str, Any], device: torch.device) -> Any:
     numbers, on_device = count(), set(saved["on_device"])
     return _mapped(
-        contents.unkept(saved["state"]), lambda tensor: tensor.to(device) if next(numbers) in on_device else tensor
+        plain_contents.unkept(saved["state"]),
+        lambda tensor: tensor.to(device) if next(numbers) in on_device else tensor,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import xxhash
 
-from nemologger.exact import contents
+from nemologger.exact import contents, plain_contents
 from nemologger.exact.crowds import Crowds, generators_of
 from nemologger.exact.flags import Flags, is_gone
 from nemologger.exact.reach import Crowd, attributes, has_attributes, is_generator, is_ordinary, module_of, walk
@@ -129,7 +129,7 @@ class Owned:
         *,
         counters: bool = True,
         closed: Collection[str] = (),
-        most: int = contents.MOST_BYTES,
+        most: int = plain_contents.MOST_BYTES,
         light: bool = False,
         most_counted: int = 10_000,
         kept: dict[int, Any] | None = None,
@@ -145,7 +145,7 @@ class Owned:
         holding = self._holding(look)
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(not contents.is_small(value) for _, value in holding) // 4
-        left = [0 if light else contents.MOST_BYTES]
+        left = [0 if light else plain_contents.MOST_BYTES]
         kept = {} if kept is None else kept
         kept |= {id(value): _kept(value, left) for _, value in holding if id(value) not in kept}
         self._first = {p: _First(v, contents.fingerprint(v, self._share), kept[id(v)]) for p, v in holding}
@@ -238,7 +238,7 @@ class Owned:
             if kept is None:
                 self.lost[path] = "was changed before it could be kept"
                 continue
-            back = contents.put_back(value, kept, same=same, exactly=exactly)
+            back = plain_contents.put_back(value, kept, same=same, exactly=exactly)
             if back is not value:
                 holder, _, name = path.rpartition(".")
                 set_in(holders[holder], name, back)
@@ -302,9 +302,9 @@ class Owned:
                 continue
             try:
                 if first is None:
-                    raise contents.CannotBeKeptError("was not there when training began")
-                found[path] = contents.keep_changed(value, left, first.kept), value is first.value
-            except contents.CannotBeKeptError as error:
+                    raise plain_contents.CannotBeKeptError("was not there when training began")
+                found[path] = plain_contents.keep_changed(value, left, first.kept), value is first.value
+            except plain_contents.CannotBeKeptError as error:
                 if self._is_memo(path, value, look):
                     continue
                 lost[path] = str(error)
@@ -399,6 +399,6 @@ def _entries_of(value: dict[Any, Any], most: int | None = None) -> tuple[int, in
 
 def _kept(value: Any, left: list[int]) -> Any:
     try:
-        return contents.keep(value, left)
-    except contents.CannotBeKeptError:
+        return plain_contents.keep(value, left)
+    except plain_contents.CannotBeKeptError:
         return None

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from nemologger.exact.contents import MOST_BYTES
 from nemologger.exact.feed import Feed
 from nemologger.exact.loader import ResumableLoader, feed_of, is_resumable
+from nemologger.exact.plain_contents import MOST_BYTES
 from nemologger.exact.position import Mark, Position, rescaled, skipping
 from nemologger.exact.rng import RngState
 

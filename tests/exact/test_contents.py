@@ -15,7 +15,7 @@ from exact.test_loaders import Remembers
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from nemologger.exact import contents
+from nemologger.exact import contents, plain_contents
 from nemologger.exact.owned import Owned, Values
 
 LATER = (3, 8)
@@ -116,42 +116,6 @@ def test_what_a_loader_keeps_is_saved(case, tmp_path):
     check(case, tmp_path)
 
 
-VALUES: dict[str, Any] = {
-    "ints": list(range(100)),
-    "few ints": [3, 1],
-    "numpy's": list(np.arange(100)),
-    "floats": (0.1, 0.2),
-    "mixed": [1, 0.5, "a", None, True, b"b"],
-    "huge": [2**70, 1],
-    "nested": [[1, 2], {"a": (3, {4})}, deque([5])],
-    "empty": [],
-    "dictionary": {1: "a", (2, 3): [4]},
-    "set": {1, 2},
-    "deque": deque([1, 2]),
-    "bytes": bytearray(b"abc"),
-    "array": np.arange(6.0).reshape(2, 3),
-    "view": np.arange(12)[::2],
-    "dates": np.array(["2026-01-01", "2026-01-02"], dtype="datetime64[D]"),
-    "no array": np.zeros((0, 2)),
-    "number": np.float32(3),
-    "tensor": torch.arange(6).reshape(2, 3).t(),
-    "bfloat16": torch.rand(3).bfloat16(),
-    "scalar": torch.tensor(2.5),
-}
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, np.ndarray | np.generic | torch.Tensor):
-        return type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
-    return type(a) is type(b) and a == b and list(map(type, a)) == list(map(type, b))
-
-
-@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
-def test_contents_through_a_file_that_runs_no_code(value, tmp_path):
-    torch.save(contents.keep(value, [1000]), tmp_path / "kept.pt")
-    assert _same(contents.unkept(torch.load(tmp_path / "kept.pt", weights_only=True)), value)
-
-
 CHANGES: dict[str, tuple[Any, Any]] = {
     "swapped": ([1, 2, 3] * 40, lambda v: v.reverse()),
     "one more, one less": (list(range(100)), lambda v: v.__setitem__(7, v[7] + 1)),
@@ -245,7 +209,7 @@ class Loses(Augmented):
         super().__init__()
         self.objects: list[Any] = []
         self.beside = [0]
-        self.large = np.zeros(contents.MOST_BYTES // 8 + 1)
+        self.large = np.zeros(plain_contents.MOST_BYTES // 8 + 1)
         self.fixed = [object(), object()]
 
     def __getitem__(self, index: int) -> torch.Tensor:
@@ -316,31 +280,3 @@ def test_caches_of_tables_are_not_told_of():
     holder.table._cache["dtype"] = type
     owned.values()
     assert owned.lost == {}
-
-
-def test_a_copied_state_is_what_deepcopy_makes_of_it():
-    numbers, tensor = [1, 2.5, "three", None], torch.arange(3)
-    state = {"a": numbers, "b": [numbers, tensor, (4, [5])], 6: {"t": tensor, "o": [SimpleNamespace(n=1)]}}
-    state["all"] = state
-    made = contents.copied(state)
-    numbers.append(7)
-    tensor.add_(1)
-    state["b"].clear()
-    assert made["a"] == [1, 2.5, "three", None]
-    assert made["b"][0] is made["a"]
-    assert made["b"][1] is made[6]["t"]
-    assert made[6]["t"].tolist() == [0, 1, 2]
-    assert made["b"][2] == (4, [5])
-    assert made["all"] is made
-    assert made[6]["o"] == [SimpleNamespace(n=1)]
-    assert made[6]["o"][0] is not state[6]["o"][0]
-
-
-def test_many_small_samples_are_kept_as_they_are_and_once():
-    samples = [{"path": f"{i}.png", "box": (i, i + 1)} for i in range(3)]
-    plain = contents.keep(samples, [1000])
-    assert plain["list"][1]["dict"]["values"] == ["1.png", {"tuple": [1, 2]}]  # an array for each would take 300 bytes
-    assert contents.unkept(plain) == samples
-    kept: dict[int, Any] = {}
-    first, second = (Owned({name: SimpleNamespace(samples=samples)}, kept=kept) for name in ("dataset", "loader"))
-    assert first._first["dataset.samples"].kept is second._first["loader.samples"].kept

@@ -1,0 +1,113 @@
+"""What lists, dictionaries, arrays and tensors hold, as plain types and back."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections import deque
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from nemologger.errors import RefusedError
+from nemologger.exact import plain_contents
+from nemologger.exact.owned import Owned
+
+VALUES: dict[str, Any] = {
+    "ints": list(range(100)),
+    "few ints": [3, 1],
+    "numpy's": list(np.arange(100)),
+    "floats": (0.1, 0.2),
+    "mixed": [1, 0.5, "a", None, True, b"b"],
+    "huge": [2**70, 1],
+    "nested": [[1, 2], {"a": (3, {4})}, deque([5])],
+    "empty": [],
+    "dictionary": {1: "a", (2, 3): [4]},
+    "set": {1, 2},
+    "deque": deque([1, 2]),
+    "bytes": bytearray(b"abc"),
+    "array": np.arange(6.0).reshape(2, 3),
+    "view": np.arange(12)[::2],
+    "dates": np.array(["2026-01-01", "2026-01-02"], dtype="datetime64[D]"),
+    "no array": np.zeros((0, 2)),
+    "number": np.float32(3),
+    "tensor": torch.arange(6).reshape(2, 3).t(),
+    "bfloat16": torch.rand(3).bfloat16(),
+    "scalar": torch.tensor(2.5),
+}
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, np.ndarray | np.generic | torch.Tensor):
+        return type(a) is type(b) and a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+    return type(a) is type(b) and a == b and list(map(type, a)) == list(map(type, b))
+
+
+@pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+def test_contents_through_a_file_that_runs_no_code(value, tmp_path):
+    torch.save(plain_contents.keep(value, [1000]), tmp_path / "kept.pt")
+    assert _same(plain_contents.unkept(torch.load(tmp_path / "kept.pt", weights_only=True)), value)
+
+
+def test_a_copied_state_is_what_deepcopy_makes_of_it():
+    numbers, tensor = [1, 2.5, "three", None], torch.arange(3)
+    state = {"a": numbers, "b": [numbers, tensor, (4, [5])], 6: {"t": tensor, "o": [SimpleNamespace(n=1)]}}
+    state["all"] = state
+    made = plain_contents.copied(state)
+    numbers.append(7)
+    tensor.add_(1)
+    state["b"].clear()
+    assert made["a"] == [1, 2.5, "three", None]
+    assert made["b"][0] is made["a"]
+    assert made["b"][1] is made[6]["t"]
+    assert made[6]["t"].tolist() == [0, 1, 2]
+    assert made["b"][2] == (4, [5])
+    assert made["all"] is made
+    assert made[6]["o"] == [SimpleNamespace(n=1)]
+    assert made[6]["o"][0] is not state[6]["o"][0]
+
+
+def test_many_small_samples_are_kept_as_they_are_and_once():
+    samples = [{"path": f"{i}.png", "box": (i, i + 1)} for i in range(3)]
+    plain = plain_contents.keep(samples, [1000])
+    assert plain["list"][1]["dict"]["values"] == ["1.png", {"tuple": [1, 2]}]  # an array for each would take 300 bytes
+    assert plain_contents.unkept(plain) == samples
+    kept: dict[int, Any] = {}
+    first, second = (Owned({name: SimpleNamespace(samples=samples)}, kept=kept) for name in ("dataset", "loader"))
+    assert first._first["dataset.samples"].kept is second._first["loader.samples"].kept
+
+
+def test_a_long_list_is_one_row_of_bytes_through_a_file_that_runs_no_code(tmp_path):
+    items = [[name, value] for name, value in VALUES.items()] * 5
+    kept = plain_contents.keep(items, [2**20])
+    assert [*kept["list"]] == ["rows"]
+    torch.save(kept, tmp_path / "kept.pt")
+    back = plain_contents.unkept(torch.load(tmp_path / "kept.pt", weights_only=True))
+    assert [name for name, _ in back] == [name for name, _ in items]
+    assert all(_same(ours, given) for (_, ours), (_, given) in zip(back, items, strict=True))
+    assert back[0][1] is not items[0][1]
+
+
+def test_a_long_list_of_other_things_or_too_many_is_not_kept():
+    left = [1000]
+    for items, why in (([[object()]] * 100, "holds object objects"), ([[1, "text" * 100]] * 1000, "is too large")):
+        with pytest.raises(plain_contents.CannotBeKeptError, match=why):
+            plain_contents.keep([item[:] for item in items], left)
+    assert left == [1000]
+
+
+class Runs:
+    def __reduce__(self) -> Any:
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("item", [Runs(), os.system, SimpleNamespace(a=1)], ids=["call", "function", "object"])
+def test_a_row_of_a_stranger_runs_nothing(item, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    row = torch.frombuffer(bytearray(pickle.dumps([item])), dtype=torch.uint8)
+    with pytest.raises(RefusedError, match="which none needs"):
+        plain_contents.unkept({"list": {"rows": row}})
+    assert not list(tmp_path.iterdir())
