@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _FORMAT = 1
+#: After so many of the first steps it is looked at what the module's lists are for.
+_LOOKS = 3
 _OTHER_BUFFER = "differs from rank 0's, and {}: a resumed run begins with rank 0's on this rank, too"
 
 
@@ -50,9 +52,10 @@ class ExactResume(Callback):
     of the module, of objects and functions of the program that it holds, and of a data module without ``state_dict()``;
     of callbacks, generators, and what else they count is named. So do objects with a
     ``state_dict()`` that the module or a callback holds and that are no modules, averages of weights for example, and, on
-    each rank, buffers that nobody exchanges between the ranks. Lists and dictionaries of the module itself, most often
-    records of one life, are named at the first save after they change, and not kept. What is logged for an epoch, and
-    what metrics of torchmetrics have counted, is kept. Neither validation nor a second look at the training loader
+    each rank, buffers that nobody exchanges between the ranks. Lists and dictionaries of the module itself that are only
+    added to, and hold numbers and texts, are most often records of one life: they are named at the first save after they
+    change, and not kept. What is logged for an epoch, and what metrics of torchmetrics have counted, is kept. Neither
+    validation nor a second look at the training loader
     shifts training. What ``on_train_start()`` makes of a value itself (``self.x *= 0.5``) is made in each life anew, of what
     was brought back. What cannot be promised for the loaders at hand is logged when training starts, with what would help,
     or at the first save after it shows. On another number of ranks a run goes on after as many samples, with new random
@@ -87,6 +90,7 @@ class ExactResume(Callback):
         self._plateau: lightning_port.PlateauSteps | None = None
         self._program: ProgramState | None = None
         self._program_then: dict[str, Any] | None = None
+        self._looks_left = 0
         self._counters: epoch_results.Counters | None = None
         self._buffers_then: dict[str, Any] = {}
         self._gradient_order: list[str] = []
@@ -168,7 +172,7 @@ class ExactResume(Callback):
             lightning_port.behind_module(trainer, "on_train_start", back)
             self._plateau = None
         buffers.restore(pl_module, self._buffers_then)
-        self._program = ProgramState(trainer, pl_module, self._counters)
+        self._program, self._looks_left = ProgramState(trainer, pl_module, self._counters), _LOOKS
         if self._program_then is not None:
             buffers.go_on_apart(trainer.strategy.model, by_hand=not pl_module.automatic_optimization)
             self._program.restore(self._program_then, self._say_once)
@@ -215,6 +219,9 @@ class ExactResume(Callback):
                 self._watched.forget()
             else:
                 self._gradient_order, self._watched = self._watched.settle(), None
+        if self._looks_left and self._program is not None:
+            self._looks_left -= 1
+            self._program.look()
         self._aside = None  # a validation that was to follow the batch before had nothing to do
         if self._session is not None:
             lightning_port.count_left_out(trainer, epoch_ends=False)

@@ -27,8 +27,9 @@ _NOT_SAVED = (
 )
 
 _RECORD = (
-    "is a {} that has changed since training began, and is not saved: most are records. If it decides about training, "
-    "register it as a buffer, or save it in on_save_checkpoint()"
+    "is a {} that has changed since training began, and is not saved: one that is only added to most often is a record, and "
+    "one that holds objects, or too much, cannot be. If it decides about training, register it as a buffer, or save it in "
+    "on_save_checkpoint()"
 )
 
 _STRANGER = (
@@ -125,8 +126,8 @@ class ProgramState:
     def records(self) -> dict[str, str]:
         """What most often is a record of one life, has changed and is not kept.
 
-        That are lists and dictionaries of the module, when it was last saved, what callbacks without a state keep, and what
-        is in objects of libraries. Of these what was not named before.
+        That are lists and dictionaries of the module that have only been added to, when it was last saved, what callbacks
+        without a state keep, and what is in objects of libraries. Of these what was not named before.
         """
         within = tuple(f"{path}." for path in self._own_states.paths)  # they say themselves what is to be kept
         records = self._attributes.records.items()
@@ -147,6 +148,10 @@ class ProgramState:
     def _is_saved_by_hand(self, path: str) -> bool:
         """Whether it may be."""
         return path.split(".")[0] == "module" and lightning_port.saves_more(self._trainer.lightning_module)
+
+    def look(self) -> None:
+        """For the first steps: see how lists and dictionaries of the module change."""
+        self._attributes.look()
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""

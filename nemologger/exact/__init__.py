@@ -33,6 +33,8 @@ What programs keep:
     contents.py   what such a list or array holds, and whether it has changed
     plain_contents.py  the same as plain types, and back in its place
     rows.py       long lists as one row of bytes
+    tensors.py    tensors, and those in lists and dictionaries
+    records.py    what a module only notes, and what it goes on with
 
 And:
 

@@ -3,19 +3,18 @@
 Parameters and buffers are in the checkpoint anyway. What a program changes beside them (``self.count += 1``, a queue, an
 annealed weight, a generator of its own) decides about losses as well.
 
-A list or dictionary of a module is most often a record of what it did in this life (``self.losses.append(...)``), and a
-program that finds what an earlier one recorded there would be surprised. It is named, and not kept. That of another object
-is kept, or nothing of the object is: a buffer of samples has the place for the next one beside them.
+A list or dictionary of a module may be a record of what it did in this life (see :mod:`nemologger.exact.records`); then it
+is named, and not kept. That of another object is kept, or nothing of the object is: a buffer of samples has the place for
+the next one beside them.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections import deque
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from inspect import getattr_static
-from itertools import chain, islice
+from itertools import chain
 from types import FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
@@ -28,10 +27,12 @@ from nemologger.exact import contents, plain_contents, variables
 from nemologger.exact.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
 from nemologger.exact.reach import classes_of_the_program, entries, generators_of_class, is_ordinary, module_of
+from nemologger.exact.records import KINDS as KINDS_OF_RECORDS
+from nemologger.exact.records import Records
+from nemologger.exact.tensors import memory_of, moved, tensors_in
 from nemologger.exact.variables import Reached, set_in
 
 _SCALARS = (int, float, bool, str, type(None))
-_RECORDS = (list, dict, set, deque)
 _ARRAYS = (np.ndarray, np.generic, torch.Tensor)
 #: Parts of a module of which everything is in the checkpoint already, or kept in another way.
 _WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
@@ -41,7 +42,6 @@ _BELONGS = "belongs to an object of which another part is not saved"
 _ABSENT = object()
 #: Asked thousands of times for a list of objects.
 _of_the_program: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
-_LOOKED_AT = 64
 _MANY = 1000
 #: What the loaders use is kept with them.
 _OF_DATA = [f"{stage}_dataloader" for stage in ("train", "val", "test", "predict")]
@@ -58,7 +58,7 @@ class Attributes:
     Args:
         roots: The objects by name.
         generators_only: More of them, of which nothing but generators is looked at.
-        no_records: The names of those roots whose lists and dictionaries are named, and not kept.
+        no_records: The names of those roots whose lists and dictionaries may be records, which are named, and not kept.
         not_theirs: For each root, the names of attributes that belong to the framework.
         most: Bytes that are kept at most.
 
@@ -81,10 +81,11 @@ class Attributes:
         self._not_theirs = not_theirs
         #: Lists and dictionaries that have changed and are not kept: what kind each is.
         self.records: dict[str, str] = {}
+        self._records = Records()
         self._most = most
         modules = [root for root in roots.values() if isinstance(root, nn.Module)]
         # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
-        self._of_model = {_memory_of(t) for module in modules for t in chain(module.parameters(), module.buffers())}
+        self._of_model = {memory_of(t) for module in modules for t in chain(module.parameters(), module.buffers())}
         self._flags = Flags(self._named(), contents=True)
         values = dict(self._walk())
         # Who keeps hundreds of long lists does not wait longer for them.
@@ -112,6 +113,27 @@ class Attributes:
         self._set_generators(self._waiting_generators)
         self._waiting, self._waiting_generators = {}, {}
         self._there = self._places()
+        self._records.begin(self._lists())
+
+    def look(self) -> None:
+        """For the first steps: how lists and dictionaries change says whether they are records."""
+        for path, value in self._lists():
+            self._records.has(path, value)
+
+    def _lists(self) -> Iterator[tuple[str, Any]]:
+        """Those that may be records."""
+        objects = self._objects()
+        for path, value in self._walk():
+            if self._may_be_record(path, value, objects):
+                yield path, value
+
+    def _may_be_record(self, path: str, value: Any, objects: set[str]) -> bool:
+        theirs = path.startswith(self._no_records) or ":" in path
+        return theirs and isinstance(value, KINDS_OF_RECORDS) and path.rpartition(".")[0] not in objects
+
+    def _objects(self) -> set[str]:
+        """The places of objects that are no modules."""
+        return {path for path, holder in self._holders() if path not in self._roots and _is_whole(holder)}
 
     def _places(self) -> set[str]:
         return {path for path, _ in chain(self._holders(), self._libraries())}
@@ -124,23 +146,29 @@ class Attributes:
         lost: dict[str, str] = {}
         late: dict[str, Any] = {}
         since_start: list[str] = []
-        objects = {path for path, holder in self._holders() if path not in self._roots and _is_whole(holder)}
-        for path, value, sign in self._changed():
-            if path in self.records or is_process_id(path, value):
-                continue
+        objects, self.records = self._objects(), {}
+        changed = [
+            (self._may_be_record(path, value, objects), path, value, sign)
+            for path, value, sign in self._changed()
+            if not is_process_id(path, value)
+        ]
+        # What may be a record comes last: a cache would take all the room.
+        for may_be_record, path, value, sign in sorted(changed, key=lambda one: one[0]):
             if path.rpartition(".")[0] not in self._there:
                 late[path] = value
                 continue
-            may_be_record = path.startswith(self._no_records) or ":" in path
-            if isinstance(value, _RECORDS) and may_be_record and path.rpartition(".")[0] not in objects:
+            if may_be_record and self._records.has(path, value):
                 self.records[path] = type(value).__name__
                 continue
             try:
                 kept[path] = plain_contents.keep(value, left)
             except plain_contents.CannotBeKeptError as error:
-                lost[path] = str(error)
+                if may_be_record:
+                    self.records[path] = type(value).__name__
+                else:
+                    lost[path] = str(error)
                 continue
-            if any(tensor.device.type != "cpu" for tensor in _tensors_in(value)):
+            if any(tensor.device.type != "cpu" for tensor in tensors_in(value)):
                 on_device.append(path)
             if self._started.get(path, _ABSENT) != sign and not is_of_clock(value):
                 since_start.append(path)
@@ -191,9 +219,10 @@ class Attributes:
         those that are made anew until then, :meth:`begin` sets.
         """
         self._flags.note_restored(plain["attributes"])
+        self._records.go_on_with(plain["attributes"])
         values = {path: plain_contents.unkept(saved) for path, saved in plain["attributes"].items()}
         there = set(plain["on_device"])
-        values = {path: _moved(value, device) if path in there else value for path, value in values.items()}
+        values = {path: moved(value, device) if path in there else value for path, value in values.items()}
         since_start = plain.get("since_start", ())
         self._waiting = self._set(values) | {path: value for path, value in values.items() if path in since_start}
         numbers = {path: value for path, value in values.items() if type(value) in (int, float)}
@@ -236,7 +265,7 @@ class Attributes:
 
     def _is_of_model(self, value: Any) -> bool:
         try:
-            return any(_memory_of(tensor) in self._of_model for tensor in _tensors_in(value))
+            return any(memory_of(tensor) in self._of_model for tensor in tensors_in(value))
         except Exception:  # noqa: BLE001  a class of somebody's that does not let others go through it
             return False
 
@@ -300,29 +329,6 @@ class Attributes:
             if theirs:
                 owned.append(Owned({path: SimpleNamespace(**theirs)}, counters=False))
         return owned
-
-
-def _tensors_in(value: Any, seen: set[int] | None = None, depth: int = 0) -> Iterator[torch.Tensor]:
-    seen = set() if seen is None else seen
-    if issubclass(type(value), torch.Tensor):
-        yield value
-    elif issubclass(type(value), dict | list | tuple | set | deque) and id(value) not in seen and depth < _LOOKED_AT:
-        seen.add(id(value))  # what is within may hold it
-        for item in islice(dict.values(value) if isinstance(value, dict) else value, _LOOKED_AT):
-            yield from _tensors_in(item, seen, depth + 1)
-
-
-def _memory_of(tensor: torch.Tensor) -> int:
-    plain = type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided
-    return (tensor.untyped_storage().data_ptr() if plain else 0) or id(tensor)
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return type(value)(_moved(item, device) for item in value) if isinstance(value, list | tuple | deque) else value
 
 
 def _passing(holder: Any) -> dict[str, torch.Tensor]:

@@ -1,0 +1,96 @@
+"""What a module only notes begins anew in each life; what it goes on with goes on."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Any
+
+import pytest
+import torch
+from exact.runs import Case, Net, check, shuffled, train
+
+from nemologger.exact.records import Records
+
+
+class Weighs(Net):
+    """Everything in it that a loss depends on is in lists and dictionaries of the module itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = [1.0, 2.0]
+        self.averages: dict[str, torch.Tensor] = {}
+        self.counts: Counter[int] = Counter()
+        self.window: deque[float] = deque(maxlen=4)
+        self.memory: list[Any] = []
+        self.place = 0
+        self.outputs: list[torch.Tensor] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.loss(batch) * self.weights[0]
+        number = loss.item()
+        self.weights[0] = 0.9 * self.weights[0] + 0.1 * min(number, 2.0)
+        for name, value in self.net.named_parameters():
+            before = self.averages.get(name, value.detach())
+            self.averages[name] = 0.9 * before + 0.1 * value.detach()
+        self.counts[int(10 * number) % 3] += 1
+        self.window.append(number)
+        if len(self.memory) < 5:
+            self.memory.append(None)
+        self.memory[self.place] = (batch.mean(), number)
+        self.place = (self.place + 1) % 5
+        self.outputs.append(loss.detach())
+        pull = sum((value - self.averages[name]).pow(2).sum() for name, value in self.net.named_parameters())
+        rest = 1 + self.counts[0] / 10 + sum(self.window) / 10 + self.memory[-1][1] / 10 + sum(self.outputs) / 10
+        return self.note(loss * rest + pull)
+
+    def on_train_epoch_end(self) -> None:
+        self.outputs.clear()
+
+
+def test_lists_that_decide_about_losses_go_on(tmp_path):
+    check(Case(shuffled, Weighs, at=[2, 3, 5, 7]), tmp_path)
+
+
+def test_a_record_of_losses_is_of_this_life(tmp_path):
+    case = Case(shuffled, steps=6)
+    train(case, tmp_path, 1)
+    losses, _, trainer = train(case, tmp_path / "again", 2, tmp_path / "step=4")
+    assert losses == trainer.lightning_module.losses
+    assert len(losses) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "change", "is_record"),
+    [
+        ([], lambda v: v.append(1.0), True),
+        ([1.0], lambda v: v.extend([2.0, "three"]), True),
+        ([{"loss": 1.0}], lambda v: v.append({"loss": 2.0}), True),
+        ({}, lambda v: v.update({1: 0.5}), True),
+        ({1: [0.5]}, lambda v: v.update({2: [0.25]}), True),
+        ({1}, lambda v: v.add(2), True),
+        ([1.0, 2.0], lambda v: v.__setitem__(0, 3.0), False),
+        ([1.0, 2.0], lambda v: v.clear(), False),
+        ([{"loss": 1.0}], lambda v: v[0].update({"loss": 2.0}), False),
+        ({1: 0.5}, lambda v: v.update({1: 0.25, 2: 1.0}), False),
+        ({1, 2}, lambda v: v.remove(1), False),
+        (deque([1.0]), lambda v: v.append(2.0), True),
+        (deque([1.0]), lambda v: v.appendleft(2.0), False),
+        (deque([1.0], 3), lambda v: v.append(2.0), False),
+        ([], lambda v: v.append(torch.ones(2)), False),
+        ({}, lambda v: v.update({"a": (1, torch.ones(2))}), False),
+        ([], lambda v: v.extend([torch.ones(1)] * 5000), True),
+    ],
+)
+def test_a_record_is_only_added_to(before, change, is_record):
+    records = Records()
+    records.begin([("there", before)])
+    change(before)
+    assert records.has("there", before) == is_record
+    assert records.has("there", before) == is_record
+
+
+def test_what_is_brought_back_is_none():
+    records = Records()
+    records.go_on_with(["there"])
+    records.begin([])
+    assert not records.has("there", [1.0])
