@@ -271,8 +271,10 @@ class Feed:
             go_on()
 
         def go_on() -> None:
-            # Workers are handed the next indices when they begin: until then the sampler is as it was before those.
-            if begun and self.source.within_epoch == "all" and position.at_start.contents is not None:
+            # Workers are handed the next indices when they begin: until then the sampler is as it was before those. To
+            # where it was behind those of more workers, or of fewer, it must not go.
+            as_far = begun and self.source.within_epoch == "all" and self.source.ahead()[0] == position.mark.checked
+            if as_far and position.at_start.contents is not None:
                 self._at_start.restore(position.at_start, exactly=True)
             self._at_batch.restore(position.at_batch)
 

@@ -26,6 +26,8 @@ _SCALARS = (int, float, bool, str, type(None))
 _BELONGS = "belongs to an object of which another part cannot be kept"
 #: Stands for the number of the process, whichever it is.
 _PROCESS = {"process": True}
+#: Stands for a list or array that could not be kept.
+_LEFT = (None, True)
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Owned:
         Args:
             counters: Look for counters, which takes time; for "open", not among the attributes of what is closed.
             look: Which contents to look at, too. For every batch, small ones; then :meth:`name_large` at a save. What
-                cannot be kept is not named if that is to be "quiet": it may be made again.
+                cannot be kept is not named if that is to be "quiet", and left as it is then: it may be made again.
         """
         if not self._roots:
             return Values()
@@ -230,7 +232,7 @@ class Owned:
             return
         there = {path: value for path, value in self._holding(look) if path in values.contents or exactly}
         for path, value in there.items():
-            if path.rpartition(".")[0] not in self._there:
+            if path.rpartition(".")[0] not in self._there or values.contents.get(path) == _LEFT:
                 continue
             kept, same = values.contents.get(path) or (self._first[path].kept if path in self._first else None, True)
             if path not in values.contents and (path in self.lost or not self._has_changed(path, value)):
@@ -313,7 +315,7 @@ class Owned:
         for path in [path for path in found if path.rpartition(".")[0] in partly]:
             lost.setdefault(path, _BELONGS)
             del found[path]
-        return found
+        return found | dict.fromkeys(lost, _LEFT) if at == "quiet" else found
 
     def _is_memo(self, path: str, value: Any, look: _Look) -> bool:
         """Whether it is a cache of a function or a file, perhaps made only when it was first needed."""

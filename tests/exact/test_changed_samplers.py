@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from types import SimpleNamespace
+
 import pytest
 import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, Net, check, check_chain, train
@@ -84,3 +87,36 @@ def test_what_workers_were_told_ahead_is_named_if_it_is_drawn_anew(lazy, tmp_pat
     train(case, tmp_path, 1)
     train(case, tmp_path / "more", 2, tmp_path / "step=3")
     assert ("its workers had been told to load other samples ahead" in caplog.text) == lazy
+
+
+class Lazy(Sampler):
+    """Goes through an order that it makes in place, by a number of its own; in a list are objects that nobody keeps."""
+
+    def __init__(self):
+        self.order, self.at, self.made = list(range(SAMPLES)), SAMPLES, []
+
+    def __len__(self):
+        return SAMPLES
+
+    def __iter__(self):
+        random.shuffle(self.order)
+        self.at = 0
+        self.made = [SimpleNamespace()]
+        while self.at < SAMPLES:
+            self.at += 1
+            yield self.order[self.at - 1]
+
+
+def lazy(**options):
+    return DataLoader(torch.arange(4.0 * SAMPLES).sin().view(SAMPLES, 4), batch_size=BATCH, sampler=Lazy(), **options)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 1), (1, 0), (0, 1), (2, 1)])
+def test_what_a_sampler_makes_when_an_epoch_begins_is_made_again(before, after, tmp_path, caplog):
+    """Also with another number of workers, which are told of more or fewer samples ahead."""
+    case = Case(lambda: lazy(num_workers=before), steps=5)
+    straight, _, _ = train(case, tmp_path, 1)
+    case.data = lambda: lazy(num_workers=after)
+    losses, _, _ = train(case, tmp_path / "more", 2, tmp_path / "step=2")
+    assert losses == straight[2:]
+    assert "training loader" not in caplog.text
