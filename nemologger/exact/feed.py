@@ -114,13 +114,14 @@ class Feed:
             return Position(mark, state, at_start, self._at_batch.values() if may_be_left else NOTHING)
         look: Literal["all", "small"] = "all" if save else "small"
         at_batch = self._at_batch.values(counters=needed == "all" or "open", look=look)
+        sizes = None
         if (
             needed == "all" and save and mark is self._mark
         ):  # training may have changed the sampler, weights of samples say
             at_start = _less(self._at_start.values(look="quiet"), at_batch)
             checked, last = self.source.ahead()
-            mark = mark._replace(last=last, checked=checked)
-        return Position(mark, state, at_start, at_batch)
+            mark, sizes = mark._replace(last=last, checked=checked), self.source.sizes()
+        return Position(mark, state, at_start, at_batch, sizes=sizes)
 
     @property
     def limits(self) -> list[str]:
@@ -271,10 +272,9 @@ class Feed:
             go_on()
 
         def go_on() -> None:
-            # Workers are handed the next indices when they begin: until then the sampler is as it was before those. To
-            # where it was behind those of more workers, or of fewer, it must not go.
-            as_far = begun and self.source.within_epoch == "all" and self.source.ahead()[0] == position.mark.checked
-            if as_far and position.at_start.contents is not None:
+            # Workers are handed the next indices when they begin: until then the sampler is as it was before those. Its
+            # place behind those of more workers is another one, and its order of other data none of these.
+            if begun and position.sizes == self.source.sizes():
                 self._at_start.restore(position.at_start, exactly=True)
             self._at_batch.restore(position.at_batch)
 

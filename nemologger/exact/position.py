@@ -42,6 +42,7 @@ class Position(NamedTuple):
         at_start: Generators and counters of what decides about the next epoch: its sampler and generator.
         at_batch: Those of what changes with every batch: its dataset.
         earlier: Whether it is of a version that had other names for some of these.
+        sizes: Those of what ``at_start`` has the place in, if that is to be brought back within an epoch.
     """
 
     mark: Mark
@@ -49,6 +50,7 @@ class Position(NamedTuple):
     at_start: Values = NOTHING
     at_batch: Values = NOTHING
     earlier: bool = False
+    sizes: list[int] | None = None
 
     def to_plain(self) -> dict[str, Any]:
         """As plain types."""
@@ -66,6 +68,7 @@ class Position(NamedTuple):
             "state": self.state,
             "at_start": self.at_start.to_plain(),
             "at_batch": self.at_batch.to_plain(),
+            "sizes": self.sizes,
         }
 
     @staticmethod
@@ -78,7 +81,7 @@ class Position(NamedTuple):
         checked = plain.get("checked", batches)  # there was a checksum of each batch once
         mark = Mark(start, batches, plain["restarts"], plain["over"], last, checked)
         at_start, at_batch = (Values.from_plain(plain[name]) for name in ("at_start", "at_batch"))
-        return Position(mark, plain["state"], at_start, at_batch, earlier="last" not in plain)
+        return Position(mark, plain["state"], at_start, at_batch, "last" not in plain, plain.get("sizes"))
 
     def of_today(self, loader: Any) -> Position:
         """The same by the names of today."""
@@ -98,4 +101,6 @@ def skipping(batches: int) -> Position:
 def rescaled(position: Position, numerator: int, denominator: int) -> Position:
     """``position`` after as many samples, on another number of ranks."""
     mark = position.mark
-    return position._replace(mark=mark._replace(batches=mark.batches * numerator // denominator, last=0), state=None)
+    return position._replace(
+        mark=mark._replace(batches=mark.batches * numerator // denominator, last=0), state=None, sizes=None
+    )

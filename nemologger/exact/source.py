@@ -122,6 +122,10 @@ class Source:
         """The number and the checksum of what workers were told last, ahead of training; the latter 0 for nothing."""
         return 0, 0
 
+    def sizes(self) -> list[int]:
+        """How many samples and batches there are, and how many of these workers were told: a sampler may keep its place."""
+        return []
+
     def release(self) -> None:
         """Leave the loader as it was found."""
 

@@ -115,6 +115,11 @@ class MapStyle(Source):
         return number + 1, contents.of_batch(index)
 
     @override
+    def sizes(self) -> list[int]:
+        told = 0 if self._plan is None or not self.workers else self._plan.newest[0]
+        return [contents.length(self.loader.dataset), contents.length(self.indices.inner), told]
+
+    @override
     def expect(self, number: int, checksum: int) -> None:
         self._expected = (number, checksum)
 

@@ -10,6 +10,8 @@ import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, Net, check, check_chain, train
 from torch.utils.data import BatchSampler, DataLoader, Sampler, WeightedRandomSampler
 
+from nemologger.exact.position import Mark, Position, rescaled
+
 
 class Numbered(Augmented):
     """Says which sample it is."""
@@ -90,25 +92,26 @@ def test_what_workers_were_told_ahead_is_named_if_it_is_drawn_anew(lazy, tmp_pat
 
 
 class Lazy(Sampler):
-    """Goes through an order that it makes in place, by a number of its own; in a list are objects that nobody keeps."""
+    """Goes through an order that it makes in place, by a number of its own; a list may hold what nobody keeps."""
 
-    def __init__(self):
-        self.order, self.at, self.made = list(range(SAMPLES)), SAMPLES, []
+    def __init__(self, samples, make):
+        self.order, self.at, self.make, self.made = list(range(samples)), samples, make, []
 
     def __len__(self):
-        return SAMPLES
+        return len(self.order)
 
     def __iter__(self):
         random.shuffle(self.order)
         self.at = 0
-        self.made = [SimpleNamespace()]
-        while self.at < SAMPLES:
+        self.made = [self.make()]
+        while self.at < len(self):
             self.at += 1
             yield self.order[self.at - 1]
 
 
-def lazy(**options):
-    return DataLoader(torch.arange(4.0 * SAMPLES).sin().view(SAMPLES, 4), batch_size=BATCH, sampler=Lazy(), **options)
+def lazy(samples=SAMPLES, make=SimpleNamespace, **options):
+    data = torch.arange(4.0 * samples).sin().view(samples, 4)
+    return DataLoader(data, batch_size=BATCH, sampler=Lazy(samples, make), **options)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 1), (1, 0), (0, 1), (2, 1)])
@@ -120,3 +123,16 @@ def test_what_a_sampler_makes_when_an_epoch_begins_is_made_again(before, after, 
     losses, _, _ = train(case, tmp_path / "more", 2, tmp_path / "step=2")
     assert losses == straight[2:]
     assert "training loader" not in caplog.text
+
+
+def test_a_sampler_of_fewer_samples_is_not_set_to_its_order_of_before(tmp_path):
+    case = Case(lambda: lazy(make=int), steps=5)
+    train(case, tmp_path, 1)
+    case.data = lambda: lazy(10, make=int)
+    losses, _, _ = train(case, tmp_path / "more", 2, tmp_path / "step=2")
+    assert len(losses) == 3
+
+
+def test_the_place_in_a_sampler_is_none_on_another_number_of_ranks():
+    mark = Mark(None, 4, 0, False)
+    assert rescaled(Position(mark, sizes=[22, 6, 0]), 2, 1).sizes is None
