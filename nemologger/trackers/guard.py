@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger import lightning_port
-from nemologger.trackers.hparams_file import write_hparams
+from nemologger.trackers.hparams_file import add_hparams
 from nemologger.trackers.outbox import PATIENCE, Outbox
 
 _GUARD = "_nemologger_guard"
@@ -80,13 +79,10 @@ class _Guard:
         self.put("what was logged", self._save_all, repeatable=True)
 
     def _save_all(self) -> None:
-        try:
-            self._save()
-        except Exception as error:
-            if _is_outage(error) or not isinstance(self._logger, TensorBoardLogger):
-                raise
-            file = Path(self._logger.log_dir, self._logger.NAME_HPARAMS_FILE)
-            write_hparams(file, self._logger.hparams)
+        if isinstance(self._logger, TensorBoardLogger):
+            # Lightning leaves alone what is there.
+            add_hparams(self._logger.log_dir, self._logger.NAME_HPARAMS_FILE, self._logger.hparams)
+        self._save()
 
     def put(self, what: str, call: Callable[[], object], *, repeatable: bool = False) -> None:
         self._calls.put(what, lambda: self._try(call), repeatable=repeatable)

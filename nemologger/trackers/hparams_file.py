@@ -6,10 +6,18 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.utilities.cloud_io import get_filesystem
 from lightning.pytorch.core.saving import save_hparams_to_yaml
 
 
-def write_hparams(file: Path, params: dict[str, Any] | Namespace) -> None:
+def add_hparams(directory: str, name: str, params: dict[str, Any] | Namespace) -> None:
+    """As :func:`write_hparams`, where ``directory``, which may be a URL, is there and has no such file yet."""
+    file, files = f"{directory}/{name}", get_filesystem(directory)
+    if files.isdir(directory) and not files.isfile(file):
+        write_hparams(file, params)
+
+
+def write_hparams(file: Path | str, params: dict[str, Any] | Namespace) -> None:
     """Write ``params`` as Lightning does.
 
     Where OmegaConf is there, as it is with this package, Lightning has it take apart what is a dataclass, and passes on what

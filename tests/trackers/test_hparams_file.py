@@ -36,3 +36,15 @@ def test_a_run_trains_and_the_others_are_written(tmp_path, monkeypatch, logger):
     assert trainer.global_step == 2
     (file,) = tmp_path.glob("**/hparams.yaml")
     assert yaml.unsafe_load(file.read_text())["width"] == 8
+
+
+class Mistaken(TensorBoardLogger):
+    def save(self):
+        super().save()
+        raise ValueError("a mistake of the program")
+
+
+def test_another_error_of_a_logger_of_the_program_is_raised(tmp_path):
+    trainer = quiet_trainer(max_steps=2, logger=Mistaken(tmp_path))
+    with pytest.raises(ValueError, match="a mistake of the program"):
+        nl.train(ToyModel(), ToyDataModule(), trainer, nl.NeMoLogger(name="n", log_dir=tmp_path))
