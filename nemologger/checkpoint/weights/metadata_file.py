@@ -84,6 +84,8 @@ def read_metadata(weights: Path) -> Metadata:
         read = MetadataUnpickler(file, path).load()
     if not isinstance(read, Metadata):
         raise DamagedCheckpointError(f"{path} holds a {type(read).__name__}, not DCP's Metadata")
+    with reading(path):
+        shapes_in(read)  # one flipped bit in a name, and something has not what it must have
     return read
 
 

@@ -25,6 +25,7 @@ _UNREADABLE = (
     IndexError,
     AssertionError,
     MemoryError,
+    OverflowError,
 )
 
 

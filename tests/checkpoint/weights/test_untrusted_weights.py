@@ -148,10 +148,21 @@ def test_a_metadata_cannot_change_the_members_of_an_enum(tmp_path):
     assert member.value == before
 
 
-def test_a_metadata_that_asks_for_all_memory_is_damaged(tmp_path):
-    (tmp_path / ".metadata").write_bytes(b"\x8e" + (1 << 50).to_bytes(8, "little") + b"x.")
-    with pytest.raises(DamagedCheckpointError, match="MemoryError"):
+@pytest.mark.parametrize(("size", "error"), [(1 << 50, "MemoryError"), (1 << 63, "OverflowError")])
+def test_a_metadata_that_asks_for_all_memory_is_damaged(tmp_path, size, error):
+    (tmp_path / ".metadata").write_bytes(b"\x8e" + size.to_bytes(8, "little") + b"x.")
+    with pytest.raises(DamagedCheckpointError, match=error):
         read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("name", [b"state_dict_metadata", b"properties"])
+def test_a_metadata_without_a_part_that_it_must_have_is_damaged(tmp_path, name):
+    """As one flipped bit in its name leaves it, where there is no manifest to compare with."""
+    save(tmp_path / "a", 1)
+    path = tmp_path / "a" / "weights" / ".metadata"
+    path.write_bytes(path.read_bytes().replace(name, name[:-1] + b"_"))
+    with pytest.raises(DamagedCheckpointError, match=r"\.metadata cannot be read: AttributeError"):
+        described(path.parent)
 
 
 def test_a_common_pt_with_code_is_refused(tmp_path, canary):
