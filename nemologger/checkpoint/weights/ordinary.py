@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.futures import Future
@@ -20,7 +21,7 @@ from torch.futures import Future
 from nemologger import names
 from nemologger.checkpoint.weights.metadata_file import read_metadata
 from nemologger.checkpoint.weights.reading import is_local, reading
-from nemologger.errors import RefusedError
+from nemologger.errors import DamagedCheckpointError, RefusedError
 
 
 def read_ordinary(weights: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -30,10 +31,33 @@ def read_ordinary(weights: Path, tensors: dict[str, torch.Tensor]) -> None:
         RefusedError: If reading would run code.
         DamagedCheckpointError: If something is missing or cannot be read.
     """
+    _check_chunks(weights, tensors)
     with reading(weights), warnings.catch_warnings():
         # A hint that one process reads all of it; every rank does.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         dcp_load(tensors, storage_reader=_Reader(weights), no_dist=True)
+
+
+def _check_chunks(weights: Path, keys: Collection[str]) -> None:
+    """DCP leaves what no chunk holds as it is: memory that nobody has written."""
+    path = weights / names.DCP_METADATA
+    stored = read_metadata(weights).state_dict_metadata
+    with reading(path):
+        for key in keys:
+            entry = stored[key]
+            if not isinstance(entry, TensorStorageMetadata):
+                continue
+            there = sum(
+                math.prod(chunk.sizes)
+                for chunk in entry.chunks
+                if all(
+                    0 <= at <= at + n <= end for at, n, end in zip(chunk.offsets, chunk.sizes, entry.size, strict=True)
+                )
+            )
+            if there < math.prod(entry.size):
+                raise DamagedCheckpointError(
+                    f"{path}: of {key}, {there} of {math.prod(entry.size)} elements are in the files"
+                )
 
 
 class _Files(FileSystem):

@@ -240,6 +240,17 @@ def test_a_metadata_of_another_kind_is_damaged(tmp_path):
         read_metadata(tmp_path)
 
 
+@pytest.mark.parametrize("chunks", [[], [ChunkStorageMetadata(torch.Size([1]), torch.Size([3]))]])
+def test_a_tensor_that_no_file_holds_as_a_whole_is_damaged(tmp_path, chunks):
+    """It would come back as whatever was in memory."""
+    write(tmp_path, {"good": torch.ones(3)})
+    read = read_metadata(tmp_path)
+    read.state_dict_metadata["state_dict.good"].chunks = chunks
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(read))
+    with pytest.raises(DamagedCheckpointError, match=r"of state_dict\.good, 0 of 3 elements"):
+        read_tensors(tmp_path)
+
+
 @pytest.mark.parametrize("elsewhere", ["../__9_0.distcp", "{}/__9_0.distcp"])
 def test_a_file_outside_of_the_weights_is_not_read(tmp_path, elsewhere):
     weights = _with_entry(tmp_path / "weights", _torch_saved(torch.ones(3)), as_bytes=False)
