@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
     from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
     from torch.distributed.tensor.parallel import ParallelStyle
+
+log = logging.getLogger(__name__)
 
 __all__ = ["DDPStrategy", "FSDP2Strategy", "FSDPStrategy", "ModelParallelStrategy"]
 
@@ -156,6 +159,8 @@ class FSDP2Strategy(ModelParallelStrategy):
         if module is None or (is_overridden("configure_model", module) and _is_sharded(module)):
             super().setup(trainer)
             return
+        if is_overridden("configure_model", module) and trainer.is_global_zero:
+            log.info("configure_model() of %s shards nothing: FSDP2Strategy shards it", type(module).__name__)
         self._shard(module)
         # Lightning wants to see a hook that has done it.
         vars(module)["configure_model"] = lambda: None

@@ -69,13 +69,15 @@ class _BuildsLate(ToyModel):
         self.net[2] = torch.nn.Linear(8, 1)
 
 
-def test_a_module_whose_own_hook_shards_nothing_is_sharded_here():
-    """Each rank would train a model of its own, without a word."""
+def test_a_module_whose_own_hook_shards_nothing_is_sharded_here(caplog):
+    """Each rank would train a model of its own, without a word. One that exchanges gradients itself is told."""
+    caplog.set_level("INFO", "nemologger")
     model = _BuildsLate()
     trainer = quiet_trainer(max_steps=2, strategy=FSDP2Strategy(), limit_val_batches=0)
     trainer.fit(model, loader())
     assert all(isinstance(parameter, DTensor) for parameter in model.parameters())
     assert "configure_model" not in vars(model)
+    assert "configure_model() of _BuildsLate shards nothing" in caplog.text
 
 
 def test_what_the_offload_policy_keeps_on_the_cpu_stays_there():
