@@ -33,6 +33,7 @@ What programs keep:
     contents.py   what such a list or array holds, and whether it has changed
     plain_contents.py  the same as plain types, and back in its place
     rows.py       long lists as one row of bytes
+    mappings.py   which kind of dictionary one is
     tensors.py    tensors, and those in lists and dictionaries
     records.py    what a module only notes, and what it goes on with
 

@@ -11,7 +11,7 @@ import torch
 
 from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.stage import can_be_filled
-from nemologger.exact import contents
+from nemologger.exact import contents, mappings
 from nemologger.exact.contents import SCALARS
 from nemologger.exact.rows import CannotBeKeptError as CannotBeKeptError
 from nemologger.exact.rows import from_rows, rows_of
@@ -38,7 +38,7 @@ def keep(value: Any, left: list[int]) -> Any:
     mine = list(left)
     try:
         with without_collector():
-            kept = _kept(value, mine)
+            kept = _kept(value, mine, outermost=True)
     except CannotBeKeptError:
         raise
     except Exception as error:  # it holds itself, for one
@@ -96,7 +96,7 @@ def copied(value: Any, known: dict[int, Any] | None = None) -> Any:
     return copy.deepcopy(value, known)
 
 
-def _kept(value: Any, left: list[int]) -> Any:
+def _kept(value: Any, left: list[int], *, outermost: bool = False) -> Any:
     kind = type(value)
     if kind in SCALARS:
         _pay(left, len(value) + 8 if kind in (str, bytes) else 8)
@@ -114,10 +114,16 @@ def _kept(value: Any, left: list[int]) -> Any:
             raise CannotBeKeptError("is a nested tensor" if value.is_nested else f"is a special {kind.__name__}")
         _pay(left, contents.nbytes(value))
         return {"tensor": value.detach().cpu().clone()}
+    if kind is deque and value.maxlen is not None:
+        return {"queue": {"items": _kept_items(value, left), "most": value.maxlen}}
     if kind in (list, tuple, set, frozenset, deque):
         return {kind.__name__: _kept_items(value, left)}
     if issubclass(kind, dict):
-        return {"dict": {"keys": _kept_items(dict.keys(value), left), "values": _kept_items(dict.values(value), left)}}
+        name = mappings.name_of(value)
+        if name is None and not outermost:  # which is filled as it is there
+            raise CannotBeKeptError(f"holds {kind.__name__} objects")
+        kept = {"keys": _kept_items(dict.keys(value), left), "values": _kept_items(dict.values(value), left)}
+        return {"dict": kept | ({} if name in (None, "dict") else {"kind": name})}
     if kind is bytearray:
         _pay(left, len(value))
         return {"bytearray": bytes(value)}
@@ -164,7 +170,11 @@ def unkept(plain: Any) -> Any:
     if name == "dict":
         if isinstance(inner, list):  # as it was written before
             return {unkept(key): unkept(item) for key, item in inner}
-        return dict(zip(_items(inner["keys"]), _items(inner["values"]), strict=True))
+        return mappings.of_name(
+            inner.get("kind", "dict"), zip(_items(inner["keys"]), _items(inner["values"]), strict=True)
+        )
+    if name == "queue":
+        return deque(_items(inner["items"]), inner["most"])
     items = _items(inner)
     return {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset, "deque": deque}[name](items)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from nemologger.errors import RefusedError
+from nemologger.exact import mappings
 from nemologger.exact.contents import bytes_of, is_plain
 
 
@@ -52,12 +53,15 @@ def _tensor(dtype: str, shape: tuple[int, ...], content: bytes) -> torch.Tensor:
     kind = vars(torch).get(dtype)
     if not isinstance(kind, torch.dtype):
         raise RefusedError(f"a list in the checkpoint names a dtype {dtype!r}: it was not loaded")
-    made = torch.empty(shape, dtype=kind)
-    bytes_of(made)[:] = np.frombuffer(content, np.uint8)
-    return made
+    numbers = torch.from_numpy(np.frombuffer(content, np.uint8).copy())  # wherever the program has tensors made
+    return numbers.view(kind).reshape(shape)
 
 
-_MADE_BY = {made_by.__name__: made_by for made_by in (_array, _number, _tensor, deque, dict)}
+def _dictionary(kind: str, items: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    return mappings.of_name(kind, items)
+
+
+_MADE_BY = {made_by.__name__: made_by for made_by in (_array, _number, _tensor, _dictionary, deque, dict)}
 
 
 class _Limited(io.BytesIO):
@@ -89,8 +93,9 @@ class _Writer(pickle.Pickler):
             return _number, (value.dtype.str, value.tobytes())
         if kind is deque:
             return deque, (list(value), value.maxlen)
-        if issubclass(kind, dict):
-            return dict, (list(dict.items(value)),)
+        name = mappings.name_of(value) if issubclass(kind, dict) else None
+        if name is not None:
+            return _dictionary, (name, list(dict.items(value)))
         raise CannotBeKeptError(f"holds {kind.__name__} objects")
 
 

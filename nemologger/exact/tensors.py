@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -34,6 +35,14 @@ def moved(value: Any, device: torch.device) -> Any:
     """``value`` with its tensors on ``device``."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(moved(item, device) for item in value)
+    if not isinstance(value, dict | list | deque):
+        return value
+    made: Any = copy.copy(value)  # of the same kind, and as limited
+    made.clear()
     if isinstance(value, dict):
-        return {key: moved(item, device) for key, item in value.items()}
-    return type(value)(moved(item, device) for item in value) if isinstance(value, list | tuple | deque) else value
+        made.update({key: moved(item, device) for key, item in value.items()})
+    else:
+        made.extend(moved(item, device) for item in value)
+    return made

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections import deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from nemologger.errors import RefusedError
 from nemologger.exact import plain_contents
 from nemologger.exact.owned import Owned
+from nemologger.exact.tensors import moved
 
 VALUES: dict[str, Any] = {
     "ints": list(range(100)),
@@ -28,6 +29,8 @@ VALUES: dict[str, Any] = {
     "dictionary": {1: "a", (2, 3): [4]},
     "set": {1, 2},
     "deque": deque([1, 2]),
+    "kinds": {"lists": defaultdict(list, {"a": [1]}), "counts": Counter("aab"), "order": OrderedDict(a=1)},
+    "window": {"losses": deque([0.5, 0.25], maxlen=2)},
     "bytes": bytearray(b"abc"),
     "array": np.arange(6.0).reshape(2, 3),
     "view": np.arange(12)[::2],
@@ -68,6 +71,31 @@ def test_a_copied_state_is_what_deepcopy_makes_of_it():
     assert made["all"] is made
     assert made[6]["o"] == [SimpleNamespace(n=1)]
     assert made[6]["o"][0] is not state[6]["o"][0]
+
+
+class Named(dict):
+    """What a program may ask for more than a dictionary can answer."""
+
+
+@pytest.mark.parametrize("many", [1, 100])
+def test_a_dictionary_within_is_of_its_kind_again(many):
+    items = [{"lists": defaultdict(list), "windows": [deque([1], maxlen=1)]} for _ in range(many)]
+    back = plain_contents.unkept(plain_contents.keep(items, [2**20]))
+    for one in (back[0], moved(back[0], torch.device("cpu"))):
+        one["lists"]["new"].append(1)
+        one["windows"][0].append(2)
+        assert one["windows"][0] == deque([2])
+    for stranger in (Named(a=1), defaultdict(lambda: 1)):
+        with pytest.raises(plain_contents.CannotBeKeptError, match=f"holds {type(stranger).__name__} objects"):
+            plain_contents.keep([[stranger]] * many, [2**20])
+    assert plain_contents.unkept(plain_contents.keep(Named(a=1), [1000])) == {"a": 1}  # for what is there to be filled
+
+
+def test_tensors_of_a_long_list_are_made_where_they_were():
+    kept = plain_contents.keep([[torch.arange(3)]] * 100, [2**20])
+    with torch.device("meta"):
+        back = plain_contents.unkept(kept)
+    assert back[0][0].tolist() == [0, 1, 2]
 
 
 def test_many_small_samples_are_kept_as_they_are_and_once():
