@@ -224,7 +224,9 @@ class Attributes:
         there = set(plain["on_device"])
         values = {path: moved(value, device) if path in there else value for path, value in values.items()}
         since_start = plain.get("since_start", ())
-        self._waiting = self._set(values) | {path: value for path, value in values.items() if path in since_start}
+        # Copies: hooks that start training may empty what is set now.
+        late = plain_contents.copied({path: value for path, value in values.items() if path in since_start})
+        self._waiting = self._set(values) | late
         numbers = {path: value for path, value in values.items() if type(value) in (int, float)}
         self._numbers_back = {path: value for path, value in numbers.items() if path not in self._waiting}
         self._waiting_generators = plain["generators"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from typing import Any
 
 import pytest
@@ -49,6 +49,29 @@ class Weighs(Net):
 
 def test_lists_that_decide_about_losses_go_on(tmp_path):
     check(Case(shuffled, Weighs, at=[2, 3, 5, 7]), tmp_path)
+
+
+class MadeLate(Net):
+    """Has its lists from the hook that starts training, which begins anew with what is within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: dict[str, list[torch.Tensor]] | None = None
+        self.last = [[torch.zeros(1)]]
+
+    def on_train_start(self) -> None:
+        self.outputs = defaultdict(list) if self.outputs is None else self.outputs
+        self.last[0].clear()
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.loss(batch)
+        self.outputs["loss"].append(loss.detach())
+        self.last[0] = [*self.last[0], loss.detach()][-2:]
+        return self.note(loss * (1 + sum(self.outputs["loss"]) / 10 + sum(self.last[0])))
+
+
+def test_lists_that_are_made_when_training_starts_go_on(tmp_path):
+    check(Case(shuffled, MadeLate, at=[3, 8]), tmp_path)
 
 
 def test_a_record_of_losses_is_of_this_life(tmp_path):
