@@ -29,7 +29,7 @@ from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
 from nemologger.exact.reach import classes_of_the_program, entries, generators_of_class, is_ordinary, module_of
 from nemologger.exact.records import KINDS as KINDS_OF_RECORDS
 from nemologger.exact.records import Records
-from nemologger.exact.tensors import memory_of, moved, tensors_in
+from nemologger.exact.tensors import memory_of, moved, on_device, tensors_in
 from nemologger.exact.variables import Reached, set_in
 
 _SCALARS = (int, float, bool, str, type(None))
@@ -142,7 +142,7 @@ class Attributes:
         """What has changed, as plain types, and why the rest of it is not kept."""
         left = [self._most]
         kept: dict[str, Any] = {}
-        on_device: list[str] = []
+        there: dict[str, list[int]] = {}
         lost: dict[str, str] = {}
         late: dict[str, Any] = {}
         since_start: list[str] = []
@@ -169,7 +169,7 @@ class Attributes:
                     lost[path] = str(error)
                 continue
             if any(tensor.device.type != "cpu" for tensor in tensors_in(value)):
-                on_device.append(path)
+                there[path] = on_device(value)
             if self._started.get(path, _ABSENT) != sign and not is_of_clock(value):
                 since_start.append(path)
         again = self._flags.leave(kept, self._named(), [*lost, *self.records])
@@ -183,7 +183,7 @@ class Attributes:
         generators: dict[str, Any] = {}
         for owned in self._generators():
             generators |= owned.values(counters=False).generators
-        plain = {"attributes": kept, "on_device": on_device, "since_start": since_start, "generators": generators}
+        plain = {"attributes": kept, "on_device": there, "since_start": since_start, "generators": generators}
         return plain, lost | self._lost_of_late(late)
 
     def _lost_of_late(self, values: Mapping[str, Any]) -> dict[str, str]:
@@ -221,11 +221,11 @@ class Attributes:
         self._flags.note_restored(plain["attributes"])
         self._records.go_on_with(plain["attributes"])
         values = {path: plain_contents.unkept(saved) for path, saved in plain["attributes"].items()}
-        there = set(plain["on_device"])
-        values = {path: moved(value, device) if path in there else value for path, value in values.items()}
-        since_start = plain.get("since_start", ())
+        there = plain["on_device"]  # a list as it was written before: all of each
+        there = there if isinstance(there, dict) else dict.fromkeys(there, range(2**32))
+        values |= {path: moved(values[path], device, which) for path, which in there.items() if path in values}
         # Copies: hooks that start training may empty what is set now.
-        late = plain_contents.copied({path: value for path, value in values.items() if path in since_start})
+        late = plain_contents.copied({path: values[path] for path in plain.get("since_start", ()) if path in values})
         self._waiting = self._set(values) | late
         numbers = {path: value for path, value in values.items() if type(value) in (int, float)}
         self._numbers_back = {path: value for path, value in numbers.items() if path not in self._waiting}

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from inspect import getattr_static
-from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import contents, plain_contents
 from nemologger.exact.reach import entries, is_ordinary, module_of
+from nemologger.exact.tensors import leaves, moved, on_device
 
 #: Somebody else's business: what is in the checkpoint already, and what belongs to data.
 OTHERS = (nn.Module, Dataset, Sampler, DataLoader)
@@ -70,15 +70,14 @@ class OwnStates:
             try:
                 if isinstance(state, Exception):
                     raise plain_contents.CannotBeKeptError(f"raises {type(state).__name__}: {state}")
-                if sum(leaf.nbytes for leaf in _leaves(state) if isinstance(leaf, torch.Tensor)) > left[0]:
+                if sum(leaf.nbytes for leaf in leaves(state) if isinstance(leaf, torch.Tensor)) > left[0]:
                     raise plain_contents.CannotBeKeptError("is too large")  # said before anything is copied
                 plain = plain_contents.keep(state, left)
             except plain_contents.CannotBeKeptError as error:
                 if self._first.get(path, _ABSENT) != _sign(state):
                     lost[path] = str(error)
                 continue
-            tensors = [leaf for leaf in _leaves(state) if isinstance(leaf, torch.Tensor)]
-            kept[path] = {"state": plain, "on_device": [i for i, t in enumerate(tensors) if t.device.type != "cpu"]}
+            kept[path] = {"state": plain, "on_device": on_device(state)}
         return kept, lost
 
     def restore(self, plain: Mapping[str, Any], device: torch.device) -> dict[str, str]:
@@ -90,7 +89,7 @@ class OwnStates:
                 failed[path] = "there is no such object when training starts"
                 continue
             try:
-                found[path].load_state_dict(_state_in(saved, device))
+                found[path].load_state_dict(moved(plain_contents.unkept(saved["state"]), device, saved["on_device"]))
             except Exception as error:  # noqa: BLE001  the program may be another one today
                 failed[path] = f"its load_state_dict() raises {type(error).__name__}: {error}"
         return failed
@@ -135,36 +134,10 @@ def has_state(value: Any) -> bool:
 def _state_of(value: Any) -> Any:
     try:
         state = value.state_dict()
-        deque(_leaves(state), maxlen=0)  # it may hold itself
+        deque(leaves(state), maxlen=0)  # it may hold itself
         return state
     except Exception as error:  # noqa: BLE001  whatever a stranger's raises is no reason to end training
         return error
-
-
-def _state_in(saved: Mapping[str, Any], device: torch.device) -> Any:
-    numbers, on_device = count(), set(saved["on_device"])
-    return _mapped(
-        plain_contents.unkept(saved["state"]),
-        lambda tensor: tensor.to(device) if next(numbers) in on_device else tensor,
-    )
-
-
-def _leaves(state: Any) -> Iterator[Any]:
-    if isinstance(state, dict):
-        yield from chain.from_iterable(map(_leaves, state.values()))
-    elif isinstance(state, list | tuple):
-        yield from chain.from_iterable(map(_leaves, state))
-    else:
-        yield state
-
-
-def _mapped(state: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """``state`` with every tensor of :func:`_leaves` changed, in that order."""
-    if isinstance(state, torch.Tensor):
-        return change(state)
-    if isinstance(state, dict):
-        return {key: _mapped(item, change) for key, item in state.items()}
-    return type(state)(_mapped(item, change) for item in state) if isinstance(state, list | tuple) else state
 
 
 def _sign(state: Any) -> list[Any]:
@@ -174,5 +147,5 @@ def _sign(state: Any) -> list[Any]:
     plain = (int, float, bool, str, bytes, type(None))
     return [
         contents.fingerprint(leaf) if isinstance(leaf, large) else leaf if isinstance(leaf, plain) else id(leaf)
-        for leaf in _leaves(state)
+        for leaf in leaves(state)
     ]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections import deque
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Container, Iterator
+from itertools import chain, count, islice
 from typing import Any
 
 import torch
@@ -31,18 +31,40 @@ def memory_of(tensor: torch.Tensor) -> int:
     return (tensor.untyped_storage().data_ptr() if plain else 0) or id(tensor)
 
 
-def moved(value: Any, device: torch.device) -> Any:
-    """``value`` with its tensors on ``device``."""
+def leaves(value: Any) -> Iterator[Any]:
+    """What dictionaries, lists, tuples and deques hold that is none of these."""
+    if isinstance(value, dict):
+        yield from chain.from_iterable(map(leaves, value.values()))
+    elif isinstance(value, list | tuple | deque):
+        yield from chain.from_iterable(map(leaves, value))
+    else:
+        yield value
+
+
+def on_device(value: Any) -> list[int]:
+    """Which tensors of ``value`` are on a GPU, as they come: a program may have some there, and others not."""
+    tensors = (leaf for leaf in leaves(value) if isinstance(leaf, torch.Tensor))
+    return [i for i, tensor in enumerate(tensors) if tensor.device.type != "cpu"]
+
+
+def moved(value: Any, device: torch.device, which: Container[int]) -> Any:
+    """``value`` with those of its tensors on ``device``."""
+    numbers, these = count(), set(which) if isinstance(which, list) else which
+    return _mapped(value, lambda tensor: tensor.to(device) if next(numbers) in these else tensor)
+
+
+def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """``value`` with every tensor changed, as they come."""
     if isinstance(value, torch.Tensor):
-        return value.to(device)
+        return change(value)
     if isinstance(value, tuple):
-        return tuple(moved(item, device) for item in value)
+        return tuple(_mapped(item, change) for item in value)
     if not isinstance(value, dict | list | deque):
         return value
     made: Any = copy.copy(value)  # of the same kind, and as limited
     made.clear()
     if isinstance(value, dict):
-        made.update({key: moved(item, device) for key, item in value.items()})
+        made.update({key: _mapped(item, change) for key, item in value.items()})
     else:
-        made.extend(moved(item, device) for item in value)
+        made.extend(_mapped(item, change) for item in value)
     return made

@@ -15,7 +15,7 @@ import torch
 from nemologger.errors import RefusedError
 from nemologger.exact import plain_contents
 from nemologger.exact.owned import Owned
-from nemologger.exact.tensors import moved
+from nemologger.exact.tensors import leaves, moved, on_device
 
 VALUES: dict[str, Any] = {
     "ints": list(range(100)),
@@ -81,7 +81,7 @@ class Named(dict):
 def test_a_dictionary_within_is_of_its_kind_again(many):
     items = [{"lists": defaultdict(list), "windows": [deque([1], maxlen=1)]} for _ in range(many)]
     back = plain_contents.unkept(plain_contents.keep(items, [2**20]))
-    for one in (back[0], moved(back[0], torch.device("cpu"))):
+    for one in (back[0], moved(back[0], torch.device("cpu"), [0])):
         one["lists"]["new"].append(1)
         one["windows"][0].append(2)
         assert one["windows"][0] == deque([2])
@@ -89,6 +89,21 @@ def test_a_dictionary_within_is_of_its_kind_again(many):
         with pytest.raises(plain_contents.CannotBeKeptError, match=f"holds {type(stranger).__name__} objects"):
             plain_contents.keep([[stranger]] * many, [2**20])
     assert plain_contents.unkept(plain_contents.keep(Named(a=1), [1000])) == {"a": 1}  # for what is there to be filled
+
+
+def test_only_those_tensors_go_to_a_device_that_were_there():
+    outputs = deque([{"loss": torch.ones(1, device="meta"), "seen": (1, torch.ones(2))}, torch.ones(3)], maxlen=4)
+    outputs.append([torch.ones(4, device="meta")])
+    assert on_device(outputs) == [0, 3]
+    back = moved(
+        deque([{"loss": torch.ones(1), "seen": (1, torch.ones(2))}, torch.ones(3), [torch.ones(4)]]), "meta", [0, 3]
+    )
+    assert [leaf.device.type for leaf in leaves(back) if isinstance(leaf, torch.Tensor)] == [
+        "meta",
+        "cpu",
+        "cpu",
+        "meta",
+    ]
 
 
 def test_tensors_of_a_long_list_are_made_where_they_were():
