@@ -115,9 +115,8 @@ class Feed:
         look: Literal["all", "small"] = "all" if save else "small"
         at_batch = self._at_batch.values(counters=needed == "all" or "open", look=look)
         sizes = None
-        if (
-            needed == "all" and save and mark is self._mark
-        ):  # training may have changed the sampler, weights of samples say
+        # Training may have changed the sampler, weights of samples say.
+        if needed == "all" and save and mark is self._mark:
             at_start = _less(self._at_start.values(look="quiet"), at_batch)
             checked, last = self.source.ahead()
             mark, sizes = mark._replace(last=last, checked=checked), self.source.sizes()

@@ -53,8 +53,9 @@ def _tensor(dtype: str, shape: tuple[int, ...], content: bytes) -> torch.Tensor:
     kind = vars(torch).get(dtype)
     if not isinstance(kind, torch.dtype):
         raise RefusedError(f"a list in the checkpoint names a dtype {dtype!r}: it was not loaded")
-    numbers = torch.from_numpy(np.frombuffer(content, np.uint8).copy())  # wherever the program has tensors made
-    return numbers.view(kind).reshape(shape)
+    made = torch.empty(shape, dtype=kind, device="cpu")  # wherever the program has others made
+    bytes_of(made)[:] = np.frombuffer(content, np.uint8)
+    return made
 
 
 def _dictionary(kind: str, items: list[tuple[Any, Any]]) -> dict[Any, Any]:

@@ -40,6 +40,7 @@ VALUES: dict[str, Any] = {
     "tensor": torch.arange(6).reshape(2, 3).t(),
     "bfloat16": torch.rand(3).bfloat16(),
     "scalar": torch.tensor(2.5),
+    "no tensor": torch.zeros(0, 2),
 }
 
 
