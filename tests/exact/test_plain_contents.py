@@ -135,6 +135,23 @@ def test_a_long_list_is_one_row_of_bytes_through_a_file_that_runs_no_code(tmp_pa
     assert back[0][1] is not items[0][1]
 
 
+@pytest.mark.parametrize(
+    "tensors",
+    [[torch.rand(()) for _ in range(100)], deque(torch.rand(100, 2, requires_grad=True).unbind(), maxlen=100)],
+)
+def test_a_long_list_of_tensors_that_are_alike_is_one_tensor(tensors, tmp_path):
+    left = [2000]
+    torch.save(plain_contents.keep({"losses": tensors}, left), tmp_path / "kept.pt")
+    assert left[0] > 0  # to write each would take more
+    back = plain_contents.unkept(torch.load(tmp_path / "kept.pt", weights_only=True))["losses"]
+    assert type(back) is type(tensors)
+    assert all(_same(ours, given) for ours, given in zip(back, tensors, strict=True))
+    back[0].zero_()
+    assert back[1].all()
+    other = [*tensors, torch.zeros(3)]
+    assert _same(plain_contents.unkept(plain_contents.keep(other, [2**20]))[-1], other[-1])
+
+
 def test_a_long_list_of_other_things_or_too_many_is_not_kept():
     left = [1000]
     for items, why in (([[object()]] * 100, "holds object objects"), ([[1, "text" * 100]] * 1000, "is too large")):
