@@ -4,8 +4,8 @@ Parameters and buffers are in the checkpoint anyway. What a program changes besi
 annealed weight, a generator of its own) decides about losses as well.
 
 A list or dictionary of a module may be a record of what it did in this life (see :mod:`nemologger.exact.records`); then it
-is named, and not kept. That of another object is kept, or nothing of the object is: a buffer of samples has the place for
-the next one beside them.
+is named, and not kept. That of another object is kept, or it begins anew with what may go with it: a buffer of samples has
+the place for the next one beside them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from nemologger.exact.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
 from nemologger.exact.reach import classes_of_the_program, entries, generators_of_class, is_ordinary, module_of
 from nemologger.exact.records import KINDS as KINDS_OF_RECORDS
-from nemologger.exact.records import Records
+from nemologger.exact.records import Records, goes_with
 from nemologger.exact.tensors import memory_of, moved, on_device, tensors_in
 from nemologger.exact.variables import Reached, set_in
 
@@ -145,6 +145,7 @@ class Attributes:
         there: dict[str, list[int]] = {}
         lost: dict[str, str] = {}
         late: dict[str, Any] = {}
+        without: dict[str, Any] = {}
         since_start: list[str] = []
         objects, self.records = self._objects(), {}
         changed = [
@@ -161,12 +162,15 @@ class Attributes:
                 self.records[path] = type(value).__name__
                 continue
             try:
-                kept[path] = plain_contents.keep(value, left)
+                filled = type(self._first.get(path)) is int  # a fingerprint
+                kept[path] = plain_contents.keep(value, left, filled=filled)
             except plain_contents.CannotBeKeptError as error:
                 if may_be_record:
                     self.records[path] = type(value).__name__
                 else:
                     lost[path] = str(error)
+                    if path.rpartition(".")[0] in objects and isinstance(value, KINDS_OF_RECORDS):
+                        without[path] = value
                 continue
             if any(tensor.device.type != "cpu" for tensor in tensors_in(value)):
                 there[path] = on_device(value)
@@ -176,9 +180,16 @@ class Attributes:
         lost |= dict.fromkeys(again, _BELONGS)
         # A bank without its pointer, or the other way round, would be worse than both as the program makes them.
         together = {path for path, _ in self._libraries()} | {path for path, part in self._holders() if _passing(part)}
-        partly = (together | objects) & {path.rpartition(".")[0] for path in lost}
-        for path in [path for path in kept if path.rpartition(".")[0] in partly]:
-            del kept[path]
+        partly = together & {path.rpartition(".")[0] for path in lost}
+        parts = [path for path in kept if path.rpartition(".")[0] in partly]
+        for path, value in without.items():
+            beside = goes_with(path, value, kept)
+            if not beside:
+                self.records[path] = type(value).__name__
+                del lost[path]
+            parts += beside
+        for path in parts:
+            kept.pop(path, None)
             lost[path] = _BELONGS
         generators: dict[str, Any] = {}
         for owned in self._generators():

@@ -26,12 +26,13 @@ _SHORT = 64
 _OF_SCALARS = frozenset(SCALARS)
 
 
-def keep(value: Any, left: list[int]) -> Any:
+def keep(value: Any, left: list[int], *, filled: bool = True) -> Any:
     """``value`` as plain types.
 
     Args:
         value: One of :data:`~nemologger.exact.contents.KINDS`.
         left: How many bytes it may take; less those that it takes, afterwards.
+        filled: A dictionary will be there to be filled with it, of whichever class it is.
 
     Raises:
         CannotBeKeptError: It holds objects, or too much.
@@ -39,7 +40,7 @@ def keep(value: Any, left: list[int]) -> Any:
     mine = list(left)
     try:
         with without_collector():
-            kept = _kept(value, mine, outermost=True)
+            kept = _kept(value, mine, outermost=filled)
     except CannotBeKeptError:
         raise
     except Exception as error:  # it holds itself, for one

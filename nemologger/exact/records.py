@@ -8,7 +8,7 @@ goes on wrong without it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -22,6 +22,8 @@ KINDS = (list, dict, set, deque)
 
 _ARRAYS = (np.ndarray, np.generic, torch.Tensor)
 _NOTHING = (0, 0)
+#: How they are kept.
+_PLAIN = {*(kind.__name__ for kind in KINDS), "queue"}
 #: So many of the last items say what kind of thing is in it, so deep.
 _LOOKED_AT, _DEEPEST = 8, 3
 #: A list of more arrays and tensors that only grows is a record all the same: to keep it would cost each save.
@@ -65,6 +67,27 @@ class Records:
             return False
         self._heads[path] = _head(value, contents.length(value))
         return True
+
+
+def goes_with(path: str, value: Any, kept: Mapping[str, Any]) -> list[str]:
+    """What begins anew with the list ``value``, which cannot be kept: other lists of the object, and places in it.
+
+    Args:
+        path: That of ``value``.
+        value: The list, or dictionary.
+        kept: What is to be kept, by path, as plain types.
+    """
+    object_ = path.rpartition(".")[0]
+    own = {other: one for other, one in kept.items() if other.rpartition(".")[0] == object_}
+    return [other for other, one in own.items() if _is_list(one) or _is_place(one, value)]
+
+
+def _is_list(kept: Any) -> bool:
+    return isinstance(kept, dict) and not kept.keys().isdisjoint(_PLAIN)
+
+
+def _is_place(kept: Any, samples: Any) -> bool:
+    return type(kept) is int and 0 <= kept <= contents.length(samples)
 
 
 def _head(value: Any, count: int) -> tuple[int, int]:

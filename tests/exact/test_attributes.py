@@ -321,6 +321,57 @@ def test_one_that_cannot_be_kept_begins_anew_as_a_whole_and_is_named(tmp_path, c
         assert f"module.replay.{name} has changed since training began, and is not saved" in caplog.text
 
 
+class Loss(dict):
+    @property
+    def loss(self):
+        return self["loss"]
+
+
+class Curriculum:
+    """How hard it is, and whom it has told of each step."""
+
+    def __init__(self):
+        self.level, self.told = 1.0, []
+
+    def weight(self, loss):
+        self.level *= 0.9
+        self.told.append(lambda: None)
+        return self.level
+
+
+class Surprise:
+    """By how much a loss is another one than the last."""
+
+    def __init__(self):
+        self.last = None
+
+    def weight(self, loss):
+        before, self.last = self.last, Loss(loss=loss)
+        return 1.0 if before is None else 1.0 + abs(loss - before.loss)
+
+
+class Weighs(Net):
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        return self.note(loss * self.by.weight(loss.item()))
+
+
+def test_a_list_that_cannot_be_kept_takes_no_number_with_it_that_is_no_place_in_it(tmp_path, caplog):
+    check(Case(shuffled, lambda: Weighs(Curriculum()), at=[2, 8]), tmp_path)
+    assert not [r for r in caplog.records if r.levelname == "WARNING" and "module.by" in r.message]
+
+
+def test_a_dictionary_of_somebodys_class_that_was_not_there_at_first_is_not_made_as_a_plain_one(tmp_path):
+    case = Case(shuffled, lambda: Weighs(Surprise()), steps=5)
+    train(case, tmp_path, 1)
+    losses, _, _ = train(case, tmp_path / "more", 2, tmp_path / "step=3")
+    assert len(losses) == 2
+
+
 def test_what_the_program_gives_today_stays(tmp_path):
     def made(**attributes):
         model = Keeps()
