@@ -27,6 +27,7 @@ What programs keep:
     settings.py   modes, and what is trained
     buffers.py    buffers that each rank has for itself
     reach.py      where such things may be
+    objects.py    which objects are the program's own
     variables.py  what code keeps in variables of closures, files and classes
     crowds.py     long lists of objects
     flags.py      what says that something was made, and is of no use without it

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Iterator, Mapping
-from functools import partial
 from inspect import getattr_static
 from itertools import chain
-from types import FunctionType, MethodType, SimpleNamespace
+from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import contents, plain_contents, variables
 from nemologger.exact.flags import Flags, is_gone, is_of_clock
+from nemologger.exact.objects import within
 from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
-from nemologger.exact.reach import classes_of_the_program, entries, generators_of_class, is_ordinary, module_of
+from nemologger.exact.reach import classes_of_the_program, generators_of_class
 from nemologger.exact.records import KINDS as KINDS_OF_RECORDS
-from nemologger.exact.records import Records, goes_with
+from nemologger.exact.records import Records, emptied_in, goes_with
 from nemologger.exact.tensors import memory_of, moved, on_device, tensors_in
 from nemologger.exact.variables import Reached, set_in
 
@@ -36,13 +36,8 @@ _SCALARS = (int, float, bool, str, type(None))
 _ARRAYS = (np.ndarray, np.generic, torch.Tensor)
 #: Parts of a module of which everything is in the checkpoint already, or kept in another way.
 _WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
-#: What is found most often in a list, and has nothing within.
-_PLAIN = (*_SCALARS, torch.Tensor, nn.Parameter)
 _BELONGS = "belongs to an object of which another part is not saved"
 _ABSENT = object()
-#: Asked thousands of times for a list of objects.
-_of_the_program: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
-_MANY = 1000
 #: What the loaders use is kept with them.
 _OF_DATA = [f"{stage}_dataloader" for stage in ("train", "val", "test", "predict")]
 
@@ -114,6 +109,9 @@ class Attributes:
         self._waiting, self._waiting_generators = {}, {}
         self._there = self._places()
         self._records.begin(self._lists())
+        for path, holder in self._holders():
+            emptied = chain.from_iterable(map(emptied_in, classes_of_the_program(holder)))
+            self._records.go_on_with(f"{path}.{name}" for name in emptied)
 
     def look(self) -> None:
         """For the first steps: how lists and dictionaries change says whether they are records."""
@@ -256,6 +254,8 @@ class Attributes:
             if where not in holders or not _is_plain(holders[where], name) or is_gone(value):
                 continue
             present = _passing(holders[where]).get(name, vars(holders[where]).get(name))
+            if _are_of_two_kinds(present, value):  # the program is another one today
+                continue
             back = plain_contents.fill(present, value, same=True)
             if back is not present:
                 set_in(holders[where], name, back)
@@ -302,8 +302,8 @@ class Attributes:
                 inner = {**vars(holder), **(vars(holder).get("_modules") or {})}
                 for name, value in inner.items():
                     if name not in self._not_theirs:
-                        waiting += _within(f"{path}.{name}", value)
-            waiting = [pair for path, value in reached.follow() for pair in _within(path, value)]
+                        waiting += within(f"{path}.{name}", value)
+            waiting = [pair for path, value in reached.follow() for pair in within(path, value)]
         yield from reached.places()
 
     def _named(self) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -352,6 +352,12 @@ def _passing(holder: Any) -> dict[str, torch.Tensor]:
     return {name: buffer for name, buffer in found.items() if buffer is not None}
 
 
+def _are_of_two_kinds(present: Any, value: Any) -> bool:
+    """Whether one is a list and the other a dictionary, say."""
+    kinds = [{kind for kind in KINDS_OF_RECORDS if isinstance(one, kind)} for one in (present, value)]
+    return all(kinds) and kinds[0] != kinds[1]
+
+
 def _is_whole(holder: Any) -> bool:
     """Whether its attributes belong together: a list of samples, and the number that says where the next one goes."""
     return not (isinstance(holder, (nn.Module, *variables.NAMESPACES)) or variables.keeps_variables(holder))
@@ -365,46 +371,3 @@ def _is_plain(holder: Any, name: str) -> bool:
         return False
     present = vars(holder).get(name, getattr_static(type(holder), name, None))
     return type(present) in _SCALARS or issubclass(type(present), contents.KINDS)
-
-
-def _within(path: str, value: Any) -> list[tuple[str, Any]]:
-    """Where to look for variables: in an object, a function, or some of them."""
-    if type(value) in (list, tuple, dict) and len(value) <= _MANY:
-        items = [(name, item) for name, item in entries(value) if type(item) not in _PLAIN]
-        return [pair for name, item in items for pair in _behind(f"{path}.{name}", item)]
-    return _behind(path, value)
-
-
-def _behind(path: str, value: Any) -> list[tuple[str, Any]]:
-    kind = type(value)
-    if kind is MethodType:
-        return _behind(f"{path}.__self__", value.__self__)
-    if issubclass(kind, partial):
-        given = [("func", value.func), *enumerate(value.args), *value.keywords.items()]
-        return [pair for name, item in given for pair in _behind(f"{path}.{name}", item)]
-    return [(path, value)] if kind is FunctionType or (is_of_the_program(value) and _has_attributes(value)) else []
-
-
-def _has_attributes(value: Any) -> bool:
-    try:
-        return vars(value) is not None
-    except Exception:  # noqa: BLE001  a proxy may even raise for them
-        return False
-
-
-def is_of_the_program(value: Any) -> bool:
-    """Whether to look into ``value``: an object of a class that is no library's, or a plain namespace."""
-    kind = type(value)
-    if not is_ordinary(kind):
-        return False
-    if kind not in _of_the_program:
-        _of_the_program[kind] = _is_written_here(kind)
-    return _of_the_program[kind]
-
-
-def _is_written_here(kind: type) -> bool:
-    if issubclass(kind, type | Dataset | Sampler | DataLoader | torch.Tensor) or kind.__dictoffset__ == 0:
-        return False
-    if any(module_of(base).startswith("lightning.pytorch.") for base in kind.__mro__):
-        return False
-    return issubclass(kind, variables.NAMESPACES) or variables.is_of_the_program(module_of(kind))

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from nemologger.exact.attributes import is_of_the_program
+from nemologger.exact.objects import is_of_the_program
 from nemologger.exact.variables import of_function
 
 _DEEPEST = 3

@@ -7,21 +7,27 @@ goes on wrong without it.
 
 from __future__ import annotations
 
+import dis
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
+from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 
 from nemologger.exact import contents
+from nemologger.exact.variables import functions_of
 
 KINDS = (list, dict, set, deque)
 
 _ARRAYS = (np.ndarray, np.generic, torch.Tensor)
 _NOTHING = (0, 0)
+#: What these make or empty is so at the start of each life.
+_BEFORE_TRAINING = {"__init__", "setup", "configure_model", "configure_optimizers", "on_fit_start", "on_train_start"}
 #: How they are kept.
 _PLAIN = {*(kind.__name__ for kind in KINDS), "queue"}
 #: So many of the last items say what kind of thing is in it, so deep.
@@ -34,7 +40,8 @@ class Records:
     """Tells one from the other by how they change.
 
     A record is only ever added to, and holds numbers and texts: it has in it, in its place, all that it had when it was last
-    looked at. What has been brought back from a checkpoint is none, nor is a queue of limited length.
+    looked at. What has been brought back from a checkpoint is none, nor is a queue of limited length, nor what the program
+    itself empties while it trains (:func:`emptied_in`).
     """
 
     def __init__(self) -> None:
@@ -49,7 +56,7 @@ class Records:
                 self._heads[path] = _head(value, contents.length(value))
 
     def go_on_with(self, paths: Iterable[str]) -> None:
-        """These are brought back: they are no records."""
+        """These are no records."""
         self._others.update(paths)
 
     def has(self, path: str, value: Any) -> bool:
@@ -67,6 +74,23 @@ class Records:
             return False
         self._heads[path] = _head(value, contents.length(value))
         return True
+
+
+@lru_cache(maxsize=1024)
+def emptied_in(kind: type) -> frozenset[str]:
+    """The attributes that code of a class empties while it trains: outputs of the steps of one epoch, say."""
+    functions = (function for function in functions_of(kind) if function.__name__ not in _BEFORE_TRAINING)
+    return frozenset(name for function in functions for name in _emptied(function))
+
+
+def _emptied(function: FunctionType) -> Iterator[str]:
+    """Names such as in ``self.outputs.clear()`` and ``self.outputs = []``."""
+    code = [one for one in dis.get_instructions(function) if one.opname not in ("CACHE", "PRECALL")]
+    for first, second, third in zip(code, code[1:], code[2:], strict=False):
+        if second.opname == "LOAD_ATTR" and third.opname in ("LOAD_METHOD", "LOAD_ATTR") and third.argval == "clear":
+            yield second.argval
+        elif first.opname in ("BUILD_LIST", "BUILD_MAP") and not first.arg and third.opname == "STORE_ATTR":
+            yield third.argval
 
 
 def goes_with(path: str, value: Any, kept: Mapping[str, Any]) -> list[str]:

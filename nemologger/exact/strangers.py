@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from nemologger.exact import contents
-from nemologger.exact.attributes import is_of_the_program
+from nemologger.exact.objects import is_of_the_program
 from nemologger.exact.own_states import OTHERS, has_state, items_of
 from nemologger.exact.port import is_iterator_of_loader
 from nemologger.exact.reach import attributes, may_hold_numbers

@@ -213,7 +213,7 @@ class Reached:
             return
         self._seen.add(id(kind))
         try:
-            functions = _functions_of(kind)
+            functions = functions_of(kind)
         except Exception:  # noqa: BLE001  a class without a hash, or one that raises for what is in it
             return
         self._kinds.append(kind)
@@ -270,7 +270,8 @@ def _is_filled(value: Any) -> bool:
     return issubclass(type(value), _FILLED)  # isinstance() would ask a proxy what it stands for
 
 
-def _functions_of(kind: type) -> tuple[FunctionType, ...]:
+def functions_of(kind: type) -> tuple[FunctionType, ...]:
+    """Those that are methods of a class itself."""
     known = _functions.get(kind)
     if known is None:
         known = _functions[kind] = tuple(filter(None, map(_function_behind, vars(kind).values())))

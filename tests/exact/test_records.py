@@ -74,6 +74,51 @@ def test_lists_that_are_made_when_training_starts_go_on(tmp_path):
     check(Case(shuffled, MadeLate, at=[3, 8]), tmp_path)
 
 
+class Averages(Net):
+    """Empties a list of numbers at the end of each epoch, which weighs what comes then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[float] = []
+        self.others: list[float] = []
+        self.weight = 1.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.loss(batch) * self.weight
+        self.outputs.append(loss.item())
+        self.others.append(loss.item())
+        return self.note(loss)
+
+    def on_train_epoch_end(self) -> None:
+        self.weight = sum(self.outputs) / len(self.outputs) + sum(self.others) / len(self.others)
+        self.outputs.clear()
+        self.others = []
+
+
+def test_numbers_of_an_epoch_go_on_within_it_and_at_its_end(tmp_path):
+    check(Case(shuffled, Averages), tmp_path)
+
+
+def test_a_list_that_is_a_dictionary_today_stays_as_the_program_makes_it(tmp_path):
+    class Listed(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights: Any = [1.0, 2.0]
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            self.weights[0] *= 0.9
+            return self.note(self.loss(batch) * self.weights[0])
+
+    class Named(Listed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = {0: 3.0}
+
+    train(Case(shuffled, Listed, steps=3), tmp_path, 1)
+    _, _, trainer = train(Case(shuffled, Named, steps=4), tmp_path / "again", 1, tmp_path / "step=3")
+    assert trainer.lightning_module.weights == {0: 3.0 * 0.9}
+
+
 def test_a_record_of_losses_is_of_this_life(tmp_path):
     case = Case(shuffled, steps=6)
     train(case, tmp_path, 1)
