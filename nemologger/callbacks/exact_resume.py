@@ -54,12 +54,11 @@ class ExactResume(Callback):
     ``state_dict()`` that the module or a callback holds and that are no modules, averages of weights for example, and, on
     each rank, buffers that nobody exchanges between the ranks. Lists and dictionaries of the module itself that are only
     added to, and hold numbers and texts, are most often records of one life: they are named at the first save after they
-    change, and not kept. What is logged for an epoch, and what metrics of torchmetrics have counted, is kept. Neither
-    validation nor a second look at the training loader
-    shifts training. What ``on_train_start()`` makes of a value itself (``self.x *= 0.5``) is made in each life anew, of what
-    was brought back. What cannot be promised for the loaders at hand is logged when training starts, with what would help,
-    or at the first save after it shows. On another number of ranks a run goes on after as many samples, with new random
-    states.
+    change, and not kept, unless the class empties them while it trains. What is logged for an epoch, and what metrics of
+    torchmetrics have counted, is kept. Neither validation nor a second look at the training loader shifts training. What
+    ``on_train_start()`` makes of a value itself (``self.x *= 0.5``) is made in each life anew, of what was brought back.
+    What cannot be promised for the loaders at hand is logged when training starts, with what would help, or at the first
+    save after it shows. On another number of ranks a run goes on after as many samples, with new random states.
 
     What a GPU computes must repeat as well. Some kernels, and NCCL on some machines, add in an order that differs from run
     to run: ``Trainer(deterministic=True)`` keeps torch to those that do not, and ``Trainer(benchmark=False)``, the default,
