@@ -24,7 +24,7 @@ from nemologger.exact.variables import functions_of
 
 KINDS = (list, dict, set, deque)
 
-_ARRAYS = (np.ndarray, np.generic, torch.Tensor)
+_ARRAYS = (np.ndarray, torch.Tensor)
 _NOTHING = (0, 0)
 #: What these make or empty is so at the start of each life.
 _BEFORE_TRAINING = {"__init__", "setup", "configure_model", "configure_optimizers", "on_fit_start", "on_train_start"}
@@ -133,6 +133,6 @@ def _holds_arrays(value: Any, depth: int = 0) -> bool:
     if isinstance(value, dict):
         value = list(islice(reversed(value.values()), _LOOKED_AT))
     elif not isinstance(value, list | tuple | deque):
-        return isinstance(value, _ARRAYS)
+        return isinstance(value, _ARRAYS) and value.ndim > 0  # else it is a number, a loss say
     last = value if isinstance(value, tuple | list) else list(islice(reversed(value), _LOOKED_AT))
     return depth < _DEEPEST and any(_holds_arrays(item, depth + 1) for item in last[-_LOOKED_AT:])

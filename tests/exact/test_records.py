@@ -36,7 +36,7 @@ class Weighs(Net):
         self.window.append(number)
         if len(self.memory) < 5:
             self.memory.append(None)
-        self.memory[self.place] = (batch.mean(), number)
+        self.memory[self.place] = (batch[0], number)
         self.place = (self.place + 1) % 5
         self.outputs.append(loss.detach())
         pull = sum((value - self.averages[name]).pow(2).sum() for name, value in self.net.named_parameters())
@@ -144,6 +144,8 @@ def test_a_record_of_losses_is_of_this_life(tmp_path):
         (deque([1.0]), lambda v: v.append(2.0), True),
         (deque([1.0]), lambda v: v.appendleft(2.0), False),
         (deque([1.0], 3), lambda v: v.append(2.0), False),
+        ([], lambda v: v.append(torch.tensor(2.0)), True),
+        ([], lambda v: v.append((3, torch.tensor(2.0))), True),
         ([], lambda v: v.append(torch.ones(2)), False),
         ({}, lambda v: v.update({"a": (1, torch.ones(2))}), False),
         ([], lambda v: v.extend([torch.ones(1)] * 5000), True),
