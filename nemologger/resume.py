@@ -12,20 +12,15 @@ from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from nemologger import names
-from nemologger.callbacks.restore_weights import RestoreWeights
+from nemologger.callbacks.restore_weights import RestoreWeights, restore_tokenizer
 from nemologger.callbacks.resume_once import ResumeOnce
 from nemologger.checkpoint.commit import tidy
 from nemologger.checkpoint.find import Found
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.disk.lock import DirectoryLock
 from nemologger.disk.there import is_dir
-from nemologger.errors import (
-    ConfigurationError,
-    NemologgerError,
-    NotFoundError,
-)
+from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.lightning_port import callbacks, ranks_before_fit, requeue_file
 from nemologger.loading import checkpoint_io
 from nemologger.loading.choice import named, newest_in, start_of
@@ -210,7 +205,10 @@ class AutoResume:
                 _NO_HOOKS if 0 <= trainer.max_steps <= found["step"] else "",
             )
         if weights is not None and self.restore_config is not None:
-            _use_weights(trainer, model, weights, self.restore_config)
+            config = self.restore_config
+            RestoreWeights.attach(trainer, weights, model=config.load_model_state, optimizer=config.load_optim_state)
+            if config.load_artifacts:
+                restore_tokenizer(model, weights)
         return Resumed(path, found["step"], found["finished"], weights)
 
     def get_weights_path(self, path: str | Path) -> Path:
@@ -382,23 +380,6 @@ def _directory_of(trainer: pl.Trainer) -> Path | None:
             return storage_path(str(directory), getattr(callback, "storage_options", None)).absolute()
     run = run_of(trainer)
     return None if run is None else run.checkpoint_dir
-
-
-def _use_weights(trainer: pl.Trainer, model: pl.LightningModule | None, weights: Path, config: RestoreConfig) -> None:
-    others = [callback for callback in callbacks(trainer) if not isinstance(callback, RestoreWeights)]
-    restore = RestoreWeights(weights, model=config.load_model_state, optimizer=config.load_optim_state)
-    callbacks(trainer)[:] = [restore, *others]
-    if config.load_artifacts and model is not None and hasattr(model, "tokenizer"):
-        _restore_tokenizer(model, weights)
-
-
-def _restore_tokenizer(model: pl.LightningModule, checkpoint: Path) -> None:
-    if not is_dir(checkpoint / names.CONTEXT):
-        return
-    try:
-        model.tokenizer = load_context(checkpoint, subpath="model.tokenizer")
-    except (NemologgerError, AttributeError) as error:
-        log.warning("the tokenizer of %s was not restored: %s", checkpoint, error)
 
 
 def _older(old: str, value: Any, new: str, current: Any) -> Any:

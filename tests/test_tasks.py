@@ -251,7 +251,9 @@ def test_a_finished_run_leaves_its_weights_in_the_model(tmp_path):
     assert all(torch.equal(expected[key], value) for key, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize(("monitor", "is_told"), [("val_los", True), ("val_loss", False), ("train_loss", False)])
+@pytest.mark.parametrize(
+    ("monitor", "is_told"), [("val_los", True), ("vall_loss", True), ("val_loss", False), ("train_loss", False)]
+)
 def test_a_metric_that_validation_does_not_log_is_told_before_training(tmp_path, caplog, monitor, is_told):
     model, ckpt = ToyModel(), nl.ModelCheckpoint(monitor=monitor, every_n_train_steps=2)
     told = []

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
-from nemologger import lightning_port, sharded_state
+from nemologger import lightning_port, names, sharded_state
 from nemologger.checkpoint.reading.in_place import fill_special
 from nemologger.checkpoint.reading.load import open_checkpoint
+from nemologger.context.io_json import load_context
 from nemologger.disk.there import is_dir
-from nemologger.errors import CheckpointError, ModelMismatchError
+from nemologger.errors import CheckpointError, ModelMismatchError, NemologgerError
 from nemologger.loading.checkpoint_io import align_to
 from nemologger.loading.compare import check_model
 
@@ -39,6 +40,13 @@ class RestoreWeights(Callback):
         self.optimizer = optimizer
         self._model_is_due = model
         self._optimizer_is_due = optimizer
+
+    @classmethod
+    def attach(cls, trainer: pl.Trainer, checkpoint: Path, *, model: bool, optimizer: bool) -> None:
+        """Give ``trainer`` one, in the place of an earlier one. In front: other callbacks change what it loads."""
+        callbacks = lightning_port.callbacks(trainer)
+        others = [callback for callback in callbacks if not isinstance(callback, cls)]
+        callbacks[:] = [cls(checkpoint, model=model, optimizer=optimizer), *others]
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Load the model as soon as it has its parameters: before they are changed (adapters) or spread over devices.
@@ -115,9 +123,19 @@ class RestoreWeights(Callback):
         wanted, stored = set(pl_module.state_dict()), set(checkpoint["state_dict"])
         if not wanted & stored:
             raise ModelMismatchError(f"{self.checkpoint} and the model have no parameter of the same name")
-        for what, names in (("not in the checkpoint", wanted - stored), ("not in the model", stored - wanted)):
-            if names:
-                log.warning("%d parameters of %s were left out, %s: %s", len(names), self.checkpoint, what, _few(names))
+        for what, left in (("not in the checkpoint", wanted - stored), ("not in the model", stored - wanted)):
+            if left:
+                log.warning("%d parameters of %s were left out, %s: %s", len(left), self.checkpoint, what, _few(left))
+
+
+def restore_tokenizer(model: pl.LightningModule | None, checkpoint: Path) -> None:
+    """Give ``model`` the tokenizer of the checkpoint's context, if it has that attribute. What is refused is named."""
+    if model is None or not hasattr(model, "tokenizer") or not is_dir(checkpoint / names.CONTEXT):
+        return
+    try:
+        model.tokenizer = load_context(checkpoint, subpath="model.tokenizer")
+    except (NemologgerError, AttributeError) as error:
+        log.warning("the tokenizer of %s was not restored: %s", checkpoint, error)
 
 
 def _is_built(module: pl.LightningModule) -> bool:
@@ -125,6 +143,6 @@ def _is_built(module: pl.LightningModule) -> bool:
     return bool(parameters) and not any(parameter.is_meta for parameter in parameters)
 
 
-def _few(names: set[str]) -> str:
-    shown = sorted(names)[:_SHOWN]
-    return ", ".join(shown) + (", …" if len(names) > len(shown) else "")
+def _few(left: set[str]) -> str:
+    shown = sorted(left)[:_SHOWN]
+    return ", ".join(shown) + (", …" if len(left) > len(shown) else "")

@@ -21,7 +21,7 @@ from nemologger.checkpoint.state.snapshot import check_form
 from nemologger.disk.there import exists
 from nemologger.errors import CheckpointError, ConfigurationError
 from nemologger.ranks import decide
-from nemologger.saving.monitor import is_of_validation, why_it_cannot_appear
+from nemologger.saving.monitor import is_meant_for_validation, is_of_validation, why_it_cannot_appear
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -99,7 +99,7 @@ def check_tried_validation(trainer: pl.Trainer, monitor: str | None) -> None:
     No error: who logs it may leave these batches out.
     """
     metrics = trainer.callback_metrics
-    if not is_of_validation(monitor) or monitor in metrics or not trainer.is_global_zero:
+    if not is_meant_for_validation(monitor, metrics) or monitor in metrics or not trainer.is_global_zero:
         return
     log.warning(
         "ModelCheckpoint(monitor=%r): validation was tried before training, and logged %s, but no such metric. Where it is "

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Any
 
 # "val_loss", "val/acc", "loss_valid", "valLoss", "VAL_F1"; not "value_loss", "eval_loss" or "interval".
 _VALIDATION = re.compile(r"(?<![A-Za-z])(?:[Vv]al(?:id(?:ation)?)?(?![a-z])|VAL(?:ID(?:ATION)?)?(?![A-Za-z]))")
+
+# So much alike, of 1, two names are when one is most likely a slip of the other.
+_LIKE = 0.85
 
 # What Lightning trains for when neither max_epochs nor max_steps is given.
 _DEFAULT_MAX_EPOCHS = 1000
@@ -20,6 +25,18 @@ def is_of_validation(monitor: str | None) -> bool:
         (True, False)
     """
     return monitor is not None and _VALIDATION.search(monitor) is not None
+
+
+def is_meant_for_validation(monitor: str | None, logged: Iterable[str]) -> bool:
+    """Whether the name of a metric says so, or is nearly that of one that validation has ``logged``.
+
+    Example:
+        >>> is_meant_for_validation("vall_loss", ["val_loss"]), is_meant_for_validation("train_loss", ["val_loss"])
+        (True, False)
+    """
+    if monitor is None or is_of_validation(monitor):
+        return monitor is not None
+    return "train" not in monitor.lower() and bool(get_close_matches(monitor, logged, n=1, cutoff=_LIKE))
 
 
 def why_it_cannot_appear(

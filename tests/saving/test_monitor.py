@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from nemologger.saving.monitor import why_it_cannot_appear
+from nemologger.saving.monitor import is_meant_for_validation, why_it_cannot_appear
 
 LIMITS = {"max_epochs": 5, "max_steps": -1}
 
@@ -74,3 +74,22 @@ def test_is_silent_where_validation_may_run_or_nothing_is_trained(limits):
 )
 def test_only_a_metric_of_validation_depends_on_it(monitor, is_validation):
     assert (why_it_cannot_appear(monitor, limit_val_batches=0, **LIMITS) is not None) == is_validation
+
+
+@pytest.mark.parametrize(
+    ("monitor", "is_meant"),
+    [
+        ("vall_loss", True),
+        ("val_los", True),
+        ("val_constrained_loss", True),
+        ("train_los", False),
+        ("reward", False),
+        (None, False),
+    ],
+)
+def test_a_slip_of_what_validation_logs_is_meant_for_it(monitor, is_meant):
+    assert is_meant_for_validation(monitor, ["val_loss", "valid_mean_accuracy"]) is is_meant
+
+
+def test_the_same_metric_of_training_is_none_of_validation():
+    assert not is_meant_for_validation("train_mean_accuracy", ["valid_mean_accuracy"])
