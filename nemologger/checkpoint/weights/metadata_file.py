@@ -1,14 +1,17 @@
 """``.metadata``: a pickled ``Metadata`` that says where each piece of each tensor lies.
 
-As in ``torch/distributed/checkpoint/{metadata,filesystem}.py`` of torch 2.10 to 2.13.
+As in ``torch/distributed/checkpoint/{metadata,filesystem}.py`` of torch 2.10 to 2.15.
 """
 
 from __future__ import annotations
 
+import copyreg
+import io
 import math
 import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed.checkpoint.filesystem import _StorageInfo
@@ -68,7 +71,16 @@ def metadata(
         written = sum(math.prod(chunk.sizes) for chunk in chunks[key])
         if written != tensor.shape.numel():
             raise CheckpointError(f"of {key}, {written} of {tensor.shape.numel()} elements would be written")
-    return pickle.dumps(Metadata(described, planner_data=dict(paths), storage_data=storage, version=_VERSION))
+    file = io.BytesIO()
+    pickler = pickle.Pickler(file)
+    pickler.dispatch_table = {**copyreg.dispatch_table, TensorProperties: _reduced}
+    pickler.dump(Metadata(described, planner_data=dict(paths), storage_data=storage, version=_VERSION))
+    return file.getvalue()
+
+
+def _reduced(properties: TensorProperties) -> tuple[Any, ...]:
+    """As any torch reads it: one before 2.15 takes these five values only. The sixth, strides, is None here."""
+    return copyreg.__newobj__, (TensorProperties,), properties.__getstate__()[:5]  # type: ignore[attr-defined, no-untyped-call]
 
 
 @without_collector()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import pickle
 import zipfile
 from pathlib import Path
 
@@ -133,6 +134,26 @@ def test_stock_torch_reads_the_optimizer_too(tmp_path):
     dcp.load(state, checkpoint_id=tmp_path / "a" / "weights", no_dist=True)
     for key, tensor in wanted.tensors.items():
         assert_same(state[key], tensor)
+
+
+class _OldProperties:
+    """Takes what ``TensorProperties`` of torch 2.10 to 2.14 takes."""
+
+    def __setstate__(self, state):
+        self.dtype, self.layout, self.requires_grad, self.memory_format, self.pin_memory = state
+
+
+class _OldTorch(pickle.Unpickler):
+    def find_class(self, module, name):
+        return _OldProperties if name == "TensorProperties" else super().find_class(module, name)
+
+
+def test_torch_before_2_15_reads_what_a_later_one_has_written(tmp_path):
+    """A run may go on with an older release."""
+    write(tmp_path, {"a": torch.ones(3)})
+    with (tmp_path / ".metadata").open("rb") as file:
+        read = _OldTorch(file).load()
+    assert read.state_dict_metadata["state_dict.a"].properties.dtype == torch.float32
 
 
 def test_torchs_own_converter_reads_it(tmp_path):
