@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lightning.pytorch import strategies as lightning_strategies
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -29,6 +30,11 @@ __all__ = ["DDPStrategy", "FSDP2Strategy", "FSDPStrategy", "ModelParallelStrateg
 
 #: What a strategy calls instead of ``forward``.
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+
+#: Where a module may average gradients of its own.
+_AFTER_BACKWARD = ("on_after_backward", "on_before_optimizer_step")
+
+_NAMED = 3
 
 
 class DDPStrategy(lightning_strategies.DDPStrategy):
@@ -88,7 +94,8 @@ class ModelParallelStrategy(lightning_strategies.ModelParallelStrategy):
 class FSDP2Strategy(ModelParallelStrategy):
     """FSDP2, with tensor parallelism if wanted, for any LightningModule.
 
-    A module may shard itself in ``configure_model``, as with Lightning's ModelParallelStrategy. One that has not is
+    A module may shard itself in ``configure_model``, as with Lightning's ModelParallelStrategy; parameters to train that it
+    leaves whole are sharded here, unless it has a hook that may average their gradients. One that shards nothing is
     sharded here: first as ``tp_shard_plan`` says, then every element of its ``nn.ModuleList`` s (the blocks of a
     transformer) by itself, then the rest. A ModuleList inside of such a block is sharded with it, and a block that has a
     parameter in common with other parts of the module is left to the rest. All ranks must call the same blocks in every
@@ -156,7 +163,11 @@ class FSDP2Strategy(ModelParallelStrategy):
         """Shard the module, unless it has done so itself."""
         module = self.lightning_module
         self._clip_over_all_meshes()
-        if module is None or (is_overridden("configure_model", module) and _is_sharded(module)):
+        if module is None:
+            super().setup(trainer)
+            return
+        if is_overridden("configure_model", module) and _is_sharded(module):
+            self._shard_rest(module, trains=trainer.state.fn == TrainerFn.FITTING)
             super().setup(trainer)
             return
         if is_overridden("configure_model", module) and trainer.is_global_zero:
@@ -170,7 +181,7 @@ class FSDP2Strategy(ModelParallelStrategy):
             del vars(module)["configure_model"]
 
     def _shard(self, module: pl.LightningModule) -> None:
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+        from torch.distributed.fsdp import fully_shard
         from torch.distributed.tensor.parallel import parallelize_module
 
         if isinstance(module, FSDPModule):
@@ -184,18 +195,52 @@ class FSDP2Strategy(ModelParallelStrategy):
                     "with tp_shard_plan={'submodule': ColwiseParallel(), ...}, or shard the module in its configure_model"
                 )
             parallelize_module(module, mesh["tensor_parallel"], dict(self._tp_shard_plan))
-        options: dict[str, Any] = {name: policy for name, policy in self._policies.items() if policy is not None}
-        data = mesh["data_parallel"]
         for block in blocks_of(module):
-            fully_shard(block, mesh=data, **options)
-        fully_shard(module, mesh=data, **options)
-        for step in _STEPS:
-            register_fsdp_forward_method(module, step)
+            fully_shard(block, mesh=mesh["data_parallel"], **self._options())
+        self._shard_root(module)
         if untied := [names for names in tied if len({id(module.get_parameter(name)) for name in names}) > 1]:
             raise ConfigurationError(
                 f"tp_shard_plan makes several parameters of one that {' and '.join(untied[0])} have in common: shard the "
                 "module in its configure_model, and tie them again there"
             )
+
+    def _shard_rest(self, module: pl.LightningModule, *, trains: bool) -> None:
+        """Shard what ``configure_model`` has left whole: nobody would exchange its gradients. Name what must stay so."""
+        mesh = self.device_mesh
+        if mesh["data_parallel"].size() == 1:
+            return
+        whole = {
+            name: parameter
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+            and (not isinstance(parameter, DTensor) or parameter.device_mesh == mesh["tensor_parallel"])
+        }
+        inside = {id(p) for part in module.modules() if isinstance(part, FSDPModule) for p in part.parameters()}
+        # Those inside are its ignored_params, and FSDP2 knows no parameters without dimensions.
+        rest = {name: parameter for name, parameter in whole.items() if id(parameter) not in inside and parameter.dim()}
+        kind = type(module).__name__
+        if rest and not any(is_overridden(hook, module) for hook in _AFTER_BACKWARD):
+            self._shard_root(module, ignored_params=set(module.parameters()) - set(rest.values()))
+            whole = {name: parameter for name, parameter in whole.items() if name not in rest}
+            if self.is_global_zero:
+                log.info("configure_model() of %s shards a part of it: FSDP2Strategy shards the rest", kind)
+        if whole and trains and self.is_global_zero:
+            log.warning(
+                "configure_model() of %s leaves %s whole: each rank trains its own, unless the module averages their "
+                "gradients itself. What has dimensions is sharded by fully_shard(self) at the end of configure_model()",
+                kind,
+                ", ".join(list(whole)[:_NAMED]) + (f" and {len(whole) - _NAMED} more" if len(whole) > _NAMED else ""),
+            )
+
+    def _shard_root(self, module: pl.LightningModule, **options: Any) -> None:
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        fully_shard(module, mesh=self.device_mesh["data_parallel"], **self._options(), **options)
+        for step in _STEPS:
+            register_fsdp_forward_method(module, step)
+
+    def _options(self) -> dict[str, Any]:
+        return {name: policy for name, policy in self._policies.items() if policy is not None}
 
     def _clip_over_all_meshes(self) -> None:
         """Let gradients be clipped by their norm where tensor parallelism splits only some of the parameters.
