@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from nemologger.condition import holds
@@ -186,6 +187,11 @@ class FSDP2Strategy(ModelParallelStrategy):
 
         if isinstance(module, FSDPModule):
             return  # by an earlier fit
+        if lazy := [name for name, parameter in module.named_parameters() if is_lazy(parameter)]:
+            raise ConfigurationError(
+                f"FSDP2Strategy: {lazy[0]} of {type(module).__name__} has no size before its layer is first called, and "
+                "cannot be sharded. Give the layer its size (Linear instead of LazyLinear), or call it in configure_model()"
+            )
         mesh = self.device_mesh
         tied = _tied(module)
         if mesh["tensor_parallel"].size() > 1:
@@ -216,8 +222,12 @@ class FSDP2Strategy(ModelParallelStrategy):
             and (not isinstance(parameter, DTensor) or parameter.device_mesh == mesh["tensor_parallel"])
         }
         inside = {id(p) for part in module.modules() if isinstance(part, FSDPModule) for p in part.parameters()}
-        # Those inside are its ignored_params, and FSDP2 knows no parameters without dimensions.
-        rest = {name: parameter for name, parameter in whole.items() if id(parameter) not in inside and parameter.dim()}
+        # Those inside are its ignored_params, and FSDP2 knows no parameters without dimensions, or with none yet.
+        rest = {
+            name: parameter
+            for name, parameter in whole.items()
+            if id(parameter) not in inside and not is_lazy(parameter) and parameter.dim()
+        }
         kind = type(module).__name__
         if rest and not any(is_overridden(hook, module) for hook in _AFTER_BACKWARD):
             self._shard_root(module, ignored_params=set(module.parameters()) - set(rest.values()))

@@ -80,6 +80,15 @@ def test_a_module_whose_own_hook_shards_nothing_is_sharded_here(caplog):
     assert "configure_model() of _BuildsLate shards nothing" in caplog.text
 
 
+def test_a_layer_without_a_size_is_named():
+    """Before that, torch says something of ``load_state_dict``."""
+    model = ToyModel()
+    model.net[2] = torch.nn.LazyLinear(1)
+    trainer = quiet_trainer(max_steps=2, strategy=FSDP2Strategy(), limit_val_batches=0)
+    with pytest.raises(ConfigurationError, match=r"net\.2\.weight of ToyModel has no size"):
+        trainer.fit(model, loader())
+
+
 def test_what_the_offload_policy_keeps_on_the_cpu_stays_there():
     """The device has no values: moving the module to it would lose them."""
     strategy = FSDP2Strategy(offload_policy=CPUOffloadPolicy(pin_memory=False))
