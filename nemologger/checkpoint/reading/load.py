@@ -19,6 +19,7 @@ from nemologger.checkpoint.reading.read import read_parts, read_tensors
 from nemologger.checkpoint.state.snapshot import MODEL, OPTIMIZERS, restore
 from nemologger.checkpoint.verify import first_problem, problems
 from nemologger.checkpoint.weights import Metadata, read_common, read_metadata, shapes_in
+from nemologger.checkpoint.weights.reading import reading
 from nemologger.disk.there import exists
 from nemologger.errors import DamagedCheckpointError, NotFoundError
 
@@ -86,7 +87,8 @@ class Opened:
             self.weights, wanted, template, self.records, places, verify=False, metadata=self.metadata
         )
         common = {key: value for key, value in self.common.items() if optimizer or key != OPTIMIZERS}
-        return restore(common, {**self.tensors, **tensors})
+        with reading(self.weights / names.COMMON):  # it may name tensors that are not there
+            return restore(common, {**self.tensors, **tensors})
 
 
 def open_checkpoint(checkpoint: Path, *, verified: bool = False) -> Opened:
@@ -104,9 +106,9 @@ def open_checkpoint(checkpoint: Path, *, verified: bool = False) -> Opened:
     weights = weights_of(checkpoint)
     records = {} if verified else recorded(weights)
     common = read_common(weights)
-    ours = common.pop(OURS, {})
-    metadata = read_metadata(weights)
-    return Opened(weights, common, metadata, records=records, optimizer_names=ours.get("optimizer_names", ()))
+    with reading(weights / names.COMMON):
+        optimizer_names = common.pop(OURS, {}).get("optimizer_names", ())
+    return Opened(weights, common, read_metadata(weights), records=records, optimizer_names=optimizer_names)
 
 
 def recorded(weights: Path) -> dict[str, FileRecord]:
@@ -204,7 +206,8 @@ def load_model(
         verify=False,
     )
     extra = {name: value for name, value in read_common(weights).get(MODEL, {}).items() if wanted(name)}
-    state: dict[str, Any] = restore({MODEL: extra}, tensors)[MODEL]
+    with reading(weights / names.COMMON):
+        state: dict[str, Any] = restore({MODEL: extra}, tensors)[MODEL]
     return state
 
 

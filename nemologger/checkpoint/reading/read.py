@@ -35,7 +35,7 @@ from nemologger.checkpoint.weights import (
     read_ordinary,
     shapes_in,
 )
-from nemologger.errors import DamagedCheckpointError, ModelMismatchError
+from nemologger.errors import CheckpointError, DamagedCheckpointError, ModelMismatchError
 from nemologger.stores.path import in_store
 
 _THREADS = 4
@@ -80,7 +80,7 @@ def read_tensors(
         if key not in places and (like := template(key, sizes)) is not None
     }
     blocks = {
-        key: _block(sizes, dtype, templates.get(key), key)
+        key: _block(weights, key, sizes, dtype, templates.get(key))
         for key, (sizes, dtype) in stored.items()
         if key not in places
     }
@@ -121,7 +121,7 @@ def read_parts(
     blocks = {
         key: Block(places[key], held(into[key], key).offsets)
         if key in places
-        else _block(tuple(into[key].shape), dtypes[key], into[key], key)
+        else _block(weights, key, tuple(into[key].shape), dtypes[key], into[key])
         for key in stored
     }
     read_blocks(weights, blocks, records, verify=False, live=bool(places), metadata=metadata)
@@ -196,20 +196,25 @@ def _in_use() -> Iterator[None]:
         ) from error
 
 
-def _block(sizes: tuple[int, ...], dtype: torch.dtype, template: torch.Tensor | None, key: str) -> Block:
+def _block(weights: Path, key: str, sizes: tuple[int, ...], dtype: torch.dtype, template: torch.Tensor | None) -> Block:
     if template is None:
-        return Block(torch.empty(sizes, dtype=dtype), (0,) * len(sizes))
+        return Block(_empty(weights, key, sizes, dtype), (0,) * len(sizes))
     part = held(template, key)
-    return Block(torch.empty(part.shape.sizes, dtype=dtype), part.offsets)
+    return Block(_empty(weights, key, part.shape.sizes, dtype), part.offsets)
+
+
+def _empty(weights: Path, key: str, sizes: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    try:
+        return torch.empty(sizes, dtype=dtype)
+    except RuntimeError as error:  # there is no memory, or no such size
+        raise CheckpointError(f"{key} of {weights}, {dtype} of the size {sizes}, cannot be made: {error}") from error
 
 
 def _read_ordinary(weights: Path, blocks: Mapping[str, Block]) -> None:
     """Read ``blocks`` as DCP does: it reads whole tensors."""
     sizes = described(weights) if blocks else {}
     whole = {
-        key: block.memory
-        if sizes[key][0] == tuple(block.memory.shape)
-        else torch.empty(sizes[key][0], dtype=sizes[key][1])
+        key: block.memory if sizes[key][0] == tuple(block.memory.shape) else _empty(weights, key, *sizes[key])
         for key, block in blocks.items()
     }
     if whole:

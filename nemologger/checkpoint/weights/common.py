@@ -15,6 +15,7 @@ import torch
 
 from nemologger import names
 from nemologger.checkpoint.weights.reading import reading
+from nemologger.errors import DamagedCheckpointError
 from nemologger.stores.path import in_store
 
 BACKEND: bytes = json.dumps(
@@ -45,4 +46,6 @@ def read_common(weights: Path) -> dict[str, Any]:
     with reading(path):
         content = path if in_store(path) is None else io.BytesIO(path.read_bytes())
         common: dict[str, Any] = torch.load(content, map_location="cpu", weights_only=True)
+    if not isinstance(common, dict):
+        raise DamagedCheckpointError(f"{path} holds a {type(common).__name__}, not a dictionary")
     return common

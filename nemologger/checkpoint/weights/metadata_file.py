@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 from nemologger import names
 from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.weights.layout import Entry
+from nemologger.checkpoint.weights.memo import check_memo
 from nemologger.checkpoint.weights.reading import reading
 from nemologger.checkpoint.weights.unpickler import CLASSES, MetadataUnpickler
 from nemologger.checkpoint.weights.untouched import untouched
@@ -92,13 +93,42 @@ def read_metadata(weights: Path) -> Metadata:
         DamagedCheckpointError: If it cannot be read.
     """
     path = weights / names.DCP_METADATA
-    with reading(path), path.open("rb") as file, untouched(CLASSES, path):
-        read = MetadataUnpickler(file, path).load()
+    with reading(path), untouched(CLASSES, path):
+        content = path.read_bytes()
+        check_memo(content)
+        read = MetadataUnpickler(io.BytesIO(content), path).load()
     if not isinstance(read, Metadata):
         raise DamagedCheckpointError(f"{path} holds a {type(read).__name__}, not DCP's Metadata")
     with reading(path):
-        shapes_in(read)  # one flipped bit in a name, and something has not what it must have
+        _check(read)
     return read
+
+
+def _check(read: Metadata) -> None:
+    """Raise what the use of ``read`` would raise elsewhere: after one flipped bit, anything may be of any kind."""
+    for key, entry in read.state_dict_metadata.items():
+        if isinstance(entry, BytesStorageMetadata):
+            continue
+        if not isinstance(entry, TensorStorageMetadata):
+            raise TypeError(f"{key!r:.200} is {entry!r:.200}")
+        dim = _dim(entry.size)
+        if type(key) is not str or type(entry.properties.dtype) is not torch.dtype:
+            raise ValueError(f"{key!r:.200} is of {entry.properties.dtype!r:.200}")
+        for chunk in entry.chunks:
+            if not dim == _dim(chunk.offsets) == _dim(chunk.sizes):
+                raise ValueError(f"of {key}, which is {entry.size}, there is {chunk!r:.200}")
+    for index, info in read.storage_data.items():
+        if index.offset is not None:
+            _dim(index.offset)
+        file, start, length = info.relative_path, info.offset, info.length
+        if not (type(index.fqn) is type(file) is str and type(start) is type(length) is int and start >= 0 <= length):
+            raise ValueError(f"{index!r:.200} is at {info!r:.200}")
+
+
+def _dim(size: torch.Size) -> int:
+    if type(size) is not torch.Size or (size and min(size) < 0):
+        raise ValueError(f"{size!r:.200} is no size")
+    return len(size)
 
 
 def described(weights: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.metadata import (
 from nemologger.checkpoint.reading.load import load_checkpoint
 from nemologger.checkpoint.reading.read import read_tensors
 from nemologger.checkpoint.weights import described, read_metadata
-from nemologger.errors import DamagedCheckpointError, NotFoundError, RefusedError
+from nemologger.errors import CheckpointError, DamagedCheckpointError, NotFoundError, RefusedError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -153,6 +153,77 @@ def test_a_metadata_that_asks_for_all_memory_is_damaged(tmp_path, size, error):
     (tmp_path / ".metadata").write_bytes(b"\x8e" + size.to_bytes(8, "little") + b"x.")
     with pytest.raises(DamagedCheckpointError, match=error):
         read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("keep", [b"r" + (5 << 20).to_bytes(4, "little"), b"p5_000_000\n"])
+def test_a_metadata_that_numbers_more_than_it_has_is_damaged(tmp_path, keep):
+    """Python would set memory aside for all of these numbers: tens of GB, where one flipped bit makes a call a number."""
+    (tmp_path / ".metadata").write_bytes(b"\x80\x04\x8c\x01rN\x94" + keep + b".")
+    with pytest.raises(
+        DamagedCheckpointError, match=r"\.metadata cannot be read: it keeps something under the number 5"
+    ):
+        read_metadata(tmp_path)
+
+
+@pytest.mark.parametrize("protocol", range(2, 6))
+def test_a_metadata_may_be_of_any_protocol_that_pickles_such(tmp_path, protocol):
+    write(tmp_path, {f"layer_{number}": torch.ones(number, 2) for number in range(300)})
+    path, before = tmp_path / ".metadata", read_metadata(tmp_path)
+    path.write_bytes(pickle.dumps(before, protocol))
+    assert read_metadata(tmp_path) == before
+
+
+_GOOD = "state_dict.good"
+_HARM = {
+    "the key": lambda read: read.state_dict_metadata.update({1: read.state_dict_metadata[_GOOD]}),
+    "the entry": lambda read: read.state_dict_metadata.update({_GOOD: read.storage_data}),
+    "the dtype": lambda read: setattr(read.state_dict_metadata[_GOOD].properties, "dtype", torch.strided),
+    "the size": lambda read: setattr(read.state_dict_metadata[_GOOD], "size", torch.Size([-1])),
+    "no size": lambda read: setattr(read.state_dict_metadata[_GOOD], "size", None),
+    "the dimensions": lambda read: setattr(read.state_dict_metadata[_GOOD], "size", torch.Size([3, 1])),
+    "the chunks": lambda read: setattr(read.state_dict_metadata[_GOOD], "chunks", [torch.Size([3])]),
+    "the index": lambda read: object.__setattr__(next(iter(read.storage_data)), "offset", 0),
+    "the file": lambda read: read.storage_data.update({MetadataIndex("a"): _StorageInfo(None, 0, 1)}),
+    "the place": lambda read: read.storage_data.update({MetadataIndex("a"): _StorageInfo("a", -1, 1)}),
+}
+
+
+@pytest.mark.parametrize("harm", _HARM)
+def test_a_metadata_with_something_of_another_kind_is_damaged(tmp_path, harm):
+    """As flipped bits leave it, where there is no manifest to compare with."""
+    write(tmp_path, {"good": torch.ones(3)})
+    read = read_metadata(tmp_path)
+    _HARM[harm](read)
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(read))
+    with pytest.raises(DamagedCheckpointError, match=r"\.metadata cannot be read: "):
+        load_checkpoint(tmp_path)
+
+
+def test_a_tensor_that_no_memory_holds_is_named(tmp_path):
+    write(tmp_path, {"good": torch.ones(3)})
+    read = read_metadata(tmp_path)
+    read.state_dict_metadata[_GOOD].size = torch.Size([1 << 60])
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(read))
+    with pytest.raises(CheckpointError, match=rf"{_GOOD} of {tmp_path}, torch\.float32 of the size .* cannot be made"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("common", "said"),
+    [
+        ([1], "common.pt holds a list"),
+        (
+            {"optimizer_states": [{"__nemologger__": "tensor", "key": "gone"}]},
+            "common.pt cannot be read: KeyError: 'gone'",
+        ),
+        ({"nemologger": [1]}, "common.pt"),
+    ],
+)
+def test_a_common_pt_that_does_not_fit_is_damaged(tmp_path, common, said):
+    write(tmp_path, {"good": torch.ones(3)})
+    (tmp_path / "common.pt").write_bytes(_torch_saved(common))
+    with pytest.raises(DamagedCheckpointError, match=re.escape(said)):
+        load_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize("name", [b"state_dict_metadata", b"properties"])
