@@ -37,6 +37,8 @@ def held(tensor: torch.Tensor, key: str) -> Part:
     Raises:
         CheckpointError: If it is sharded in a way that cannot be written: a pending sum, or parts that are not blocks.
     """
+    if type(tensor) in PLAIN:
+        return Part(Shape(tuple(tensor.shape), tensor.element_size()), (0,) * tensor.dim())
     if isinstance(tensor, DTensor):
         return _of_dtensor(tensor, key)
     if hasattr(tensor, "local_shards"):

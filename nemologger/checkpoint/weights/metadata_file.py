@@ -64,8 +64,9 @@ def metadata(
             known_chunks[block] = ChunkStorageMetadata(size(entry.offsets), size(entry.sizes))
         chunks[entry.key].append(known_chunks[block])
         storage[index] = _StorageInfo(entry.file, entry.start, entry.length)
+    properties = {dtype: TensorProperties(dtype=dtype) for dtype in {tensor.dtype for tensor in tensors.values()}}
     described: dict[str, TensorStorageMetadata | BytesStorageMetadata] = {
-        key: TensorStorageMetadata(TensorProperties(dtype=tensor.dtype), torch.Size(tensor.shape), chunks[key])
+        key: TensorStorageMetadata(properties[tensor.dtype], size(tuple(tensor.shape)), chunks[key])
         for key, tensor in tensors.items()
     }
     for key, tensor in tensors.items():
