@@ -51,8 +51,9 @@ class ExactResume(Callback):
     generators of a dataset with length are seeded for each batch, and what else changes there is named), and so do those
     of the module, of objects and functions of the program that it holds, and of a data module without ``state_dict()``;
     of callbacks, generators, and what else they count is named. So do objects with a
-    ``state_dict()`` that the module or a callback holds and that are no modules, averages of weights for example, and, on
-    each rank, buffers that nobody exchanges between the ranks. Lists and dictionaries of the module itself that are only
+    ``state_dict()`` that the module or a callback holds and that are no modules, averages of weights for example, networks
+    that have changed where Lightning does not see them (a teacher in a list, a copy in an object), and, on each rank,
+    buffers that nobody exchanges between the ranks. Lists and dictionaries of the module itself that are only
     added to, and hold numbers and texts, are most often records of one life: they are named at the first save after they
     change, and not kept, unless the class empties them while it trains. What is logged for an epoch, and what metrics of
     torchmetrics have counted, is kept. Neither validation nor a second look at the training loader shifts training. What

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port
+from nemologger.exact.apart import Apart
 from nemologger.exact.attributes import Attributes
 from nemologger.exact.functions import holders_of_optimizer, holders_of_schedule
 from nemologger.exact.own_states import OwnStates
@@ -59,6 +60,12 @@ _OWN_STATE_LOST = (
     "it a torch.nn.Module that the module holds"
 )
 
+_APART_LOST = (
+    "is a network that is in no checkpoint where it is, has changed since training began, and is not saved: it {}. A "
+    "resumed run begins with it as the program makes it. Make it an attribute of the module itself, with "
+    "requires_grad_(False) if it is not trained (self.teacher = teacher), or save it in on_save_checkpoint()"
+)
+
 _OWN_STATE_NOT_BACK = "was saved, and begins as the program makes it: {}"
 
 
@@ -103,15 +110,18 @@ class ProgramState:
         self._named: set[str] = set()
         self._strangers = Strangers(self._may_hold_states, theirs)
         self._own_states = OwnStates(self._may_hold_states, self._of_trainer, theirs, self._most)
+        self._apart = Apart(self._may_hold_states, module, theirs, self._most)
+        lightning_port.behind_module(trainer, "on_train_start", self._apart.begin)
 
     def _may_hold_states(self) -> dict[str, object]:
         """Parts of the module, and callbacks that save nothing themselves; what data have is kept with the loaders."""
-        return {
+        found = {
             path: holder
             for path, holder in self._attributes.holders().items()
             if path.split(".")[0] == "module"
             or (isinstance(holder, Callback) and not lightning_port.callback_saves_itself(holder))
         }
+        return found | {path: one for path, one in self._of_callbacks.holders().items() if ":" not in path}
 
     def _of_trainer(self) -> list[object]:
         """What Lightning saves, or who saves it."""
@@ -165,6 +175,8 @@ class ProgramState:
         within = tuple(f"{path}." for path in self._own_states.paths)
         named = {path: _NOT_SAVED.format(why) for path, why in lost.items() if not path.startswith(within)}
         named |= {path: _OWN_STATE_LOST.format(why) for path, why in own_lost.items()}
+        apart, apart_lost = self._apart.to_plain()
+        named |= {path: _APART_LOST.format(why) for path, why in apart_lost.items()}
         limits |= {f"attribute {path}": why for path, why in named.items() if not self._is_saved_by_hand(path)}
         if lightning_port.reloads(trainer):
             of_data = [path for path in attributes["attributes"] if path.startswith("data module.")]
@@ -174,6 +186,7 @@ class ProgramState:
             "logged": logged,
             "attributes": attributes,
             "own_states": own_states,
+            "apart": apart,
             "settings": self._settings.to_plain(lightning_port.modes_of_training(trainer)),
             "accumulate": trainer.accumulate_grad_batches if changed else None,
         }
@@ -198,6 +211,8 @@ class ProgramState:
             failed = self._own_states.restore(plain.get("own_states", {}), trainer.strategy.root_device)
             for path, why in failed.items():
                 say(f"attribute {path}", _OWN_STATE_NOT_BACK.format(why))
+            for path, why in self._apart.restore(plain.get("apart", {}), trainer.strategy.root_device).items():
+                say(f"attribute {path}", why)
 
         # Averages are often made in the module's or a callback's own on_train_start, of weights that are there by then.
         lightning_port.behind_module(trainer, "on_train_start", load_own_states)

@@ -1,0 +1,89 @@
+"""Networks that no checkpoint sees where they are: teachers in a list, averages of weights in an object or a callback."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from exact.runs import Case, Net, check, shuffled, train
+from torch import nn
+
+
+class Average:
+    """A copy that follows, as many programs have it."""
+
+    def __init__(self, network):
+        self.network = copy.deepcopy(network).eval()
+
+    @torch.no_grad()
+    def follow(self, network):
+        for mean, weight in zip(self.network.parameters(), network.parameters(), strict=True):
+            mean.data.lerp_(weight.data, 0.1)
+
+
+class Taught(Net):
+    """Its losses show its teachers."""
+
+    def __init__(self):
+        super().__init__()
+        self.average = Average(self.net)
+        self.teachers = [Average(self.net).network, nn.Linear(4, 4).requires_grad_(False)]
+
+    def training_step(self, batch, batch_idx):
+        shown = sum(teacher(torch.ones(1, 4)).sum() for teacher in [self.average.network, *self.teachers])
+        return self.note(self.loss(batch) + shown.detach())
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.average.follow(self.net)
+        with torch.no_grad():
+            self.teachers[0].load_state_dict({name: 0.5 * one for name, one in self.net.state_dict().items()})
+
+
+class Follows(pl.Callback):
+    def on_fit_start(self, trainer, pl_module):
+        self.module, self.average = pl_module, Average(pl_module.net)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        batch.mul_(1 + self.average.network(torch.ones(1, 4)).detach().mean())
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.average.follow(pl_module.net)
+
+
+def taught():
+    """With the same frozen teacher in each life."""
+    model = Taught()
+    nn.init.ones_(model.teachers[1].weight)
+    nn.init.zeros_(model.teachers[1].bias)
+    return model
+
+
+@pytest.mark.parametrize(
+    "case", [Case(shuffled, taught, at=[7]), Case(shuffled, callbacks=lambda: [Follows()], at=[7])]
+)
+def test_networks_that_follow_go_on_as_they_were(case, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        check(case, tmp_path)
+    assert "exact resume, attribute" not in caplog.text
+
+
+def test_a_frozen_one_is_not_saved_and_named_where_the_program_makes_another(tmp_path, caplog):
+    train(Case(shuffled, Taught, steps=2), tmp_path, 1)
+    assert "exact resume, attribute" not in caplog.text
+    train(Case(shuffled, Taught, steps=3), tmp_path / "other", 2, tmp_path / "step=2")
+    told = [record.getMessage() for record in caplog.records if "exact resume, attribute" in record.getMessage()]
+    assert len(told) == 1
+    assert "module.teachers.1 had not changed since training began, so it was not saved" in told[0]
+
+
+def test_one_that_is_too_large_is_named_with_what_to_do(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("nemologger.callbacks.program_state.most_of_each", lambda ranks: 100)
+    train(Case(shuffled, taught, steps=4), tmp_path, 1)
+    told = [record.getMessage() for record in caplog.records if "module.average.network" in record.getMessage()]
+    assert len(told) == 1
+    assert "and is not saved: it is too large" in told[0]
+    assert "self.teacher = teacher" in told[0]
+    assert "teachers.1" not in caplog.text  # that one has not changed
