@@ -58,6 +58,7 @@ class ExactResume(Callback):
     change, and not kept, unless the class empties them while it trains. What is logged for an epoch, and what metrics of
     torchmetrics have counted, is kept. Neither validation nor a second look at the training loader shifts training. What
     ``on_train_start()`` makes of a value itself (``self.x *= 0.5``) is made in each life anew, of what was brought back.
+    Functions and objects that a program puts in the place of others (``self.loss_fn = l1_loss`` in some epoch) are named.
     What cannot be promised for the loaders at hand is logged when training starts, with what would help, or at the first
     save after it shows. On another number of ranks a run goes on after as many samples, with new random states.
 

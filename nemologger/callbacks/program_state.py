@@ -14,6 +14,7 @@ from nemologger.exact.own_states import OwnStates
 from nemologger.exact.session import most_of_each
 from nemologger.exact.settings import Settings
 from nemologger.exact.strangers import Strangers
+from nemologger.exact.swapped import Swapped
 from nemologger.exact.variables import Entries, is_of_the_program
 from nemologger.lightning_port import epoch_results
 
@@ -66,6 +67,11 @@ _APART_LOST = (
     "requires_grad_(False) if it is not trained (self.teacher = teacher), or save it in on_save_checkpoint()"
 )
 
+_SWAPPED = (
+    "is {} now, and was {} when training began: that is not saved. A resumed run begins with it as the program makes it. "
+    "Set it in on_train_start(), too, where it depends on the epoch, or save which it is in on_save_checkpoint()"
+)
+
 _OWN_STATE_NOT_BACK = "was saved, and begins as the program makes it: {}"
 
 
@@ -112,6 +118,9 @@ class ProgramState:
         self._own_states = OwnStates(self._may_hold_states, self._of_trainer, theirs, self._most)
         self._apart = Apart(self._may_hold_states, module, theirs, self._most)
         lightning_port.behind_module(trainer, "on_train_start", self._apart.begin)
+        self._swapped = Swapped(self._may_swap, module, theirs)
+        self._members: dict[str, str] = {}
+        lightning_port.behind_module(trainer, "on_train_start", lambda: self._swapped.begin(self._members))
 
     def _may_hold_states(self) -> dict[str, object]:
         """Parts of the module, and callbacks that save nothing themselves; what data have is kept with the loaders."""
@@ -122,6 +131,12 @@ class ProgramState:
             or (isinstance(holder, Callback) and not lightning_port.callback_saves_itself(holder))
         }
         return found | {path: one for path, one in self._of_callbacks.holders().items() if ":" not in path}
+
+    def _may_swap(self) -> dict[str, object]:
+        """Also datasets, where they stay from epoch to epoch."""
+        loaders = [] if lightning_port.reloads(self._trainer) else lightning_port.training_loaders(self._trainer)
+        datasets = {f"dataset {i}": getattr(loader, "dataset", None) for i, loader in enumerate(loaders)}
+        return self._attributes.holders() | {name: one for name, one in datasets.items() if hasattr(one, "__dict__")}
 
     def _of_trainer(self) -> list[object]:
         """What Lightning saves, or who saves it."""
@@ -177,6 +192,7 @@ class ProgramState:
         named |= {path: _OWN_STATE_LOST.format(why) for path, why in own_lost.items()}
         apart, apart_lost = self._apart.to_plain()
         named |= {path: _APART_LOST.format(why) for path, why in apart_lost.items()}
+        named |= {path: _SWAPPED.format(now, then) for path, (then, now) in self._swapped.changed().items()}
         limits |= {f"attribute {path}": why for path, why in named.items() if not self._is_saved_by_hand(path)}
         if lightning_port.reloads(trainer):
             of_data = [path for path in attributes["attributes"] if path.startswith("data module.")]
@@ -187,6 +203,7 @@ class ProgramState:
             "attributes": attributes,
             "own_states": own_states,
             "apart": apart,
+            "members": self._swapped.members(),
             "settings": self._settings.to_plain(lightning_port.modes_of_training(trainer)),
             "accumulate": trainer.accumulate_grad_batches if changed else None,
         }
@@ -204,6 +221,7 @@ class ProgramState:
             epoch_results.restore(trainer, plain["logged"])
         self._attributes.restore(plain["attributes"], trainer.strategy.root_device)
         self._settings.restore(plain["settings"])
+        self._members = plain.get("members", {})
         if plain["accumulate"] is not None:
             lightning_port.go_on_accumulating(trainer, plain["accumulate"])
 
