@@ -175,8 +175,9 @@ class ProgramState:
         return path.split(".")[0] == "module" and lightning_port.saves_more(self._trainer.lightning_module)
 
     def look(self) -> None:
-        """For the first steps: see how lists and dictionaries of the module change."""
+        """For the first steps: see how lists and dictionaries of the module change, and which objects stay."""
         self._attributes.look()
+        self._strangers.look()
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""

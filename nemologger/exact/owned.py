@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import getattr_static
 from itertools import islice
-from types import GeneratorType
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -18,7 +17,8 @@ import xxhash
 from nemologger.exact import contents, plain_contents
 from nemologger.exact.crowds import Crowds, generators_of
 from nemologger.exact.flags import Flags, is_gone
-from nemologger.exact.reach import Crowd, attributes, has_attributes, is_generator, is_ordinary, module_of, walk
+from nemologger.exact.iterators import has_place
+from nemologger.exact.reach import Crowd, attributes, has_attributes, is_generator, module_of, walk
 from nemologger.exact.rng import generator_from, generator_state, set_generator_state
 from nemologger.exact.variables import keeps_variables, set_in
 
@@ -274,7 +274,7 @@ class Owned:
                 self._look_at_late(path, value)
         for path, named in look.named.items():
             for name, value in named.items():
-                if _has_place(value) and path.partition(".")[0] not in self._closed:
+                if has_place(value) and path.partition(".")[0] not in self._closed:
                     self.lost.setdefault(f"{path}.{name}", "is an iterator, whose place cannot be kept")
 
     def _look_at_late(self, path: str, value: Any) -> None:
@@ -382,14 +382,6 @@ def _may_begin(holder: Any, name: str) -> bool:
     return not module_of(type(holder)).startswith("torch.") and not isinstance(
         getattr_static(type(holder), name, None), property
     )
-
-
-def _has_place(value: Any) -> bool:
-    """Whether ``value`` is an iterator, one of python's own, and not at its end."""
-    kind = type(value)
-    if kind is GeneratorType:
-        return value.gi_frame is not None
-    return is_ordinary(kind) and kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
 
 
 def _entries_of(value: dict[Any, Any], most: int | None = None) -> tuple[int, int]:

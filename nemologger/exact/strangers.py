@@ -1,7 +1,8 @@
 """Objects of libraries, and others that are not looked into, that a module or a callback holds.
 
 What a library keeps in an object that is no module and has no ``state_dict()`` is not for us to set. It may decide about
-training all the same, as the importance of weights does in peft's AdaLoRA: that it has changed is seen, to be said.
+training all the same, as the importance of weights does in peft's AdaLoRA: that it has changed is seen, to be said. So are
+tables, and python's own iterators (``itertools.cycle``, a generator), of which nobody can see how far they are.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import numpy as np
 import torch
 
 from nemologger.exact import contents
+from nemologger.exact.iterators import has_place
 from nemologger.exact.objects import is_of_the_program
 from nemologger.exact.own_states import OTHERS, has_state, items_of
 from nemologger.exact.port import is_iterator_of_loader
-from nemologger.exact.reach import attributes, may_hold_numbers
+from nemologger.exact.reach import attributes, is_ordinary, may_hold_numbers
 
 _LOOKED_AT = 64
+#: A larger table is most often data, and takes long.
+_MOST_CELLS = 2**16
 _ARRAYS = (np.ndarray, np.generic, torch.Tensor)
 
 
@@ -35,6 +39,14 @@ class Strangers:
         self._holders = holders
         self._not_theirs = not_theirs
         self._seen = {path: (id(one), _sign(one)) for path, one in self._found()}
+        self._last: dict[str, int] = {}
+        self._stay: set[str] = set()
+
+    def look(self) -> None:
+        """For the first steps: what stays from one to the next is no passing result, though it may be replaced later."""
+        now = {path: id(one) for path, one in self._found()}
+        self._stay |= {path for path, number in now.items() if self._last.get(path) == number}
+        self._last = now
 
     def changed(self) -> dict[str, tuple[str, list[str]]]:
         """Those that have changed since they were first seen, by path: the class, and which attributes."""
@@ -43,7 +55,7 @@ class Strangers:
             known, before = self._seen.setdefault(path, (id(one), _sign(one)))
             now = _sign(one)
             names = [name for name, sign in now.items() if before.get(name) != sign]
-            if known == id(one) and names:
+            if names and (known == id(one) or path in self._stay):
                 found[path] = f"{type(one).__module__}.{type(one).__qualname__}", names
         return found
 
@@ -58,13 +70,27 @@ class Strangers:
 
 
 def _is_stranger(value: Any) -> bool:
+    if has_place(value) or _is_table(value):
+        return True
     theirs = issubclass(type(value), OTHERS) or is_of_the_program(value) or has_state(value)
     # A second loader is often read by hand, with next(self.unlabelled).
     return is_iterator_of_loader(value) or (may_hold_numbers(type(value)) and not theirs)
 
 
+def _is_table(value: Any) -> bool:
+    """Whether it is a small table or column, as pandas has them."""
+    kind = type(value)
+    if issubclass(kind, (*_ARRAYS, *OTHERS)) or not (is_ordinary(kind) and hasattr(kind, "__array__")):
+        return False
+    return type(value.size) is int and value.size <= _MOST_CELLS
+
+
 def _sign(one: Any) -> dict[str, list[Any]]:
     """What numbers and tensors its attributes hold, or those of objects that they are, by name."""
+    if has_place(one):
+        return {"its place": [object()]}
+    if _is_table(one):
+        return {"its values": [contents.fingerprint(np.asarray(one))]}
     inner = {name: [*attributes(v).values()] if _is_stranger(v) else v for name, v in attributes(one).items()}
     return {name: list(islice(_numbers(value), _LOOKED_AT)) for name, value in inner.items()}
 

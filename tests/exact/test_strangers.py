@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import logging
 
 import pytest
@@ -22,6 +23,11 @@ class Importance:
         self.inner.count += 1
         for number, parameter in enumerate(self.parameters):
             self.seen[number] = parameter.grad.abs() if parameter.grad is not None else torch.zeros(1)
+class Table:
+    def __init__(self, *numbers):
+        self.numbers, self.size = torch.tensor(numbers), len(numbers)
+    def __array__(self, dtype=None, copy=None):
+        return self.numbers.numpy()
 class Still(Importance):
     def update(self):
         pass
@@ -90,3 +96,42 @@ def test_an_iterator_over_a_loader_is_named(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         train(Case(shuffled, Holds, steps=2), tmp_path / "run", 1)
     assert "module.unlabelled is an object of torch.utils.data.dataloader." in caplog.text
+
+
+def test_one_that_is_made_anew_each_epoch_is_named_and_none_of_a_step_is(library, tmp_path, caplog):
+    class Holds(Net):
+        def on_train_epoch_start(self):
+            self.clusters = library.Importance([])
+            self.clusters.budget = self.current_epoch
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.passing = library.Importance([])
+            self.passing.budget = batch_idx
+
+    with caplog.at_level(logging.INFO):
+        train(Case(shuffled, Holds, steps=9), tmp_path / "run", 1)
+    assert (
+        "module.clusters is an object of some_importance.Importance, has changed since training began (budget)"
+        in caplog.text
+    )
+    assert "module.passing" not in caplog.text
+
+
+def test_tables_and_iterators_of_python_are_named(library, tmp_path, caplog):
+    class Holds(Net):
+        def __init__(self):
+            super().__init__()
+            self.table, self.same = library.Table(0, 0), library.Table(1)
+            self.weights, self.drawn = itertools.cycle([1.0, 0.5]), (0.5**i for i in range(100))
+
+        def training_step(self, batch, batch_idx):
+            self.table.numbers[0] += 1
+            return self.note(self.loss(batch) * next(self.weights) * next(self.drawn))
+
+    with caplog.at_level(logging.INFO):
+        train(Case(shuffled, Holds, steps=2), tmp_path / "run", 1)
+    told = [record.getMessage() for record in caplog.records if "is an object of" in record.getMessage()]
+    assert len(told) == 3
+    assert "module.table is an object of some_importance.Table" in told[0]
+    assert "module.weights is an object of itertools.cycle, has changed since training began (its place)" in told[1]
+    assert "module.drawn is an object of builtins.generator" in told[2]
