@@ -10,6 +10,7 @@ from nemologger import lightning_port
 from nemologger.exact.apart import Apart
 from nemologger.exact.attributes import Attributes
 from nemologger.exact.functions import holders_of_optimizer, holders_of_schedule
+from nemologger.exact.inner_optimizers import InnerOptimizers
 from nemologger.exact.own_states import OwnStates
 from nemologger.exact.session import most_of_each
 from nemologger.exact.settings import Settings
@@ -67,6 +68,11 @@ _APART_LOST = (
     "requires_grad_(False) if it is not trained (self.teacher = teacher), or save it in on_save_checkpoint()"
 )
 
+_INNER_LOST = (
+    "is an optimizer within another one, of which the other one's state_dict() has nothing, and is not saved: it {}. A "
+    "resumed run begins with it as the program makes it. Give the other one state_dict() and load_state_dict() of its own"
+)
+
 _SWAPPED = (
     "is {} now, and was {} when training began: that is not saved. A resumed run begins with it as the program makes it. "
     "Set it in on_train_start(), too, where it depends on the epoch, or save which it is in on_save_checkpoint()"
@@ -118,6 +124,7 @@ class ProgramState:
         self._own_states = OwnStates(self._may_hold_states, self._of_trainer, theirs, self._most)
         self._apart = Apart(self._may_hold_states, module, theirs, self._most)
         lightning_port.behind_module(trainer, "on_train_start", self._apart.begin)
+        self._inner_optimizers = InnerOptimizers(trainer.optimizers, self._most)
         self._swapped = Swapped(self._may_swap, module, theirs)
         self._members: dict[str, str] = {}
         lightning_port.behind_module(trainer, "on_train_start", lambda: self._swapped.begin(self._members))
@@ -198,12 +205,15 @@ class ProgramState:
         if lightning_port.reloads(trainer):
             of_data = [path for path in attributes["attributes"] if path.startswith("data module.")]
             limits |= {f"attribute {path}": _BEHIND_LOADERS for path in of_data}
+        inner, inner_lost = self._inner_optimizers.to_plain()
+        limits |= {path: _INNER_LOST.format(why) for path, why in inner_lost.items()}
         changed = trainer.accumulate_grad_batches != self._accumulate
         plain = {
             "logged": logged,
             "attributes": attributes,
             "own_states": own_states,
             "apart": apart,
+            "inner_optimizers": inner,
             "members": self._swapped.members(),
             "settings": self._settings.to_plain(lightning_port.modes_of_training(trainer)),
             "accumulate": trainer.accumulate_grad_batches if changed else None,
@@ -223,6 +233,8 @@ class ProgramState:
         self._attributes.restore(plain["attributes"], trainer.strategy.root_device)
         self._settings.restore(plain["settings"])
         self._members = plain.get("members", {})
+        for path, why in self._inner_optimizers.restore(plain.get("inner_optimizers", {})).items():
+            say(path, _OWN_STATE_NOT_BACK.format(why))
         if plain["accumulate"] is not None:
             lightning_port.go_on_accumulating(trainer, plain["accumulate"])
 

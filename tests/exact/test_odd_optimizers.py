@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 
+import pytest
 import torch
-from exact.runs import Case, Net, check, shuffled
+from exact.runs import Case, Net, check, shuffled, train
 
 from nemologger.checkpoint.reading.load import open_checkpoint
 
@@ -79,3 +80,38 @@ def test_one_in_another_goes_on_too_and_its_tensors_are_stored_as_such(tmp_path)
     check(Case(shuffled, Wrapped, at=[7], ckpt={"async_save": True}), tmp_path)
     stored = open_checkpoint(tmp_path / "straight" / "step=7").common["optimizer_states"][0]
     assert stored["slow"][0] == {"__nemologger__": "tensor", "key": "optimizer.0.slow.0"}
+
+
+class Sharp(torch.optim.Optimizer):
+    """As the implementation of SAM that most programs copy: the state dictionary is torch's, of the outer one."""
+
+    def __init__(self, parameters, share_state):
+        super().__init__(parameters, {"lr": 1e-2})
+        self.base = torch.optim.Adam(self.param_groups, lr=1e-2)
+        self.param_groups = self.base.param_groups
+        if share_state:
+            self.state = self.base.state
+
+    def step(self, closure=None):
+        return self.base.step(closure)
+
+
+class Sharpened(Net):
+    def __init__(self, share_state=False):
+        super().__init__()
+        self.share_state = share_state
+
+    def configure_optimizers(self):
+        optimizer = Sharp(self.parameters(), self.share_state)
+        return [optimizer], [{"scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8), "interval": "step"}]
+
+
+@pytest.mark.parametrize("share_state", [False, True])
+def test_one_that_the_outer_one_does_not_save_goes_on_and_follows_its_schedule(share_state, tmp_path):
+    check(Case(shuffled, lambda: Sharpened(share_state), at=[7]), tmp_path)
+
+
+def test_one_that_is_too_large_is_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("nemologger.callbacks.program_state.most_of_each", lambda ranks: 100)
+    train(Case(shuffled, Sharpened, steps=2), tmp_path, 1)
+    assert caplog.text.count("optimizer 0.base is an optimizer within another one") == 1
