@@ -95,7 +95,7 @@ class ProgramState:
     ) -> None:
         self._trainer = trainer
         self._most = most_of_each(int(trainer.world_size))
-        self._accumulate = trainer.accumulate_grad_batches
+        self._accumulate, self._clip = trainer.accumulate_grad_batches, trainer.gradient_clip_val
         self._settings = Settings(module)
         self._counters = epoch_results.counters(trainer) if counters is None else counters
         roots: dict[str, object] = {"module": module}
@@ -217,6 +217,7 @@ class ProgramState:
             "members": self._swapped.members(),
             "settings": self._settings.to_plain(lightning_port.modes_of_training(trainer)),
             "accumulate": trainer.accumulate_grad_batches if changed else None,
+            "clip": [] if trainer.gradient_clip_val == self._clip else [_plain_number(trainer.gradient_clip_val)],
         }
         return plain, limits
 
@@ -237,6 +238,8 @@ class ProgramState:
             say(path, _OWN_STATE_NOT_BACK.format(why))
         if plain["accumulate"] is not None:
             lightning_port.go_on_accumulating(trainer, plain["accumulate"])
+        for clip in plain.get("clip", ()):
+            lightning_port.go_on_clipping(trainer, clip)
 
         def load_own_states() -> None:
             failed = self._own_states.restore(plain.get("own_states", {}), trainer.strategy.root_device)
@@ -247,6 +250,11 @@ class ProgramState:
 
         # Averages are often made in the module's or a callback's own on_train_start, of weights that are there by then.
         lightning_port.behind_module(trainer, "on_train_start", load_own_states)
+
+
+def _plain_number(value: Any) -> float | None:
+    """A callback may have set a tensor, or a number of numpy's."""
+    return None if value is None else float(value)
 
 
 def _saves_nothing(callback: Callback) -> bool:

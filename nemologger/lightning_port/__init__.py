@@ -27,6 +27,7 @@ from nemologger.lightning_port.hooks import callbacks as callbacks
 from nemologger.lightning_port.hooks import callbacks_of_the_program as callbacks_of_the_program
 from nemologger.lightning_port.hooks import forget_behind_module as forget_behind_module
 from nemologger.lightning_port.hooks import go_on_accumulating as go_on_accumulating
+from nemologger.lightning_port.hooks import go_on_clipping as go_on_clipping
 from nemologger.lightning_port.hooks import has_comm_hook as has_comm_hook
 from nemologger.lightning_port.hooks import hooks_between_steps as hooks_between_steps
 from nemologger.lightning_port.hooks import is_behind_epoch as is_behind_epoch

@@ -121,6 +121,11 @@ def go_on_accumulating(trainer: pl.Trainer, batches: int) -> None:
     behind_module(trainer, _START, lambda: setattr(trainer, "accumulate_grad_batches", batches))
 
 
+def go_on_clipping(trainer: pl.Trainer, value: float | None) -> None:
+    """For ``on_train_start``: clip gradients to ``value``, as a callback had set it."""
+    behind_module(trainer, _START, lambda: setattr(trainer, "gradient_clip_val", value))
+
+
 def _next_after_module(trainer: pl.Trainer) -> dict[str, tuple[Any, str]]:
     """What Lightning calls once both the callbacks and the module have had their turn."""
     return {

@@ -10,7 +10,12 @@ import torchmetrics
 from exact.runs import BATCH, Case, Net, check, shuffled, train
 from exact.test_loaders import Stream
 from exact.test_training import EPOCHS
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import Logger
 from torch.utils.data import DataLoader
 from torchmetrics.wrappers import MetricTracker, Running
@@ -105,6 +110,14 @@ class Freezes(Net):
             self.net[1].eval()
 
 
+class Clips(Callback):
+    """Clips gradients harder from the second epoch on."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            trainer.gradient_clip_val = 0.01
+
+
 def stops() -> list[Any]:
     return [EarlyStopping("loss_epoch", patience=5)]
 
@@ -123,6 +136,7 @@ OTHERS = {
     "another accumulation": Case(
         shuffled, trainer=EPOCHS, callbacks=lambda: [GradientAccumulationScheduler({0: 1, 1: 2})], steps=12
     ),
+    "other clipping": Case(shuffled, trainer=EPOCHS, callbacks=lambda: [Clips()], at=[8, 12]),
     "stochastic weight averaging": Case(
         shuffled,
         trainer={**EPOCHS, "max_epochs": 4},
