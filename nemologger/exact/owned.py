@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from inspect import getattr_static
 from itertools import islice
 from typing import Any, Literal, NamedTuple
@@ -15,10 +14,11 @@ import torch
 import xxhash
 
 from nemologger.exact import contents, plain_contents
-from nemologger.exact.crowds import Crowds, generators_of
+from nemologger.exact.crowds import Crowds
 from nemologger.exact.flags import Flags, is_gone
 from nemologger.exact.iterators import has_place
-from nemologger.exact.reach import Crowd, attributes, has_attributes, is_generator, module_of, walk
+from nemologger.exact.look import Look
+from nemologger.exact.reach import attributes, is_generator, module_of
 from nemologger.exact.rng import generator_from, generator_state, set_generator_state
 from nemologger.exact.variables import keeps_variables, set_in
 
@@ -66,45 +66,6 @@ class _First(NamedTuple):
     kept: Any
 
 
-class _Look:
-    """What is within reach at one moment: going there takes most of the time.
-
-    Attributes:
-        there: The paths of all objects.
-        generators: The generators among them, by path.
-        holders: Those with attributes, by path.
-        named: The attributes of these.
-    """
-
-    def __init__(self, roots: Mapping[str, Any]) -> None:
-        found = list(walk(roots))
-        self.crowds = [value for _, value in found if type(value) is Crowd]
-        found = [pair for pair in found if type(pair[1]) is not Crowd]
-        self.there = {path for path, _ in found}
-        self.generators = {path: value for path, value in found if is_generator(value)}
-        self.of_crowds = {path: one for crowd in self.crowds for path, one in generators_of(crowd).items()}
-        self.generators |= self.of_crowds
-        self.holders = {path: value for path, value in found if has_attributes(value)}
-
-    @cached_property
-    def named(self) -> dict[str, dict[str, Any]]:
-        return {path: attributes(holder) for path, holder in self.holders.items()}
-
-    def holder_of(self, path: str) -> Any:
-        """The object that has ``path``, or the attribute that has."""
-        return self.holders.get(path, self.holders.get(path.rpartition(".")[0]))
-
-    @property
-    def scalars(self) -> dict[str, Any]:
-        """Numbers and texts, by path."""
-        return {
-            f"{path}.{name}": value
-            for path, named in self.named.items()
-            for name, value in named.items()
-            if type(value) in _SCALARS
-        }
-
-
 class Owned:
     """Looks into objects for the state that they carry from batch to batch.
 
@@ -141,7 +102,7 @@ class Owned:
         self._closed = closed
         self._most = most
         self._light = light
-        look = _Look(self._roots if counters else {})
+        look = Look(self._roots if counters else {})
         self._at_first = look.scalars
         self._flags = Flags(look.named.items(), contents=False)
         holding = self._holding(look)
@@ -167,7 +128,7 @@ class Owned:
     @property
     def generators(self) -> dict[str, Any]:
         """The generators, by path."""
-        return _Look(self._roots).generators
+        return Look(self._roots).generators
 
     def values(
         self, *, counters: bool | Literal["open"] = True, look: Literal["all", "quiet", "small", "not"] = "all"
@@ -181,7 +142,7 @@ class Owned:
         """
         if not self._roots:
             return Values()
-        seen = _Look(self._roots)
+        seen = Look(self._roots)
         generators = {path: generator_state(generator) for path, generator in seen.generators.items()}
         if not (counters and self._counters):
             return Values(generators)
@@ -203,7 +164,7 @@ class Owned:
 
     def restore(self, values: Values, *, exactly: bool = False) -> None:
         """Set what is still there to ``values``; with ``exactly``, counters that are not among them to what they were."""
-        look = _Look(self._roots)
+        look = Look(self._roots)
         if values.generators:
             present = look.generators
             for path, state in values.generators.items():
@@ -247,11 +208,11 @@ class Owned:
 
     def name_large(self) -> None:
         """Put what has changed, and is too large to be kept for every batch, among what is :attr:`lost`."""
-        for path, value in self._holding(_Look(self._roots)):
+        for path, value in self._holding(Look(self._roots)):
             if path not in self.lost and not contents.is_small(value) and self._has_changed(path, value):
                 self.lost[path] = "is too large to be noted with every batch, which a sampler without __len__() needs"
 
-    def _generator_goes_with(self, path: str, look: _Look) -> bool:
+    def _generator_goes_with(self, path: str, look: Look) -> bool:
         """Whether the number of the process at ``path`` says whose a generator of the same object is, and nothing else.
 
         Who finds another number there makes the generator anew, with the files and connections that it has beside it.
@@ -266,7 +227,7 @@ class Owned:
             self.lost.setdefault(name, _BELONGS)
         return False
 
-    def _name_late(self, generators: Mapping[str, Any], counters: Mapping[str, Any], look: _Look) -> None:
+    def _name_late(self, generators: Mapping[str, Any], counters: Mapping[str, Any], look: Look) -> None:
         """Put objects that were made late, and go on changing, among what is :attr:`lost`, and iterators with a place."""
         late = {path: None for path in generators if ":" not in path and path not in look.of_crowds} | dict(counters)
         for path, value in late.items():
@@ -288,7 +249,7 @@ class Owned:
         known = next(n for n in range(1, len(names) + 1) if file + colon + ".".join(names[:n]) not in self._there)
         self.lost.setdefault(file + colon + ".".join(names[:known]), "was made after training began")
 
-    def _changed(self, look: _Look, at: Literal["all", "quiet", "small"]) -> dict[str, tuple[Any, bool]]:
+    def _changed(self, look: Look, at: Literal["all", "quiet", "small"]) -> dict[str, tuple[Any, bool]]:
         found: dict[str, tuple[Any, bool]] = {}
         left, small = [self._most], at == "small"
         lost, partly = (self.lost, self._partly) if at != "quiet" else ({}, set())
@@ -317,7 +278,7 @@ class Owned:
             del found[path]
         return found | dict.fromkeys(lost, _LEFT) if at == "quiet" else found
 
-    def _is_memo(self, path: str, value: Any, look: _Look) -> bool:
+    def _is_memo(self, path: str, value: Any, look: Look) -> bool:
         """Whether it is a cache of a function or a file, perhaps made only when it was first needed."""
         if not isinstance(value, dict) or not keeps_variables(look.holder_of(path)):
             return False
@@ -337,7 +298,7 @@ class Owned:
         self._caches.add(path)  # a look at its entries takes less time than one at what they hold
         return True
 
-    def _is_open(self, path: str, look: _Look) -> bool:
+    def _is_open(self, path: str, look: Look) -> bool:
         """Whether what is at ``path`` is our business; what functions keep is in nobody's state."""
         return path.partition(".")[0] not in self._closed or keeps_variables(look.holder_of(path))
 
@@ -345,7 +306,7 @@ class Owned:
         first = self._first.get(path)
         return first is None or contents.fingerprint(value, self._share) != first.fingerprint
 
-    def _holding(self, look: _Look) -> list[tuple[str, Any]]:
+    def _holding(self, look: Look) -> list[tuple[str, Any]]:
         return [
             (f"{path}.{name}", value)
             for path, named in look.named.items()
