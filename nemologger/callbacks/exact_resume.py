@@ -46,19 +46,24 @@ class ExactResume(Callback):
     is given wrappers around them.
 
     Covered are DataLoaders over datasets with and without length, with any sampler, with and without workers, several of
-    them at once, and other iterables. Generators, numbers, lists, dictionaries, arrays and tensors among the attributes of
-    samplers and datasets, and in variables that code of theirs counts in, go on as they were (in worker processes
-    generators of a dataset with length are seeded for each batch, and what else changes there is named), and so do those
-    of the module, of objects and functions of the program that it holds, and of a data module without ``state_dict()``;
-    of callbacks, generators, and what else they count is named. So do objects with a
-    ``state_dict()`` that the module or a callback holds and that are no modules, averages of weights for example, networks
-    that have changed where Lightning does not see them (a teacher in a list, a copy in an object), and, on each rank,
-    buffers that nobody exchanges between the ranks. Lists and dictionaries of the module itself that are only
-    added to, and hold numbers and texts, are most often records of one life: they are named at the first save after they
-    change, and not kept, unless the class empties them while it trains. What is logged for an epoch, and what metrics of
-    torchmetrics have counted, is kept. Neither validation nor a second look at the training loader shifts training. What
-    ``on_train_start()`` makes of a value itself (``self.x *= 0.5``) is made in each life anew, of what was brought back.
-    Functions and objects that a program puts in the place of others (``self.loss_fn = l1_loss`` in some epoch) are named.
+    them at once, and other iterables. These go on as they were:
+
+    - generators, numbers, lists, dictionaries, arrays and tensors among the attributes of samplers and datasets, and in
+      variables that code of theirs counts in; in worker processes generators of a dataset with length are seeded for each
+      batch, and what else changes there is named;
+    - the same of the module, of objects and functions of the program that it holds, and of a data module without
+      ``state_dict()``; of callbacks generators only, and what else they count is named;
+    - objects with a ``state_dict()`` that the module or a callback holds and that are no modules, averages of weights for
+      example, and networks that have changed where Lightning does not see them (a teacher in a list, a copy in an object);
+    - on each rank, buffers that nobody exchanges between the ranks;
+    - what is logged for an epoch, and what metrics of torchmetrics have counted.
+
+    Lists and dictionaries of the module itself that are only added to, and hold numbers and texts, are most often records of
+    one life: they are named at the first save after they change, and not kept, unless the class looks into them or empties
+    them while it trains. Functions and objects that a program puts in the place of others (``self.loss_fn = l1_loss`` in some
+    epoch) are named. What ``on_train_start()`` makes of a value itself (``self.x *= 0.5``) is made in each life anew, of what
+    was brought back. Neither validation nor a second look at the training loader shifts training.
+
     What cannot be promised for the loaders at hand is logged when training starts, with what would help, or at the first
     save after it shows. On another number of ranks a run goes on after as many samples, with new random states.
 

@@ -24,19 +24,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import contents, plain_contents, variables
 from nemologger.exact.flags import Flags, is_gone, is_of_clock
+from nemologger.exact.kept import Kept
 from nemologger.exact.objects import within
 from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
 from nemologger.exact.reach import classes_of_the_program, generators_of_class
 from nemologger.exact.records import KINDS as KINDS_OF_RECORDS
-from nemologger.exact.records import Records, emptied_in, goes_with
-from nemologger.exact.tensors import memory_of, moved, on_device, tensors_in
+from nemologger.exact.records import Records
+from nemologger.exact.tensors import memory_of, moved, tensors_in
+from nemologger.exact.uses import Uses
 from nemologger.exact.variables import Reached, set_in
 
 _SCALARS = (int, float, bool, str, type(None))
 _ARRAYS = (np.ndarray, np.generic, torch.Tensor)
 #: Parts of a module of which everything is in the checkpoint already, or kept in another way.
 _WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
-_BELONGS = "belongs to an object of which another part is not saved"
 _ABSENT = object()
 #: What the loaders use is kept with them.
 _OF_DATA = [f"{stage}_dataloader" for stage in ("train", "val", "test", "predict")]
@@ -76,7 +77,8 @@ class Attributes:
         self._not_theirs = not_theirs
         #: Lists and dictionaries that have changed and are not kept: what kind each is.
         self.records: dict[str, str] = {}
-        self._records = Records()
+        self._uses = Uses({})
+        self._records = Records(lambda path: self._uses.has(path))
         self._most = most
         modules = [root for root in roots.values() if isinstance(root, nn.Module)]
         # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
@@ -109,9 +111,7 @@ class Attributes:
         self._waiting, self._waiting_generators = {}, {}
         self._there = self._places()
         self._records.begin(self._lists())
-        for path, holder in self._holders():
-            emptied = chain.from_iterable(map(emptied_in, classes_of_the_program(holder)))
-            self._records.go_on_with(f"{path}.{name}" for name in emptied)
+        self._uses = Uses(dict(self._holders()), self._generators_only.values())
 
     def look(self) -> None:
         """For the first steps: how lists and dictionaries change says whether they are records."""
@@ -138,62 +138,57 @@ class Attributes:
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and why the rest of it is not kept."""
-        left = [self._most]
-        kept: dict[str, Any] = {}
-        there: dict[str, list[int]] = {}
-        lost: dict[str, str] = {}
-        late: dict[str, Any] = {}
-        without: dict[str, Any] = {}
+        kept = Kept(self._most)
         since_start: list[str] = []
-        objects, self.records = self._objects(), {}
+        late: dict[str, Any] = {}
+        lists_lost: dict[str, Any] = {}
+        objects = self._objects()
+        for may_be_record, path, value, sign in self._changed_in_order(objects):
+            holder = path.rpartition(".")[0]
+            if holder not in self._there:
+                late[path] = value
+                continue
+            if may_be_record and self._records.has(path, value):
+                kept.leave_to_this_life(path, value)
+                continue
+            try:
+                kept.add(path, value, filled=type(self._first.get(path)) is int)  # a fingerprint
+            except plain_contents.CannotBeKeptError as error:
+                too_much = isinstance(error, plain_contents.TooLargeError) and self._records.decides(path, value)
+                if may_be_record and not too_much:
+                    kept.leave_to_this_life(path, value)
+                    continue
+                kept.lost[path] = str(error)
+                if holder in objects and isinstance(value, KINDS_OF_RECORDS):
+                    lists_lost[path] = value
+                continue
+            if self._started.get(path, _ABSENT) != sign and not is_of_clock(value):
+                since_start.append(path)
+        kept.leave(self._flags.leave(kept.plain, self._named(), [*kept.lost, *kept.records]))
+        kept.leave_parts_of(self._wholes())
+        kept.leave_beside(lists_lost)
+        self.records = kept.records
+        plain = {"attributes": kept.plain, "on_device": kept.on_device, "since_start": since_start}
+        return plain | {"generators": self._states_of_generators()}, kept.lost | self._lost_of_late(late)
+
+    def _changed_in_order(self, objects: set[str]) -> list[tuple[bool, str, Any, Any]]:
+        """What may be a record comes last: a cache would take all the room."""
         changed = [
             (self._may_be_record(path, value, objects), path, value, sign)
             for path, value, sign in self._changed()
             if not is_process_id(path, value)
         ]
-        # What may be a record comes last: a cache would take all the room.
-        for may_be_record, path, value, sign in sorted(changed, key=lambda one: one[0]):
-            if path.rpartition(".")[0] not in self._there:
-                late[path] = value
-                continue
-            if may_be_record and self._records.has(path, value):
-                self.records[path] = type(value).__name__
-                continue
-            try:
-                filled = type(self._first.get(path)) is int  # a fingerprint
-                kept[path] = plain_contents.keep(value, left, filled=filled)
-            except plain_contents.CannotBeKeptError as error:
-                if may_be_record:
-                    self.records[path] = type(value).__name__
-                else:
-                    lost[path] = str(error)
-                    if path.rpartition(".")[0] in objects and isinstance(value, KINDS_OF_RECORDS):
-                        without[path] = value
-                continue
-            if any(tensor.device.type != "cpu" for tensor in tensors_in(value)):
-                there[path] = on_device(value)
-            if self._started.get(path, _ABSENT) != sign and not is_of_clock(value):
-                since_start.append(path)
-        again = self._flags.leave(kept, self._named(), [*lost, *self.records])
-        lost |= dict.fromkeys(again, _BELONGS)
-        # A bank without its pointer, or the other way round, would be worse than both as the program makes them.
-        together = {path for path, _ in self._libraries()} | {path for path, part in self._holders() if _passing(part)}
-        partly = together & {path.rpartition(".")[0] for path in lost}
-        parts = [path for path in kept if path.rpartition(".")[0] in partly]
-        for path, value in without.items():
-            beside = goes_with(path, value, kept)
-            if not beside:
-                self.records[path] = type(value).__name__
-                del lost[path]
-            parts += beside
-        for path in parts:
-            kept.pop(path, None)
-            lost[path] = _BELONGS
-        generators: dict[str, Any] = {}
+        return sorted(changed, key=lambda one: one[0])
+
+    def _wholes(self) -> set[str]:
+        """Where a bank without its pointer, or the other way round, would be worse than both as the program makes them."""
+        return {path for path, _ in self._libraries()} | {path for path, part in self._holders() if _passing(part)}
+
+    def _states_of_generators(self) -> dict[str, Any]:
+        states: dict[str, Any] = {}
         for owned in self._generators():
-            generators |= owned.values(counters=False).generators
-        plain = {"attributes": kept, "on_device": there, "since_start": since_start, "generators": generators}
-        return plain, lost | self._lost_of_late(late)
+            states |= owned.values(counters=False).generators
+        return states
 
     def _lost_of_late(self, values: Mapping[str, Any]) -> dict[str, str]:
         """What is lost with objects made after training began: those that have changed since they were first seen."""

@@ -15,6 +15,7 @@ from nemologger.checkpoint.state.stage import can_be_filled
 from nemologger.exact import contents, mappings
 from nemologger.exact.contents import SCALARS
 from nemologger.exact.rows import CannotBeKeptError as CannotBeKeptError
+from nemologger.exact.rows import TooLargeError as TooLargeError
 from nemologger.exact.rows import from_rows, rows_of
 
 #: No more than this is kept of a dataset or sampler.
@@ -163,7 +164,7 @@ def _are_alike(tensors: Iterable[torch.Tensor]) -> bool:
 def _pay(left: list[int], count: int) -> None:
     left[0] -= count
     if left[0] < 0:
-        raise CannotBeKeptError("is too large")
+        raise TooLargeError("is too large")
 
 
 def unkept(plain: Any) -> Any:

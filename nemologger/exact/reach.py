@@ -5,10 +5,9 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from types import (
     BuiltinFunctionType,
-    CodeType,
     FunctionType,
     GetSetDescriptorType,
     MemberDescriptorType,
@@ -22,7 +21,16 @@ import torch
 from torch import nn
 
 from nemologger.exact.rng import GENERATORS
-from nemologger.exact.variables import NAMESPACES, OfClass, Reached, Variables, cells_of, is_of_the_program, of_call
+from nemologger.exact.variables import (
+    NAMESPACES,
+    OfClass,
+    Reached,
+    Variables,
+    cells_of,
+    is_of_the_program,
+    names_in,
+    of_call,
+)
 
 _DEEPEST = 12
 _MOST_ITEMS = 32
@@ -299,7 +307,7 @@ def _globals_of(value: Any, kind: _Kind, looked_at: set[int]) -> list[tuple[str,
     """The generators among the globals of a file that code of ``value`` names."""
     function = value.__func__ if isinstance(value, MethodType) else value
     if isinstance(function, FunctionType):
-        places = [(function.__module__, function.__globals__, _named_in(function.__code__))]
+        places = [(function.__module__, function.__globals__, names_in(function.__code__))]
     else:
         new = [base for base in kind.own if id(base) not in looked_at]
         looked_at.update(map(id, new))
@@ -333,18 +341,8 @@ def _named_by(kind: type) -> tuple[str, ...]:
         methods = (staticmethod, classmethod)
         functions = [item.__func__ if type(item) in methods else item for item in vars(kind).values()]
         codes = [item.__code__ for item in functions if isinstance(item, FunctionType)]
-        _names[kind] = tuple(sorted(frozenset().union(*map(_named, codes))))
+        _names[kind] = tuple(sorted(frozenset().union(*map(names_in, codes))))
     return _names[kind]
-
-
-@lru_cache(maxsize=1024)
-def _named_in(code: CodeType) -> tuple[str, ...]:
-    return tuple(sorted(_named(code)))
-
-
-def _named(code: CodeType) -> frozenset[str]:
-    inner = [_named(const) for const in code.co_consts if isinstance(const, CodeType)]
-    return frozenset(code.co_names).union(*inner)
 
 
 def _is_shared_number(kind: type) -> bool:

@@ -7,29 +7,21 @@ goes on wrong without it.
 
 from __future__ import annotations
 
-import dis
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from functools import lru_cache
 from itertools import islice
-from types import FunctionType
 from typing import Any
 
 import numpy as np
 import torch
 
 from nemologger.exact import contents
-from nemologger.exact.variables import functions_of
 
 KINDS = (list, dict, set, deque)
 
 _ARRAYS = (np.ndarray, torch.Tensor)
 _NOTHING = (0, 0)
-#: What these make or empty is so at the start of each life.
-_BEFORE_TRAINING = {"__init__", "setup", "configure_model", "configure_optimizers", "on_fit_start", "on_train_start"}
-#: How they are kept.
-_PLAIN = {*(kind.__name__ for kind in KINDS), "queue"}
 #: So many of the last items say what kind of thing is in it, so deep.
 _LOOKED_AT, _DEEPEST = 8, 3
 #: A list of more arrays and tensors that only grows is a record all the same: to keep it would cost each save.
@@ -40,11 +32,15 @@ class Records:
     """Tells one from the other by how they change.
 
     A record is only ever added to, and holds numbers and texts: it has in it, in its place, all that it had when it was last
-    looked at. What has been brought back from a checkpoint is none, nor is a queue of limited length, nor what the program
-    itself empties while it trains (:func:`emptied_in`).
+    looked at. What has been brought back from a checkpoint is none, nor is a queue of limited length, nor what code looks
+    into or empties while it trains.
+
+    Args:
+        is_used: Whether code does that with what is at a path.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, is_used: Callable[[str], bool] = lambda path: False) -> None:
+        self._is_used = is_used
         self._heads: dict[str, tuple[int, int]] = {}
         self._others: set[str] = set()
 
@@ -63,9 +59,20 @@ class Records:
         """Whether ``value`` is a record, as far as is known by now. To be asked soon and often."""
         if path not in self._others:
             with suppress(Exception):  # as above
-                if _is_limited(value) or not self._has_grown(path, value) or _holds_arrays(value):
+                if (
+                    _is_limited(value)
+                    or not self._has_grown(path, value)
+                    or _holds_arrays(value)
+                    or self._is_used(path)
+                ):
                     self._others.add(path)
         return path not in self._others
+
+    def decides(self, path: str, value: Any) -> bool:
+        """Whether a run certainly goes on wrong without it; one that holds arrays may be a cache, which is filled again."""
+        with suppress(Exception):  # as above
+            return self._is_used(path) and not _holds_arrays(value)
+        return False
 
     def _has_grown(self, path: str, value: Any) -> bool:
         """Whether nothing else has happened to it."""
@@ -74,44 +81,6 @@ class Records:
             return False
         self._heads[path] = _head(value, contents.length(value))
         return True
-
-
-@lru_cache(maxsize=1024)
-def emptied_in(kind: type) -> frozenset[str]:
-    """The attributes that code of a class empties while it trains: outputs of the steps of one epoch, say."""
-    functions = (function for function in functions_of(kind) if function.__name__ not in _BEFORE_TRAINING)
-    return frozenset(name for function in functions for name in _emptied(function))
-
-
-def _emptied(function: FunctionType) -> Iterator[str]:
-    """Names such as in ``self.outputs.clear()`` and ``self.outputs = []``."""
-    code = [one for one in dis.get_instructions(function) if one.opname not in ("CACHE", "PRECALL")]
-    for first, second, third in zip(code, code[1:], code[2:], strict=False):
-        if second.opname == "LOAD_ATTR" and third.opname in ("LOAD_METHOD", "LOAD_ATTR") and third.argval == "clear":
-            yield second.argval
-        elif first.opname in ("BUILD_LIST", "BUILD_MAP") and not first.arg and third.opname == "STORE_ATTR":
-            yield third.argval
-
-
-def goes_with(path: str, value: Any, kept: Mapping[str, Any]) -> list[str]:
-    """What begins anew with the list ``value``, which cannot be kept: other lists of the object, and places in it.
-
-    Args:
-        path: That of ``value``.
-        value: The list, or dictionary.
-        kept: What is to be kept, by path, as plain types.
-    """
-    object_ = path.rpartition(".")[0]
-    own = {other: one for other, one in kept.items() if other.rpartition(".")[0] == object_}
-    return [other for other, one in own.items() if _is_list(one) or _is_place(one, value)]
-
-
-def _is_list(kept: Any) -> bool:
-    return isinstance(kept, dict) and not kept.keys().isdisjoint(_PLAIN)
-
-
-def _is_place(kept: Any, samples: Any) -> bool:
-    return type(kept) is int and 0 <= kept <= contents.length(samples)
 
 
 def _head(value: Any, count: int) -> tuple[int, int]:

@@ -278,6 +278,12 @@ def functions_of(kind: type) -> tuple[FunctionType, ...]:
     return known
 
 
+def functions_within(function: FunctionType) -> tuple[FunctionType, ...]:
+    """Those of the program that the code of ``function`` names, or that it was made with, as a decorator does."""
+    made_with = (value for value in cells_of(function).values() if type(value) is FunctionType)
+    return tuple(one for one in (*_code_of(function).functions, *made_with) if _is_of_program(one))
+
+
 def _function_behind(value: Any) -> FunctionType | None:
     """The function that a function, a method, a property or a cache is; None for anything else."""
     kind = type(value)
@@ -292,11 +298,22 @@ def _function_behind(value: Any) -> FunctionType | None:
     return value if type(value) is FunctionType else None
 
 
+@lru_cache(maxsize=1024)
+def names_in(code: CodeType) -> tuple[str, ...]:
+    """Of attributes and global variables, also in functions within."""
+    inner = [names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return tuple(sorted(frozenset(code.co_names).union(*inner)))
+
+
+def _is_of_program(function: FunctionType) -> bool:
+    return is_of_the_program(str(function.__globals__.get("__name__")))
+
+
 def _code_of(function: FunctionType) -> _Code:
     code = _codes.get(function)
     if code is None:
         code = _NOTHING
-        if is_of_the_program(str(function.__globals__.get("__name__"))):
+        if _is_of_program(function):
             sets, fills, names = _read(function.__code__)
             code = _named(_Code(frozenset(sets), frozenset(fills)), function.__globals__, names)
             code = code if any(code) else _NOTHING

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from typing import Any
 
+import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from exact.runs import Case, Net, check, shuffled, train
+from torch.optim.lr_scheduler import LambdaLR
 
 from nemologger.exact.records import Records
 
@@ -97,6 +100,92 @@ class Averages(Net):
 
 def test_numbers_of_an_epoch_go_on_within_it_and_at_its_end(tmp_path):
     check(Case(shuffled, Averages), tmp_path)
+
+
+def hardest(losses: list[float]) -> float:
+    return max(losses, default=0.0)
+
+
+def rows_noted(module: pl.LightningModule) -> int:
+    return len(module.rows)
+
+
+class LooksBack(Net):
+    """Weighs a loss with lists and dictionaries that it only adds to: here, in a method, a helper, a function within."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.past: list[float] = []
+        self.by_name: dict[str, list[float]] = defaultdict(list)
+        self.of_batch: dict[int, float] = {}
+        self.steps: set[int] = set()
+        self.rows: list[dict[str, float]] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = self.loss(batch)
+        loss = loss * (1 + self.lately + hardest(self.past) + rows_noted(self) / 10 + self.noted())
+        self.past.append(loss.item() % 1)
+        self.by_name["loss"].append(loss.item() % 1)
+        self.of_batch[self.global_step] = loss.item() % 1
+        self.steps.add(self.global_step)
+        self.rows += [{"loss": loss.item()}]
+        return self.note(loss)
+
+    @property
+    def lately(self) -> float:
+        return float(np.mean(self.past[-3:] or [0.0]))
+
+    def noted(self) -> float:
+        return sum(sum(noted for noted in self.by_name[name]) + sum(self.of_batch.values()) for name in ["loss"])
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
+        return [optimizer], [
+            {"scheduler": LambdaLR(optimizer, lambda _: 1 / (1 + len(self.steps))), "interval": "step"}
+        ]
+
+
+def test_lists_that_code_looks_into_while_it_trains_go_on(tmp_path):
+    check(Case(shuffled, LooksBack, at=[2, 7]), tmp_path)
+
+
+class TellsOfThem(Net):
+    """Looks into its lists before and after training, and for somebody who asks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[int] = []
+        self.of_step: dict[int, float] = {}
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.steps.append(self.global_step)
+        self.of_step[self.global_step] = 0.5
+        return self.note(self.loss(batch))
+
+    def on_train_start(self) -> None:
+        print(len(self.steps))
+
+    def on_train_end(self) -> None:
+        self.summary = self.average()
+
+    def average(self) -> float:
+        return sum(self.steps) / len(self.of_step)
+
+
+def test_lists_that_it_looks_into_before_and_after_are_records(tmp_path):
+    case = Case(shuffled, TellsOfThem, steps=6)
+    train(case, tmp_path, 1)
+    _, _, trainer = train(case, tmp_path / "again", 2, tmp_path / "step=4")
+    assert trainer.lightning_module.steps == [*trainer.lightning_module.of_step] == [4, 5]
+
+
+def test_a_list_that_decides_and_is_too_large_is_named(tmp_path, caplog):
+    class Long(LooksBack):
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.past.extend([0.5] * 2_200_000 if self.global_step == 1 else [])
+
+    train(Case(shuffled, Long, steps=2), tmp_path, 1)
+    assert [record.levelname for record in caplog.records if "module.past has changed" in record.message] == ["WARNING"]
 
 
 def test_a_list_that_is_a_dictionary_today_stays_as_the_program_makes_it(tmp_path):
