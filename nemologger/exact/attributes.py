@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Collection, Iterator, Mapping
 from inspect import getattr_static
 from itertools import chain
-from types import FunctionType, SimpleNamespace
+from types import FunctionType, MemberDescriptorType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from nemologger.exact.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.kept import Kept
 from nemologger.exact.objects import within
 from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
-from nemologger.exact.reach import classes_of_the_program, generators_of_class
+from nemologger.exact.reach import classes_of_the_program, generators_of_class, with_slots
 from nemologger.exact.records import KINDS as KINDS_OF_RECORDS
 from nemologger.exact.records import Records
 from nemologger.exact.tensors import memory_of, moved, tensors_in
@@ -248,7 +248,7 @@ class Attributes:
             where, _, name = path.rpartition(".")
             if where not in holders or not _is_plain(holders[where], name) or is_gone(value):
                 continue
-            present = _passing(holders[where]).get(name, vars(holders[where]).get(name))
+            present = _passing(holders[where]).get(name, with_slots(holders[where]).get(name))
             if _are_of_two_kinds(present, value):  # the program is another one today
                 continue
             back = plain_contents.fill(present, value, same=True)
@@ -262,7 +262,7 @@ class Attributes:
     def _walk(self) -> Iterator[tuple[str, Any]]:
         for holders, kinds in ((self._holders(), contents.KINDS), (self._libraries(), _ARRAYS)):
             for path, holder in holders:
-                for name, value in vars(holder).items():
+                for name, value in with_slots(holder).items():
                     if name in self._not_theirs:
                         continue
                     holds = issubclass(type(value), kinds) and not self._is_of_model(value)
@@ -294,7 +294,8 @@ class Attributes:
                 for kind in classes_of_the_program(holder):
                     reached.add_class(kind)
                 yield path, holder
-                inner = {**vars(holder), **(vars(holder).get("_modules") or {})}
+                own = with_slots(holder)
+                inner = {**own, **(own.get("_modules") or {})}
                 for name, value in inner.items():
                     if name not in self._not_theirs:
                         waiting += within(f"{path}.{name}", value)
@@ -303,7 +304,7 @@ class Attributes:
 
     def _named(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for path, holder in self._holders():
-            yield path, {name: value for name, value in vars(holder).items() if name not in self._not_theirs}
+            yield path, {name: value for name, value in with_slots(holder).items() if name not in self._not_theirs}
 
     def _libraries(self) -> Iterator[tuple[str, nn.Module]]:
         """The parts of modules that libraries have made, by path."""
@@ -331,7 +332,9 @@ class Attributes:
         owned = []
         for path, holder in self.holders().items():
             theirs = {
-                k: v for k, v in vars(holder).items() if k not in self._not_theirs and not issubclass(type(v), _SCALARS)
+                k: v
+                for k, v in with_slots(holder).items()
+                if k not in self._not_theirs and not issubclass(type(v), _SCALARS)
             }
             theirs |= generators_of_class(holder)
             if theirs:
@@ -362,7 +365,8 @@ def _is_plain(holder: Any, name: str) -> bool:
     """Whether the attribute is one to set: there as plain data, or not at all, and no other part of a module."""
     if name in _passing(holder):
         return True
-    if any(name in (vars(holder).get(parts) or {}) for parts in ("_parameters", "_buffers", "_modules")):
+    own = with_slots(holder)
+    if any(name in (own.get(parts) or {}) for parts in ("_parameters", "_buffers", "_modules")):
         return False
-    present = vars(holder).get(name, getattr_static(type(holder), name, None))
-    return type(present) in _SCALARS or issubclass(type(present), contents.KINDS)
+    present = own.get(name, getattr_static(type(holder), name, None))
+    return type(present) in (*_SCALARS, MemberDescriptorType) or issubclass(type(present), contents.KINDS)

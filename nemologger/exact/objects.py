@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import variables
-from nemologger.exact.reach import entries, is_ordinary, module_of
+from nemologger.exact.reach import entries, has_slots, is_ordinary, module_of
 
 #: What is found most often in a list, and has nothing within.
 _PLAIN = (int, float, bool, str, type(None), torch.Tensor, nn.Parameter)
@@ -41,7 +41,7 @@ def _behind(path: str, value: Any) -> list[tuple[str, Any]]:
 
 def _has_attributes(value: Any) -> bool:
     try:
-        return vars(value) is not None
+        return has_slots(type(value)) or vars(value) is not None
     except Exception:  # noqa: BLE001  a proxy may even raise for them
         return False
 
@@ -57,7 +57,9 @@ def is_of_the_program(value: Any) -> bool:
 
 
 def _is_written_here(kind: type) -> bool:
-    if issubclass(kind, type | Dataset | Sampler | DataLoader | torch.Tensor) or kind.__dictoffset__ == 0:
+    if issubclass(kind, type | Dataset | Sampler | DataLoader | torch.Tensor) or not (
+        kind.__dictoffset__ or has_slots(kind)
+    ):
         return False
     if any(module_of(base).startswith("lightning.pytorch.") for base in kind.__mro__):
         return False

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import contents, plain_contents
-from nemologger.exact.reach import entries, is_ordinary, module_of
+from nemologger.exact.reach import entries, is_ordinary, module_of, with_slots
 from nemologger.exact.tensors import leaves, moved, on_device
 
 #: Somebody else's business: what is in the checkpoint already, and what belongs to data.
@@ -98,7 +98,7 @@ class OwnStates:
         found: dict[str, Any] = {}
         seen = {id(item) for one in self._saved() for item in _with_parts(one)}
         for path, holder in self._holders().items():
-            for name, value in vars(holder).items():
+            for name, value in with_slots(holder).items():
                 for place, item in () if name in self._not_theirs else items_of(f"{path}.{name}", value):
                     if has_state(item) and id(item) not in seen:
                         seen.add(id(item))

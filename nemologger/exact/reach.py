@@ -21,16 +21,7 @@ import torch
 from torch import nn
 
 from nemologger.exact.rng import GENERATORS
-from nemologger.exact.variables import (
-    NAMESPACES,
-    OfClass,
-    Reached,
-    Variables,
-    cells_of,
-    is_of_the_program,
-    names_in,
-    of_call,
-)
+from nemologger.exact.variables import NAMESPACES, Reached, cells_of, is_of_the_program, names_in, of_call
 
 _DEEPEST = 12
 _MOST_ITEMS = 32
@@ -44,7 +35,7 @@ _CLOSED = (
 _PLAIN = (*_SCALARS, GetSetDescriptorType, MemberDescriptorType, property)
 _OF_CLASSES = (FunctionType, *_PLAIN)
 #: Named here, as unions of types take time to make.
-_LISTED, _CALLED, _PLACES = (list, tuple, dict), (FunctionType, partial), (Variables, OfClass)
+_LISTED, _CALLED = (list, tuple, dict), (FunctionType, partial)
 #: Locks, queues, threads, files and processes have numbers that are nobody's to set.
 _OPEN = {"builtins", "collections", "functools", "types", "argparse", "dataclasses", "__main__", "random"}
 _STANDARD = sys.stdlib_module_names - _OPEN
@@ -199,20 +190,35 @@ def attributes(value: Any) -> dict[str, Any]:
     if _is_shared_number(type(value)):
         return {"value": value.value}
     own = dict(getattr(value, "__dict__", {}))
-    if isinstance(value, _PLACES):
-        return own
     if isinstance(value, _CALLED):
         return {**of_call(value), **own}
-    for name, slot in _kind_of(type(value)).slots.items():
-        try:
-            own.setdefault(name, slot.__get__(value))
-        except AttributeError:  # nothing is in it
-            continue
+    own = _in_slots(value) | own
     if isinstance(value, nn.Module):
         buffers = own.get("_buffers")
         own = {name: item for name, item in own.items() if name not in _OF_MODULES}
         own |= {name: item for name, item in (buffers or {}).items() if item is not None}
     return own
+
+
+def with_slots(value: Any) -> dict[str, Any]:
+    """What ``vars()`` says of ``value``, and what it has in slots."""
+    own: dict[str, Any] = getattr(value, "__dict__", {})
+    return _in_slots(value) | own if has_slots(type(value)) else own
+
+
+def has_slots(kind: type) -> bool:
+    """Whether objects of the class have attributes in slots that may be looked into."""
+    return bool(_kind_of(kind).slots)
+
+
+def _in_slots(value: Any) -> dict[str, Any]:
+    found = {}
+    for name, slot in _kind_of(type(value)).slots.items():
+        try:
+            found[name] = slot.__get__(value)
+        except AttributeError:  # nothing is in it
+            continue
+    return found
 
 
 def classes_of_the_program(value: Any) -> tuple[type, ...]:
@@ -288,7 +294,7 @@ def _look_at(kind: type) -> _Kind:
         for base in bases
         if "__slots__" in vars(base)
         for name, slot in vars(base).items()
-        if isinstance(slot, MemberDescriptorType)
+        if isinstance(slot, MemberDescriptorType) and not closed
     }
     own = tuple(base for base in reversed(bases) if module_of(base).partition(".")[0] not in _WITHOUT_OWN)
     data = hasattr(kind, "__array__") or hasattr(kind, "__array_interface__")  # images of Pillow have the latter

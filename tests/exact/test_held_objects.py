@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import torch
@@ -96,3 +97,32 @@ def test_a_dictionary_of_somebodys_class_that_was_not_there_at_first_is_not_made
     train(case, tmp_path, 1)
     losses, _, _ = train(case, tmp_path / "more", 2, tmp_path / "step=3")
     assert len(losses) == 2
+
+
+class InSlots:
+    """How hard it is, losses it has seen, and the last of them, which is not there at first."""
+
+    __slots__ = ("last", "level", "seen")
+
+    def __init__(self):
+        self.level, self.seen = 1.0, [0.0]
+
+    def weight(self, loss):
+        self.level *= 0.9
+        self.seen[0] += loss
+        self.last = 0.5 * getattr(self, "last", 0.0) + loss
+        return self.level + self.seen[0] + self.last
+
+
+@dataclass(slots=True, frozen=True)
+class Frozen:
+    level: float = 1.0
+    by: InSlots = field(default_factory=InSlots)
+
+    def weight(self, loss):
+        object.__setattr__(self, "level", self.level * 0.9)
+        return self.level + self.by.weight(loss)
+
+
+def test_what_is_in_slots_goes_on(tmp_path):
+    check(Case(shuffled, lambda: Weighs(Frozen()), at=[2, 7]), tmp_path)
