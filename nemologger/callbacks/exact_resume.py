@@ -58,11 +58,12 @@ class ExactResume(Callback):
     - on each rank, buffers that nobody exchanges between the ranks;
     - what is logged for an epoch, and what metrics of torchmetrics have counted.
 
-    Lists and dictionaries of the module itself that are only added to, and hold numbers and texts, are most often records of
-    one life: they are named at the first save after they change, and not kept, unless the class looks into them or empties
-    them while it trains. Functions and objects that a program puts in the place of others (``self.loss_fn = l1_loss`` in some
-    epoch) are named. What ``on_train_start()`` makes of a value itself (``self.x *= 0.5``) is made in each life anew, of what
-    was brought back. Neither validation nor a second look at the training loader shifts training.
+    Lists and dictionaries of the module itself that are only added to, and hold numbers and texts, are most often records
+    of one life: they are named at the first save after they change, and not kept, unless the class looks into them or
+    empties them while it trains. Functions and objects that a program puts in the place of others
+    (``self.loss_fn = l1_loss`` in some epoch) are named. What ``on_train_start()`` makes of a value itself
+    (``self.x *= 0.5``) is made in each life anew, of what was brought back. Neither validation nor a second look at the
+    training loader shifts training.
 
     What cannot be promised for the loaders at hand is logged when training starts, with what would help, or at the first
     save after it shows. On another number of ranks a run goes on after as many samples, with new random states.

@@ -18,6 +18,7 @@ from torch import nn
 
 from nemologger.exact import contents, plain_contents
 from nemologger.exact.own_states import items_of
+from nemologger.exact.reach import with_slots
 from nemologger.exact.tensors import leaves, memory_of, moved, on_device
 
 _LOOKED_AT = 256
@@ -92,7 +93,7 @@ class Apart:
         seen = {id(part) for part in self._model.modules()}
         saved: set[int] = set()
         for path, holder in self._holders().items():
-            for name, value in vars(holder).items():
+            for name, value in with_slots(holder).items():
                 for place, item in () if name in self._not_theirs else items_of(f"{path}.{name}", value):
                     if not issubclass(type(item), nn.Module) or id(item) in seen:
                         continue

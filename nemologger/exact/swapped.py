@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 from nemologger.exact import contents
-from nemologger.exact.reach import is_ordinary, module_of
+from nemologger.exact.reach import is_ordinary, module_of, with_slots
+from nemologger.exact.variables import set_in
 
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, type)
 #: What these hold is looked at elsewhere. What is there or not is most often made when it is needed.
@@ -46,7 +47,7 @@ class Swapped:
         for path, member in members.items():
             holder, name, value = found.get(path, (None, "", None))
             if _is_member(value) and member in type(value).__members__:
-                setattr(holder, name, type(value)[member])
+                set_in(holder, name, type(value)[member])
 
     def members(self) -> dict[str, str]:
         """The members of enumerations that have changed, by path."""
@@ -63,7 +64,7 @@ class Swapped:
 
     def _found(self) -> Iterator[tuple[str, Any, str, Any]]:
         for path, holder in self._holders().items():
-            for name, value in vars(holder).items():
+            for name, value in with_slots(holder).items():
                 if name not in self._not_theirs and _can_be_told(value):
                     yield f"{path}.{name}", holder, name, value
         for path, part in self._model.named_modules():

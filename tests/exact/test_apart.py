@@ -15,6 +15,8 @@ from torch import nn
 class Average:
     """A copy that follows, as many programs have it."""
 
+    __slots__ = ("network",)
+
     def __init__(self, network):
         self.network = copy.deepcopy(network).eval()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+from dataclasses import dataclass
 
 import torch
 from exact.runs import Augmented, Case, Net, check, shuffled, train
@@ -16,19 +17,27 @@ class Phase(enum.Enum):
     MAIN = enum.auto()
 
 
+@dataclass(slots=True)
+class State:
+    phase: Phase = Phase.WARM
+
+
 class Phases(Net):
-    """Counts with a phase."""
+    """Counts with a phase of its own, and with one of an object."""
 
     def __init__(self):
         super().__init__()
-        self.phase = Phase.WARM
+        self.phase, self.state = Phase.WARM, State()
 
     def training_step(self, batch, batch_idx):
-        return self.note(self.loss(batch) * (1 if self.phase is Phase.WARM else 3))
+        factor = sum(1 if one is Phase.WARM else 3 for one in (self.phase, self.state.phase))
+        return self.note(self.loss(batch) * factor)
 
     def on_train_batch_end(self, outputs, batch, batch_idx):
         if self.global_step == 4:
             self.phase = Phase.MAIN
+        if self.global_step == 6:
+            self.state.phase = Phase.MAIN
 
 
 def weak(sample):
