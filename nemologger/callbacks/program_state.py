@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from nemologger import lightning_port
 from nemologger.exact.apart import Apart
 from nemologger.exact.attributes import Attributes
+from nemologger.exact.configs import is_config
 from nemologger.exact.functions import holders_of_optimizer, holders_of_schedule
 from nemologger.exact.inner_optimizers import InnerOptimizers
 from nemologger.exact.own_states import OwnStates
@@ -108,8 +109,10 @@ class ProgramState:
             (drawing if lightning_port.saves_itself(data) else roots)["data module"] = data
         for name, root in list(roots.items()):
             hyperparameters = lightning_port.hyperparameters(root)
-            if hyperparameters is not None:
+            if isinstance(hyperparameters, dict):
                 roots[f"{name}.hparams"] = Entries(hyperparameters)
+            elif is_config(hyperparameters):
+                roots[f"{name}.hparams"] = hyperparameters
         for i, optimizer in enumerate(trainer.optimizers):
             roots |= holders_of_optimizer(f"optimizer {i}", optimizer)
         for i, config in enumerate(trainer.lr_scheduler_configs):

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from nemologger.exact import contents, plain_contents, variables
 from nemologger.exact.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.kept import Kept
-from nemologger.exact.objects import within
+from nemologger.exact.objects import holder_of, within
 from nemologger.exact.owned import Owned, Values, is_process_id, make_generators
 from nemologger.exact.reach import classes_of_the_program, generators_of_class, with_slots
 from nemologger.exact.records import KINDS as KINDS_OF_RECORDS
@@ -290,7 +290,7 @@ class Attributes:
                 seen.add(id(holder))
                 if isinstance(holder, FunctionType):
                     reached.add(holder)
-                    holder = variables.of_function(holder)
+                holder = holder_of(holder)
                 for kind in classes_of_the_program(holder):
                     reached.add_class(kind)
                 yield path, holder

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact import variables
+from nemologger.exact.configs import Config, is_config
 from nemologger.exact.reach import entries, has_slots, is_ordinary, module_of
 
 #: What is found most often in a list, and has nothing within.
@@ -36,7 +37,15 @@ def _behind(path: str, value: Any) -> list[tuple[str, Any]]:
     if issubclass(kind, partial):
         given = [("func", value.func), *enumerate(value.args), *value.keywords.items()]
         return [pair for name, item in given for pair in _behind(f"{path}.{name}", item)]
-    return [(path, value)] if kind is FunctionType or (is_of_the_program(value) and _has_attributes(value)) else []
+    is_one = kind is FunctionType or is_config(value) or (is_of_the_program(value) and _has_attributes(value))
+    return [(path, value)] if is_one else []
+
+
+def holder_of(value: Any) -> Any:
+    """What to look at in the place of ``value``, as an object whose attributes are what is to be kept."""
+    if isinstance(value, FunctionType):
+        return variables.of_function(value)
+    return Config(value) if is_config(value) else value
 
 
 def _has_attributes(value: Any) -> bool:

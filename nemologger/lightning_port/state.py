@@ -103,10 +103,9 @@ def saves_more(module: pl.LightningModule) -> bool:
     return is_overridden("on_save_checkpoint", module)
 
 
-def hyperparameters(holder: object) -> dict[str, Any] | None:
-    """Those that ``holder`` has saved, the very dictionary; None if it has none, or a configuration of another kind."""
-    found = getattr(holder, "_hparams", None) if isinstance(holder, HyperparametersMixin) else None
-    return found if isinstance(found, dict) else None
+def hyperparameters(holder: object) -> Any:
+    """Those that ``holder`` has saved, the very dictionary or configuration of another kind; None if it has none."""
+    return getattr(holder, "_hparams", None) if isinstance(holder, HyperparametersMixin) else None
 
 
 def names_of_lightning() -> frozenset[str]:
