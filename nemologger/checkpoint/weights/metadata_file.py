@@ -106,29 +106,32 @@ def read_metadata(weights: Path) -> Metadata:
 
 
 def _check(read: Metadata) -> None:
-    """Raise what the use of ``read`` would raise elsewhere: after one flipped bit, anything may be of any kind."""
+    """Raise what the use of ``read`` would raise elsewhere: after one flipped bit, anything may be of any kind.
+
+    Nothing of another kind is shown: as text, a few nested tuples may take all memory.
+    """
     for key, entry in read.state_dict_metadata.items():
         if isinstance(entry, BytesStorageMetadata):
             continue
-        if not isinstance(entry, TensorStorageMetadata):
-            raise TypeError(f"{key!r:.200} is {entry!r:.200}")
-        dim = _dim(entry.size)
-        if type(key) is not str or type(entry.properties.dtype) is not torch.dtype:
-            raise ValueError(f"{key!r:.200} is of {entry.properties.dtype!r:.200}")
+        if type(key) is not str or not isinstance(entry, TensorStorageMetadata):
+            raise TypeError(f"a {type(entry).__name__} under a {type(key).__name__}")
+        if type(entry.properties.dtype) is not torch.dtype:
+            raise TypeError(f"{key} has a {type(entry.properties.dtype).__name__} for a dtype")
+        dim = _dim(entry.size, key)
         for chunk in entry.chunks:
-            if not dim == _dim(chunk.offsets) == _dim(chunk.sizes):
-                raise ValueError(f"of {key}, which is {entry.size}, there is {chunk!r:.200}")
+            if not dim == _dim(chunk.offsets, key) == _dim(chunk.sizes, key):
+                raise ValueError(f"{key} of {dim} dimensions has parts of others")
     for index, info in read.storage_data.items():
+        key, file, start, length = index.fqn, info.relative_path, info.offset, info.length
+        if not (type(key) is type(file) is str and type(start) is type(length) is int and start >= 0 <= length):
+            raise TypeError(f"a {type(key).__name__} is in a {type(file).__name__}, or nowhere in it")
         if index.offset is not None:
-            _dim(index.offset)
-        file, start, length = info.relative_path, info.offset, info.length
-        if not (type(index.fqn) is type(file) is str and type(start) is type(length) is int and start >= 0 <= length):
-            raise ValueError(f"{index!r:.200} is at {info!r:.200}")
+            _dim(index.offset, key)
 
 
-def _dim(size: torch.Size) -> int:
+def _dim(size: torch.Size, key: str) -> int:
     if type(size) is not torch.Size or (size and min(size) < 0):
-        raise ValueError(f"{size!r:.200} is no size")
+        raise TypeError(f"{key} has a size that is none")
     return len(size)
 
 

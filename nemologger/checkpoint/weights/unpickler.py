@@ -61,7 +61,7 @@ def _layout(name: str) -> Any:
 def _member(kind: Any, name: Any) -> Enum:
     """A member of an enum, which Python before 3.11.4 pickles as its attribute."""
     if not (isinstance(kind, EnumMeta) and name in kind.__members__):
-        raise RefusedError(f"builtins.getattr of {kind!r}, {name!r}: no checkpoint needs that, it was not loaded")
+        raise RefusedError(f"builtins.getattr of a {type(kind).__name__}: no checkpoint needs that, it was not loaded")
     return cast(Enum, kind.__members__[name])
 
 

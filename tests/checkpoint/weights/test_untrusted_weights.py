@@ -174,11 +174,19 @@ def test_a_metadata_may_be_of_any_protocol_that_pickles_such(tmp_path, protocol)
 
 
 _GOOD = "state_dict.good"
+
+
+def _nested(depth: int = 60) -> tuple:
+    """Small in a pickle; its text would have 2**60 pairs of brackets."""
+    return (one := _nested(depth - 1), one) if depth else ()
+
+
 _HARM = {
     "the key": lambda read: read.state_dict_metadata.update({1: read.state_dict_metadata[_GOOD]}),
     "the entry": lambda read: read.state_dict_metadata.update({_GOOD: read.storage_data}),
     "the dtype": lambda read: setattr(read.state_dict_metadata[_GOOD].properties, "dtype", torch.strided),
     "the size": lambda read: setattr(read.state_dict_metadata[_GOOD], "size", torch.Size([-1])),
+    "the entry, nested": lambda read: read.state_dict_metadata.update({_GOOD: _nested()}),
     "no size": lambda read: setattr(read.state_dict_metadata[_GOOD], "size", None),
     "the dimensions": lambda read: setattr(read.state_dict_metadata[_GOOD], "size", torch.Size([3, 1])),
     "the chunks": lambda read: setattr(read.state_dict_metadata[_GOOD], "chunks", [torch.Size([3])]),
