@@ -13,6 +13,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from nemologger.exact import contents
 from nemologger.exact.reach import is_ordinary, module_of, with_slots
@@ -68,7 +69,8 @@ class Swapped:
                 if name not in self._not_theirs and _can_be_told(value):
                     yield f"{path}.{name}", holder, name, value
         for path, part in self._model.named_modules():
-            yield f"module.{path}", None, "", part
+            if not isinstance(part, LazyModuleMixin):  # it becomes another one with the first batch, in each life
+                yield f"module.{path}", None, "", part
 
 
 def _is_member(value: Any) -> bool:
