@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
+from nemologger.exact.reach import is_ordinary, module_of
+
 _KINDS = {("omegaconf.dictconfig", "DictConfig"), ("omegaconf.listconfig", "ListConfig")}
 _LENGTH = "length"
 
@@ -12,7 +14,7 @@ _LENGTH = "length"
 def is_config(value: Any) -> bool:
     """Whether ``value`` is one, without an import of what the program may not use."""
     kind = type(value)
-    return (kind.__module__, kind.__name__) in _KINDS
+    return is_ordinary(kind) and (module_of(kind), kind.__name__) in _KINDS
 
 
 class Config:

@@ -189,10 +189,9 @@ def attributes(value: Any) -> dict[str, Any]:
     """Those of ``value``, also in slots."""
     if _is_shared_number(type(value)):
         return {"value": value.value}
-    own = dict(getattr(value, "__dict__", {}))
+    own = dict(with_slots(value))
     if isinstance(value, _CALLED):
         return {**of_call(value), **own}
-    own = _in_slots(value) | own
     if isinstance(value, nn.Module):
         buffers = own.get("_buffers")
         own = {name: item for name, item in own.items() if name not in _OF_MODULES}
@@ -208,7 +207,7 @@ def with_slots(value: Any) -> dict[str, Any]:
 
 def has_slots(kind: type) -> bool:
     """Whether objects of the class have attributes in slots that may be looked into."""
-    return bool(_kind_of(kind).slots)
+    return bool(_kind_of(kind).slots) and not _kind_of(kind).closed
 
 
 def _in_slots(value: Any) -> dict[str, Any]:
@@ -294,7 +293,7 @@ def _look_at(kind: type) -> _Kind:
         for base in bases
         if "__slots__" in vars(base)
         for name, slot in vars(base).items()
-        if isinstance(slot, MemberDescriptorType) and not closed
+        if isinstance(slot, MemberDescriptorType)
     }
     own = tuple(base for base in reversed(bases) if module_of(base).partition(".")[0] not in _WITHOUT_OWN)
     data = hasattr(kind, "__array__") or hasattr(kind, "__array_interface__")  # images of Pillow have the latter

@@ -31,6 +31,12 @@ class Table:
 class Still(Importance):
     def update(self):
         pass
+class InSlots:
+    __slots__ = ("count",)
+    def __init__(self):
+        self.count = 0
+    def update(self):
+        self.count += 1
 """
 
 
@@ -46,7 +52,7 @@ def test_what_has_changed_is_said_once(library, tmp_path, caplog):
     class Holds(Net):
         def __init__(self):
             super().__init__()
-            self.held = [library.Importance(self.parameters()), library.Still(self.parameters())]
+            self.held = [library.Importance(self.parameters()), library.Still(self.parameters()), library.InSlots()]
 
         def on_before_zero_grad(self, optimizer):
             for one in self.held:
@@ -62,12 +68,13 @@ def test_what_has_changed_is_said_once(library, tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         train(Case(shuffled, Holds, steps=4, callbacks=lambda: [Held()]), tmp_path / "run", 1)
     told = [record.getMessage() for record in caplog.records if "is an object of" in record.getMessage()]
-    assert len(told) == 2
+    assert len(told) == 3
     assert (
         "module.held.0 is an object of some_importance.Importance, has changed since training began (budget, seen, inner)"
         in told[0]
     )
-    assert "callback 0 Held.held is an object of some_importance.Importance" in told[1]
+    assert "module.held.2 is an object of some_importance.InSlots, has changed since training began (count)" in told[1]
+    assert "callback 0 Held.held is an object of some_importance.Importance" in told[2]
 
 
 def test_an_iterator_over_a_loader_is_named(tmp_path, caplog):
