@@ -22,14 +22,21 @@ class Look:
     """
 
     def __init__(self, roots: Mapping[str, Any]) -> None:
-        found = list(walk(roots))
-        self.crowds = [value for _, value in found if type(value) is Crowd]
-        found = [pair for pair in found if type(pair[1]) is not Crowd]
-        self.there = {path for path, _ in found}
-        self.generators = {path: value for path, value in found if is_generator(value)}
+        self.crowds: list[Crowd] = []
+        self.there: set[str] = set()
+        self.generators: dict[str, Any] = {}
+        self.holders: dict[str, Any] = {}
+        for path, value in walk(roots):
+            if type(value) is Crowd:
+                self.crowds.append(value)
+                continue
+            self.there.add(path)
+            if is_generator(value):
+                self.generators[path] = value
+            elif has_attributes(value):
+                self.holders[path] = value
         self.of_crowds = {path: one for crowd in self.crowds for path, one in generators_of(crowd).items()}
         self.generators |= self.of_crowds
-        self.holders = {path: value for path, value in found if has_attributes(value)}
 
     @cached_property
     def named(self) -> dict[str, dict[str, Any]]:

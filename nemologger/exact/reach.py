@@ -57,6 +57,8 @@ class _Kind(NamedTuple):
         own: Those of its bases that may use generators of their own.
         program: Those that the program has written.
         dictionary: Whether its objects have a ``__dict__``: the class itself always has one.
+        simple: Whether all attributes of its objects are in that, and nothing else is to be known of them.
+        holds: Whether its objects may keep something.
     """
 
     closed: bool
@@ -66,6 +68,8 @@ class _Kind(NamedTuple):
     own: tuple[type, ...] = ()
     program: tuple[type, ...] = ()
     dictionary: bool = False
+    simple: bool = False
+    holds: bool = False
 
 
 class Crowd(NamedTuple):
@@ -104,9 +108,8 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     while waiting:
         for place, (path, value, depth) in enumerate(waiting):
             if len(seen) >= most:
-                yield from _crowd(
-                    "", [path for path, _, _ in waiting[place:]], [item for _, item, _ in waiting[place:]]
-                )
+                rest = waiting[place:]
+                yield from _crowd("", [path for path, _, _ in rest], [item for _, item, _ in rest])
                 break
             kind = _kind_of(type(value))
             if kind.closed or id(value) in seen or (depth and kind.data) or _is_network(value):
@@ -118,7 +121,8 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             except Exception:  # noqa: BLE001  it does not want to be looked into
                 continue
             yield path, value
-            yield from _crowd(path, names, items)
+            if items:
+                yield from _crowd(path, names, items)
             if depth < _DEEPEST and not kind.generator:
                 waiting += [(f"{path}.{name}", item, depth + 1) for name, item in parts if type(item) not in _PLAIN]
                 waiting += [(name, item, depth + 1) for name, item in _globals_of(value, kind, looked_at)]
@@ -160,8 +164,7 @@ def may_hold_numbers(kind: type) -> bool:
 
 def has_only_a_dictionary(kind: type) -> bool:
     """Whether all attributes of objects of the class are in their ``__dict__``."""
-    others = issubclass(kind, FunctionType | partial | nn.Module)
-    return _kind_of(kind).dictionary and not others and not _kind_of(kind).slots
+    return _kind_of(kind).simple
 
 
 def entries(value: Any) -> list[tuple[str, Any]]:
@@ -187,6 +190,9 @@ def _text_of(key: Any, number: int) -> str:
 
 def attributes(value: Any) -> dict[str, Any]:
     """Those of ``value``, also in slots."""
+    known = _kind_of(type(value))
+    if known.simple:
+        return dict(getattr(value, "__dict__", {}))
     if _is_shared_number(type(value)):
         return {"value": value.value}
     own = dict(with_slots(value))
@@ -227,10 +233,7 @@ def classes_of_the_program(value: Any) -> tuple[type, ...]:
 
 def has_attributes(value: Any) -> bool:
     """Whether ``value`` is an object that may keep something."""
-    kind = type(value)
-    if kind is MethodType or is_generator(value):
-        return False
-    return _kind_of(kind).dictionary or bool(_kind_of(kind).slots) or _is_shared_number(kind)
+    return _kind_of(type(value)).holds
 
 
 def is_generator(value: Any) -> bool:
@@ -245,7 +248,7 @@ def generators_of_class(value: Any) -> dict[str, Any]:
         name: item
         for kind in _kind_of(type(value)).own
         for name, item in vars(kind).items()
-        if type(item) not in _OF_CLASSES and is_generator(item) and name not in own
+        if type(item) not in _OF_CLASSES and _kind_of(type(item)).generator and name not in own
     }
 
 
@@ -299,7 +302,10 @@ def _look_at(kind: type) -> _Kind:
     data = hasattr(kind, "__array__") or hasattr(kind, "__array_interface__")  # images of Pillow have the latter
     program = tuple(base for base in own if is_of_the_program(module_of(base)))
     generator = not closed and issubclass(kind, GENERATORS)
-    return _Kind(closed, generator, data, slots, own, program, kind.__dictoffset__ != 0)
+    dictionary, shared = kind.__dictoffset__ != 0, _is_shared_number(kind)
+    more = bool(slots) or shared or issubclass(kind, (*_CALLED, nn.Module))
+    holds = (dictionary or bool(slots) or shared) and not generator
+    return _Kind(closed, generator, data, slots, own, program, dictionary, dictionary and not more, holds)
 
 
 def module_of(kind: type) -> str:
@@ -310,8 +316,8 @@ def module_of(kind: type) -> str:
 
 def _globals_of(value: Any, kind: _Kind, looked_at: set[int]) -> list[tuple[str, Any]]:
     """The generators among the globals of a file that code of ``value`` names."""
-    function = value.__func__ if isinstance(value, MethodType) else value
-    if isinstance(function, FunctionType):
+    function = value.__func__ if type(value) is MethodType else value
+    if type(function) is FunctionType:
         places = [(function.__module__, function.__globals__, names_in(function.__code__))]
     else:
         new = [base for base in kind.own if id(base) not in looked_at]
@@ -324,7 +330,7 @@ def _globals_of(value: Any, kind: _Kind, looked_at: set[int]) -> list[tuple[str,
         (f"{module}:{name}", there[name])
         for module, there, named in places
         for name in named
-        if name in there and is_generator(there[name])
+        if name in there and _kind_of(type(there[name])).generator
     ]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from inspect import signature
 from typing import Any, Literal, Protocol, TypeGuard
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate, default_convert
 
 from nemologger.exact import port
 from nemologger.exact.in_worker import Watch
@@ -132,7 +132,8 @@ class Source:
 
 def loading(loader: DataLoader[Any]) -> dict[str, Any]:
     """What batches are made by, in this process or in a worker."""
-    return {"dataset": loader.dataset, "collate_fn": loader.collate_fn}
+    plain = loader.collate_fn is default_collate or loader.collate_fn is default_convert  # nothing is in these
+    return {"dataset": loader.dataset, "collate_fn": None if plain else loader.collate_fn}
 
 
 def copied(loader: DataLoader[Any]) -> dict[str, Any]:

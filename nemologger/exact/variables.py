@@ -13,7 +13,7 @@ import dis
 import sys
 import sysconfig
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache, partial
 from inspect import getattr_static
 from pathlib import Path
@@ -180,7 +180,7 @@ class _Code(NamedTuple):
 
 _NOTHING = _Code(frozenset(), frozenset())
 _codes: WeakKeyDictionary[FunctionType, _Code] = WeakKeyDictionary()
-_functions: WeakKeyDictionary[type, tuple[FunctionType, ...]] = WeakKeyDictionary()
+_functions: WeakKeyDictionary[type, tuple[tuple[FunctionType, _Code], ...]] = WeakKeyDictionary()
 
 
 class Reached:
@@ -194,18 +194,22 @@ class Reached:
         self._not_of = tuple(one for one in without if isinstance(one, type))
         self._not_named = {one for one in without if isinstance(one, str)}
         self._seen: set[int] = set()
-        self._waiting: list[FunctionType] = []
+        self._waiting: list[tuple[FunctionType, _Code]] = []
         self._kinds: list[type] = []
         self._fills: set[str] = set()
         self._files: dict[str, tuple[dict[str, Any], set[str]]] = {}
 
     def add(self, function: FunctionType) -> None:
         """Take ``function`` into account."""
-        if function.__name__ in self._not_named:
-            return
-        if id(function) not in self._seen and len(self._seen) < _MOST_FUNCTIONS:
+        if id(function) not in self._seen:
+            self._add([(function, _code_of(function))])
+
+    def _add(self, functions: Iterable[tuple[FunctionType, _Code]]) -> None:
+        for function, code in functions:
+            if id(function) in self._seen or function.__name__ in self._not_named or len(self._seen) >= _MOST_FUNCTIONS:
+                continue
             self._seen.add(id(function))
-            self._waiting.append(function)
+            self._waiting.append((function, code))
 
     def add_class(self, kind: type) -> None:
         """Take the methods of ``kind`` into account."""
@@ -213,21 +217,20 @@ class Reached:
             return
         self._seen.add(id(kind))
         try:
-            functions = functions_of(kind)
+            functions = _codes_of_class(kind)
         except Exception:  # noqa: BLE001  a class without a hash, or one that raises for what is in it
             return
         self._kinds.append(kind)
-        for function in functions:
-            self.add(function)
+        self._add(functions)
 
     def follow(self) -> Iterator[tuple[str, Any]]:
         """What may be looked into, by path: global variables that are set by nobody, and functions that keep something."""
-        for function in self._waiting:
-            code, there = _code_of(function), function.__globals__
+        for function, code in self._waiting:
             if function.__closure__ or function.__defaults__ or function.__kwdefaults__ or function.__dict__:
                 yield f"{function.__module__}:{function.__qualname__}", function
             if code is _NOTHING:
                 continue
+            there = function.__globals__
             self._fills |= code.fills
             self._note(there, code.sets)
             for other in code.functions:
@@ -250,7 +253,7 @@ class Reached:
             names = {
                 name
                 for name, value in vars(kind).items()
-                if (name in self._fills or (type(value) is not FunctionType and _is_filled(value)))
+                if (name in self._fills or (type(value) is not FunctionType and issubclass(type(value), _FILLED)))
                 and not name.startswith("__")
             }
             if names:
@@ -272,9 +275,14 @@ def _is_filled(value: Any) -> bool:
 
 def functions_of(kind: type) -> tuple[FunctionType, ...]:
     """Those that are methods of a class itself."""
+    return tuple(function for function, _ in _codes_of_class(kind))
+
+
+def _codes_of_class(kind: type) -> tuple[tuple[FunctionType, _Code], ...]:
     known = _functions.get(kind)
     if known is None:
-        known = _functions[kind] = tuple(filter(None, map(_function_behind, vars(kind).values())))
+        functions = filter(None, map(_function_behind, vars(kind).values()))
+        known = _functions[kind] = tuple((function, _code_of(function)) for function in functions)
     return known
 
 
