@@ -1,9 +1,12 @@
 """What exact resume costs per batch, with a model and data so small that nothing else counts, or with longer steps.
 
-Runs with and without it take turns in one process, and of each the step in the middle counts, which holds on a busy
-machine too; the table shows medians of the runs, of their ratios and of their differences.
+Runs with and without it take turns in one process. Of each counts the step in the middle by the clock, and the mean of the
+fastest fifth of the steps by processor time of the training thread, which hardly changes with what else the machine does.
+The table shows medians of the runs, of their ratios and of their differences.
 
     python benchmarks/exact_overhead.py [--steps 1000] [--rounds 7] [--step-ms 2] [--loader state]
+
+With ``--alone`` batches are only taken, without Lightning and a model: where the time goes shows there, not how much it is.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import nemologger as nl
+from nemologger.exact.session import Fit, Session
 
 SAMPLES = 4000
 SIDE = 128
@@ -92,10 +96,13 @@ class Clock(pl.Callback):
         self.ends = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.ends.append(time.perf_counter())
+        self.ends.append((time.perf_counter(), time.thread_time()))
 
     def on_train_end(self, trainer, pl_module):
-        self.per_step = statistics.median(end - begin for begin, end in pairwise(self.ends[100:]))
+        clock, processor = (
+            sorted(end - begin for begin, end in pairwise(ends)) for ends in zip(*self.ends[100:], strict=True)
+        )
+        self.per_step = statistics.median(clock), statistics.mean(processor[: len(processor) // 5])
 
 
 LOADERS: dict[str, Callable[[], Any]] = {
@@ -107,7 +114,8 @@ LOADERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def seconds_per_step(loader: Callable[[], Any], steps: int, exact: bool, products: int = 0) -> float:
+def seconds_per_step(loader: Callable[[], Any], steps: int, exact: bool, products: int = 0) -> tuple[float, float]:
+    """By the clock, and of the training thread."""
     clock = Clock()
     with tempfile.TemporaryDirectory() as directory:
         ckpt = nl.ModelCheckpoint(
@@ -119,6 +127,48 @@ def seconds_per_step(loader: Callable[[], Any], steps: int, exact: bool, product
         )  # fmt: skip
         trainer.fit(Model(products), loader())
     return clock.per_step
+
+
+class Alone(Fit):
+    """A fit that trains on nothing, and takes each batch before it is done with the one before, or not."""
+
+    rank, ranks, device = 0, 1, torch.device("cpu")
+
+    def __init__(self, ahead: bool) -> None:
+        self.ahead, self.rounds, self.all = ahead, 0, []
+
+    def loaders(self) -> list[Any]:
+        return self.all
+
+    def trains_from(self, batches: object) -> bool:
+        return True
+
+    def fetches_ahead(self) -> bool:
+        return self.ahead
+
+    def round(self) -> int:
+        self.rounds += 1
+        return self.rounds
+
+    def goes_on_within_epoch(self) -> bool:
+        return False
+
+
+def seconds_alone(loader: Callable[[], Any], ahead: bool, exact: bool) -> float:
+    """Processor time of a batch, the mean of the fastest fifth."""
+    session, batches, times = Session(fit := Alone(ahead)), loader(), []
+    if exact:
+        batches = session.wrap(batches)
+        fit.all.append(batches)
+        session.on_train_start()
+    taken = iter(batches)
+    for _ in range(SAMPLES // 4 - 1):
+        begin = time.thread_time()
+        next(taken)
+        if exact:
+            session.batch_trained()
+        times.append(time.thread_time() - begin)
+    return statistics.mean(sorted(times)[: len(times) // 5])
 
 
 def products_in(seconds: float) -> int:
@@ -137,13 +187,25 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--step-ms", type=float, default=0, help="have a step take about so long, by matrix products")
     parser.add_argument("--loader", default="", help="only those with this in their name")
+    parser.add_argument("--alone", action="store_true", help="without Lightning and a model; loaders without workers")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    if options.alone:
+        for name, loader in LOADERS.items():
+            if "workers" not in name and options.loader in name:
+                best = [
+                    min(seconds_alone(loader, "unsized" in name, exact) for _ in range(options.rounds))
+                    for exact in (False, True)
+                ]
+                print(f"{name:20} {(best[1] - best[0]) * 1e6:8.0f} microseconds more per batch", flush=True)
+        return
     # A step without products takes some 0.6 ms.
     products = products_in(max(0, options.step_ms - 0.6) / 1000)
-    print(f"{'loader':20} {'without':>10} {'with':>10} {'more':>8} {'ratio':>8}   microseconds per step")
+    columns = f"{'without':>10} {'with':>8} {'more':>8} {'ratio':>8}"
+    print(f"{'microseconds per step':20} {'by the clock':>36} {'of the training thread':>37}")
+    print(f"{'loader':20} {columns} {columns}")
     for name, loader in LOADERS.items():
         if options.loader not in name:
             continue
@@ -152,9 +214,13 @@ def main() -> None:
             order = (False, True) if turn % 2 else (True, False)
             times = {exact: seconds_per_step(loader, options.steps, exact, products) for exact in order}
             pairs.append((times[False], times[True]))
-        without, with_it = (statistics.median(column) for column in zip(*pairs[1:], strict=True))
-        ratio, more = (statistics.median(each) for each in zip(*((b / a, b - a) for a, b in pairs[1:]), strict=True))
-        print(f"{name:20} {without * 1e6:10.0f} {with_it * 1e6:10.0f} {more * 1e6:8.0f} {ratio:8.3f}", flush=True)
+        print(f"{name:20}", end="")
+        for which in range(2):
+            both = [(without[which], with_it[which]) for without, with_it in pairs[1:]]
+            without, with_it = (statistics.median(column) * 1e6 for column in zip(*both, strict=True))
+            ratio, more = (statistics.median(each) for each in zip(*((b / a, b - a) for a, b in both), strict=True))
+            print(f" {without:10.0f} {with_it:8.0f} {more * 1e6:8.0f} {ratio:8.3f}", end="")
+        print(flush=True)
 
 
 if __name__ == "__main__":
