@@ -26,7 +26,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import nemologger as nl
-from nemologger.exact.session import Fit, Session
+from nemologger.exact.loaders.session import Fit, Session
 
 SAMPLES = 4000
 SIDE = 128

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Checkpoint, EarlyStopping
 
 from nemologger import lightning_port
-from nemologger.exact import plain_contents
+from nemologger.exact.values import plain_contents
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -20,8 +20,8 @@ from nemologger.callbacks.packed import pack, unpack
 from nemologger.callbacks.program_state import ProgramState
 from nemologger.callbacks.running_fit import RunningFit
 from nemologger.exact import buffers, reduction
+from nemologger.exact.loaders.session import Place, Session, most_of_each
 from nemologger.exact.rng import RngState
-from nemologger.exact.session import Place, Session, most_of_each
 from nemologger.lightning_port import epoch_results
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 

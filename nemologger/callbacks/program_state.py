@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port
-from nemologger.exact.apart import Apart
-from nemologger.exact.attributes import Attributes
-from nemologger.exact.configs import is_config
-from nemologger.exact.functions import holders_of_optimizer, holders_of_schedule
-from nemologger.exact.inner_optimizers import InnerOptimizers
-from nemologger.exact.own_states import OwnStates
-from nemologger.exact.session import most_of_each
-from nemologger.exact.settings import Settings
-from nemologger.exact.strangers import Strangers
-from nemologger.exact.swapped import Swapped
-from nemologger.exact.variables import Entries, is_of_the_program
+from nemologger.exact.loaders.session import most_of_each
+from nemologger.exact.program.apart import Apart
+from nemologger.exact.program.attributes import Attributes
+from nemologger.exact.program.configs import is_config
+from nemologger.exact.program.functions import holders_of_optimizer, holders_of_schedule
+from nemologger.exact.program.inner_optimizers import InnerOptimizers
+from nemologger.exact.program.own_states import OwnStates
+from nemologger.exact.program.settings import Settings
+from nemologger.exact.program.strangers import Strangers
+from nemologger.exact.program.swapped import Swapped
+from nemologger.exact.program.variables import Entries, is_of_the_program
 from nemologger.lightning_port import epoch_results
 
 if TYPE_CHECKING:

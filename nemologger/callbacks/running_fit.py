@@ -8,7 +8,7 @@ import torch
 from typing_extensions import override
 
 from nemologger import lightning_port
-from nemologger.exact.session import Fit
+from nemologger.exact.loaders.session import Fit
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

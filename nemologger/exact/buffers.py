@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nemologger.exact import contents, plain_contents
+from nemologger.exact.values import contents, plain_contents
 
 
 def are_exchanged(model: nn.Module | None, *, by_hand: bool) -> bool:

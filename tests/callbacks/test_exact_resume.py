@@ -9,8 +9,8 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from exact.loaders.test_loaders import Stream
 from exact.runs import BATCH, Augmented, Case, Net, check, shuffled, train
-from exact.test_loaders import Stream
 from lightning.pytorch.callbacks import Callback, ModelPruning
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset, random_split
 from torchdata.stateful_dataloader import StatefulDataLoader
@@ -18,7 +18,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 import nemologger as nl
 from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.callbacks.not_exact import _with_dropout_of_cudnn, advice_for, advice_for_validation
-from nemologger.exact.feed import described
+from nemologger.exact.loaders.feed import described
 
 
 class Looks(Callback):

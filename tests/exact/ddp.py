@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from exact.loaders.test_loaders import FlaggedStream, LazySampler
 from exact.runs import BATCH, Augmented, Case, Net, check, shuffled
-from exact.test_loaders import FlaggedStream, LazySampler
 from exact.test_module_hooks import AfterAll
 from lightning.pytorch.plugins import MixedPrecision
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from exact.loaders.test_loaders import Stream
+from exact.loaders.test_replayed import Steady
 from exact.runs import BATCH, SELDOM, Case, Net, Stopped, shuffled, train
-from exact.test_loaders import Stream
-from exact.test_replayed import Steady
 from torch.utils.data import DataLoader
 
 EPOCHS = {"val_check_interval": None, "check_val_every_n_epoch": 1}

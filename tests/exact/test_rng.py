@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from nemologger.exact.owned import Owned
+from nemologger.exact.program.owned import Owned
 from nemologger.exact.rng import RngState, Streams, generator_from, generator_state, set_generator_state
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from exact.loaders.test_loaders import FlaggedStream, SizedFlagged, Stream
 from exact.runs import BATCH, Augmented, Case, Net, check, shuffled
-from exact.test_loaders import FlaggedStream, SizedFlagged, Stream
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader

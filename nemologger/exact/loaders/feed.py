@@ -1,0 +1,362 @@
+"""Where one training loader is, and how it gets there again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Literal
+
+from nemologger.exact.loaders.described import described
+from nemologger.exact.loaders.position import FRESH, Mark, Position, Start
+from nemologger.exact.loaders.source import Source, has_state
+from nemologger.exact.loaders.sources import source_of
+from nemologger.exact.program.owned import NOTHING, Owned, Values
+from nemologger.exact.rng import RngState
+from nemologger.exact.values import contents, plain_contents
+
+#: Of so many batches one gets a checksum at least, and each before that number. It takes as long as loading a small batch
+#: does: others get one where that is less than this share of the time.
+_SELDOM, _SHARE = 16, 0.01
+
+
+class Feed:
+    """One training loader of a run.
+
+    Args:
+        loader: As the user, or Lightning, made it.
+        before_batch: Called with this feed whenever a batch is about to be taken.
+        after_batch: The same, afterwards.
+        salt: Numbers that set this loader's seeds apart from those of other loaders and ranks.
+        is_training: Whether an iterator is the one that is trained from. Others do not count.
+        most: So many bytes at most of lists and arrays that its sampler or dataset keeps go into a checkpoint.
+
+    Attributes:
+        early: Batches that were taken before training started. Whoever begins anew gets them again.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        before_batch: Callable[[Feed], None],
+        after_batch: Callable[[Feed, Any], None],
+        salt: Callable[[Feed], tuple[int, ...]],
+        is_training: Callable[[object], bool],
+        most: int,
+    ) -> None:
+        self.loader = loader
+        self.source: Source = source_of(loader)
+        self.before_batch = before_batch
+        self.after_batch = after_batch
+        self.is_training = is_training
+        self._salt = salt
+        kept: dict[int, Any] = {}
+        # What has state_dict() says itself what is to be kept.
+        self._at_start, self._at_batch = (
+            Owned(
+                roots,
+                counters=self.source.counts,
+                closed=[name for name, root in roots.items() if has_state(root)],
+                most=most,
+                kept=kept,
+            )
+            for roots in (self.source.at_start(), self.source.at_batch())
+        )
+        self._mark = FRESH
+        self._within: Position | None = None
+        self._after: Position | None = None
+        self._ended: Position | None = None
+        self._running: Batches | None = None
+        self._next_checksum = 0.0
+        self.early: list[Any] = []
+
+    def __iter__(self) -> Batches:
+        """The batches of the next epoch; where a checkpoint left off, if it is resumed.
+
+        Only their first batch shows who has asked for them.
+        """
+        return Batches(self)
+
+    # --- where ----------------------------------------------------------------------------------------------------
+
+    @property
+    def mark(self) -> Mark:
+        """Where it is."""
+        return self._mark if self._within is None else self._within.mark
+
+    def note(self) -> Mark | Position:
+        """All about where it is now, of which one in many is saved: what is large is left out."""
+        if self.source.repeats and self._within is None and self._after is None and not self._mark.over:
+            return self._mark  # which is all
+        return self.position(self.mark, save=False)
+
+    def position(self, mark: Mark, *, between: bool = False, save: bool = True, may_be_left: bool = False) -> Position:
+        """All about ``mark``, which is where it is now; ``between`` two epochs, or within one.
+
+        Without ``save`` it is one of many that are noted, of which one may be saved: what is large is left out. If it
+        ``may_be_left`` where it is, because another loader ends the epoch, what decides about the next epoch is in it too.
+        """
+        waiting = self._within or self._after or (None if between else self._ended)
+        if waiting is not None:
+            return waiting
+        running = None if self._running is None else self._running.inner
+        # A copy: what is noted before a batch is taken must not change when it is.
+        begins = mark.start is None or not (mark.batches or mark.over or between)  # at once, or anew
+        state = None if begins else plain_contents.copied(self.source.state(running))
+        if between or mark.over:
+            position = Position(mark, state, self._at_start.values(), self._at_batch.values())
+            self._ended = position if mark.over else None  # nothing changes until it begins anew
+            return position
+        at_start = self._at_start.values() if may_be_left else NOTHING
+        needed = self.source.within_epoch
+        if needed == "nothing":
+            return Position(mark, state, at_start, self._at_batch.values() if may_be_left else NOTHING)
+        look: Literal["all", "small"] = "all" if save else "small"
+        at_batch = self._at_batch.values(counters=needed == "all" or "open", look=look)
+        sizes = None
+        # Training may have changed the sampler, weights of samples say.
+        if needed == "all" and save and mark is self._mark:
+            at_start = _less(self._at_start.values(look="quiet"), at_batch)
+            checked, last = self.source.ahead()
+            mark, sizes = mark._replace(last=last, checked=checked), self.source.sizes()
+        return Position(mark, state, at_start, at_batch, sizes=sizes)
+
+    @property
+    def limits(self) -> list[str]:
+        """What cannot be promised, as far as that is known by now."""
+        lost = {_of_dataset(path): why for path, why in {**self._at_start.lost, **self._at_batch.lost}.items()}
+        return self.source.limits + [
+            f"{path} has changed since training began, and is not saved: it {why}. A resumed run begins with it as the "
+            "program makes it, which is right for a cache. If it decides about samples, make it in __init__(), of plain "
+            "data, or give its dataset state_dict() and load_state_dict()"
+            for path, why in lost.items()
+        ]
+
+    def name_large(self) -> None:
+        """For a save of a position that was noted: see what could not be noted with it."""
+        self._at_batch.name_large()
+
+    def begin_epoch(self) -> None:
+        """Forget what was counted: whatever is taken next belongs to another epoch."""
+        self._mark, self._ended = FRESH, None
+
+    def go_on_within(self, position: Position) -> None:
+        """Let the next batch be the one after ``position``."""
+        self._within, self._after, self.early = position.of_today(self.loader), None, []
+
+    def go_on_after(self, position: Position) -> None:
+        """Let the next batch be the first of the epoch after the one of ``position``."""
+        position = position.of_today(self.loader)
+        self._within, self._after, self.early = None, position, []
+        _ = self.data  # as the program makes it: what is set below, an epoch's number in a tensor say, is no other data
+        if position.state is not None:
+            present = RngState.capture()
+            self.source.end_of(position.state, position.mark.over)
+            present.restore()
+        # Last: a dataset that was given its state is set to go on within an epoch, which is not what is wanted here.
+        self._at_start.restore(position.at_start, exactly=True)
+        self._at_batch.restore(position.at_batch, exactly=True)
+
+    def is_within(self) -> Position | None:
+        """The position that was asked for, as long as no batch has been taken."""
+        return self._within
+
+    @cached_property
+    def data(self) -> dict[str, Any]:
+        """What identifies its dataset: a run must not go on with another one unnoticed. It takes time for millions.
+
+        And the size of its batches, by which the place in it is counted.
+        """
+        return {
+            **described(getattr(self.loader, "dataset", None)),
+            "batch_size": getattr(self.loader, "batch_size", None),
+        }
+
+    def release(self) -> None:
+        """Leave the loader as it was found, and let go of what is being iterated over."""
+        self._running = None
+        self.source.release()
+
+    # --- taking ---------------------------------------------------------------------------------------------------
+
+    def taken_early(self) -> tuple[Batches, list[Any]] | None:
+        """Whose place to take, and with which batches once more: Lightning drops them when it begins the epoch."""
+        return (self._running, list(self.early)) if self.early and self._running is not None else None
+
+    def follow(self, batches: Batches) -> None:
+        """Take what comes next for ``batches``."""
+        self._running = batches
+
+    def beside(self) -> Iterator[Any]:
+        """Batches for somebody else, at any time: what decides about training's batches stays as it is."""
+        batches: Iterator[Any] | None = None
+        theirs = NOTHING
+        while True:
+            look: Literal["all", "not"] = "all" if batches is None else "not"  # lists change when an epoch begins
+            own = self._at_start.values(look=look)
+            if batches is None:
+                batches = self.source.beside()
+            else:
+                self._at_start.restore(theirs)
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            finally:
+                theirs = self._at_start.values(look="not")
+                self._at_start.restore(own, exactly=True)
+            yield batch
+
+    def take_first(self, batches: Batches) -> Any:
+        """The first batch of ``batches``. Everything that begins an epoch happens here, not when it is announced."""
+        self._running = self._ended = None  # ends the workers of the epoch before
+        within = self._within
+        if within is not None and self._repeats_end(within):
+            raise StopIteration
+        self._within = None
+        if within is not None and within.mark.start is not None:
+            self._begin_at(batches, within, within.mark.start)
+        else:
+            self._begin(batches, 0 if within is None else within.mark.batches)
+        self._running = batches
+        try:
+            return self.take(batches)
+        except StopIteration:
+            if within is None or not within.mark.restarts:
+                raise
+        finally:
+            self.source.after_first(batches.inner)
+        # Saved behind the last batch of a pass that was not its first: it has only now said so. Lightning, which has just
+        # been told of the end of one pass and asks for a batch of the next, would take another end for that of the epoch.
+        return self.take_first(batches)
+
+    def take(self, batches: Batches) -> Any:
+        """The next batch of ``batches``."""
+        start, count, restarts, _, last, checked = self._mark
+        try:
+            batch = next(batches.inner)
+        except StopIteration:
+            self._mark = Mark(start, count, restarts, True, last, checked)
+            raise
+        count += 1
+        if self.source.repeats:
+            began = time.perf_counter()
+            if count < _SELDOM or count % _SELDOM == 0 or began > self._next_checksum:
+                last, checked = contents.of_batch(batch), count
+                ended = time.perf_counter()
+                self._next_checksum = ended + (ended - began) / _SHARE
+        self._mark = Mark(start, count, restarts, self.source.has_ended(batches.inner), last, checked)
+        return batch
+
+    def _begin(self, batches: Batches, skip: int) -> None:
+        self._after = None
+        rng = RngState.capture()
+        start = Start(rng, self._at_start.values(), rng.seed(*self._salt(self)))
+        self._mark = Mark(start, skip, self._mark.restarts + 1 if self._mark.over else 0, False)
+        batches.inner = self.source.begin(start.seed, skip, None, lambda: None)
+
+    def _begin_at(self, batches: Batches, position: Position, start: Start) -> None:
+        present = RngState.capture()
+        start.rng.restore()
+        self._at_start.restore(start.owned, exactly=True)  # Lightning may have taken a batch already
+
+        begun = repeated = False
+
+        def ready() -> None:
+            nonlocal repeated
+            repeated = True
+            if position.mark.batches:  # else all of the epoch is to be repeated
+                present.restore()
+            go_on()
+
+        def go_on() -> None:
+            # Workers are handed the next indices when they begin: until then the sampler is as it was before those. Its
+            # place behind those of more workers is another one, and its order of other data none of these.
+            if begun and position.sizes == self.source.sizes():
+                self._at_start.restore(position.at_start, exactly=True)
+            self._at_batch.restore(position.at_batch)
+
+        self._mark = position.mark
+        self.source.expect(position.mark.checked, position.mark.last)
+        batches.inner = self.source.begin(start.seed, position.mark.batches, position.state, ready)
+        begun = True
+        if repeated:
+            go_on()
+
+    def _repeats_end(self, position: Position) -> bool:
+        """Whether this loader is to end now, as it once did in this epoch, before it goes on.
+
+        Lightning takes note of loaders that have ended when it combines several.
+        """
+        mark = position.mark
+        if mark.over:
+            self._mark = mark
+            self.go_on_after(position)
+            return True
+        if mark.restarts == self._mark.restarts:
+            return False
+        self._mark = mark._replace(over=True)
+        return True
+
+
+class Batches:
+    """The batches of one epoch of a :class:`Feed`, or those of somebody who only looks at them."""
+
+    __slots__ = ("_again", "_begun", "_beside", "_ended", "_feed", "inner")
+
+    def __init__(self, feed: Feed) -> None:
+        self._feed = feed
+        self._begun = False
+        self._ended = False
+        self._beside: Iterator[Any] | None = None
+        self._again: list[Any] = []
+        self.inner: Iterator[Any] = iter(())
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Any:
+        if not self._begun and self._beside is None:
+            self._settle()
+        if self._beside is not None:
+            return next(self._beside)
+        if self._again:
+            return self._again.pop(0)
+        if self._ended:
+            raise StopIteration
+        feed = self._feed
+        feed.before_batch(feed)
+        try:
+            if self._begun:
+                batch = feed.take(self)
+            else:
+                self._begun = True
+                batch = feed.take_first(self)
+        except StopIteration:
+            self._ended = True
+            raise
+        feed.after_batch(feed, batch)
+        return batch
+
+    def _settle(self) -> None:
+        """Before the first batch: whose they are."""
+        if not self._feed.is_training(self):
+            self._beside = self._feed.beside()
+        elif (early := self._feed.taken_early()) is not None:
+            before, self._again = early
+            self.inner, self._begun = before.inner, True
+            self._feed.follow(self)
+
+
+def _less(at_start: Values, at_batch: Values) -> Values:
+    """``at_start`` without lists and arrays of a dataset that are saved with it."""
+    saved = at_batch.contents or {}
+    held = {path: value for path, value in (at_start.contents or {}).items() if _of_dataset(path) not in saved}
+    return replace(at_start, contents=held)
+
+
+def _of_dataset(path: str) -> str:
+    """``path`` without the way through a sampler that was given the dataset."""
+    before, found, name = path.partition(".data_source.")
+    return f"dataset.{name}" if found and before in ("below", "sampler", "sampler.sampler") else path

@@ -1,0 +1,106 @@
+"""Where a training loader is, as values that a checkpoint can hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from nemologger.exact.loaders.earlier import renamed
+from nemologger.exact.program.owned import NOTHING, Values
+from nemologger.exact.rng import RngState
+
+
+@dataclass(frozen=True)
+class Start:
+    """The moment an epoch of a loader began: all that decides which batches follow."""
+
+    rng: RngState
+    owned: Values
+    seed: int
+
+
+class Mark(NamedTuple):
+    """What is cheap to note with every batch: how many are out since when, and whether those were the last ones."""
+
+    start: Start | None
+    batches: int
+    restarts: int
+    over: bool
+    last: int = 0  # the checksum of one of them, if they can only be found by loading them once more; or of one ahead
+    checked: int = 0  # its number, from 1 on
+
+
+FRESH = Mark(None, 0, 0, False)
+
+
+class Position(NamedTuple):
+    """All that is needed to bring a loader back.
+
+    Attributes:
+        mark: Which batch is next.
+        state: The loader's own state, if it has one.
+        at_start: Generators and counters of what decides about the next epoch: its sampler and generator.
+        at_batch: Those of what changes with every batch: its dataset.
+        earlier: Whether it is of a version that had other names for some of these.
+        sizes: Those of what ``at_start`` has the place in, if that is to be brought back within an epoch.
+    """
+
+    mark: Mark
+    state: Any = None
+    at_start: Values = NOTHING
+    at_batch: Values = NOTHING
+    earlier: bool = False
+    sizes: list[int] | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain types."""
+        start, batches, restarts, over, last, checked = self.mark
+        first = None
+        if start is not None:
+            first = {"rng": start.rng.to_plain(), "owned": start.owned.to_plain(), "seed": start.seed}
+        return {
+            "start": first,
+            "batches": batches,
+            "restarts": restarts,
+            "over": over,
+            "last": last,
+            "checked": checked,
+            "state": self.state,
+            "at_start": self.at_start.to_plain(),
+            "at_batch": self.at_batch.to_plain(),
+            "sizes": self.sizes,
+        }
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any]) -> Position:
+        """What :meth:`to_plain` was made of."""
+        first, start = plain["start"], None
+        if first is not None:
+            start = Start(RngState.from_plain(first["rng"]), Values.from_plain(first["owned"]), first["seed"])
+        batches, last = plain["batches"], plain.get("last", 0)
+        checked = plain.get("checked", batches)  # there was a checksum of each batch once
+        mark = Mark(start, batches, plain["restarts"], plain["over"], last, checked)
+        at_start, at_batch = (Values.from_plain(plain[name]) for name in ("at_start", "at_batch"))
+        return Position(mark, plain["state"], at_start, at_batch, "last" not in plain, plain.get("sizes"))
+
+    def of_today(self, loader: Any) -> Position:
+        """The same by the names of today."""
+        if not self.earlier:
+            return self
+        at_start, at_batch, start = renamed(self.at_start, loader), renamed(self.at_batch, loader), self.mark.start
+        if start is not None:
+            start = replace(start, owned=renamed(start.owned, loader))
+        return Position(self.mark._replace(start=start), self.state, at_start, at_batch)
+
+
+def skipping(batches: int) -> Position:
+    """Leave out so many batches of an epoch of which nothing else is known."""
+    return Position(Mark(None, batches, 0, False))
+
+
+def rescaled(position: Position, numerator: int, denominator: int) -> Position:
+    """``position`` after as many samples, on another number of ranks."""
+    mark = position.mark
+    return position._replace(
+        mark=mark._replace(batches=mark.batches * numerator // denominator, last=0), state=None, sizes=None
+    )

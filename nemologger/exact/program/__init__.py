@@ -1,0 +1,27 @@
+"""What a program changes beside weights, and what of it goes on after a resume.
+
+Of a module and a data module:
+
+    attributes.py        generators, counters, lists and arrays among their attributes; kept.py: what is kept of them
+    records.py           lists of which is only noted, and those that decide; uses.py: what the code does with them
+    own_states.py        objects with a state_dict() that no checkpoint holds
+    apart.py             networks that Lightning does not see
+    functions.py         what schedules and optimizers keep; inner_optimizers.py: optimizers within others
+    settings.py          modes, and what is trained
+    configs.py           configurations of OmegaConf
+    swapped.py           functions and objects in the place of others: members of enumerations go on, others are named
+    strangers.py         objects of libraries, which are named
+
+Of a dataset and a sampler:
+
+    owned.py             generators, counters, lists and arrays; look.py: what is within reach of one
+    crowds.py            long lists of objects
+
+Of both:
+
+    reach.py             where such things may be
+    objects.py           which objects are the program's own
+    variables.py         what code keeps in variables of closures, files and classes
+    flags.py             what says that something was made, and is of no use without it
+    iterators.py         python's own iterators
+"""

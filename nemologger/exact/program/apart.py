@@ -1,0 +1,127 @@
+"""Networks that a program holds where Lightning does not see them: in a list, in an object that is no module, in a callback.
+
+A teacher is often put there so that no optimizer trains it, and an average of the weights is often an object that holds a
+copy of them. Such a network is in no checkpoint. One that has changed since training began is kept; of one that has not,
+a few numbers say whether the program makes the same in the next life.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+import torch
+import xxhash
+from torch import nn
+
+from nemologger.exact.program.own_states import items_of
+from nemologger.exact.program.reach import with_slots
+from nemologger.exact.values import contents, plain_contents
+from nemologger.exact.values.tensors import leaves, memory_of, moved, on_device
+
+_LOOKED_AT = 256
+_ABSENT = object()
+_ANOTHER = "had not changed since training began, so it was not saved, but the program makes another one now"
+_FAILED = "was saved, and begins as the program makes it: {}"
+
+
+class Apart:
+    """Networks among the attributes of some objects, or in short lists and dictionaries there.
+
+    Args:
+        holders: Gives the objects that may hold some, by path.
+        model: What Lightning trains and saves.
+        not_theirs: For each of the holders, the names of attributes that belong to the framework.
+        most: Bytes that are kept at most.
+    """
+
+    def __init__(
+        self, holders: Callable[[], Mapping[str, object]], model: nn.Module, not_theirs: Collection[str], most: int
+    ) -> None:
+        self._holders = holders
+        self._model = model
+        self._not_theirs = not_theirs
+        self._most = most
+        self._first: dict[str, str] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """The hooks that start training are done: what they have made is there."""
+        self._first = {**{path: _sign(state) for path, (_, state) in self._found().items()}, **self._first}
+
+    def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Their states, as plain types, and why some are not kept."""
+        left = [self._most]
+        kept: dict[str, Any] = {}
+        lost: dict[str, str] = {}
+        for path, (_, state) in self._found().items():
+            sign = _sign(state)
+            if self._first.get(path, _ABSENT) == sign:
+                kept[path] = {"sign": sign}
+                continue
+            try:
+                if sum(leaf.nbytes for leaf in leaves(state) if isinstance(leaf, torch.Tensor)) > left[0]:
+                    raise plain_contents.CannotBeKeptError("is too large")  # said before anything is copied
+                kept[path] = {"state": plain_contents.keep(state, left), "on_device": on_device(state)}
+            except plain_contents.CannotBeKeptError as error:
+                lost[path] = str(error)
+        return kept, lost
+
+    def restore(self, plain: Mapping[str, Any], device: torch.device) -> dict[str, str]:
+        """Load what :meth:`to_plain` returned, what was on a GPU onto ``device``; what that did not do, by path."""
+        found = self._found()
+        failed: dict[str, str] = {}
+        for path, saved in plain.items():
+            network, state = found.get(path, (None, None))
+            if "sign" in saved:
+                if network is not None and saved["sign"] != _sign(state):
+                    failed[path] = _ANOTHER
+            elif network is None:
+                failed[path] = _FAILED.format("there is no such network when training starts")
+            else:
+                try:
+                    network.load_state_dict(moved(plain_contents.unkept(saved["state"]), device, saved["on_device"]))
+                except Exception as error:  # noqa: BLE001  the program may be another one today
+                    failed[path] = _FAILED.format(f"its load_state_dict() raises {type(error).__name__}: {error}")
+        return failed
+
+    def _found(self) -> dict[str, tuple[nn.Module, Any]]:
+        """With what they hold."""
+        found: dict[str, tuple[nn.Module, Any]] = {}
+        seen = {id(part) for part in self._model.modules()}
+        saved: set[int] = set()
+        for path, holder in self._holders().items():
+            for name, value in with_slots(holder).items():
+                for place, item in () if name in self._not_theirs else items_of(f"{path}.{name}", value):
+                    if not issubclass(type(item), nn.Module) or id(item) in seen:
+                        continue
+                    seen.add(id(item))
+                    saved = saved or {memory_of(tensor) for tensor in _tensors_of(self._model)}
+                    try:
+                        if {memory_of(tensor) for tensor in _tensors_of(item)} <= saved:
+                            continue  # another way to the model, or nothing to keep
+                        state = item.state_dict()
+                        deque(leaves(state), maxlen=0)  # it may hold itself
+                    except Exception:  # noqa: BLE001  nobody has called its __init__(), or it is of a class that raises
+                        continue
+                    found[place] = item, state
+        return found
+
+
+def _tensors_of(network: nn.Module) -> Iterator[torch.Tensor]:
+    return chain(network.parameters(), network.buffers())
+
+
+def _sign(state: Any) -> str:
+    """Some numbers of each tensor: whoever trains or averages weights changes nearly all of them. Equal in every process."""
+    digest = xxhash.xxh3_64()
+    for tensor in leaves(state):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        if contents.is_plain(tensor):
+            flat = tensor.detach().reshape(-1)
+            digest.update(contents.bytes_of(flat[:: 1 + flat.numel() // _LOOKED_AT]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,373 @@
+"""What a module and a data module keep among their own attributes: counters, arrays, tensors, generators.
+
+Parameters and buffers are in the checkpoint anyway. What a program changes beside them (``self.count += 1``, a queue, an
+annealed weight, a generator of its own) decides about losses as well.
+
+A list or dictionary of a module may be a record of what it did in this life (see
+:mod:`nemologger.exact.program.records`); then it is named, and not kept. That of another object is kept, or it begins
+anew with what may go with it: a buffer of samples has the place for the next one beside them.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Collection, Iterator, Mapping
+from inspect import getattr_static
+from itertools import chain
+from types import FunctionType, MemberDescriptorType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nemologger.exact.program import variables
+from nemologger.exact.program.flags import Flags, is_gone, is_of_clock
+from nemologger.exact.program.kept import Kept
+from nemologger.exact.program.objects import holder_of, within
+from nemologger.exact.program.owned import Owned, Values, is_process_id, make_generators
+from nemologger.exact.program.reach import classes_of_the_program, generators_of_class, with_slots
+from nemologger.exact.program.records import KINDS as KINDS_OF_RECORDS
+from nemologger.exact.program.records import Records
+from nemologger.exact.program.uses import Uses
+from nemologger.exact.program.variables import Reached, set_in
+from nemologger.exact.values import contents, plain_contents
+from nemologger.exact.values.tensors import memory_of, moved, tensors_in
+
+_SCALARS = (int, float, bool, str, type(None))
+_ARRAYS = (np.ndarray, np.generic, torch.Tensor)
+#: Parts of a module of which everything is in the checkpoint already, or kept in another way.
+_WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
+_ABSENT = object()
+#: What the loaders use is kept with them.
+_OF_DATA = [f"{stage}_dataloader" for stage in ("train", "val", "test", "predict")]
+
+
+class Attributes:
+    """The attributes of some objects, as they are now and as they were when this was made.
+
+    Only what has changed in between is kept: what the program gives today stays. Counters and contents are those of classes
+    of the program itself, and, of the parts of a module that libraries have made, numbers, arrays and tensors: memory banks
+    and queues. To both belong buffers that a module does not want to be saved. What a library changes in other objects is
+    its business; their generators go on where they were all the same.
+
+    Args:
+        roots: The objects by name.
+        generators_only: More of them, of which nothing but generators is looked at.
+        no_records: The names of those roots whose lists and dictionaries may be records, which are named, and not kept.
+        not_theirs: For each root, the names of attributes that belong to the framework.
+        most: Bytes that are kept at most.
+
+    Attributes:
+        records: What is not kept because it is most often a record, and of which type it is.
+        set_anew: Numbers that were brought back, and that the hooks that start training have then changed.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, object],
+        generators_only: Mapping[str, object],
+        no_records: Collection[str],
+        not_theirs: frozenset[str],
+        most: int,
+    ) -> None:
+        self._roots = roots
+        self._generators_only = generators_only
+        self._no_records = tuple(f"{name}." for name in no_records)
+        self._not_theirs = not_theirs
+        #: Lists and dictionaries that have changed and are not kept: what kind each is.
+        self.records: dict[str, str] = {}
+        self._uses = Uses({})
+        self._records = Records(lambda path: self._uses.has(path))
+        self._most = most
+        modules = [root for root in roots.values() if isinstance(root, nn.Module)]
+        # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
+        self._of_model = {memory_of(t) for module in modules for t in chain(module.parameters(), module.buffers())}
+        self._flags = Flags(self._named(), contents=True)
+        values = dict(self._walk())
+        # Who keeps hundreds of long lists does not wait longer for them.
+        self._share = 1 + sum(isinstance(v, contents.KINDS) and not contents.is_small(v) for v in values.values()) // 4
+        self._first = {path: self._sign(value) for path, value in values.items()}
+        self._started = self._first
+        self._there = self._places()
+        self.set_anew: list[str] = []
+        self._numbers_back: dict[str, int | float] = {}
+        self._waiting: dict[str, Any] = {}
+        self._waiting_generators: dict[str, Any] = {}
+        self._late: dict[str, tuple[weakref.ref[Any], Any]] = {}
+
+    def begin(self) -> None:
+        """The hooks that start training are done: what the program makes later, it makes again after a resume.
+
+        What it has set or made in them (``self.count = 0``), as in every life, and training had changed, is set once more.
+        """
+        self._started = {path: self._sign(value) for path, value in self._walk()}
+        made = {path: sign for path, sign in self._started.items() if path.rpartition(".")[0] not in self._there}
+        self._first = {**made, **self._first}
+        back = {path: self._sign(value) for path, value in self._numbers_back.items() if not is_of_clock(value)}
+        self.set_anew = [path for path, sign in back.items() if self._started.get(path, sign) != sign]
+        self._set(self._waiting)
+        self._set_generators(self._waiting_generators)
+        self._waiting, self._waiting_generators = {}, {}
+        self._there = self._places()
+        self._records.begin(self._lists())
+        self._uses = Uses(dict(self._holders()), self._generators_only.values())
+
+    def look(self) -> None:
+        """For the first steps: how lists and dictionaries change says whether they are records."""
+        for path, value in self._lists():
+            self._records.has(path, value)
+
+    def _lists(self) -> Iterator[tuple[str, Any]]:
+        """Those that may be records."""
+        objects = self._objects()
+        for path, value in self._walk():
+            if self._may_be_record(path, value, objects):
+                yield path, value
+
+    def _may_be_record(self, path: str, value: Any, objects: set[str]) -> bool:
+        theirs = path.startswith(self._no_records) or ":" in path
+        return theirs and isinstance(value, KINDS_OF_RECORDS) and path.rpartition(".")[0] not in objects
+
+    def _objects(self) -> set[str]:
+        """The places of objects that are no modules."""
+        return {path for path, holder in self._holders() if path not in self._roots and _is_whole(holder)}
+
+    def _places(self) -> set[str]:
+        return {path for path, _ in chain(self._holders(), self._libraries())}
+
+    def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """What has changed, as plain types, and why the rest of it is not kept."""
+        kept = Kept(self._most)
+        since_start: list[str] = []
+        late: dict[str, Any] = {}
+        lists_lost: dict[str, Any] = {}
+        objects = self._objects()
+        for may_be_record, path, value, sign in self._changed_in_order(objects):
+            holder = path.rpartition(".")[0]
+            if holder not in self._there:
+                late[path] = value
+                continue
+            if may_be_record and self._records.has(path, value):
+                kept.leave_to_this_life(path, value)
+                continue
+            try:
+                kept.add(path, value, filled=type(self._first.get(path)) is int)  # a fingerprint
+            except plain_contents.CannotBeKeptError as error:
+                too_much = isinstance(error, plain_contents.TooLargeError) and self._records.decides(path, value)
+                if may_be_record and not too_much:
+                    kept.leave_to_this_life(path, value)
+                    continue
+                kept.lost[path] = str(error)
+                if holder in objects and isinstance(value, KINDS_OF_RECORDS):
+                    lists_lost[path] = value
+                continue
+            if self._started.get(path, _ABSENT) != sign and not is_of_clock(value):
+                since_start.append(path)
+        kept.leave(self._flags.leave(kept.plain, self._named(), [*kept.lost, *kept.records]))
+        kept.leave_parts_of(self._wholes())
+        kept.leave_beside(lists_lost)
+        self.records = kept.records
+        plain = {"attributes": kept.plain, "on_device": kept.on_device, "since_start": since_start}
+        return plain | {"generators": self._states_of_generators()}, kept.lost | self._lost_of_late(late)
+
+    def _changed_in_order(self, objects: set[str]) -> list[tuple[bool, str, Any, Any]]:
+        """What may be a record comes last: a cache would take all the room."""
+        changed = [
+            (self._may_be_record(path, value, objects), path, value, sign)
+            for path, value, sign in self._changed()
+            if not is_process_id(path, value)
+        ]
+        return sorted(changed, key=lambda one: one[0])
+
+    def _wholes(self) -> set[str]:
+        """Where a bank without its pointer, or the other way round, would be worse than both as the program makes them."""
+        return {path for path, _ in self._libraries()} | {path for path, part in self._holders() if _passing(part)}
+
+    def _states_of_generators(self) -> dict[str, Any]:
+        states: dict[str, Any] = {}
+        for owned in self._generators():
+            states |= owned.values(counters=False).generators
+        return states
+
+    def _lost_of_late(self, values: Mapping[str, Any]) -> dict[str, str]:
+        """What is lost with objects made after training began: those that have changed since they were first seen."""
+        holders = dict([*self._holders(), *self._libraries()]) if values else {}
+        lost: dict[str, str] = {}
+        for path, value in values.items():
+            where, sign = path.rpartition(".")[0], self._sign(value)
+            if where not in holders:  # of an option of the command line
+                lost[path] = "has a name with a dot in it"
+                continue
+            holder, (seen, before) = holders[where], self._late.get(path, (None, sign))
+            if seen is not None and seen() is holder and before != sign:
+                lost[where] = "was made after training began"
+            if hasattr(holder, "__weakref__"):
+                self._late[path] = weakref.ref(holder), sign
+        return lost
+
+    def changed(self) -> list[str]:
+        """The paths of what has changed."""
+        return [path for path, _, _ in self._changed()]
+
+    def _changed(self) -> Iterator[tuple[str, Any, Any]]:
+        for path, value in self._walk():
+            sign = self._sign(value)
+            if self._first.get(path, _ABSENT) != sign or self._started.get(path, _ABSENT) != sign:
+                yield path, value, sign
+
+    def restore(self, plain: Mapping[str, Any], device: torch.device) -> None:
+        """Set what has changed to what :meth:`to_plain` returned; what was on a GPU goes to ``device``.
+
+        What belongs to objects that are not there yet, what training has changed since it started, and generators, also
+        those that are made anew until then, :meth:`begin` sets.
+        """
+        self._flags.note_restored(plain["attributes"])
+        self._records.go_on_with(plain["attributes"])
+        values = {path: plain_contents.unkept(saved) for path, saved in plain["attributes"].items()}
+        there = plain["on_device"]  # a list as it was written before: all of each
+        there = there if isinstance(there, dict) else dict.fromkeys(there, range(2**32))
+        values |= {path: moved(values[path], device, which) for path, which in there.items() if path in values}
+        # Copies: hooks that start training may empty what is set now.
+        late = plain_contents.copied({path: values[path] for path in plain.get("since_start", ()) if path in values})
+        self._waiting = self._set(values) | late
+        numbers = {path: value for path, value in values.items() if type(value) in (int, float)}
+        self._numbers_back = {path: value for path, value in numbers.items() if path not in self._waiting}
+        self._waiting_generators = plain["generators"]
+        self._set_generators(plain["generators"])
+        make_generators(self.holders(), plain["generators"], device)
+
+    def _set_generators(self, states: Mapping[str, Any]) -> None:
+        for owned in self._generators() if states else ():
+            owned.restore(Values(dict(states)))
+
+    def _set(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Set attributes by path; returns those whose object is not there."""
+        holders = dict([*self._holders(), *self._libraries()]) if values else {}
+        for path, value in values.items():
+            where, _, name = path.rpartition(".")
+            if where not in holders or not _is_plain(holders[where], name) or is_gone(value):
+                continue
+            present = _passing(holders[where]).get(name, with_slots(holders[where]).get(name))
+            if _are_of_two_kinds(present, value):  # the program is another one today
+                continue
+            back = plain_contents.fill(present, value, same=True)
+            if back is not present:
+                set_in(holders[where], name, back)
+        return {path: value for path, value in values.items() if path.rpartition(".")[0] not in holders}
+
+    def _sign(self, value: Any) -> Any:
+        return (type(value), value) if type(value) in _SCALARS else contents.fingerprint(value, self._share)
+
+    def _walk(self) -> Iterator[tuple[str, Any]]:
+        for holders, kinds in ((self._holders(), contents.KINDS), (self._libraries(), _ARRAYS)):
+            for path, holder in holders:
+                for name, value in with_slots(holder).items():
+                    if name in self._not_theirs:
+                        continue
+                    holds = issubclass(type(value), kinds) and not self._is_of_model(value)
+                    if holds or type(value) in _SCALARS:
+                        yield f"{path}.{name}", value
+                for name, value in _passing(holder).items():
+                    yield f"{path}.{name}", value
+
+    def _is_of_model(self, value: Any) -> bool:
+        try:
+            return any(memory_of(tensor) in self._of_model for tensor in tensors_in(value))
+        except Exception:  # noqa: BLE001  a class of somebody's that does not let others go through it
+            return False
+
+    def _holders(self) -> Iterator[tuple[str, Any]]:
+        """The objects of the program, by path."""
+        seen: set[int] = set()
+        reached = Reached(Dataset, Sampler, DataLoader, *_OF_DATA)
+        waiting: list[tuple[str, Any]] = list(self._roots.items())
+        while waiting:
+            while waiting:
+                path, holder = waiting.pop(0)
+                if id(holder) in seen:
+                    continue
+                seen.add(id(holder))
+                if isinstance(holder, FunctionType):
+                    reached.add(holder)
+                holder = holder_of(holder)
+                for kind in classes_of_the_program(holder):
+                    reached.add_class(kind)
+                yield path, holder
+                own = with_slots(holder)
+                inner = {**own, **(own.get("_modules") or {})}
+                for name, value in inner.items():
+                    if name not in self._not_theirs:
+                        waiting += within(f"{path}.{name}", value)
+            waiting = [pair for path, value in reached.follow() for pair in within(path, value)]
+        yield from reached.places()
+
+    def _named(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        for path, holder in self._holders():
+            yield path, {name: value for name, value in with_slots(holder).items() if name not in self._not_theirs}
+
+    def _libraries(self) -> Iterator[tuple[str, nn.Module]]:
+        """The parts of modules that libraries have made, by path."""
+        seen = {id(holder) for _, holder in self._holders()}
+        for path, root in self._roots.items():
+            if isinstance(root, nn.Module):
+                for name, part in root.named_modules():
+                    with_more = not f"{type(part).__module__}.".startswith(_WITHOUT_MORE)
+                    if name and with_more and id(part) not in seen:
+                        yield f"{path}.{name}", part
+
+    def holders(self) -> dict[str, Any]:
+        """The objects that may have generators, or objects with a state of their own, among their attributes, by path."""
+        found: dict[str, Any] = dict(self._holders())
+        for root in self._roots.values():
+            if isinstance(root, nn.Module):
+                found |= {
+                    f"module.{name}": module
+                    for name, module in root.named_modules()
+                    if name and not type(module).__module__.startswith("torch.nn.")
+                }
+        return {**found, **self._generators_only}
+
+    def _generators(self) -> list[Owned]:
+        owned = []
+        for path, holder in self.holders().items():
+            theirs = {
+                k: v
+                for k, v in with_slots(holder).items()
+                if k not in self._not_theirs and not issubclass(type(v), _SCALARS)
+            }
+            theirs |= generators_of_class(holder)
+            if theirs:
+                owned.append(Owned({path: SimpleNamespace(**theirs)}, counters=False))
+        return owned
+
+
+def _passing(holder: Any) -> dict[str, torch.Tensor]:
+    """The buffers that a module does not want to be saved."""
+    if not issubclass(type(holder), nn.Module):
+        return {}
+    found = {name: holder._buffers.get(name) for name in sorted(holder._non_persistent_buffers_set)}  # noqa: SLF001
+    return {name: buffer for name, buffer in found.items() if buffer is not None}
+
+
+def _are_of_two_kinds(present: Any, value: Any) -> bool:
+    """Whether one is a list and the other a dictionary, say."""
+    kinds = [{kind for kind in KINDS_OF_RECORDS if isinstance(one, kind)} for one in (present, value)]
+    return all(kinds) and kinds[0] != kinds[1]
+
+
+def _is_whole(holder: Any) -> bool:
+    """Whether its attributes belong together: a list of samples, and the number that says where the next one goes."""
+    return not (isinstance(holder, (nn.Module, *variables.NAMESPACES)) or variables.keeps_variables(holder))
+
+
+def _is_plain(holder: Any, name: str) -> bool:
+    """Whether the attribute is one to set: there as plain data, or not at all, and no other part of a module."""
+    if name in _passing(holder):
+        return True
+    own = with_slots(holder)
+    if any(name in (own.get(parts) or {}) for parts in ("_parameters", "_buffers", "_modules")):
+        return False
+    present = own.get(name, getattr_static(type(holder), name, None))
+    return type(present) in (*_SCALARS, MemberDescriptorType) or issubclass(type(present), contents.KINDS)

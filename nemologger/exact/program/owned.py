@@ -1,0 +1,359 @@
+"""Generators, counters, lists and arrays that a dataset or a sampler keeps among its attributes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from inspect import getattr_static
+from itertools import islice
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import xxhash
+
+from nemologger.exact.program.crowds import Crowds
+from nemologger.exact.program.flags import Flags, is_gone
+from nemologger.exact.program.iterators import has_place
+from nemologger.exact.program.look import Look
+from nemologger.exact.program.reach import attributes, is_generator, module_of
+from nemologger.exact.program.variables import keeps_variables, set_in
+from nemologger.exact.rng import generator_from, generator_state, set_generator_state
+from nemologger.exact.values import contents, plain_contents
+
+_SCALARS = (int, float, bool, str, type(None))
+_BELONGS = "belongs to an object of which another part cannot be kept"
+#: Stands for the number of the process, whichever it is.
+_PROCESS = {"process": True}
+#: Stands for a list or array that could not be kept.
+_LEFT = (None, True)
+
+
+@dataclass(frozen=True)
+class Values:
+    """What was found at one moment, by path: ``"dataset.transform.rng"``.
+
+    Attributes:
+        generators: States of generators.
+        counters: Numbers and texts.
+        contents: Of lists, dictionaries, arrays and tensors: what they hold, and whether it is the object that was there at
+            first. None if nobody has looked.
+    """
+
+    generators: dict[str, Any] = field(default_factory=dict)
+    counters: dict[str, Any] = field(default_factory=dict)
+    contents: dict[str, tuple[Any, bool]] | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain types."""
+        return {"generators": self.generators, "counters": self.counters, "contents": self.contents}
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any]) -> Values:
+        """What :meth:`to_plain` was made of."""
+        return Values(plain["generators"], plain["counters"], plain.get("contents"))
+
+
+NOTHING = Values()
+
+
+class _First(NamedTuple):
+    """A list, dictionary, array or tensor as the program made it."""
+
+    value: Any
+    fingerprint: int
+    kept: Any
+
+
+class Owned:
+    """Looks into objects for the state that they carry from batch to batch.
+
+    A counter is a number or a text that has changed since this object was made: an argument of the constructor stays as
+    the program gives it today. So are contents of lists, dictionaries, arrays and tensors.
+
+    Args:
+        roots: The objects, by name.
+        counters: Look for counters and contents too.
+        closed: The names of roots whose contents are none of our business.
+        most: Keep no more bytes of contents than this.
+        most_counted: Keep the numbers of so many objects in a list at most.
+        kept: What others have kept of the same lists and arrays at first, by their identity; more is added.
+        light: Look at small contents alone, and remember none: for processes that share their memory with others. There a
+            dictionary that has only been added to is a cache, and has not changed.
+
+    Attributes:
+        lost: What has changed and cannot be kept, by path, and why.
+    """
+
+    def __init__(
+        self,
+        roots: Mapping[str, Any],
+        *,
+        counters: bool = True,
+        closed: Collection[str] = (),
+        most: int = plain_contents.MOST_BYTES,
+        light: bool = False,
+        most_counted: int = 10_000,
+        kept: dict[int, Any] | None = None,
+    ) -> None:
+        self._roots = {name: root for name, root in roots.items() if root is not None}
+        self._counters = counters
+        self._closed = closed
+        self._most = most
+        self._light = light
+        look = Look(self._roots if counters else {})
+        self._at_first = look.scalars
+        self._flags = Flags(look.named.items(), contents=False)
+        holding = self._holding(look)
+        # Who keeps hundreds of long lists does not wait longer for them.
+        self._share = 1 + sum(not contents.is_small(value) for _, value in holding) // 4
+        left = [0 if light else plain_contents.MOST_BYTES]
+        kept = {} if kept is None else kept
+        kept |= {id(value): _kept(value, left) for _, value in holding if id(value) not in kept}
+        self._first = {p: _First(v, contents.fingerprint(v, self._share), kept[id(v)]) for p, v in holding}
+        self._entries = {
+            path: _entries_of(value)
+            for path, value in holding
+            if isinstance(value, dict) and (light or keeps_variables(look.holder_of(path)))
+        }
+        self._caches: set[str] = set()
+        self._crowds = Crowds(look.crowds, most_counted)
+        self._there = look.there
+        self._names = {f"{path}.{name}" for path, named in look.named.items() for name in named}
+        self._late: dict[str, Any] = {}
+        self._partly: set[str] = set()
+        self.lost: dict[str, str] = {}
+
+    @property
+    def generators(self) -> dict[str, Any]:
+        """The generators, by path."""
+        return Look(self._roots).generators
+
+    def values(
+        self, *, counters: bool | Literal["open"] = True, look: Literal["all", "quiet", "small", "not"] = "all"
+    ) -> Values:
+        """The state of this moment.
+
+        Args:
+            counters: Look for counters, which takes time; for "open", not among the attributes of what is closed.
+            look: Which contents to look at, too. For every batch, small ones; then :meth:`name_large` at a save. What
+                cannot be kept is not named if that is to be "quiet", and left as it is then: it may be made again.
+        """
+        if not self._roots:
+            return Values()
+        seen = Look(self._roots)
+        generators = {path: generator_state(generator) for path, generator in seen.generators.items()}
+        if not (counters and self._counters):
+            return Values(generators)
+        unknown = object()
+        changed = {p: v for p, v in seen.scalars.items() if self._at_first.get(p, unknown) != v}
+        if counters == "open":
+            changed = {path: value for path, value in changed.items() if self._is_open(path, seen)}
+        for path in [path for path, value in changed.items() if is_process_id(path, value)]:
+            del changed[path]
+            if self._generator_goes_with(path, seen):
+                changed[path] = _PROCESS
+        again = self._flags.leave(changed, seen.named.items())
+        of_crowds, lost = self._crowds.changed(seen.crowds)
+        if look == "all":
+            self._name_late(generators, changed, seen)
+            self.lost = {**dict.fromkeys(again, _BELONGS), **lost, **self.lost}
+        changed |= of_crowds
+        return Values(generators, changed, None if look == "not" else self._changed(seen, look))
+
+    def restore(self, values: Values, *, exactly: bool = False) -> None:
+        """Set what is still there to ``values``; with ``exactly``, counters that are not among them to what they were."""
+        look = Look(self._roots)
+        if values.generators:
+            present = look.generators
+            for path, state in values.generators.items():
+                if path in present:
+                    set_generator_state(present[path], state)
+            missing = {path: state for path, state in values.generators.items() if path not in present}
+            if missing:
+                make_generators(look.holders, missing)
+        if not self._counters:
+            return
+        self._flags.note_restored(values.counters)
+        self._crowds.restore(look.crowds, values.counters, exactly=exactly)
+        counters = {**self._at_first, **values.counters} if exactly else values.counters
+        holders = look.holders
+        for path, value in counters.items():
+            holder, _, name = path.rpartition(".")
+            if holder not in holders or (is_gone(value) and path in values.counters):
+                continue
+            value = os.getpid() if value == _PROCESS else value
+            there = look.named[holder].get(name, self)
+            # Not there yet: the program begins to count when it first has something to count.
+            begins = there is self and path in values.counters and _may_begin(holders[holder], name)
+            if begins or (type(there) in _SCALARS and there != value):
+                set_in(holders[holder], name, value)
+        if values.contents is None:
+            return
+        there = {path: value for path, value in self._holding(look) if path in values.contents or exactly}
+        for path, value in there.items():
+            if path.rpartition(".")[0] not in self._there or values.contents.get(path) == _LEFT:
+                continue
+            kept, same = values.contents.get(path) or (self._first[path].kept if path in self._first else None, True)
+            if path not in values.contents and (path in self.lost or not self._has_changed(path, value)):
+                continue
+            if kept is None:
+                self.lost[path] = "was changed before it could be kept"
+                continue
+            back = plain_contents.put_back(value, kept, same=same, exactly=exactly)
+            if back is not value:
+                holder, _, name = path.rpartition(".")
+                set_in(holders[holder], name, back)
+
+    def name_large(self) -> None:
+        """Put what has changed, and is too large to be kept for every batch, among what is :attr:`lost`."""
+        for path, value in self._holding(Look(self._roots)):
+            if path not in self.lost and not contents.is_small(value) and self._has_changed(path, value):
+                self.lost[path] = "is too large to be noted with every batch, which a sampler without __len__() needs"
+
+    def _generator_goes_with(self, path: str, look: Look) -> bool:
+        """Whether the number of the process at ``path`` says whose a generator of the same object is, and nothing else.
+
+        Who finds another number there makes the generator anew, with the files and connections that it has beside it.
+        """
+        holder = path.rpartition(".")[0]
+        parts = {f"{holder}.{name}": part for name, part in look.named[holder].items() if type(part) not in _SCALARS}
+        generators = [name for name, part in parts.items() if is_generator(part)]
+        late = {name for name in parts if name not in self._names or self._at_first.get(name, self) is None}
+        if late.issubset(generators):
+            return bool(generators) and not self._light
+        for name in generators:
+            self.lost.setdefault(name, _BELONGS)
+        return False
+
+    def _name_late(self, generators: Mapping[str, Any], counters: Mapping[str, Any], look: Look) -> None:
+        """Put objects that were made late, and go on changing, among what is :attr:`lost`, and iterators with a place."""
+        late = {path: None for path in generators if ":" not in path and path not in look.of_crowds} | dict(counters)
+        for path, value in late.items():
+            if path not in self._there and path.rpartition(".")[0] not in self._there:
+                self._look_at_late(path, value)
+        for path, named in look.named.items():
+            for name, value in named.items():
+                if has_place(value) and path.partition(".")[0] not in self._closed:
+                    self.lost.setdefault(f"{path}.{name}", "is an iterator, whose place cannot be kept")
+
+    def _look_at_late(self, path: str, value: Any) -> None:
+        """Name the object made late that has ``path``, if it has changed since it was first seen; a generator will."""
+        if path.partition(".")[0] in self._closed or (
+            value is not None and self._late.setdefault(path, value) == value
+        ):
+            return
+        file, colon, rest = path.rpartition(":")
+        names = rest.split(".")
+        known = next(n for n in range(1, len(names) + 1) if file + colon + ".".join(names[:n]) not in self._there)
+        self.lost.setdefault(file + colon + ".".join(names[:known]), "was made after training began")
+
+    def _changed(self, look: Look, at: Literal["all", "quiet", "small"]) -> dict[str, tuple[Any, bool]]:
+        found: dict[str, tuple[Any, bool]] = {}
+        left, small = [self._most], at == "small"
+        lost, partly = (self.lost, self._partly) if at != "quiet" else ({}, set())
+        for path, value in self._holding(look):
+            if (small and not contents.is_small(value)) or (path in self._caches and self._is_cache(path, value)):
+                continue
+            if not self._has_changed(path, value) or (self._light and self._is_cache(path, value)):
+                continue
+            first = self._first.get(path)
+            if path.rpartition(".")[0] not in self._there:
+                if at == "all":
+                    self._look_at_late(path, contents.fingerprint(value))
+                continue
+            try:
+                if first is None:
+                    raise plain_contents.CannotBeKeptError("was not there when training began")
+                found[path] = plain_contents.keep_changed(value, left, first.kept), value is first.value
+            except plain_contents.CannotBeKeptError as error:
+                if self._is_memo(path, value, look):
+                    continue
+                lost[path] = str(error)
+                partly.add(path.rpartition(".")[0])
+        # An object of which only a part can be kept is left as it is: its parts may belong together.
+        for path in [path for path in found if path.rpartition(".")[0] in partly]:
+            lost.setdefault(path, _BELONGS)
+            del found[path]
+        return found | dict.fromkeys(lost, _LEFT) if at == "quiet" else found
+
+    def _is_memo(self, path: str, value: Any, look: Look) -> bool:
+        """Whether it is a cache of a function or a file, perhaps made only when it was first needed."""
+        if not isinstance(value, dict) or not keeps_variables(look.holder_of(path)):
+            return False
+        if path not in self._first:
+            self._entries[path] = _entries_of({})
+            self._first[path] = _First(value, 0, _kept({}, [8]))
+        return self._is_cache(path, value)
+
+    def _is_cache(self, path: str, value: Any) -> bool:
+        """Whether it is a dictionary that has been added to since it was last looked at, and lost or replaced nothing."""
+        known = self._entries.get(path)
+        if known is None or len(value) < known[0] or _entries_of(value, known[0]) != known:
+            return False
+        if len(value) == known[0]:
+            return path in self._caches
+        self._entries[path] = _entries_of(value)
+        self._caches.add(path)  # a look at its entries takes less time than one at what they hold
+        return True
+
+    def _is_open(self, path: str, look: Look) -> bool:
+        """Whether what is at ``path`` is our business; what functions keep is in nobody's state."""
+        return path.partition(".")[0] not in self._closed or keeps_variables(look.holder_of(path))
+
+    def _has_changed(self, path: str, value: Any) -> bool:
+        first = self._first.get(path)
+        return first is None or contents.fingerprint(value, self._share) != first.fingerprint
+
+    def _holding(self, look: Look) -> list[tuple[str, Any]]:
+        return [
+            (f"{path}.{name}", value)
+            for path, named in look.named.items()
+            if self._is_open(path, look) and not module_of(type(look.holders[path])).startswith("lightning.")
+            for name, value in named.items()
+            if issubclass(type(value), contents.KINDS) and not (self._light and not contents.is_small(value))
+        ]
+
+
+def is_process_id(path: str, value: Any) -> bool:
+    """Whether an attribute has the number of this process: it is not the next one's."""
+    return type(value) is int and path.lower().endswith("pid") and value == os.getpid()
+
+
+def make_generators(holders: Mapping[str, Any], states: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Give objects the generators that they had, and do not have yet: many make one when they first need it.
+
+    Args:
+        holders: The objects, by path.
+        states: States of generators, by path.
+        device: Of generators that are not the CPU's.
+    """
+    for path, state in states.items():
+        where, _, name = path.rpartition(".")
+        holder = holders.get(where)
+        if holder is not None and attributes(holder).get(name) is None and _may_begin(holder, name):
+            made = generator_from(state, device)
+            if made is not None:
+                set_in(holder, name, made)
+
+
+def _may_begin(holder: Any, name: str) -> bool:
+    """Whether an object makes such an attribute only when it needs it. What torch's own have is what they were given."""
+    return not module_of(type(holder)).startswith("torch.") and not isinstance(
+        getattr_static(type(holder), name, None), property
+    )
+
+
+def _entries_of(value: dict[Any, Any], most: int | None = None) -> tuple[int, int]:
+    """How many entries a dictionary has, and a number for which they are; of the ``most`` oldest. It holds none of them."""
+    count = len(value) if most is None else most
+    ids = np.fromiter(map(id, islice(dict.values(value), count)), np.int64, count)
+    return count, xxhash.xxh3_64_intdigest(ids.data)
+
+
+def _kept(value: Any, left: list[int]) -> Any:
+    try:
+        return plain_contents.keep(value, left)
+    except plain_contents.CannotBeKeptError:
+        return None

@@ -1,0 +1,138 @@
+"""What training itself changes in a sampler, in the middle of an epoch."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from exact.runs import BATCH, SAMPLES, Augmented, Case, Net, check, check_chain, train
+from torch.utils.data import BatchSampler, DataLoader, Sampler, WeightedRandomSampler
+
+from nemologger.exact.loaders.position import Mark, Position, rescaled
+
+
+class Numbered(Augmented):
+    """Says which sample it is."""
+
+    def __getitem__(self, index):
+        return torch.cat([torch.tensor([float(index)]), super().__getitem__(index)])
+
+
+class Hard(Sampler):
+    """Takes samples by weight; counts what it draws, and by which rule. Some draw one index at a time."""
+
+    def __init__(self, lazy):
+        self.lazy, self.weights, self.drawn, self.rule, self.seen = lazy, torch.ones(SAMPLES), 0, 1.0, {}
+
+    def __len__(self):
+        return SAMPLES
+
+    def __iter__(self):
+        order = iter(torch.multinomial(self.weights**self.rule, SAMPLES, replacement=True).tolist())
+        for _ in range(SAMPLES):
+            self.drawn += 1
+            yield int(torch.multinomial(self.weights, 1)) if self.lazy else (next(order) + self.drawn // 20) % SAMPLES
+
+
+class Mines(Net):
+    """Gives samples with a high loss a high weight."""
+
+    def training_step(self, batch, batch_idx):
+        loss = self.note(self.loss(batch[:, 1:]))
+        loader = self.trainer.train_dataloader
+        hard = (
+            loader.sampler if isinstance(loader.sampler, Hard | WeightedRandomSampler) else loader.batch_sampler.sampler
+        )
+        hard.weights[batch[:, 0].long()] += loss.item()
+        if isinstance(hard, Hard):
+            hard.rule = 1.0 if self.global_step % 8 > 4 else 2.0  # what it was at first, too
+            hard.seen[str(self.global_step)] = loss.item()
+        return loss
+
+
+def hard(lazy=False, batches=False, **options):
+    sampler = Hard(lazy)
+    given = (
+        {"batch_sampler": BatchSampler(sampler, BATCH, False)} if batches else {"sampler": sampler, "batch_size": BATCH}
+    )
+    return DataLoader(Numbered(), **given, **options)
+
+
+def weighted():
+    return DataLoader(Numbered(), batch_size=BATCH, sampler=WeightedRandomSampler(torch.ones(SAMPLES), SAMPLES))
+
+
+CASES = {
+    "weights": Case(hard, Mines),
+    "one by one": Case(lambda: hard(lazy=True), Mines),
+    "in a batch sampler": Case(lambda: hard(batches=True), Mines),
+    "of torch": Case(weighted, Mines),
+    "workers": Case(lambda: hard(num_workers=2), Mines, at=(2, 5, 6, 9)),
+    "workers that stay": Case(lambda: hard(num_workers=2, persistent_workers=True), Mines, at=(2, 5, 6, 9)),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_sampler_that_training_changes_goes_on_as_it_was(case, tmp_path):
+    check(case, tmp_path)
+
+
+def test_also_when_a_run_is_stopped_after_every_step(tmp_path):
+    check_chain(CASES["weights"], tmp_path)
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_what_workers_were_told_ahead_is_named_if_it_is_drawn_anew(lazy, tmp_path, caplog):
+    case = Case(lambda: hard(lazy, num_workers=2), Mines, steps=5)
+    train(case, tmp_path, 1)
+    train(case, tmp_path / "more", 2, tmp_path / "step=3")
+    assert ("its workers had been told to load other samples ahead" in caplog.text) == lazy
+
+
+class Lazy(Sampler):
+    """Goes through an order that it makes in place, by a number of its own; a list may hold what nobody keeps."""
+
+    def __init__(self, samples, make):
+        self.order, self.at, self.make, self.made = list(range(samples)), samples, make, []
+
+    def __len__(self):
+        return len(self.order)
+
+    def __iter__(self):
+        random.shuffle(self.order)
+        self.at = 0
+        self.made = [self.make()]
+        while self.at < len(self):
+            self.at += 1
+            yield self.order[self.at - 1]
+
+
+def lazy(samples=SAMPLES, make=SimpleNamespace, **options):
+    data = torch.arange(4.0 * samples).sin().view(samples, 4)
+    return DataLoader(data, batch_size=BATCH, sampler=Lazy(samples, make), **options)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 1), (1, 0), (0, 1), (2, 1)])
+def test_what_a_sampler_makes_when_an_epoch_begins_is_made_again(before, after, tmp_path, caplog):
+    """Also with another number of workers, which are told of more or fewer samples ahead."""
+    case = Case(lambda: lazy(num_workers=before), steps=5)
+    straight, _, _ = train(case, tmp_path, 1)
+    case.data = lambda: lazy(num_workers=after)
+    losses, _, _ = train(case, tmp_path / "more", 2, tmp_path / "step=2")
+    assert losses == straight[2:]
+    assert "training loader" not in caplog.text
+
+
+def test_a_sampler_of_fewer_samples_is_not_set_to_its_order_of_before(tmp_path):
+    case = Case(lambda: lazy(make=int), steps=5)
+    train(case, tmp_path, 1)
+    case.data = lambda: lazy(10, make=int)
+    losses, _, _ = train(case, tmp_path / "more", 2, tmp_path / "step=2")
+    assert len(losses) == 3
+
+
+def test_the_place_in_a_sampler_is_none_on_another_number_of_ranks():
+    mark = Mark(None, 4, 0, False)
+    assert rescaled(Position(mark, sizes=[22, 6, 0]), 2, 1).sizes is None

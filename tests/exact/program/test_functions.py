@@ -1,0 +1,90 @@
+"""What functions that make learning rates, and optimizers of the program, keep from step to step."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from exact.runs import Case, Net, check, shuffled, train
+from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, MultiplicativeLR
+
+from nemologger.exact.program.functions import holders_of_schedule
+
+CALLS = 0
+
+
+class Counts:
+    def __init__(self):
+        self.calls = 0
+
+    def next(self, step):
+        self.calls += 1
+        return 0.99**self.calls
+
+
+class Slower(torch.optim.SGD):
+    """Counts its steps in an attribute."""
+
+    steps = 0
+
+    def step(self, closure=None):
+        self.steps += 1
+        for group in self.param_groups:
+            group["momentum"] = 0.9 / self.steps
+        return super().step(closure)
+
+
+class Scheduled(Net):
+    """A variable that is set, a list, a global one, an object's method, and a generator; and one that is given."""
+
+    base = 0.99
+
+    def configure_optimizers(self):
+        counted, noted, base, counts = 0, [0], self.base, Counts()
+        generator = torch.Generator().manual_seed(3)
+
+        def in_variable(by, step):
+            nonlocal counted
+            counted += by
+            return base**counted
+
+        def in_list(step):
+            noted[0] += 1
+            return 1 - noted[0] / 100
+
+        def in_global(step):
+            global CALLS
+            CALLS += 1
+            return 1 - CALLS % 50 / 100
+
+        def drawn(step):
+            return 0.9 + 0.1 * torch.rand(1, generator=generator).item()
+
+        optimizer = Slower(self.parameters(), lr=1e-2)
+        schedules = [LambdaLR(optimizer, partial(in_variable, 1)), MultiplicativeLR(optimizer, in_list)]
+        schedules += [MultiplicativeLR(optimizer, f) for f in (in_global, counts.next, drawn)]
+        return [optimizer], [{"scheduler": ChainedScheduler(schedules), "interval": "step"}]
+
+
+def test_schedules_that_know_each_other():
+    inner = LambdaLR(torch.optim.SGD(Net().parameters(), lr=1), Counts().next)
+    inner.within = outer = ChainedScheduler([inner])
+    assert list(holders_of_schedule("schedule", outer)) == ["schedule._schedulers.0.lr_lambdas.0"]
+
+
+def test_they_go_on_as_they_were(tmp_path):
+    check(Case(shuffled, Scheduled, at=[2, 7]), tmp_path)
+
+
+def test_what_the_program_gives_today_stays(tmp_path):
+    train(Case(shuffled, Scheduled, steps=3), tmp_path, 1)
+
+    def other():
+        model = Scheduled()
+        model.base = 0.5
+        return model
+
+    _, _, trainer = train(Case(shuffled, other, steps=4), tmp_path / "again", 1, tmp_path / "step=2")
+    first = trainer.lr_scheduler_configs[0].scheduler._schedulers[0].lr_lambdas[0]
+    variables = dict(zip(first.func.__code__.co_freevars, first.func.__closure__, strict=True))
+    assert (variables["base"].cell_contents, variables["counted"].cell_contents) == (0.5, 5)

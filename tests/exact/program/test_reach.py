@@ -1,0 +1,193 @@
+"""Generators and counters wherever a dataset has them, and what cannot be kept is named."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import random
+from collections.abc import Mapping
+from functools import partial
+from queue import Queue
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Sampler, Subset
+
+from nemologger.exact.program.owned import Owned, Values
+
+of_this_file = np.random.default_rng(3)
+
+
+class OfClass:
+    """One generator for all that have none of their own, as MONAI's transforms."""
+
+    rng = np.random.RandomState(4)
+
+    def __call__(self, value):
+        return value + self.rng.random()
+
+
+class InSlots:
+    __slots__ = ("__rng", "calls")
+
+    def __init__(self):
+        self.__rng, self.calls = random.Random(5), 0
+
+    def __call__(self, value):
+        self.calls += 1
+        return value + self.__rng.random() + self.calls / 50
+
+
+class Module(nn.Module):
+    """A transform like torchvision's newer ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.rng, self.calls = torch.Generator().manual_seed(6), 0
+
+    def forward(self, value):
+        self.calls += 1
+        return value + torch.rand(1, generator=self.rng) + self.calls / 50
+
+
+def of_function(value):
+    return value + of_this_file.random()
+
+
+def with_argument(rng, value):
+    return value + rng.random()
+
+
+def closure():
+    rng = np.random.default_rng(7)
+    return lambda value: value + rng.random()
+
+
+class Transformed(Augmented):
+    def __init__(self, transforms):
+        super().__init__()
+        self.transform = SimpleNamespace(steps=transforms)
+        self.epoch = multiprocessing.Value("i", 0)
+
+    def __getitem__(self, index):
+        self.epoch.value += 1
+        value = super().__getitem__(index) + self.epoch.value / 70
+        for step in self.transform.steps:
+            value = step(value)
+        return value
+
+
+def transforms():
+    OfClass.rng, globals()["of_this_file"] = np.random.RandomState(4), np.random.default_rng(3)  # a new process
+    bound = InSlots()
+    return [
+        OfClass(), InSlots(), nn.Sequential(Module()), of_function, partial(with_argument, np.random.default_rng(8)),
+        closure(), bound.__call__,
+    ]  # fmt: skip
+
+
+def test_wherever_a_transform_has_its_generator(tmp_path):
+    def loader():
+        parts = ConcatDataset([Subset(ConcatDataset([Transformed(transforms())]), list(range(SAMPLES)))])
+        return DataLoader(parts, batch_size=BATCH, shuffle=True)
+
+    check(Case(loader, at=(3, 8)), tmp_path)
+
+
+class Window(Sampler):
+    """Goes on in the order of another sampler when an epoch begins."""
+
+    def __init__(self):
+        self.inner, self.order = RandomSampler(range(SAMPLES)), iter(())
+
+    def __len__(self):
+        return SAMPLES - 2
+
+    def __iter__(self):
+        for _ in range(len(self)):
+            index = next(self.order, None)
+            if index is None:
+                self.order = iter(self.inner)
+                index = next(self.order)
+            yield index
+
+
+class Begins(Augmented):
+    """Makes an object that counts when it first needs it."""
+
+    def __init__(self):
+        super().__init__()
+        self.counter: Any = None
+        self.numbers = itertools.count()
+        self.many = [random.Random(i) for i in range(40)]  # kept: nothing to say
+
+    def __getitem__(self, index):
+        self.counter = self.counter or SimpleNamespace(calls=0)
+        self.counter.calls += 1
+        return super().__getitem__(index) + self.counter.calls + next(self.numbers) + self.many[index].random()
+
+
+def test_what_has_a_place_of_its_own_is_named(tmp_path, caplog):
+    loader = lambda: DataLoader(Begins(), batch_size=BATCH, sampler=Window())  # noqa: E731
+    train(Case(loader, steps=8, ckpt={"every_n_train_steps": 2}), tmp_path, 1)
+    told = [record.getMessage() for record in caplog.records if "is not saved" in record.getMessage()]
+    names = {message.partition(": ")[2].split(" ")[0]: message for message in told}
+    assert set(names) == {"below.order", "dataset.counter", "dataset.numbers"}
+    assert "it is an iterator, whose place cannot be kept" in names["dataset.numbers"]
+    assert "it was made after training began" in names["dataset.counter"]
+
+
+class Unread(Mapping):
+    """Reads a file, or a configuration that is not complete."""
+
+    __len__ = __iter__ = __getitem__ = None
+
+
+class Proxy:
+    """Does not have yet what it stands for."""
+
+    @property
+    def __class__(self):
+        raise OSError
+
+    __dict__ = __class__
+
+
+class Forwards:
+    """Looks for what it has not in something that it has not yet."""
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+
+class Compared(type):
+    def __eq__(self, other):
+        return self is other
+
+
+def test_what_must_not_be_asked_is_left_alone():
+    odd = [random.SystemRandom(), Unread(), Proxy(), Forwards(), type("A", (), {"__module__": None})()]
+    owned = Owned({"dataset": SimpleNamespace(odd=odd, proxy=Proxy(), one=Compared("Unhashable", (), {})())})
+    assert owned.values() == Values({}, {}, {})
+
+
+def test_a_part_of_the_model_is_not_set_back_with_the_data():
+    net = nn.Linear(1, 1)
+    net.calls, owned = 0, Owned({"dataset": SimpleNamespace(teacher=net)})
+    net.eval().calls = 3
+    assert owned.values().counters == {}
+
+
+@pytest.mark.parametrize("calls", [0, 5])
+def test_locks_and_queues_are_left_alone(calls):
+    holder = SimpleNamespace(queue=Queue())
+    owned = Owned({"dataset": holder})
+    for _ in range(calls):
+        holder.queue.put(1)
+    values = owned.values()
+    assert (values.counters, values.contents, owned.lost) == ({}, {}, {})

@@ -1,0 +1,107 @@
+"""Which code looks into a list, and which only adds to it."""
+
+from __future__ import annotations
+
+import pytest
+
+from nemologger.exact.program.uses import Uses
+
+ADDING = """
+self.kept.append(x)
+self.kept.extend([x]); self.kept.add(x)
+self.kept.update({x: x})
+self.kept[x + len(self.others)] = self.others
+self.kept[x] += 1
+self.kept += [x]
+self.kept["name"].append(x)
+self.kept["name"][x] = self.others[x]
+self.kept["name"] += [x]
+self.kept[1:] = [x]
+self.kept.setdefault("name", []).append(x)
+self.kept.setdefault(x, []); self.others.append(x)
+(lambda: self.kept.append(x))()
+other = [self.kept.append(y) for y in [x]]
+self.others[0] = self.kept.append(x) if x else None
+del self.kept[0]
+"""
+LOOKING = """
+y = self.kept[-1]
+y = self.kept[-10:]
+y = self.kept + [x]
+y = self.kept[x][x]
+y = self.kept["name"] + [x]
+y = self.kept
+y = self.kept.pop()
+y = self.kept.setdefault(x, 0)
+y = sum(z for z in self.kept)
+y = [sum(self.kept) for _ in range(x)]
+y = max(x, key=lambda z: self.kept[z])
+y = x in self.kept
+y = f"{self.kept}"
+y = x and self.kept or 1
+self.kept.append(self.kept[-1])
+self.kept["name"].append(len(self.kept))
+self.others[0] = self.kept
+self.others[self.kept[0]] = 1
+self.others.append(self.kept)
+print(x, *self.kept)
+len(self.kept)
+for y in self.kept: pass
+while not self.kept: pass
+if self.kept: pass
+if len(self.kept) > 3: self.kept.append(x)
+return self.kept
+self.kept.clear()
+self.kept = []
+self.kept = {}
+"""
+
+
+def made_with(statement: str, name: str = "__call__") -> object:
+    class Made:
+        pass
+
+    made: dict[str, object] = {}
+    exec(f"def {name}(self, x):\n    {statement}", {"__name__": __name__}, made)
+    setattr(Made, name, made[name])
+    return Made()
+
+
+@pytest.mark.parametrize("statement", [line for line in (ADDING + LOOKING).splitlines() if line])
+def test_code_that_adds_to_a_list_does_not_use_it(statement):
+    assert Uses({"module": made_with(statement)}).has("module.kept") == (statement in LOOKING.splitlines())
+
+
+def test_code_that_does_not_say_where_its_parts_are_says_nothing():
+    holder = made_with("return self.kept")
+    function = vars(type(holder))["__call__"]
+    function.__code__ = function.__code__.replace(co_linetable=b"")
+    assert not Uses({"module": holder}).has("module.kept")
+
+
+def test_what_functions_do_that_are_made_before_training_counts():
+    assert Uses({"module": made_with("return lambda: len(self.kept)", "setup")}).has("module.kept")
+    assert not Uses({"module": made_with("print([len(y) for y in self.kept])", "setup")}).has("module.kept")
+
+
+def test_another_objects_list_of_the_same_name_is_another_one():
+    one, other = made_with("return self.kept"), made_with("self.kept.append(x)")
+    uses = Uses({"module": other, "module.part": one})
+    assert uses.has("module.part.kept")
+    assert not uses.has("module.kept")
+
+
+def test_a_list_of_another_object_may_be_this_one():
+    one, other = made_with("return x.kept"), made_with("self.kept.append(x)")
+    assert Uses({"module": other, "module.part": one}).has("module.kept")
+
+
+@pytest.mark.parametrize(("caller", "used"), [("self.look(x)", True), ("self.see(x)", False)])
+def test_a_method_is_used_if_somebody_names_it(caller, used):
+    looks = made_with("return self.kept", "look")
+    assert Uses({"module": looks}, [made_with(caller)]).has("module.kept") == used
+    assert Uses({"module": looks, "module.part": made_with(caller)}).has("module.kept") == used
+
+
+def test_who_only_calls_may_tell_of_a_list():
+    assert not Uses({"module": made_with("self.kept.append(x)")}, [made_with("return x.kept")]).has("module.kept")
