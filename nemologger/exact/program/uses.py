@@ -1,7 +1,8 @@
 """What the code of a program does with its lists and dictionaries while it trains, read from the code itself.
 
 A list that is only added to (``self.losses.append(...)``) says nothing to the code. One that it looks into
-(``np.mean(self.losses[-10:])``), hands on or empties decides about what it does next.
+(``np.mean(self.losses[-10:])``), hands on or empties decides about what it does next. To write a list to a
+file is what is done with a record, and so is to compare how long it is (``len(self.losses) == 10``).
 """
 
 from __future__ import annotations
@@ -33,6 +34,22 @@ _WITHIN = {"BINARY_SUBSCR", "CALL"}
 #: After these nothing is left of it to be looked into.
 _AT_THE_END = {"STORE_SUBSCR", "STORE_SLICE", "DELETE_SUBSCR", "POP_TOP"}
 _EMPTY = {"BUILD_LIST", "BUILD_MAP"}
+_EMPTYING = {"clear", "pop", "popleft", "popitem", "remove"}
+#: A function that names one of these writes what it looks into.
+_WRITING = {
+    "dump",
+    "dumps",
+    "write",
+    "write_text",
+    "write_bytes",
+    "writelines",
+    "writerow",
+    "writerows",
+    "save",
+    "savez",
+    "savetxt",
+}
+_ADDS, _EMPTIES, _LOOKS = "adds", "empties", "looks"
 #: Of no interest.
 _MOVES = {"COPY", "SWAP", "PRECALL", "EXTENDED_ARG", "TO_BOOL"}
 
@@ -73,7 +90,9 @@ class Uses:
             holder, _, name = path.rpartition(".")
             others = self._of_somebody.difference(() if ":" in path else self._methods.get(holder, ()))
             self._known[path] = any(
-                use.name == name and not (use.of_self and function in others)
+                use.name == name
+                and not (use.of_self and function in others)
+                and (use.empties or _WRITING.isdisjoint(_names_in(function)))
                 for function in self._running
                 if name in _names_in(function)
                 for use in _uses_in(function)
@@ -125,6 +144,7 @@ def _with_inner(code: CodeType) -> Iterator[CodeType]:
 class _Use(NamedTuple):
     name: str
     of_self: bool
+    empties: bool
 
 
 @lru_cache(maxsize=1024)
@@ -139,28 +159,42 @@ def _uses(code: CodeType, first: tuple[str, ...]) -> Iterator[_Use]:
     for one in instructions:
         begin_there[_begin(one)].append(one)
     nothing = instructions[0]
-    for earlier, before, one in zip([nothing, *instructions], instructions, instructions[1:], strict=False):
-        empties = one.opname == "STORE_ATTR" and earlier.opname in _EMPTY and not earlier.arg
-        loads = one.opname in _LOADS and "NULL" not in one.argrepr  # which is there for a call: that is of no list
-        if empties or (loads and not _is_only_added_to(one, begin_there[_begin(one)])):
-            loaded = before.argval if isinstance(before.argval, tuple) else (before.argval,)  # two at once, since 3.13
-            yield _Use(one.argval, of_self=loaded[-1:] == first)
+    after = [*instructions[2:], nothing]
+    for earlier, before, one, following in zip(
+        [nothing, *instructions], instructions, instructions[1:], after, strict=False
+    ):
+        loaded = before.argval if isinstance(before.argval, tuple) else (before.argval,)  # two at once, since 3.13
+        of_self = loaded[-1:] == first
+        if one.opname == "STORE_ATTR" and earlier.opname in _EMPTY and not earlier.arg:
+            yield _Use(one.argval, of_self, empties=True)
+        elif one.opname in _LOADS and "NULL" not in one.argrepr:  # which is there for a call: that is of no list
+            does = _what_is_done(one, begin_there[_begin(one)])
+            caller = earlier if one.opname == "LOAD_ATTR" else before
+            is_counted = following.opname == "CALL" and _is_length_compared(caller, begin_there[_begin(caller)])
+            if does != _ADDS and not is_counted:
+                yield _Use(one.argval, of_self, empties=does == _EMPTIES)
 
 
-def _is_only_added_to(loaded: dis.Instruction, begin_there: list[dis.Instruction]) -> bool:
-    """Whether so little happens to it: what does something to ``self.losses`` begins where that does."""
+def _is_length_compared(caller: dis.Instruction, begin_there: list[dis.Instruction]) -> bool:
+    is_len = caller.opname == "LOAD_GLOBAL" and caller.argval == "len"
+    after = [one.opname for one in begin_there if one.offset > caller.offset]
+    return is_len and after[:2] == ["CALL", "COMPARE_OP"]
+
+
+def _what_is_done(loaded: dis.Instruction, begin_there: list[dis.Instruction]) -> str:
+    """What does something to ``self.losses`` begins where that does."""
     if _begin(loaded)[1] is None:  # nobody can say: python was told not to keep where instructions begin
-        return True
+        return _ADDS
     for one in begin_there:
         if one.offset <= loaded.offset:
             continue
         if one.opname in ("LOAD_ATTR", "LOAD_METHOD") and one.argval != "setdefault":
-            return one.argval in _ADDING
+            return _ADDS if one.argval in _ADDING else _EMPTIES if one.argval in _EMPTYING else _LOOKS
         if one.opname in _AT_THE_END or (one.opname == "BINARY_OP" and one.argrepr.endswith("=")):
-            return True
+            return _ADDS
         if not (one.opname in _WITHIN or one.argval == "setdefault" or one.argrepr == "[]"):
-            return False
-    return False
+            return _LOOKS
+    return _LOOKS
 
 
 def _begin(one: dis.Instruction) -> tuple[int | None, int | None]:

@@ -23,6 +23,8 @@ self.kept.setdefault(x, []); self.others.append(x)
 other = [self.kept.append(y) for y in [x]]
 self.others[0] = self.kept.append(x) if x else None
 del self.kept[0]
+if len(self.kept) > 3: self.kept.append(x)
+while len(self.kept) != len(self.others): self.kept.append(x)
 """
 LOOKING = """
 y = self.kept[-1]
@@ -40,16 +42,19 @@ y = x in self.kept
 y = f"{self.kept}"
 y = x and self.kept or 1
 self.kept.append(self.kept[-1])
-self.kept["name"].append(len(self.kept))
 self.others[0] = self.kept
 self.others[self.kept[0]] = 1
 self.others.append(self.kept)
+y = 1 / (1 + len(self.kept))
+y = len(self.kept) / 2
+y = len(self.kept) / 2 > x
+y = len(self.kept[0]) > x
 print(x, *self.kept)
 len(self.kept)
+self.kept["name"].append(len(self.kept))
 for y in self.kept: pass
 while not self.kept: pass
 if self.kept: pass
-if len(self.kept) > 3: self.kept.append(x)
 return self.kept
 self.kept.clear()
 self.kept = []
@@ -80,7 +85,7 @@ def test_code_that_does_not_say_where_its_parts_are_says_nothing():
 
 
 def test_what_functions_do_that_are_made_before_training_counts():
-    assert Uses({"module": made_with("return lambda: len(self.kept)", "setup")}).has("module.kept")
+    assert Uses({"module": made_with("return lambda: sum(self.kept)", "setup")}).has("module.kept")
     assert not Uses({"module": made_with("print([len(y) for y in self.kept])", "setup")}).has("module.kept")
 
 
@@ -105,3 +110,16 @@ def test_a_method_is_used_if_somebody_names_it(caller, used):
 
 def test_who_only_calls_may_tell_of_a_list():
     assert not Uses({"module": made_with("self.kept.append(x)")}, [made_with("return x.kept")]).has("module.kept")
+
+
+@pytest.mark.parametrize(
+    ("statement", "used"),
+    [
+        ("json.dump(self.kept, x)", False),
+        ("x.write_text(json.dumps(self.kept))", False),
+        ("torch.save(self.kept, x); self.kept.clear()", True),
+        ("torch.save(self.kept, x); self.kept = []", True),
+    ],
+)
+def test_a_record_is_written_to_a_file_and_not_emptied(statement, used):
+    assert Uses({"module": made_with(statement)}).has("module.kept") == used
