@@ -19,7 +19,7 @@ from torch import nn
 from nemologger.exact.program.own_states import items_of
 from nemologger.exact.program.reach import with_slots
 from nemologger.exact.values import contents, plain_contents
-from nemologger.exact.values.tensors import leaves, memory_of, moved, on_device
+from nemologger.exact.values.tensors import leaves, memory_of, moved, on_device, size_of
 
 _LOOKED_AT = 256
 _ABSENT = object()
@@ -62,7 +62,7 @@ class Apart:
                 kept[path] = {"sign": sign}
                 continue
             try:
-                if sum(leaf.nbytes for leaf in leaves(state) if isinstance(leaf, torch.Tensor)) > left[0]:
+                if size_of(state) > left[0]:
                     raise plain_contents.CannotBeKeptError("is too large")  # said before anything is copied
                 kept[path] = {"state": plain_contents.keep(state, left), "on_device": on_device(state)}
             except plain_contents.CannotBeKeptError as error:
@@ -120,8 +120,17 @@ def _sign(state: Any) -> str:
     for tensor in leaves(state):
         if not isinstance(tensor, torch.Tensor):
             continue
+        if not contents.is_plain(tensor):  # it may not even have a shape
+            digest.update(type(tensor).__name__.encode())
+            continue
         digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        if contents.is_plain(tensor):
-            flat = tensor.detach().reshape(-1)
-            digest.update(contents.bytes_of(flat[:: 1 + flat.numel() // _LOOKED_AT]).tobytes())
+        digest.update(contents.bytes_of(_some_of(tensor.detach())).tobytes())
     return digest.hexdigest()
+
+
+def _some_of(tensor: torch.Tensor) -> torch.Tensor:
+    step = 1 + tensor.numel() // _LOOKED_AT
+    if tensor.is_contiguous():
+        return tensor.view(-1)[::step]
+    places = torch.arange(0, tensor.numel(), step, device=tensor.device)  # reshape() would copy all of it
+    return tensor[torch.unravel_index(places, tensor.shape)]

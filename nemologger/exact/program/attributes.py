@@ -347,7 +347,8 @@ def _passing(holder: Any) -> dict[str, torch.Tensor]:
     """The buffers that a module does not want to be saved."""
     if not issubclass(type(holder), nn.Module):
         return {}
-    found = {name: holder._buffers.get(name) for name in sorted(holder._non_persistent_buffers_set)}  # noqa: SLF001
+    names = getattr(holder, "_non_persistent_buffers_set", ())  # nobody may have called its __init__()
+    found = {name: holder._buffers.get(name) for name in sorted(names)}  # noqa: SLF001
     return {name: buffer for name, buffer in found.items() if buffer is not None}
 
 

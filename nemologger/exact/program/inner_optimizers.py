@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from nemologger.exact.program.own_states import items_of
 from nemologger.exact.values import plain_contents
-from nemologger.exact.values.tensors import leaves
+from nemologger.exact.values.tensors import size_of
 
 _MAY_SHARE = ("state", "param_groups")
 
@@ -37,14 +36,16 @@ class InnerOptimizers:
         kept: dict[str, Any] = {}
         lost: dict[str, str] = {}
         for path, outer, inner in self._found():
-            shared = [name for name in _MAY_SHARE if getattr(outer, name) is getattr(inner, name)]
-            state = None if "state" in shared else inner.state_dict()
             try:
-                if sum(leaf.nbytes for leaf in leaves(state) if isinstance(leaf, torch.Tensor)) > left[0]:
+                shared = [name for name in _MAY_SHARE if getattr(outer, name) is getattr(inner, name)]
+                state = None if "state" in shared else inner.state_dict()
+                if size_of(state) > left[0]:
                     raise plain_contents.CannotBeKeptError("is too large")  # said before anything is copied
                 kept[path] = {"shared": shared, "state": plain_contents.keep(state, left)}
             except plain_contents.CannotBeKeptError as error:
                 lost[path] = str(error)
+            except Exception as error:  # noqa: BLE001  whatever a stranger's raises is no reason to end training
+                lost[path] = f"cannot be read ({type(error).__name__}: {error})"
         return kept, lost
 
     def restore(self, plain: Mapping[str, Any]) -> dict[str, str]:
@@ -70,6 +71,6 @@ class InnerOptimizers:
                 continue
             for name, value in vars(outer).items():
                 for path, inner in items_of(f"optimizer {i}.{name}", value):
-                    if isinstance(inner, Optimizer) and id(inner) not in seen:
+                    if issubclass(type(inner), Optimizer) and id(inner) not in seen:
                         seen.add(id(inner))
                         yield path, outer, inner

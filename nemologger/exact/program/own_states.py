@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact.program.reach import entries, is_ordinary, module_of, with_slots
 from nemologger.exact.values import contents, plain_contents
-from nemologger.exact.values.tensors import leaves, moved, on_device
+from nemologger.exact.values.tensors import leaves, moved, on_device, size_of
 
 #: Somebody else's business: what is in the checkpoint already, and what belongs to data.
 OTHERS = (nn.Module, Dataset, Sampler, DataLoader)
@@ -70,7 +70,7 @@ class OwnStates:
             try:
                 if isinstance(state, Exception):
                     raise plain_contents.CannotBeKeptError(f"raises {type(state).__name__}: {state}")
-                if sum(leaf.nbytes for leaf in leaves(state) if isinstance(leaf, torch.Tensor)) > left[0]:
+                if size_of(state) > left[0]:
                     raise plain_contents.CannotBeKeptError("is too large")  # said before anything is copied
                 plain = plain_contents.keep(state, left)
             except plain_contents.CannotBeKeptError as error:

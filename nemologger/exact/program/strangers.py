@@ -82,7 +82,10 @@ def _is_table(value: Any) -> bool:
     kind = type(value)
     if issubclass(kind, (*_ARRAYS, *OTHERS)) or not (is_ordinary(kind) and hasattr(kind, "__array__")):
         return False
-    return type(value.size) is int and value.size <= _MOST_CELLS
+    try:
+        return type(value.size) is int and value.size <= _MOST_CELLS
+    except Exception:  # noqa: BLE001  it has none, as polars' tables, or is in a file that is closed
+        return False
 
 
 def _sign(one: Any) -> dict[str, list[Any]]:
@@ -90,9 +93,16 @@ def _sign(one: Any) -> dict[str, list[Any]]:
     if has_place(one):
         return {"its place": [object()]}
     if _is_table(one):
-        return {"its values": [contents.fingerprint(np.asarray(one))]}
+        return {"its values": _values_of(one)}
     inner = {name: [*attributes(v).values()] if _is_stranger(v) else v for name, v in attributes(one).items()}
     return {name: list(islice(_numbers(value), _LOOKED_AT)) for name, value in inner.items()}
+
+
+def _values_of(table: Any) -> list[Any]:
+    try:
+        return [contents.fingerprint(np.asarray(table))]
+    except Exception:  # noqa: BLE001  not in this process's memory, as cupy's arrays are, or in a file that is closed
+        return []
 
 
 def _numbers(value: Any) -> Iterator[Any]:

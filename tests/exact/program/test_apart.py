@@ -89,3 +89,44 @@ def test_one_that_is_too_large_is_named_with_what_to_do(tmp_path, monkeypatch, c
     assert "and is not saved: it is too large" in told[0]
     assert "self.teacher = teacher" in told[0]
     assert "teachers.1" not in caplog.text  # that one has not changed
+
+
+def never_made():
+    return nn.Linear.__new__(nn.Linear)
+
+
+def with_buffer(buffer):
+    network = nn.Linear(2, 2)
+    network.register_buffer("odd", buffer)
+    return network
+
+
+def test_odd_ones_are_no_obstacle_and_those_beside_them_go_on(tmp_path):
+    class Beside(Taught):
+        def __init__(self):
+            super().__init__()
+            nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+            by_columns = nn.Conv2d(3, 4, 2).to(memory_format=torch.channels_last)
+            odd = [
+                with_buffer(torch.eye(2).to_sparse()),
+                with_buffer(nested),
+                nn.LazyLinear(2),
+                never_made(),
+                by_columns,
+            ]
+            self.odd = [*odd, nn.Linear(2, 2, device="meta")]
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            super().on_train_batch_end(outputs, batch, batch_idx)
+            self.odd[2](torch.ones(1, 3))
+            with torch.no_grad():
+                for network in self.odd[:2]:
+                    network.weight.mul_(0.5)
+
+    def beside():
+        model = Beside()
+        nn.init.ones_(model.teachers[1].weight)
+        nn.init.zeros_(model.teachers[1].bias)
+        return model
+
+    check(Case(shuffled, beside, at=[7]), tmp_path)

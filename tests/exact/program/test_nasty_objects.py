@@ -90,6 +90,21 @@ class Closed(list):
     __len__ = __iter__ = boom
 
 
+class NoArray:
+    """As one of a GPU, or of a file that is closed."""
+
+    size = 3
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError
+
+
+class WithoutSize(NoArray):
+    """As tables of polars."""
+
+    size = property(boom)
+
+
 def holding_itself():
     value = [1]
     value.append(value)
@@ -100,7 +115,7 @@ NASTY = [
     Raises, Lies, IsNoModule, Missing, Compared, OwnState, OddMethods, holding_itself, mock.MagicMock,
     lambda: mock.MagicMock(spec=nn.Module), lambda: OddClass("A", (), {})(), lambda: WithoutHash("B", (), {})(),
     lambda: Unnamed("C", (), {})(), lambda: {Nameless(): Nameless()}, lambda: Closed([1]),
-    lambda: np.array([Compared()], dtype=object),
+    lambda: np.array([Compared()], dtype=object), NoArray, WithoutSize,
 ]  # fmt: skip
 
 

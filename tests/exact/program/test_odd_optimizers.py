@@ -115,3 +115,37 @@ def test_one_that_is_too_large_is_named(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr("nemologger.callbacks.program_state.most_of_each", lambda ranks: 100)
     train(Case(shuffled, Sharpened, steps=2), tmp_path, 1)
     assert caplog.text.count("optimizer 0.base is an optimizer within another one") == 1
+
+
+class Closed(torch.optim.SGD):
+    def state_dict(self):
+        raise ZeroDivisionError
+
+
+class HoldsItself(torch.optim.SGD):
+    def state_dict(self):
+        state = super().state_dict()
+        return state | {"itself": [state, state.setdefault("again", state)]}
+
+
+class NeverMade(torch.optim.SGD):
+    def __init__(self, groups, lr):
+        pass
+
+    def step(self, closure=None):
+        return closure()
+
+
+@pytest.mark.parametrize("kind", [Closed, HoldsItself, NeverMade])
+def test_one_that_cannot_be_read_is_named_and_no_obstacle(kind, tmp_path, caplog):
+    class Within(torch.optim.SGD):
+        def __init__(self, parameters):
+            super().__init__(parameters, 1e-2)
+            self.base = kind(self.param_groups, 1e-2)
+
+    class Holds(Net):
+        def configure_optimizers(self):
+            return Within(self.parameters())
+
+    train(Case(shuffled, Holds, steps=2), tmp_path, 1)
+    assert caplog.text.count("optimizer 0.base is an optimizer within another one") == 1
