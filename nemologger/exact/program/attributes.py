@@ -23,6 +23,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact.program import variables
+from nemologger.exact.program.configs import is_config
 from nemologger.exact.program.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.program.kept import Kept
 from nemologger.exact.program.objects import holder_of, within
@@ -335,7 +336,7 @@ class Attributes:
             theirs = {
                 k: v
                 for k, v in with_slots(holder).items()
-                if k not in self._not_theirs and not issubclass(type(v), _SCALARS)
+                if k not in self._not_theirs and not (issubclass(type(v), _SCALARS) or is_config(v))
             }
             theirs |= generators_of_class(holder)
             if theirs:

@@ -28,14 +28,12 @@ class Config:
 
     @property
     def __dict__(self) -> dict[str, Any]:  # type: ignore[override]  # vars() of it are the entries
-        from omegaconf import OmegaConf
-
-        with suppress(Exception):  # it may refuse, as a part of it is not there
-            plain = OmegaConf.to_container(self._there, resolve=False)
-            if isinstance(plain, list):
-                return {_LENGTH: len(plain)} | {str(place): self._part(place, item) for place, item in enumerate(plain)}
-            if isinstance(plain, dict):  # else it stands elsewhere as a whole, or is None
-                return {name: self._part(name, item) for name, item in plain.items() if type(name) is str}
+        with suppress(Exception):  # it may be of a later OmegaConf
+            content = self._there._value()  # noqa: SLF001  to_container() takes some hundred times as long
+            if isinstance(content, list):
+                return {_LENGTH: len(content)} | {str(place): _plain(node) for place, node in enumerate(content)}
+            if isinstance(content, dict):  # else it stands elsewhere as a whole, or is None
+                return {name: _plain(node) for name, node in content.items() if type(name) is str}
         return {}
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -52,6 +50,10 @@ class Config:
             else:
                 there.append(value)
 
-    def _part(self, name: str | int, plain: Any) -> Any:
-        """A configuration within is looked at for itself."""
-        return self._there[name] if isinstance(plain, dict | list) else plain
+
+def _plain(node: Any) -> Any:
+    """What an entry is; a configuration within is looked at for itself."""
+    value = node._value()  # noqa: SLF001
+    if isinstance(value, dict | list):
+        return node
+    return _plain(value) if hasattr(type(value), "_value") else value  # where several types are allowed

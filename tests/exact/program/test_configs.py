@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
+
 import pytest
 from exact.runs import Case, Net, check, shuffled, train
-from omegaconf import OmegaConf
+from omegaconf import II, MISSING, OmegaConf
 
+from nemologger.exact.program.attributes import Attributes
 from nemologger.exact.program.configs import Config
 
 
@@ -54,6 +58,37 @@ def test_entries_that_training_did_not_change_are_as_the_program_has_them_today(
     today.patience, today.weight = 7, 2.0
     train(Case(shuffled, lambda: Configured(today), steps=4), tmp_path / "again", 1, tmp_path / "step=3")
     assert (today.patience, today.weight) == (7, pytest.approx(0.9**4))
+
+
+@dataclass
+class Typed:
+    either: int | str = 3
+    path: Path = Path("here")
+    few: list[int | str] = field(default_factory=lambda: [1, "a"])
+    nothing: dict[str, int] | None = None
+    same: int = II("either")
+    missing: int = MISSING
+    inner: dict[str, float] = field(default_factory=lambda: {"a": 1.0})
+
+
+def test_entries_are_what_omegaconf_says_without_asking_for_each():
+    config = OmegaConf.structured(Typed)
+    entries = vars(Config(config))
+    assert (entries.pop("few"), entries.pop("inner")) == (config.few, config.inner)
+    assert entries == {
+        "either": 3, "path": Path("here"), "nothing": None, "same": "${either}", "missing": "???",
+    }  # fmt: skip
+    assert type(entries["either"]) is int
+    assert vars(Config(config.few)) == {"length": 2, "0": 1, "1": "a"}
+
+
+def test_generators_are_not_looked_for_in_one(monkeypatch):
+    """Each part of it knows the whole: that would take a second for some hundred entries."""
+    looked_at = []
+    monkeypatch.setattr("nemologger.exact.program.attributes.Owned", lambda roots, **_: looked_at.append(roots))
+    roots = {"module": Configured(made())}
+    list(Attributes(roots, {}, {"module"}, frozenset(), 0)._generators())
+    assert not [name for one in looked_at for root in one.values() for name in vars(root) if name == "inner"]
 
 
 @pytest.mark.parametrize("config", [OmegaConf.create("???"), OmegaConf.create({"a": "${b}", "b": [1]}).a])
