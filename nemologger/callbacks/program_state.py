@@ -64,8 +64,8 @@ _OWN_STATE_LOST = (
 )
 
 _APART_LOST = (
-    "is a network that is in no checkpoint where it is, has changed since training began, and is not saved: it {}. A "
-    "resumed run begins with it as the program makes it. Make it an attribute of the module itself, with "
+    "is a network that is in no checkpoint where it is, was made or has changed since training began, and is not saved: "
+    "it {}. A resumed run begins with it as the program makes it. Make it an attribute of the module itself, with "
     "requires_grad_(False) if it is not trained (self.teacher = teacher), or save it in on_save_checkpoint()"
 )
 
@@ -188,6 +188,7 @@ class ProgramState:
         """For the first steps: see how lists and dictionaries of the module change, and which objects stay."""
         self._attributes.look()
         self._strangers.look()
+        self._apart.look()
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""

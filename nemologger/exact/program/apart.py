@@ -2,11 +2,13 @@
 
 A teacher is often put there so that no optimizer trains it, and an average of the weights is often an object that holds a
 copy of them. Such a network is in no checkpoint. One that has changed since training began is kept; of one that has not,
-a few numbers say whether the program makes the same in the next life.
+a few numbers say whether the program makes the same in the next life. One that is made later most often belongs to a metric:
+the program makes it again when it needs it. So that is left out, unless it is a copy of a part of the model, or changes.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import chain
@@ -45,21 +47,38 @@ class Apart:
         self._not_theirs = not_theirs
         self._most = most
         self._first: dict[str, str] = {}
+        self._late: dict[str, tuple[weakref.ref[nn.Module], str]] = {}
         self.begin()
 
     def begin(self) -> None:
         """The hooks that start training are done: what they have made is there."""
         self._first = {**{path: _sign(state) for path, (_, state) in self._found().items()}, **self._first}
 
+    def look(self) -> None:
+        """For the first steps: what is made in them, and changes, is seen to do so by the first save."""
+        for path, (network, state) in self._found().items():
+            if path not in self._first:
+                self._has_changed(path, network, _sign(state))
+
+    def _has_changed(self, path: str, network: nn.Module, sign: str) -> bool:
+        """Since it was first seen, of one made after training began; it is another thing when it is made anew."""
+        if path not in self._late or self._late[path][0]() is not network:
+            self._late[path] = weakref.ref(network), sign
+        return self._late[path][1] != sign
+
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Their states, as plain types, and why some are not kept."""
         left = [self._most]
         kept: dict[str, Any] = {}
         lost: dict[str, str] = {}
-        for path, (_, state) in self._found().items():
+        shapes = _shapes_in(_tensors_of(self._model))
+        for path, (network, state) in self._found().items():
             sign = _sign(state)
             if self._first.get(path, _ABSENT) == sign:
                 kept[path] = {"sign": sign}
+                continue
+            is_late = path not in self._first
+            if is_late and not (self._has_changed(path, network, sign) or _shapes_in(leaves(state)) <= shapes):
                 continue
             try:
                 if size_of(state) > left[0]:
@@ -112,6 +131,10 @@ class Apart:
 
 def _tensors_of(network: nn.Module) -> Iterator[torch.Tensor]:
     return chain(network.parameters(), network.buffers())
+
+
+def _shapes_in(values: Iterator[Any]) -> set[torch.Size]:
+    return {value.shape for value in values if isinstance(value, torch.Tensor) and contents.is_plain(value)}
 
 
 def _sign(state: Any) -> str:

@@ -130,3 +130,26 @@ def test_odd_ones_are_no_obstacle_and_those_beside_them_go_on(tmp_path):
         return model
 
     check(Case(shuffled, beside, at=[7]), tmp_path)
+
+
+class Scores(pl.Callback):
+    """With networks that are made when they are first needed, or anew each time, and copies of the model's."""
+
+    def __init__(self):
+        self.scorer = self.copy = self.average = None
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.scorer = self.scorer or nn.Linear(50, 50)
+        self.anew = nn.Linear(50, 50)
+        self.copy = self.copy or copy.deepcopy(pl_module.net)
+        self.average = self.average or nn.Linear(60, 60)
+        self.average.weight.data.mul_(0.9)
+
+
+@pytest.mark.parametrize("most", [100, 2**20])
+def test_of_those_made_later_copies_and_what_changes_are_named_and_no_other(most, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("nemologger.callbacks.program_state.most_of_each", lambda ranks: most)
+    train(Case(shuffled, callbacks=lambda: [Scores()], steps=4), tmp_path, 1)
+    train(Case(shuffled, callbacks=lambda: [Scores()], steps=5), tmp_path / "again", 1, tmp_path / "step=4")
+    told = [record.getMessage().split()[5] for record in caplog.records if "exact resume, attr" in record.getMessage()]
+    assert {name.rpartition(".")[2] for name in told} == {"copy", "average"}
