@@ -143,6 +143,8 @@ def _sign(state: Any) -> str:
     for tensor in leaves(state):
         if not isinstance(tensor, torch.Tensor):
             continue
+        if hasattr(tensor, "to_local"):  # of a sharded one, this rank's part
+            tensor = tensor.to_local()
         if not contents.is_plain(tensor):  # it may not even have a shape
             digest.update(type(tensor).__name__.encode())
             continue

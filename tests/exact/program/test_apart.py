@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import logging
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from exact.runs import Case, Net, check, shuffled, train
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from nemologger.exact.program.apart import Apart
 
 
 class Average:
@@ -153,3 +158,19 @@ def test_of_those_made_later_copies_and_what_changes_are_named_and_no_other(most
     train(Case(shuffled, callbacks=lambda: [Scores()], steps=5), tmp_path / "again", 1, tmp_path / "step=4")
     told = [record.getMessage().split()[5] for record in caplog.records if "exact resume, attr" in record.getMessage()]
     assert {name.rpartition(".")[2] for name in told} == {"copy", "average"}
+
+
+def test_sharded_ones_that_change_are_named(tmp_path):
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        still, changes = (nn.Linear(4, 4) for _ in range(2))
+        for network in (still, changes):
+            fully_shard(network, mesh=init_device_mesh("cpu", (1,)))
+        apart = Apart(lambda: {"module": SimpleNamespace(teachers=[still, changes])}, nn.Linear(2, 2), (), 2**20)
+        with torch.no_grad():
+            changes.weight.mul_(0.9)
+        kept, lost = apart.to_plain()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert (list(kept), lost) == (["module.teachers.0"], {"module.teachers.1": "is a special DTensor"})
