@@ -73,15 +73,20 @@ def metadata(
         written = sum(math.prod(chunk.sizes) for chunk in chunks[key])
         if written != tensor.shape.numel():
             raise CheckpointError(f"of {key}, {written} of {tensor.shape.numel()} elements would be written")
+    return dump_metadata(Metadata(described, planner_data=dict(paths), storage_data=storage, version=_VERSION))
+
+
+def dump_metadata(written: Metadata) -> bytes:
+    """``.metadata``, as any torch reads it."""
     file = io.BytesIO()
     pickler = pickle.Pickler(file)
     pickler.dispatch_table = {**copyreg.dispatch_table, TensorProperties: _reduced}
-    pickler.dump(Metadata(described, planner_data=dict(paths), storage_data=storage, version=_VERSION))
+    pickler.dump(written)
     return file.getvalue()
 
 
 def _reduced(properties: TensorProperties) -> tuple[Any, ...]:
-    """As any torch reads it: one before 2.15 takes these five values only. The sixth, strides, is None here."""
+    """One before torch 2.15 takes these five values only. The sixth, strides, is None here."""
     return copyreg.__newobj__, (TensorProperties,), properties.__getstate__()[:5]  # type: ignore[attr-defined, no-untyped-call]
 
 
@@ -129,7 +134,9 @@ def _check(read: Metadata) -> None:
             _dim(index.offset, key)
 
 
-def _dim(size: torch.Size, key: str) -> int:
+def _dim(size: tuple[int, ...], key: str) -> int:
+    if type(size) is tuple:  # as Megatron-FSDP has them
+        size = torch.Size(size)  # takes whole numbers only
     if type(size) is not torch.Size or (size and min(size) < 0):
         raise TypeError(f"{key} has a size that is none")
     return len(size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from nemologger import names
 from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.shares import Piece
 from nemologger.checkpoint.weights.layout import PAGE, archive
-from nemologger.checkpoint.weights.metadata_file import read_metadata, shapes_in
+from nemologger.checkpoint.weights.metadata_file import dump_metadata, read_metadata, shapes_in
 from nemologger.checkpoint.weights.reading import is_local, reading
 
 
@@ -110,6 +109,6 @@ def without(weights: Path, dropped: Callable[[str], bool]) -> tuple[bytes, dict[
         tensors = {key: entry for key, entry in read.state_dict_metadata.items() if not dropped(key)}
         paths = {key: path for key, path in read.planner_data.items() if not dropped(key)}
     return (
-        pickle.dumps(replace(read, state_dict_metadata=tensors, planner_data=paths, storage_data=storage)),
+        dump_metadata(replace(read, state_dict_metadata=tensors, planner_data=paths, storage_data=storage)),
         moves,
     )

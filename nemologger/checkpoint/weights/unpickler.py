@@ -12,6 +12,7 @@ import torch
 from torch.distributed.checkpoint import metadata as dcp_metadata
 from torch.distributed.checkpoint import planner as dcp_planner
 from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import TensorProperties
 from torch.distributed.checkpoint.planner import SavePlan
 
 from nemologger.errors import RefusedError
@@ -46,6 +47,14 @@ class _MegatronPlan(SavePlan):
     mcore_data: dict[str, Any] | None = None
 
 
+class _Properties(TensorProperties):
+    """Takes what DCP of torch 2.15 writes, too: strides are a sixth value, which nothing reads."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.__class__ = TensorProperties  # type: ignore[assignment]  # which is what is written again
+        self.__setstate__(state[:5])
+
+
 # A pickle can set attributes of what it names. So where it may name something that all the program uses, it gets a
 # function of ours instead, or a class that is put right afterwards.
 
@@ -72,13 +81,13 @@ _ADMITTED: dict[tuple[str, str], Any] = {
             "Metadata",
             "MetadataIndex",
             "StorageMeta",
-            "TensorProperties",
             "TensorStorageMetadata",
             "BytesStorageMetadata",
             "ChunkStorageMetadata",
             "_MEM_FORMAT_ENCODING",
         )
     },
+    (dcp_metadata.__name__, "TensorProperties"): _Properties,
     ("torch.distributed.checkpoint.filesystem", "_StorageInfo"): _StorageInfo,
     **{
         (dcp_planner.__name__, name): getattr(dcp_planner, name)
@@ -97,4 +106,4 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 }
 
 #: The classes that it may name.
-CLASSES = [kind for kind in _ADMITTED.values() if isinstance(kind, type)]
+CLASSES = [TensorProperties, *(kind for kind in _ADMITTED.values() if isinstance(kind, type))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import io
 import itertools
 import json
@@ -15,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from helpers.engine import lightning_state, save, snapshot_of
 from helpers.weights import write
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
 
 from nemologger.checkpoint.reading.load import load_model, weights_of
 from nemologger.checkpoint.reading.read import read_tensors
@@ -23,6 +24,7 @@ from nemologger.checkpoint.state.shards import held
 from nemologger.checkpoint.state.shares import share_out
 from nemologger.checkpoint.state.snapshot import take
 from nemologger.checkpoint.weights import BACKEND, described, lay_out, read_common, read_metadata
+from nemologger.checkpoint.weights.places import without
 from nemologger.errors import NotFoundError
 
 MEGATRON = Path(__file__).parents[2] / "fixtures" / "nemo2" / "megatron"
@@ -154,6 +156,34 @@ def test_torch_before_2_15_reads_what_a_later_one_has_written(tmp_path):
     with (tmp_path / ".metadata").open("rb") as file:
         read = _OldTorch(file).load()
     assert read.state_dict_metadata["state_dict.a"].properties.dtype == torch.float32
+
+
+@pytest.mark.parametrize("thinned", [False, True])
+def test_what_dcp_of_torch_2_15_has_written_is_read_by_older_ones(tmp_path, thinned):
+    """Strides are a sixth value there, which an older one does not take, and nothing reads. What we write has five."""
+    write(tmp_path, {"a": torch.ones(3), "b": torch.ones(2)})
+    path, file = tmp_path / ".metadata", io.BytesIO()
+    pickler = pickle.Pickler(file)
+    pickler.dispatch_table = copyreg.dispatch_table | {
+        TensorProperties: lambda it: (copyreg.__newobj__, (TensorProperties,), (*it.__getstate__()[:5], (1,)))
+    }
+    pickler.dump(read_metadata(tmp_path))
+    path.write_bytes(file.getvalue())
+    if thinned:
+        path.write_bytes(without(tmp_path, lambda key: key == "state_dict.b")[0])
+        with path.open("rb") as thin:
+            assert _OldTorch(thin).load().state_dict_metadata.keys() == {"state_dict.a"}
+    assert type(read_metadata(tmp_path).state_dict_metadata["state_dict.a"].properties) is TensorProperties
+    assert read_tensors(tmp_path)["state_dict.a"].tolist() == [1, 1, 1]
+
+
+def test_sizes_may_be_plain_tuples(tmp_path):
+    """As those of Megatron-FSDP's parts are."""
+    write(tmp_path, {"a": torch.arange(3)})
+    read = read_metadata(tmp_path)
+    read.state_dict_metadata["state_dict.a"].chunks[:] = [ChunkStorageMetadata((0,), (3,))]
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(read))
+    assert read_tensors(tmp_path)["state_dict.a"].tolist() == [0, 1, 2]
 
 
 def test_torchs_own_converter_reads_it(tmp_path):
