@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from inspect import unwrap
+from itertools import product
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch import strategies as lightning_strategies
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -19,6 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from nemologger.condition import holds
 from nemologger.errors import ConfigurationError
+from nemologger.exact.program.variables import names_in
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -32,8 +36,12 @@ __all__ = ["DDPStrategy", "FSDP2Strategy", "FSDPStrategy", "ModelParallelStrateg
 #: What a strategy calls instead of ``forward``.
 _STEPS = ("training_step", "validation_step", "test_step", "predict_step")
 
-#: Where a module may average gradients of its own.
+#: Where a module may average gradients itself, for all that is known of it,
 _AFTER_BACKWARD = ("on_after_backward", "on_before_optimizer_step")
+#: unless it is there to log something; and where it does so if it calls such a thing.
+_LOGS = {"log", "log_dict", "logger", "loggers", "print"}
+_AROUND_BACKWARD = (*_AFTER_BACKWARD, "backward", "configure_gradient_clipping", "optimizer_step")
+_AVERAGES = {"all_reduce", "all_reduce_coalesced", "reduce"}
 
 _NAMED = 3
 
@@ -96,12 +104,12 @@ class FSDP2Strategy(ModelParallelStrategy):
     """FSDP2, with tensor parallelism if wanted, for any LightningModule.
 
     A module may shard itself in ``configure_model``, as with Lightning's ModelParallelStrategy; parameters to train that it
-    leaves whole are sharded here, unless it has a hook that may average their gradients. One that shards nothing is
-    sharded here: first as ``tp_shard_plan`` says, then every element of its ``nn.ModuleList`` s (the blocks of a
-    transformer) by itself, then the rest. A ModuleList inside of such a block is sharded with it, and a block that has a
-    parameter in common with other parts of the module is left to the rest. All ranks must call the same blocks in every
-    step. Ranks that split layers between them must see the same data and draw the same random numbers:
-    ``lightning.seed_everything`` sees to that.
+    leaves whole are sharded here, unless it may average their gradients itself, as far as its code and hooks of theirs
+    tell. One that shards nothing is sharded here: first as ``tp_shard_plan`` says, then every element of its
+    ``nn.ModuleList`` s (the blocks of a transformer) by itself, then the rest. A ModuleList inside of such a block is
+    sharded with it, and a block that has a parameter in common with other parts of the module is left to the rest. All
+    ranks must call the same blocks in every step. Ranks that split layers between them must see the same data and draw the
+    same random numbers: ``lightning.seed_everything`` sees to that.
 
     Args:
         data_parallel_size: Over how many ranks parameters are sharded; each sees other data. ``"auto"`` takes all ranks that
@@ -222,14 +230,15 @@ class FSDP2Strategy(ModelParallelStrategy):
             and (not isinstance(parameter, DTensor) or parameter.device_mesh == mesh["tensor_parallel"])
         }
         inside = {id(p) for part in module.modules() if isinstance(part, FSDPModule) for p in part.parameters()}
-        # Those inside are its ignored_params, and FSDP2 knows no parameters without dimensions, or with none yet.
+        # Those inside are its ignored_params, and FSDP2 knows no hooks, and no parameters without dimensions, or with none
+        # yet.
         rest = {
             name: parameter
             for name, parameter in whole.items()
-            if id(parameter) not in inside and not is_lazy(parameter) and parameter.dim()
+            if id(parameter) not in inside and not is_lazy(parameter) and parameter.dim() and not _has_hooks(parameter)
         }
         kind = type(module).__name__
-        if rest and not any(is_overridden(hook, module) for hook in _AFTER_BACKWARD):
+        if rest and not _may_average(module):
             self._shard_root(module, ignored_params=set(module.parameters()) - set(rest.values()))
             whole = {name: parameter for name, parameter in whole.items() if name not in rest}
             if self.is_global_zero:
@@ -285,6 +294,23 @@ class FSDP2Strategy(ModelParallelStrategy):
 
 def _is_sharded(module: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def _has_hooks(parameter: nn.Parameter) -> bool:
+    return any(getattr(parameter, hooks, None) for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"))
+
+
+def _may_average(module: pl.LightningModule) -> bool:
+    """Whether ``module`` may average gradients itself, by the names in its code."""
+    hooks = _AROUND_BACKWARD if module.automatic_optimization else (*_AROUND_BACKWARD, "training_step")
+    own = [vars(kind) for kind in type(module).__mro__ if kind not in LightningModule.__mro__]
+    for attributes, hook in product([vars(module), *own], hooks):
+        if hook in attributes:
+            code = getattr(unwrap(attributes[hook]), "__code__", None)
+            names = set() if code is None else set(names_in(code))
+            if names & _AVERAGES or (hook in _AFTER_BACKWARD and not names & _LOGS):
+                return True
+    return False
 
 
 def _tied(module: nn.Module) -> list[list[str]]:

@@ -96,25 +96,6 @@ def test_gradients_are_clipped_by_their_norm_over_split_and_whole_layers(seen):
     assert max(rank["clipped"] for rank in seen) < 1e-6
 
 
-def test_what_a_module_that_shards_only_its_blocks_leaves_whole_is_the_same_on_all_ranks(seen):
-    """Nobody would exchange the gradients of the rest. FSDP2 cannot shard numbers: they are named, nothing else."""
-    one, other = (rank["shards blocks"] for rank in seen)
-    assert {name for name in one["sums"] if one["sums"][name] != other["sums"][name]} == {"scale"}
-    assert one["whole"] == ["scale", "down.bias"]  # which is frozen
-    assert one["said"][0].startswith("INFO: configure_model() of ShardsBlocks shards a part of it")
-    assert one["said"][1].startswith("WARNING: configure_model() of ShardsBlocks leaves scale whole")
-
-
-def test_a_module_that_exchanges_the_gradients_of_the_rest_itself_is_left_alone_and_told(seen):
-    one, other = (rank["syncs itself"] for rank in seen)
-    assert one["sums"] == other["sums"]
-    assert one["whole"] == ["scale", "up.weight", "up.bias", "down.weight", "down.bias"]
-    assert len(one["said"]) == 1
-    assert one["said"][0].startswith(
-        "WARNING: configure_model() of SyncsItself leaves scale, up.weight, up.bias and 1 more"
-    )
-
-
 @pytest.mark.parametrize("strategy", ["FSDP2Strategy", "FSDPOnCPU", "ModelParallelStrategy"])
 def test_a_sharded_model_writes_the_best_checkpoint_and_is_left_as_it_was(seen, strategy):
     for rank in seen:

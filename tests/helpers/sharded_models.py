@@ -6,7 +6,6 @@ Each rank writes what it has seen, by scenario, into ``DIRECTORY/rank<n>.json``;
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -308,53 +307,6 @@ def clipped() -> float:
     return max(float((value - seen.end[name]).detach().abs().max()) for name, value in model.state_dict().items())
 
 
-class ShardsBlocks(Plain):
-    """In its configure_model, and leaves it at that."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(1.0))  # of no dimensions: FSDP2 cannot shard it
-        self.down.bias.requires_grad_(False)
-
-    def configure_model(self) -> None:
-        for block in self.blocks:
-            if not isinstance(block, FSDPModule):
-                fully_shard(block, mesh=self.device_mesh["data_parallel"])
-
-    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
-        return super().training_step(batch, batch_idx) * self.scale
-
-
-class SyncsItself(ShardsBlocks):
-    """What it has not sharded."""
-
-    def on_after_backward(self) -> None:
-        for parameter in self.parameters():
-            if parameter.grad is not None and not isinstance(parameter, DTensor):
-                torch.distributed.all_reduce(parameter.grad)
-                parameter.grad /= 2
-
-
-def partly_sharded(model: pl.LightningModule) -> dict[str, Any]:
-    """What is not sharded, what was said, and the sum of each parameter, on this rank."""
-    said: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: said.append(f"{record.levelname}: {record.getMessage()}")  # type: ignore[method-assign]
-    log = logging.getLogger("nemologger.strategies")
-    log.addHandler(handler)
-    log.setLevel("INFO")
-    try:
-        trainer_of(FSDP2Strategy(), None, 3).fit(model, loader())
-    finally:
-        log.removeHandler(handler)
-        log.setLevel("NOTSET")
-    return {
-        "whole": [name for name, parameter in model.named_parameters() if not isinstance(parameter, DTensor)],
-        "said": said,
-        "sums": {name: float(whole(parameter).double().sum()) for name, parameter in model.named_parameters()},
-    }
-
-
 class Flat(FSDPOnCPU):
     """Its parameters have no names of their own."""
 
@@ -385,8 +337,6 @@ def main(directory: Path) -> None:
         "stopped": lambda: stopped(directory / "stopped"),
         "context": lambda: context_of_rank_zero_fails(directory / "context"),
         "clipped": clipped,
-        "shards blocks": lambda: partly_sharded(ShardsBlocks()),
-        "syncs itself": lambda: partly_sharded(SyncsItself()),
         **{
             f"export {type(strategy).__name__}": partial(exported, directory / f"export-{i}", strategy, model)
             for i, (strategy, model) in enumerate(
