@@ -106,7 +106,6 @@ class NeMoLogger:
 
     def __post_init__(self) -> None:
         """Check the arguments together."""
-        self._settled: dict[str, Any] = {}
         self._check()
 
     def setup(self, trainer: pl.Trainer, resume_if_exists: bool = False, task_config: Any = None) -> RunDirectory:
@@ -154,7 +153,7 @@ class NeMoLogger:
         )
         run = RunDirectory(Path(plan["exp_dir"]), Path(plan["log_dir"]), plan["name"], plan["version"])
         if self.ckpt is not None:
-            unsettle(self.ckpt, self._settled, run)
+            unsettle(self.ckpt, run)
         log_files = LogFiles(
             run.log_dir,
             local_rank_0_only=self.log_local_rank_0_only,
@@ -178,8 +177,7 @@ class NeMoLogger:
             log.info("run directory: %s%s", run.log_dir, why)
             for note in filter(None, [*plan["notes"], *replaced, why_restarts_may_hang(trainer.world_size)]):
                 log.warning("%s", note)
-        settled = settle(callbacks, run)
-        self._settled = settled.get(id(self.ckpt), {})
+        settle(callbacks, run)
         record = RunRecord(run, settings, log_files, is_for_one_start=plan["is_for_one_start"])
         trainer.loggers = loggers
         _install(trainer, callbacks, record, EndOfLog(log_files))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -14,6 +15,9 @@ from nemologger.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
+
+# What each of them was given, and not by its maker: the next run that it serves gives it anew.
+_given: WeakKeyDictionary[ModelCheckpoint, dict[str, Any]] = WeakKeyDictionary()
 
 
 def place(trainer: pl.Trainer, ckpt: ModelCheckpoint | None) -> tuple[list[Callback], list[str]]:
@@ -38,37 +42,34 @@ def place(trainer: pl.Trainer, ckpt: ModelCheckpoint | None) -> tuple[list[Callb
     ]
 
 
-def settle(callbacks: Sequence[Callback], run: RunDirectory) -> dict[int, dict[str, Any]]:
-    """Give every ModelCheckpoint without a ``dirpath`` or ``filename`` the run's.
-
-    Returns:
-        For each of them, by ``id``, what it was given.
-    """
-    settled: dict[int, dict[str, Any]] = {}
+def settle(callbacks: Sequence[Callback], run: RunDirectory) -> None:
+    """Give every ModelCheckpoint without a ``dirpath`` or ``filename`` the run's."""
     for callback in callbacks:
         if not isinstance(callback, ModelCheckpoint):
             continue
-        given = settled[id(callback)] = {}
+        given = _given[callback] = {}
         if callback.dirpath is None:
             given["dirpath"] = str(run.checkpoint_dir)
         if callback.filename is None:
             given |= _naming(callback, run.name)
         for name, value in given.items():
             setattr(callback, name, value)
-    return settled
 
 
-def unsettle(callback: ModelCheckpoint, given: dict[str, Any], run: RunDirectory) -> None:
+def unsettle(callback: ModelCheckpoint, run: RunDirectory) -> None:
     """Take back what :func:`settle` gave ``callback`` for an earlier trainer, so that it can serve ``run``.
 
     Raises:
         ConfigurationError: It has saved checkpoints in another directory: it would compare with them, and remove them.
     """
+    given = _given.pop(callback, {})
     has_saved = bool(callback.best_model_path or callback.last_model_path)
     if has_saved and "dirpath" in given and callback.dirpath == given["dirpath"] != str(run.checkpoint_dir):
+        _given[callback] = given
         raise ConfigurationError(
             f"the {type(callback).__name__} in NeMoLogger(ckpt=...) keeps the checkpoints in {callback.dirpath}, which "
-            "another trainer made: give every run a ModelCheckpoint of its own."
+            f"another trainer made, and this run's are to be in {run.checkpoint_dir}: give every run a ModelCheckpoint of "
+            "its own."
         )
     for name, value in given.items():
         if getattr(callback, name) == value:
