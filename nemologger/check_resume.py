@@ -87,7 +87,12 @@ def load_recipe(where: str) -> Any:
             raise ConfigurationError(f"there is no file {path}")
         sys.path.insert(0, str(path.parent))
         name = path.stem
-    module = importlib.import_module(name)
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise  # what the recipe itself imports
+        raise ConfigurationError(f"{where}: there is no module {error.name}; a file's name ends in .py") from error
     if not function:
         functions = [key for key, value in vars(module).items() if key.endswith(_SUFFIX) and callable(value)]
         if not functions:

@@ -75,6 +75,11 @@ def test_a_recipe_that_is_not_there(tmp_path, capfd):
     assert main([str(tmp_path / "none.py")]) == 2
     assert main(["json", "--at", "50"]) == 2
     assert "--at 50" in capfd.readouterr().out
+    with pytest.raises(ConfigurationError, match=r"no module none_such; a file's name ends in \.py"):
+        load_recipe("none_such.yaml")
+    (tmp_path / "imports.py").write_text("import none_such")
+    with pytest.raises(ModuleNotFoundError):  # the recipe's own
+        load_recipe(str(tmp_path / "imports.py"))
     with pytest.raises(ConfigurationError, match="has no function called"):
         load_recipe("json")
     with pytest.raises(ConfigurationError, match="has no function nothing"):

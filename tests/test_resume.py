@@ -153,6 +153,11 @@ def test_a_directory_of_runs_says_where_the_checkpoints_are(finished, depth):
     assert str(finished) in str(error.value)
 
 
+def test_the_directory_of_the_checkpoints_is_no_checkpoint_and_says_which_are_in_it(finished):
+    with pytest.raises(NotFoundError, match=r"has no weights/\. In it there are: .*step=10"):
+        AutoResume(resume_from_path=finished).get_trainer_ckpt_path()
+
+
 def test_a_run_without_optimizer_at_its_end_goes_on_from_the_newest_that_has_one(tmp_path, caplog):
     live(tmp_path, 12, save_optim_on_train_end=False)
     directory = tmp_path / "toy" / "checkpoints"

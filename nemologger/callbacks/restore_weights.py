@@ -115,9 +115,18 @@ class RestoreWeights(Callback):
             into = trainer.lightning_module if lightning_port.loads_model_as_is(strategy) else None
             return opened.read(into=into, model=model, optimizer=optimizer)
         if not sharded:
-            return strategy.load_checkpoint(str(self.checkpoint), weights_only=True)
+            return self._checked(strategy.load_checkpoint(str(self.checkpoint), weights_only=True))
         whole = strategy.checkpoint_io.load_checkpoint(str(self.checkpoint), map_location="cpu", weights_only=True)
+        self._checked(whole)
         return sharded_state.scatter(strategy, whole, lightning_port.optimizer_names(trainer))
+
+    def _checked(self, loaded: Any) -> dict[str, Any]:
+        if isinstance(loaded, dict) and "state_dict" in loaded:
+            return loaded
+        raise CheckpointError(
+            f"{self.checkpoint} has no 'state_dict', as a checkpoint of Lightning has. If it holds weights alone, load them "
+            "into the model in your program: model.load_state_dict(torch.load(path))"
+        )
 
     def _say_what_was_left_out(self, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         wanted, stored = set(pl_module.state_dict()), set(checkpoint["state_dict"])

@@ -35,7 +35,7 @@ def named(path: Path, faults: Faults) -> Found:
     if path.name == names.WEIGHTS and exists(path.parent / names.MANIFEST):
         path = path.parent
     if not exists(path) and not is_symlink(path):
-        raise NotFoundError(f"there is no checkpoint at {path}{_nearby(path)}")
+        raise NotFoundError(f"there is no checkpoint at {path}{_listed(path.parent, '. Beside it there are')}")
     found = inspect(path)
     if found.status is Status.UNFINISHED:
         raise UnfinishedCheckpointError(f"{path} was never finished, or was being removed: {found.why}")
@@ -45,7 +45,8 @@ def named(path: Path, faults: Faults) -> Found:
         raise DamagedCheckpointError(f"{path} is damaged and was not loaded: {found.why}")
     if is_dir(path) and found.status is Status.FOREIGN and not _holds_weights(path):
         _explain_wrong_directory(path)
-        raise NotFoundError(f"{path} is not a checkpoint: it has no {names.WEIGHTS}/")
+        inside = _listed(path, ". In it there are")
+        raise NotFoundError(f"{path} is not a checkpoint: it has no {names.WEIGHTS}/{inside}")
     return _warn_if_foreign(found) or found
 
 
@@ -135,6 +136,8 @@ def _explain_wrong_directory(directory: Path) -> None:
         raise NotFoundError(f"{directory} holds runs, not checkpoints. The checkpoints are in:\n  {listing}")
 
 
-def _nearby(path: Path) -> str:
-    others = [found.path.name for found in survey(path.parent)]
-    return f". Beside it there are: {', '.join(others[:_SHOWN])}" if others else ""
+def _listed(directory: Path, begin: str) -> str:
+    """``begin``, and the first checkpoints of ``directory``; nothing if it has none."""
+    found = [one.path.name for one in survey(directory)]
+    more = ", ..." if len(found) > _SHOWN else ""
+    return f"{begin}: {', '.join(found[:_SHOWN])}{more}" if found else ""

@@ -46,6 +46,13 @@ def test_a_missing_optimizer_is_an_error_when_it_was_asked_for(run):
         trainer.fit(ToyModel(), loader(), loader())
 
 
+def test_a_file_of_weights_alone_is_named(tmp_path):
+    torch.save(ToyModel().state_dict(), tmp_path / "weights.pt")
+    trainer = quiet_trainer(max_steps=5, callbacks=[RestoreWeights(tmp_path / "weights.pt")])
+    with pytest.raises(CheckpointError, match=r"weights\.pt has no 'state_dict'(.|\n)*load_state_dict"):
+        trainer.fit(ToyModel(), loader(), loader())
+
+
 def test_another_model_is_refused(run):
     trainer = quiet_trainer(max_steps=5, callbacks=[RestoreWeights(run / "x")])
     with pytest.raises(ModelMismatchError):
