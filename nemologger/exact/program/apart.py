@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 
@@ -100,9 +101,13 @@ class Apart:
             elif network is None:
                 failed[path] = _FAILED.format("there is no such network when training starts")
             else:
+                before = None
                 try:
+                    before = plain_contents.copied(state)
                     network.load_state_dict(moved(plain_contents.unkept(saved["state"]), device, saved["on_device"]))
                 except Exception as error:  # noqa: BLE001  the program may be another one today
+                    with suppress(Exception):  # it has loaded what fits, and half of it is worse than nothing
+                        network.load_state_dict(before or {})
                     failed[path] = _FAILED.format(f"its load_state_dict() raises {type(error).__name__}: {error}")
         return failed
 

@@ -174,3 +174,14 @@ def test_sharded_ones_that_change_are_named(tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     assert (list(kept), lost) == (["module.teachers.0"], {"module.teachers.1": "is a special DTensor"})
+
+
+def test_one_that_is_another_today_stays_as_the_program_makes_it(tmp_path, caplog):
+    train(Case(shuffled, taught, steps=2), tmp_path, 1)
+    model = taught()
+    model.average.network[0] = nn.Linear(4, 8, bias=False)
+    there = {name: value.clone() for name, value in model.average.network.state_dict().items()}
+    model.on_train_batch_end = lambda outputs, batch, batch_idx: None
+    train(Case(shuffled, lambda: model, steps=3), tmp_path / "other", 1, tmp_path / "step=2")
+    assert caplog.text.count("module.average.network was saved, and begins as the program makes it") == 1
+    assert all(torch.equal(value, there[name]) for name, value in model.average.network.state_dict().items())
