@@ -23,7 +23,7 @@ from nemologger.disk.there import is_dir
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.lightning_port import callbacks, ranks_before_fit, requeue_file
 from nemologger.loading import checkpoint_io
-from nemologger.loading.choice import named, newest_in, start_of
+from nemologger.loading.choice import named, newest_in, start_of, warn_of_newer
 from nemologger.loading.verified_reads import Ask, VerifiedReads, faults
 from nemologger.ranks import decide_with_help
 from nemologger.run.record import record_of, run_of
@@ -100,7 +100,7 @@ class AutoResume:
     Args:
         restore_config: Weights for a run that has no checkpoint of its own yet.
         resume_from_directory: A directory of checkpoints to look in, instead of the run's own.
-        resume_from_path: One checkpoint, whatever else is there.
+        resume_from_path: One checkpoint, whatever else is there: every start with it begins there again.
         resume_if_exists: Look for checkpoints in the run directory.
         resume_past_end: Go on from an ``*-end`` checkpoint, which says that its run has completed.
         resume_ignore_no_checkpoint: Start from scratch, with a warning, when there is no checkpoint; else that is an error.
@@ -260,6 +260,8 @@ class AutoResume:
         if chosen is None and self.start_from is not None:
             start = self._path(self.start_from).expanduser().absolute()
             chosen = named(start, lambda checkpoint: read.faults_only(checkpoint, ask))
+        if chosen is not None and stage == "fit" and self.resume_from_path is not None:
+            warn_of_newer(chosen, self._own_directory)
         if chosen is not None:
             step = chosen.manifest.step if chosen.manifest else 0
             return {

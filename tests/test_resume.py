@@ -343,11 +343,20 @@ def test_not_knowing_where_to_look_is_an_error_not_a_new_run():
         AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(quiet_trainer(max_steps=5))
 
 
-def test_going_back_begins_another_line_that_the_next_start_follows(tmp_path):
+def test_going_back_begins_another_line_that_the_next_start_follows(tmp_path, caplog):
     live(tmp_path, 20, save_top_k=-1)
     directory = tmp_path / "toy" / "checkpoints"
+    said = "as every start with it does, although this run has got to"
+    live(
+        tmp_path,
+        21,
+        resume=AutoResume(resume_from_path=directory / "step=20-last", resume_if_exists=True),
+        save_top_k=-1,
+    )
+    assert said not in caplog.text  # it is the newest
     back = AutoResume(resume_from_path=directory / "step=10", resume_if_exists=True)
     live(tmp_path, 15, resume=back, save_top_k=-1)
+    assert f"{directory / 'step=10'}, {said} {directory / 'step=21'}" in caplog.text
     assert manifests(directory)["step=15-last"].life == 1
     found, model, _ = live(tmp_path, 18, save_top_k=-1)
     assert found.path == directory / "step=15-last"

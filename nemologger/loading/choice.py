@@ -100,6 +100,23 @@ def start_of(path: Path, faults: Faults) -> Path:
     return named(path, faults).path
 
 
+def warn_of_newer(asked: Found, directory: Path | None) -> None:
+    """A run that is told by name where to begin leaves what it has saved since behind: as every restart would."""
+    own = [] if directory is None else survey(directory)
+    saved = [(one.manifest.order, one) for one in own if one.status is Status.COMPLETE and one.manifest is not None]
+    if not saved:
+        return
+    (life, step, _), latest = max(saved, key=lambda pair: pair[0])
+    if asked.manifest is not None and asked.path.parent == directory and asked.manifest.order[:2] >= (life, step):
+        return
+    log.warning(
+        "AutoResume(resume_from_path=...) begins at %s, as every start with it does, although this run has got to %s. To go "
+        "on from there, start without resume_from_path, with resume_if_exists=True.",
+        asked.path,
+        latest.path,
+    )
+
+
 def _holds_weights(path: Path) -> bool:
     return any(exists(weights / names.DCP_METADATA) for weights in (path, path / names.WEIGHTS))
 
