@@ -266,18 +266,22 @@ class SavedCheckpoints(KeptCheckpoints):
         """Report a failed save.
 
         Raises:
-            SaveFailedError: ``error``, if it is one too many.
+            SaveFailedError: If it is one too many.
         """
         self._failed_saves += 1
-        if final or self._failed_saves >= self.max_failed_saves:
-            raise error
         newest = max(self.shelf.kept, key=lambda kept: kept.order, default=None)  # it may be of this very step
+        there = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is {newest.path}"
+        if final:
+            raise error
+        if self._failed_saves >= self.max_failed_saves:
+            count = f"save {self._failed_saves} in a row that failed (max_failed_saves={self.max_failed_saves})"
+            raise SaveFailedError(f"{error}. Training stops at {count}; {there}.") from error.__cause__
         log.error(
             "save %d of at most %d in a row that may fail: %s. Training goes on; %s.",
             self._failed_saves,
             self.max_failed_saves,
             error,
-            "there is no checkpoint yet" if newest is None else f"the newest checkpoint is {newest.path}",
+            there,
         )
 
     def _miss_metric(self, trainer: pl.Trainer, path: str) -> None:
