@@ -107,8 +107,8 @@ def warn_of_newer(asked: Found, directory: Path | None) -> None:
     if not saved:
         return
     (life, step, _), latest = max(saved, key=lambda pair: pair[0])
-    if asked.manifest is not None and asked.path.parent == directory and asked.manifest.order[:2] >= (life, step):
-        return
+    if asked.manifest is not None and asked.manifest.order[:2] == (life, step):
+        return  # it is that one; by its path one cannot tell, which may go through a link
     log.warning(
         "AutoResume(resume_from_path=...) begins at %s, as every start with it does, although this run has got to %s. To go "
         "on from there, start without resume_from_path, with resume_if_exists=True.",
