@@ -65,7 +65,7 @@ def test_one_that_does_not(recipe, capfd, monkeypatch):
 
 @pytest.mark.dist
 def test_what_the_log_of_a_run_that_differs_names_is_shown(recipe, capfd):
-    assert main([recipe(noise=" * (1 + len(self.losses))"), "--steps", "4", "--at", "2"]) == 1
+    assert main([recipe(noise=" * (1 + len(vars(self)['losses']))"), "--steps", "4", "--at", "2"]) == 1
     shown = capfd.readouterr().out
     assert "the runs differ first at step 3, rank-0: loss" in shown
     assert shown.count("attribute module.losses is a dict that has changed since training began") == 1
