@@ -22,7 +22,7 @@ from torch import nn
 from nemologger.exact.program.own_states import items_of
 from nemologger.exact.program.reach import with_slots
 from nemologger.exact.values import contents, plain_contents
-from nemologger.exact.values.tensors import leaves, memory_of, moved, on_device, size_of
+from nemologger.exact.values.tensors import leaves, memory_of, moved, on_device
 
 _LOOKED_AT = 256
 _ABSENT = object()
@@ -82,9 +82,7 @@ class Apart:
             if is_late and not (self._has_changed(path, network, sign) or _shapes_in(leaves(state)) <= shapes):
                 continue
             try:
-                if size_of(state) > left[0]:
-                    raise plain_contents.CannotBeKeptError("is too large")  # said before anything is copied
-                kept[path] = {"state": plain_contents.keep(state, left), "on_device": on_device(state)}
+                kept[path] = {"state": plain_contents.keep_state(state, left), "on_device": on_device(state)}
             except plain_contents.CannotBeKeptError as error:
                 lost[path] = str(error)
         return kept, lost

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from nemologger.exact.program.own_states import items_of
 from nemologger.exact.values import plain_contents
-from nemologger.exact.values.tensors import size_of
 
 _MAY_SHARE = ("state", "param_groups")
 
@@ -39,9 +38,7 @@ class InnerOptimizers:
             try:
                 shared = [name for name in _MAY_SHARE if getattr(outer, name) is getattr(inner, name)]
                 state = None if "state" in shared else inner.state_dict()
-                if size_of(state) > left[0]:
-                    raise plain_contents.CannotBeKeptError("is too large")  # said before anything is copied
-                kept[path] = {"shared": shared, "state": plain_contents.keep(state, left)}
+                kept[path] = {"shared": shared, "state": plain_contents.keep_state(state, left)}
             except plain_contents.CannotBeKeptError as error:
                 lost[path] = str(error)
             except Exception as error:  # noqa: BLE001  whatever a stranger's raises is no reason to end training

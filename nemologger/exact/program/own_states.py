@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact.program.reach import entries, is_ordinary, module_of, with_slots
 from nemologger.exact.values import contents, plain_contents
-from nemologger.exact.values.tensors import leaves, moved, on_device, size_of
+from nemologger.exact.values.tensors import leaves, moved, on_device
 
 #: Somebody else's business: what is in the checkpoint already, and what belongs to data.
 OTHERS = (nn.Module, Dataset, Sampler, DataLoader)
@@ -70,9 +70,7 @@ class OwnStates:
             try:
                 if isinstance(state, Exception):
                     raise plain_contents.CannotBeKeptError(f"raises {type(state).__name__}: {state}")
-                if size_of(state) > left[0]:
-                    raise plain_contents.CannotBeKeptError("is too large")  # said before anything is copied
-                plain = plain_contents.keep(state, left)
+                plain = plain_contents.keep_state(state, left)
             except plain_contents.CannotBeKeptError as error:
                 if self._first.get(path, _ABSENT) != _sign(state):
                     lost[path] = str(error)

@@ -17,6 +17,7 @@ from nemologger.exact.values.contents import SCALARS
 from nemologger.exact.values.rows import CannotBeKeptError as CannotBeKeptError
 from nemologger.exact.values.rows import TooLargeError as TooLargeError
 from nemologger.exact.values.rows import from_rows, rows_of
+from nemologger.exact.values.tensors import leaves
 
 #: No more than this is kept of a dataset or sampler.
 MOST_BYTES = 16 * 2**20
@@ -48,6 +49,14 @@ def keep(value: Any, left: list[int], *, filled: bool = True) -> Any:
         raise CannotBeKeptError(f"cannot be gone through ({type(error).__name__})") from error
     left[:] = mine
     return kept
+
+
+def keep_state(state: Any, left: list[int]) -> Any:
+    """As :func:`keep`, for a state dictionary of tensors: that they are too large is said before any of them is copied."""
+    tensors = (leaf for leaf in leaves(state) if isinstance(leaf, torch.Tensor))
+    if sum(tensor.nbytes for tensor in tensors if contents.is_plain(tensor)) > left[0]:
+        raise TooLargeError("is too large")
+    return keep(state, left)
 
 
 def keep_changed(value: Any, left: list[int], first: Any) -> Any:

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from nemologger.exact.values.contents import is_plain
-
 _LOOKED_AT = 64
 
 
@@ -41,11 +39,6 @@ def leaves(value: Any) -> Iterator[Any]:
         yield from chain.from_iterable(map(leaves, value))
     else:
         yield value
-
-
-def size_of(value: Any) -> int:
-    """Bytes of the plain tensors in ``value``: of others, which are not kept, nobody can say."""
-    return sum(leaf.nbytes for leaf in leaves(value) if isinstance(leaf, torch.Tensor) and is_plain(leaf))
 
 
 def on_device(value: Any) -> list[int]:
