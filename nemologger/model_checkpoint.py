@@ -367,6 +367,8 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
             log.error("Ctrl-C again: what is being saved is given up")
             self._keeper.give_up()
         finally:
+            if isinstance(exception, KeyboardInterrupt):
+                self._say_what_is_kept(trainer)
             if self._compare is not None:
                 self._compare.stop()
             self._release()

@@ -41,10 +41,14 @@ def test_a_stopped_run_goes_on_from_its_last_checkpoint(tmp_path, straight, how)
         wait_for(lambda: any(checkpoints.glob("*-last/manifest.json")))
         process.send_signal(how)
         code = process.wait(timeout=60)
+        said = process.stdout.read()
     assert code == {signal.SIGINT: 1, signal.SIGTERM: 143, signal.SIGKILL: -9}[how]
     whole = [name for name in names(checkpoints) if (checkpoints / name / "manifest.json").exists()]
     assert whole
     assert all(problems(checkpoints / name) == [] for name in whole)
+    newest = max(m.step for m in manifests(checkpoints).values())
+    told = f"the newest checkpoint is {checkpoints}/step={newest}-last: "
+    assert said.count(told) == (how == signal.SIGINT), said
     done = python(SCRIPT, tmp_path, 60, "--every", 2)
     log = (tmp_path / "toy" / "nemo_log_globalrank-0_localrank-0.txt").read_text()
     assert "resuming from" in log, done.stdout + done.stderr

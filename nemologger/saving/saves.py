@@ -20,7 +20,7 @@ from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk
 from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
 from nemologger.ranks import decide
-from nemologger.saving.kept_checkpoints import KeptCheckpoints, floats
+from nemologger.saving.kept_checkpoints import KeptCheckpoints, floats, ours
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -242,6 +242,21 @@ class SavedCheckpoints(KeptCheckpoints):
                 "as the module's on_load_checkpoint() finds it in the checkpoint",
                 name,
                 "; ".join(changes[:_SHOWN]) + (f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""),
+            )
+
+    def _say_what_is_kept(self, trainer: pl.Trainer) -> None:
+        """Whoever has stopped a run with Ctrl-C looks at its last lines: which checkpoint there is to go on from."""
+        savers = [one for one in ours(trainer) if not one.save_weights_only]
+        # Each callback says goodbye by itself: what is newest is known when the last one does.
+        if not trainer.is_global_zero or savers[-1:] != [self]:
+            return
+        newest = max(savers, key=lambda one: max((kept.order for kept in one.shelf.kept), default=(-1, 0, 0.0))).newest
+        if newest:
+            log.warning(
+                "stopped at step %d by Ctrl-C; the newest checkpoint is %s: start again with "
+                "AutoResume(resume_if_exists=True) to resume from it, or name it as resume_from_path",
+                trainer.global_step,
+                newest,
             )
 
     def _is_saved(self, trainer: pl.Trainer) -> bool:
