@@ -15,7 +15,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
 from nemologger.callbacks.before_stop import states_of_callbacks
-from nemologger.callbacks.not_exact import OTHER_DATA, OTHER_RANKS, RAISED, advice_for, advice_for_validation, limits_of
+from nemologger.callbacks.not_exact import (
+    OTHER_DATA,
+    OTHER_RANKS,
+    RAISED,
+    advice_for,
+    advice_for_validation,
+    differences,
+    limits_of,
+)
 from nemologger.callbacks.packed import pack, unpack
 from nemologger.callbacks.program_state import ProgramState
 from nemologger.callbacks.running_fit import RunningFit
@@ -415,4 +423,4 @@ class ExactResume(Callback):
         before, self._data = self._data, None
         now = [feed.data for feed in session.feeds]
         if before and before != now:  # none yet in what LearningRateFinder and the like put back before a fit
-            log.warning(OTHER_DATA, before, now)
+            log.warning(OTHER_DATA, differences(before, now))

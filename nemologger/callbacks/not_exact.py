@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 OTHER_DATA = (
-    "the training data is not what it was when the checkpoint was saved (%s then, %s now): the run cannot go on "
+    "the training data is not what it was when the checkpoint was saved (%s): the run cannot go on "
     "exactly, and leaves out as many batches of the epoch as were trained on. What is drawn when data are made "
     "needs a fixed seed: a random_split a generator, the rest of a setup() a call of lightning.seed_everything"
 )
@@ -27,6 +27,25 @@ RAISED = (
     "numbers if it had drawn some, and with what it had already counted or set in the program; or on the next batch, if it "
     "came of a loader or dataset with a state of its own"
 )
+
+
+_CHECKSUMS = {
+    "chosen": "other samples are chosen (Subset, random_split)",
+    "content": "the dataset holds other values in memory",
+}
+
+
+def differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
+    """What has changed of the data of training loaders, as :attr:`nemologger.exact.loaders.feed.Feed.data` has it."""
+    if len(before) != len(now):
+        return f"training loaders: {len(before)} -> {len(now)}"
+    found = []
+    for number, (then, today) in enumerate(zip(before, now, strict=True)):
+        where = f"loader {number}, " if len(now) > 1 else ""
+        for key in today.keys() | then.keys():
+            if then.get(key) != today.get(key):
+                found.append(where + _CHECKSUMS.get(key, f"{key}: {then.get(key)} -> {today.get(key)}"))
+    return "; ".join(sorted(found))
 
 
 def advice_for(device: torch.device) -> str:

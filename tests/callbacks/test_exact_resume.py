@@ -120,8 +120,10 @@ def test_other_data_than_before_is_reported(tmp_path, caplog):
     assert "training data is not what it was" not in caplog.text
     train(Case(split), tmp_path / "c", 2, tmp_path / "a" / "step=2")
     assert caplog.text.count("training data is not what it was") == 1
+    assert "(other samples are chosen (Subset, random_split))" in caplog.text
     train(Case(lambda: split(BATCH // 2)), tmp_path / "d", 1, tmp_path / "a" / "step=2")
     assert caplog.text.count("training data is not what it was") == 2
+    assert f"was saved (batch_size: {BATCH} -> {BATCH // 2})" in caplog.text
 
 
 class Epochs(Augmented):
