@@ -1,4 +1,4 @@
-"""Check a checkpoint, or all those of a run: ``python -m nemologger.verify PATH``.
+"""Check a checkpoint, or all those of a run or of several runs: ``python -m nemologger.verify PATH``.
 
 Exit code 0: all whole; 1: something is damaged or unfinished; 2: there is no checkpoint at PATH, or it cannot be reached.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,9 @@ from nemologger.checkpoint.verify import Problem, problems
 from nemologger.disk.there import exists, is_dir, is_symlink
 from nemologger.errors import ConfigurationError, DamagedCheckpointError, NotFoundError, UnfinishedCheckpointError
 from nemologger.stores.path import storage_path
+
+
+_DEPTH = 3  # of a checkpoint's run below a directory of experiments: name, version, and one for a sweep
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ def verify_checkpoint(
     checkpoint = storage_path(path, storage_options)
     if checkpoint.name in (names.WEIGHTS, names.EMA_WEIGHTS):
         checkpoint = checkpoint.parent
+    if not is_dir(checkpoint) and exists(checkpoint):
+        raise DamagedCheckpointError(
+            f"{checkpoint} is a file: only checkpoints of nemologger, directories, can be verified"
+        )
     if not is_dir(checkpoint):
         raise NotFoundError(f"there is no checkpoint at {path}")
     found = inspect(checkpoint)
@@ -85,14 +92,16 @@ def verify_checkpoint(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m nemologger.verify", description=__doc__.partition("\n")[0])
-    parser.add_argument("path", help="a checkpoint, a directory of checkpoints, or a run directory; also a URL")
+    parser.add_argument("path", help="a checkpoint, a run directory, or one with several of them; also a URL")
     parser.add_argument("--shallow", action="store_true", help="compare sizes only, do not read the files")
     options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
-        checkpoints = _checkpoints(storage_path(options.path))
+        checkpoints = list(_checkpoints(storage_path(options.path)))
         # Each is checked on its own, so that one damaged manifest does not hide the others.
         codes = [_report(console, checkpoint, deep=not options.shallow) for checkpoint in checkpoints]
+        if len(codes) > 1:
+            _sum_up(console, checkpoints, codes)
     except ConfigurationError as error:
         codes, why = [], str(error)
     except OSError as error:
@@ -105,14 +114,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return max(codes)
 
 
-def _checkpoints(path: Path) -> list[Path]:
-    if any(exists(path / part) for part in (names.MANIFEST, names.WEIGHTS)) or path.name == names.WEIGHTS:
-        return [path]
-    for directory in (path / names.CHECKPOINTS, path):
-        found = survey(directory)
-        if found:
-            return [one.path for one in found if not is_symlink(one.path)]
-    return []
+def _checkpoints(path: Path, depth: int = _DEPTH) -> Iterator[Path]:
+    """The checkpoint ``path``, those in it, or those of the runs below it."""
+    is_file = path.suffix == ".ckpt" and exists(path)
+    if is_file or path.name == names.WEIGHTS or any(exists(path / part) for part in (names.MANIFEST, names.WEIGHTS)):
+        yield path
+    elif found := survey(path):
+        yield from (one.path for one in found if not is_symlink(one.path))
+    elif depth and is_dir(path):
+        for below in sorted(path.iterdir()):
+            if is_dir(below) and not is_symlink(below) and not below.name.startswith("."):
+                yield from _checkpoints(below, depth - 1)
 
 
 def _report(console: Console, checkpoint: Path, *, deep: bool) -> int:
@@ -135,6 +147,13 @@ def _report(console: Console, checkpoint: Path, *, deep: bool) -> int:
         table.add_row(file, f"{size:,}", state)
     console.print(table)
     return 0 if result.ok else 1
+
+
+def _sum_up(console: Console, checkpoints: Sequence[Path], codes: Sequence[int]) -> None:
+    wrong = [str(checkpoint) for checkpoint, code in zip(checkpoints, codes, strict=True) if code]
+    console.print(f"{len(codes)} checkpoints: {len(codes) - len(wrong)} ok, {len(wrong)} not", highlight=False)
+    for path in wrong:
+        console.print(f"not ok: {path}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -74,6 +74,28 @@ def test_a_whole_run(checkpoint, capsys):
     assert main([str(checkpoint.parent / "nothing")]) == 2
 
 
+def test_several_runs(checkpoint, tmp_path, capsys):
+    """A directory of experiments, with a run below a name and one below a version."""
+    experiments = tmp_path / "experiments"
+    for run in ("a", "b/v1"):
+        shutil.copytree(checkpoint.parents[1], experiments / run)
+    assert main([str(experiments)]) == 0
+    assert main([str(experiments / "b")]) == 0
+    assert "4 checkpoints: 4 ok, 0 not" in capsys.readouterr().out
+    damaged = experiments / "b" / "v1" / "checkpoints" / "x"
+    (damaged / "manifest.json").unlink()
+    assert main([str(experiments)]) == 1
+    assert capsys.readouterr().out.endswith(f"4 checkpoints: 3 ok, 1 not\nnot ok: {damaged}\n")
+
+
+def test_a_file_of_lightning_is_said_to_be_one(tmp_path, capsys):
+    file = tmp_path / "epoch=1.ckpt"
+    file.touch()
+    for path in (file, tmp_path):
+        assert main([str(path)]) == 1
+        assert f"{file} is a file: only checkpoints of nemologger" in capsys.readouterr().out
+
+
 def test_as_a_command(checkpoint):
     done = subprocess.run([sys.executable, "-m", "nemologger.verify", checkpoint], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
