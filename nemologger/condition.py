@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
+from functools import wraps
+from inspect import signature
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 def holds(condition: Callable[..., object], *values: object) -> bool:
@@ -34,3 +40,32 @@ def kind_of(value: object) -> str:
     is_of_twin = any(base.__module__.partition(".")[0] == "pytorch_lightning" for base in type(value).__mro__)
     hint = " of the package pytorch_lightning (use `import lightning.pytorch as pl` everywhere)" if is_of_twin else ""
     return f"a {type(value).__qualname__}{hint}"
+
+
+def unexpected(called: str, name: str, known: Iterable[str]) -> TypeError:
+    """For an argument that ``called`` does not have: what Python says of it, and which one may be meant.
+
+    Example:
+        >>> unexpected("AutoResume", "resume_if_exist", ["resume_if_exists"])
+        TypeError("AutoResume() got an unexpected keyword argument 'resume_if_exist'; did you mean 'resume_if_exists'?")
+    """
+    close = difflib.get_close_matches(name, list(known), n=1)
+    meant = f"; did you mean {close[0]!r}?" if close else ""
+    return TypeError(f"{called}() got an unexpected keyword argument {name!r}{meant}")
+
+
+def suggests_arguments(cls: type[T]) -> type[T]:
+    """Decorator: have the class say which argument may be meant where it has none of that name."""
+    plain: Any = cls
+    made: Callable[..., None] = plain.__init__
+    known = list(signature(made).parameters)[1:]
+
+    @wraps(made)
+    def checked(self: T, *args: Any, **arguments: Any) -> None:
+        for name in arguments:
+            if name not in known:
+                raise unexpected(cls.__name__, name, known)
+        made(self, *args, **arguments)
+
+    plain.__init__ = checked
+    return cls

@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nemologger import lightning_port
 from nemologger.combination import sweep_job
-from nemologger.condition import kind_of
+from nemologger.condition import kind_of, suggests_arguments
 from nemologger.disk.lock import DirectoryLock
 from nemologger.disk.there import exists, is_dir
 from nemologger.errors import ConfigurationError
@@ -44,6 +44,7 @@ from nemologger.trackers.tracker import Tracker, check_apart
 log = logging.getLogger(__name__)
 
 
+@suggests_arguments
 @dataclass
 class NeMoLogger:
     """Gives a run its directory, its log files, its trackers and its checkpoint callback.

@@ -17,6 +17,7 @@ from nemologger.callbacks.resume_once import ResumeOnce
 from nemologger.checkpoint.commit import tidy
 from nemologger.checkpoint.find import Found
 from nemologger.checkpoint.manifest import Manifest
+from nemologger.condition import suggests_arguments
 from nemologger.disk import LocalDisk
 from nemologger.disk.lock import DirectoryLock
 from nemologger.disk.there import is_dir
@@ -44,6 +45,7 @@ _NO_HOOKS = (
 )
 
 
+@suggests_arguments
 @dataclass(frozen=True)
 class RestoreConfig:
     """Where a new run takes its first weights from.
@@ -87,6 +89,7 @@ class Resumed:
     weights_from: Path | None = None
 
 
+@suggests_arguments
 @dataclass
 class AutoResume:
     """Finds the checkpoint to go on from, and hands it to the trainer.

@@ -64,6 +64,20 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("made", "wrong", "meant"),
+    [
+        (nl.AutoResume, "resume_if_exist", "resume_if_exists"),
+        (nl.NeMoLogger, "log_dirs", "log_dir"),
+        (nl.RestoreConfig, "load_optimizer_state", "load_optim_state"),
+    ],
+)
+def test_a_misspelt_one_is_told_what_it_may_be(made, wrong, meant):
+    said = rf"{made.__name__}\(\) got an unexpected keyword argument '{wrong}'; did you mean '{meant}'\?"
+    with pytest.raises(TypeError, match=said):
+        made(**{wrong: True})
+
+
 @pytest.mark.parametrize(("made", "arguments", "said"), WRONG)
 def test_it_is_named(made, arguments, said):
     with pytest.raises(ConfigurationError, match=re.escape(said)):

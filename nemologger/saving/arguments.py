@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -10,7 +9,7 @@ from operator import index
 from typing import Any
 
 from nemologger.checkpoint.keeping.naming import format_name
-from nemologger.condition import holds
+from nemologger.condition import holds, unexpected
 from nemologger.errors import ConfigurationError
 
 log = logging.getLogger("nemologger.model_checkpoint")
@@ -95,7 +94,5 @@ def _check_number(name: str, value: Any) -> None:
 def _check_nemo_1(arguments: Mapping[str, Any], known: Iterable[str]) -> None:
     for name in arguments:
         if name not in _NEMO_1:
-            close = difflib.get_close_matches(name, list(known), n=1)
-            meant = f"; did you mean {close[0]!r}?" if close else ""
-            raise TypeError(f"ModelCheckpoint() got an unexpected keyword argument {name!r}{meant}")
+            raise unexpected("ModelCheckpoint", name, known)
         log.warning("ModelCheckpoint(%s=...) has no effect: %s", name, _NEMO_1[name])
