@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.utilities.compile import from_compiled
+from torch.utils.data import Dataset
 
 from nemologger.callbacks.model_transform import ModelTransform
 from nemologger.condition import kind_of
@@ -210,6 +211,11 @@ def _check_types(model: Any, data: Any, logger: Any, resume: Any) -> None:
             raise ConfigurationError(f"{name} is {kind_of(value)}: expected {expected.get(name, 'an AutoResume')}")
     if hasattr(data, "prepare_data") and not _is_datamodule(data):  # else Lightning would take it for a dataloader
         raise ConfigurationError(f"data is {kind_of(data)}: expected a LightningDataModule or training dataloaders")
+    if isinstance(data, str | Path) or (isinstance(data, Dataset) and not hasattr(data, "__iter__")):
+        raise ConfigurationError(  # else its samples would be taken for batches
+            f"data is {kind_of(data)}: expected a LightningDataModule or a DataLoader, for example "
+            "torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)"
+        )
 
 
 def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: Any) -> None:

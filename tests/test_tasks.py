@@ -15,7 +15,7 @@ import pytest
 import pytorch_lightning
 import torch
 from lightning.fabric import Fabric
-from toy import ToyDataModule, ToyModel, names, quiet_trainer
+from toy import ToyData, ToyDataModule, ToyModel, names, quiet_trainer
 
 import nemologger as nl
 from nemologger.checkpoint.reading.load import load_model
@@ -235,6 +235,11 @@ def test_adapters_are_added_to_the_weights_of_another_run_and_resumed_with_them(
             "of the package pytorch_lightning .use `import lightning.pytorch",
         ),
         ({"data": pytorch_lightning.LightningDataModule()}, "data is a .* of the package pytorch_lightning"),
+        (
+            {"data": ToyData()},
+            r"data is a ToyData: expected .* a DataLoader, for example torch\.utils\.data\.DataLoader\(data",
+        ),
+        ({"data": "train.csv"}, "data is a str: expected .* a DataLoader"),
     ],
 )
 def test_arguments_of_the_wrong_kind_are_named(arguments, named):
