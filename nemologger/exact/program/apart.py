@@ -19,7 +19,7 @@ import torch
 import xxhash
 from torch import nn
 
-from nemologger.exact.program.own_states import items_of
+from nemologger.exact.program.own_states import IN_TIME, items_of
 from nemologger.exact.program.reach import with_slots
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import leaves, memory_of, moved, on_device
@@ -97,7 +97,7 @@ class Apart:
                 if network is not None and saved["sign"] != _sign(state):
                     failed[path] = _ANOTHER
             elif network is None:
-                failed[path] = _FAILED.format("there is no such network when training starts")
+                failed[path] = _FAILED.format(f"there is no such network when training starts, {IN_TIME}")
             else:
                 before = None
                 try:

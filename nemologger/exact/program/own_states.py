@@ -21,6 +21,9 @@ from nemologger.exact.program.reach import entries, is_ordinary, module_of, with
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import leaves, moved, on_device
 
+#: Of what is not there in time.
+IN_TIME = "and what is made later is not brought back: make it in setup() or on_train_start()"
+
 #: Somebody else's business: what is in the checkpoint already, and what belongs to data.
 OTHERS = (nn.Module, Dataset, Sampler, DataLoader)
 _METHODS = ("state_dict", "load_state_dict")
@@ -84,7 +87,7 @@ class OwnStates:
         failed: dict[str, str] = {}
         for path, saved in plain.items():
             if path not in found:
-                failed[path] = "there is no such object when training starts"
+                failed[path] = f"there is no such object when training starts, {IN_TIME}"
                 continue
             try:
                 found[path].load_state_dict(moved(plain_contents.unkept(saved["state"]), device, saved["on_device"]))

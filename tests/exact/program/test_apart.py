@@ -158,6 +158,8 @@ def test_of_those_made_later_copies_and_what_changes_are_named_and_no_other(most
     train(Case(shuffled, callbacks=lambda: [Scores()], steps=5), tmp_path / "again", 1, tmp_path / "step=4")
     told = [record.getMessage().split()[5] for record in caplog.records if "exact resume, attr" in record.getMessage()]
     assert {name.rpartition(".")[2] for name in told} == {"copy", "average"}
+    if most > 100:
+        assert "when training starts, and what is made later is not brought back: make it in setup() or" in caplog.text
 
 
 def test_sharded_ones_that_change_are_named(tmp_path):
