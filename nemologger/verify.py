@@ -23,7 +23,6 @@ from nemologger.disk.there import exists, is_dir, is_symlink
 from nemologger.errors import ConfigurationError, DamagedCheckpointError, NotFoundError, UnfinishedCheckpointError
 from nemologger.stores.path import storage_path
 
-
 _DEPTH = 3  # of a checkpoint's run below a directory of experiments: name, version, and one for a sweep
 
 

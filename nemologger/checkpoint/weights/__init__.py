@@ -4,6 +4,7 @@
     metadata_file.py  ``.metadata``, which says so
     unpickler.py      what a ``.metadata`` may name; untouched.py: and must leave as it is
     memo.py           how much memory a ``.metadata`` makes Python set aside before anything of it is seen
+    overlap.py        whether parts of a tensor share elements
     places.py         where the bytes of tensors lie
     ordinary.py       all of it read as DCP does
     common.py         ``common.pt`` and ``metadata.json``

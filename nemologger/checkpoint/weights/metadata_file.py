@@ -28,6 +28,7 @@ from nemologger import names
 from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.weights.layout import Entry
 from nemologger.checkpoint.weights.memo import check_memo
+from nemologger.checkpoint.weights.overlap import overlap
 from nemologger.checkpoint.weights.reading import reading
 from nemologger.checkpoint.weights.unpickler import CLASSES, MetadataUnpickler
 from nemologger.checkpoint.weights.untouched import untouched
@@ -132,6 +133,19 @@ def _check(read: Metadata) -> None:
             raise TypeError(f"a {type(key).__name__} is in a {type(file).__name__}, or nowhere in it")
         if index.offset is not None:
             _dim(index.offset, key)
+
+
+def check_parts(path: Path, key: str, read: Metadata) -> None:
+    """Refuse ``key`` of ``read``, if that is a tensor of parts that overlap.
+
+    Raises:
+        DamagedCheckpointError: It is one.
+    """
+    entry = read.state_dict_metadata[key]
+    if isinstance(entry, TensorStorageMetadata) and overlap(
+        (tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks
+    ):
+        raise DamagedCheckpointError(f"{path}: parts of {key} overlap, which no program writes: it was not read")
 
 
 def _dim(size: tuple[int, ...], key: str) -> int:

@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.futures import Future
 
 from nemologger import names
-from nemologger.checkpoint.weights.metadata_file import read_metadata
+from nemologger.checkpoint.weights.metadata_file import check_parts, read_metadata
 from nemologger.checkpoint.weights.reading import is_local, reading
 from nemologger.errors import DamagedCheckpointError, RefusedError
 
@@ -41,12 +41,14 @@ def read_ordinary(weights: Path, tensors: dict[str, torch.Tensor]) -> None:
 def _check_chunks(weights: Path, keys: Collection[str]) -> None:
     """DCP leaves what no chunk holds as it is: memory that nobody has written."""
     path = weights / names.DCP_METADATA
-    stored = read_metadata(weights).state_dict_metadata
+    metadata = read_metadata(weights)
+    stored = metadata.state_dict_metadata
     with reading(path):
         for key in keys:
             entry = stored[key]
             if not isinstance(entry, TensorStorageMetadata):
                 continue
+            check_parts(path, key, metadata)
             there = sum(
                 math.prod(chunk.sizes)
                 for chunk in entry.chunks

@@ -14,7 +14,7 @@ from nemologger import names
 from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.shares import Piece
 from nemologger.checkpoint.weights.layout import PAGE, archive
-from nemologger.checkpoint.weights.metadata_file import dump_metadata, read_metadata, shapes_in
+from nemologger.checkpoint.weights.metadata_file import check_parts, dump_metadata, read_metadata, shapes_in
 from nemologger.checkpoint.weights.reading import is_local, reading
 
 
@@ -37,6 +37,9 @@ def payloads(weights: Path, keys: Collection[str], metadata: Metadata | None = N
         weights: The directory.
         keys: Which.
         metadata: Its ``.metadata``, if that has been read.
+
+    Raises:
+        DamagedCheckpointError: If it cannot be read, or the parts of one overlap.
     """
     read = metadata or read_metadata(weights)
     found: dict[str, list[Payload]] = {}
@@ -62,6 +65,8 @@ def payloads(weights: Path, keys: Collection[str], metadata: Metadata | None = N
                 found.setdefault(index.fqn, []).append(
                     Payload(index.fqn, piece, info.relative_path, info.offset, header)
                 )
+        for key in found:
+            check_parts(weights / names.DCP_METADATA, key, read)
     whole = {key: math.prod(sizes) * dtype.itemsize for key, (sizes, dtype) in shapes_in(read).items()}
     return {key: group for key, group in found.items() if sum(p.piece.nbytes for p in group) == whole[key]}
 

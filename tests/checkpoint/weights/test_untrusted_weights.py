@@ -330,6 +330,42 @@ def test_a_tensor_that_no_file_holds_as_a_whole_is_damaged(tmp_path, chunks):
         read_tensors(tmp_path)
 
 
+@pytest.mark.parametrize("crc", [False, True])  # without, they lie as those that we write
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize(
+    ("parts", "is_whole"),
+    [([(0, 2), (2, 3), (3, 6)], True), ([(0, 2), (1, 4), (4, 6)], False), ([(0, 2), (1, 3), (4, 6)], False)],
+)
+def test_a_tensor_of_parts_that_overlap_is_refused_by_name(tmp_path, parts, is_whole, columns, crc):
+    """Which of them counts would be chance; as many elements as it has may leave some that nobody has written."""
+    write(tmp_path, {"good": torch.ones(6, 6)})
+    (weights := tmp_path / "b").mkdir()
+    (weights / "common.pt").write_bytes((tmp_path / "common.pt").read_bytes())
+    read = read_metadata(tmp_path)
+    entry = read.state_dict_metadata[_GOOD]
+    read.storage_data.clear()
+    entry.chunks.clear()
+
+    def turned(size):
+        return torch.Size(reversed(size) if columns else size)
+
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(crc)
+    for number, (start, end) in enumerate(parts):
+        part = torch.ones(turned((end - start, 6)))
+        file = f"__{number}_0.distcp"
+        (weights / file).write_bytes(content := _torch_saved(part))
+        entry.chunks.append(ChunkStorageMetadata(turned((start, 0)), part.shape))
+        read.storage_data[MetadataIndex(_GOOD, turned((start, 0)))] = _StorageInfo(file, 0, len(content))
+    torch.serialization.set_crc32_options(before)
+    (weights / ".metadata").write_bytes(pickle.dumps(read))
+    if is_whole:
+        assert torch.equal(read_tensors(weights)[_GOOD], torch.ones(6, 6))
+    else:
+        with pytest.raises(DamagedCheckpointError, match=rf"\.metadata: parts of {_GOOD} overlap"):
+            read_tensors(weights)
+
+
 @pytest.mark.parametrize("elsewhere", ["../__9_0.distcp", "{}/__9_0.distcp"])
 def test_a_file_outside_of_the_weights_is_not_read(tmp_path, elsewhere):
     weights = _with_entry(tmp_path / "weights", _torch_saved(torch.ones(3)), as_bytes=False)
