@@ -18,6 +18,7 @@ from nemologger.checkpoint.reading import load
 from nemologger.checkpoint.reading.in_place import fill_special, places_of
 from nemologger.checkpoint.state.snapshot import is_stored
 from nemologger.checkpoint.state.stage import payload
+from nemologger.condition import kind_of
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.disk.there import exists, is_dir
@@ -52,6 +53,7 @@ def load_weights(
         storage_options: For a URL, what the fsspec file system takes beyond the usual environment.
 
     Raises:
+        ConfigurationError: If ``module`` is none.
         NotFoundError: If there is no checkpoint, or no averages in it.
         ModelMismatchError: If it belongs to a model with other parameters; nothing was loaded then.
         DamagedCheckpointError: If it cannot be read, or is not as it was written. Nothing was loaded if a file is missing or
@@ -62,6 +64,10 @@ def load_weights(
         Traceback (most recent call last):
         nemologger.errors.NotFoundError: there is no checkpoint at runs/demo/checkpoints/gone
     """
+    if not isinstance(module, nn.Module):
+        raise ConfigurationError(
+            f"load_weights(checkpoint, module): module is {kind_of(module)}, expected a torch.nn.Module"
+        )
     path = _existing(checkpoint, storage_options, ema=ema)
     load.recorded(load.weights_of(path))  # damage must not look like another model
     state = module.state_dict()

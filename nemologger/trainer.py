@@ -7,10 +7,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from nemologger.condition import suggests_arguments
 from nemologger.context.mixin import IOMixin
 from nemologger.loading import checkpoint_io
 
 
+@suggests_arguments
 class Trainer(IOMixin, pl.Trainer):
     """``lightning.pytorch.Trainer``, with the same arguments and behaviour, which remembers what it was made with.
 

@@ -186,6 +186,8 @@ def test_a_full_disk_leaves_what_was_there(written, tmp_path):
 def test_mistakes(trained, tmp_path):
     with pytest.raises(ConfigurationError, match=r"\.safetensors or \.pt"):
         export_weights(trained[0], tmp_path / "model.onnx")
+    with pytest.raises(ConfigurationError, match=r"module is a str, expected a torch\.nn\.Module"):
+        load_weights(ToyModel(), "model")
     with pytest.raises(NotFoundError):
         export_weights(tmp_path / "gone", tmp_path / "model.pt")
     exported = export_weights(trained[0], tmp_path / "model.safetensors")

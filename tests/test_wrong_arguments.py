@@ -69,6 +69,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     [
         (nl.AutoResume, "resume_if_exist", "resume_if_exists"),
         (nl.NeMoLogger, "log_dirs", "log_dir"),
+        (nl.Trainer, "max_step", "max_steps"),
         (nl.RestoreConfig, "load_optimizer_state", "load_optim_state"),
     ],
 )

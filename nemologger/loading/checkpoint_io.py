@@ -148,6 +148,24 @@ class DirectoryCheckpointIO(CheckpointIO):
                 directory,
             )
 
+    def _say_other_dtypes(self, directory: Path, opened: Opened) -> None:
+        """A run that goes on in another precision does so with other values: nobody is to learn that from the curves."""
+        module = self._trainer.lightning_module
+        now = {} if module is None else {name: one.dtype for name, one in module.named_parameters()}
+        stored = {
+            key.removeprefix("state_dict."): dtype for key, (_, dtype) in opened.shapes.items() if is_of_model(key)
+        }
+        changes = [(stored[name], dtype) for name, dtype in now.items() if stored.get(name, dtype) != dtype]
+        if changes:
+            log.warning(
+                "%s: %d of %d parameters are converted from %s to %s, this run's precision: its losses are not those of a "
+                "run that was never stopped",
+                directory,
+                len(changes),
+                len(now),
+                *changes[0],
+            )
+
     @before_training("What the checkpoint holds")
     def load_sharded(self, path: str | Path) -> dict[str, Any] | None:
         """As :meth:`load_checkpoint`, and load model and optimizers; None if ``path`` is not one of ours or NeMo's."""
@@ -194,6 +212,8 @@ class DirectoryCheckpointIO(CheckpointIO):
         if self._loaded is None:
             return
         loaded, self._loaded = self._loaded, None
+        if self._trainer.is_global_zero:
+            self._say_other_dtypes(*loaded[:2])
         align_to(self._trainer, *loaded)
 
     def align_at_last(self) -> None:
@@ -343,6 +363,15 @@ def align_to(trainer: pl.Trainer, directory: Path, opened: Opened, states: list[
         raise ModelMismatchError(
             f"{directory} holds the state of {len(states)} optimizers, this run has {len(now)}: configure them as in "
             "the run that saved it, or start a new run from its weights with RestoreConfig"
+        )
+    schedules = len(opened.common.get("lr_schedulers", ()))
+    if states and schedules > len(trainer.lr_scheduler_configs) and trainer.is_global_zero:
+        log.warning(
+            "%s holds the state of %d LR schedulers, this run has %d: the rest is dropped, and the learning rate begins as "
+            "it was saved",
+            directory,
+            schedules,
+            len(trainer.lr_scheduler_configs),
         )
     for i, (state, optimizer) in enumerate(zip(states, trainer.optimizers, strict=False)):
         groups = optimizer.state_dict().get("param_groups", [])

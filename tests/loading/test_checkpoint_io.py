@@ -263,6 +263,26 @@ def test_a_scheduler_can_be_added_on_resume(tmp_path):
     assert sorted(rest.losses) == [5, 6]
 
 
+class _Unscheduled(ToyModel):
+    def configure_optimizers(self):
+        return super().configure_optimizers()[0]
+
+
+@pytest.mark.parametrize(
+    ("model", "precision", "said"),
+    [
+        (ToyModel, "bf16-true", "6 of 6 parameters are converted from torch.float32 to torch.bfloat16"),
+        (_Unscheduled, "32-true", "holds the state of 1 LR schedulers, this run has 0"),
+        (ToyModel, "bf16-mixed", ""),
+    ],
+)
+def test_what_goes_on_otherwise_is_said(checkpoint, model, precision, said, caplog):
+    _trainer(precision=precision, limit_val_batches=0).fit(model(), loader(), ckpt_path=str(checkpoint))
+    told = [record.getMessage() for record in caplog.records if record.name == "nemologger.loading.checkpoint_io"]
+    assert said in "".join(told)
+    assert len(told) == bool(said)
+
+
 def test_a_file_that_holds_more_than_plain_types_is_an_error_that_says_what_to_do(tmp_path):
     trainer = _trainer(val_check_interval=1)
     model = ToyModel()
