@@ -49,9 +49,13 @@ def unexpected(called: str, name: str, known: Iterable[str]) -> TypeError:
         >>> unexpected("AutoResume", "resume_if_exist", ["resume_if_exists"])
         TypeError("AutoResume() got an unexpected keyword argument 'resume_if_exist'; did you mean 'resume_if_exists'?")
     """
+    return TypeError(f"{called}() got an unexpected keyword argument {name!r}{did_you_mean(name, known)}")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The one of ``known`` that is most like ``name``, as the end of a sentence; nothing if none is."""
     close = difflib.get_close_matches(name, list(known), n=1)
-    meant = f"; did you mean {close[0]!r}?" if close else ""
-    return TypeError(f"{called}() got an unexpected keyword argument {name!r}{meant}")
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def suggests_arguments(cls: type[T]) -> type[T]:

@@ -80,6 +80,11 @@ def verify_checkpoint(
     found = inspect(checkpoint)
     if found.status is Status.UNFINISHED:
         raise UnfinishedCheckpointError(f"{checkpoint} was never finished, or was being removed: {found.why}")
+    if found.status is Status.FOREIGN and not any(exists(checkpoint / part) for part in (names.WEIGHTS, names.CONTEXT)):
+        raise NotFoundError(
+            f"{path} is no checkpoint: it has neither {names.MANIFEST} nor {names.WEIGHTS}/. `python -m nemologger.verify` "
+            "finds those below a directory"
+        )
     if found.status is Status.FOREIGN:
         raise DamagedCheckpointError(f"{checkpoint} has no {names.MANIFEST}: nemologger did not write it")
     if found.manifest is None:
@@ -91,22 +96,27 @@ def verify_checkpoint(
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m nemologger.verify", description=__doc__.partition("\n")[0])
-    parser.add_argument("path", help="a checkpoint, a run directory, or one with several of them; also a URL")
+    parser.add_argument(
+        "path", nargs="+", help="a checkpoint, a run directory, or one with several of them; also a URL"
+    )
     parser.add_argument("--shallow", action="store_true", help="compare sizes only, do not read the files")
     options = parser.parse_args(arguments)
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
-        checkpoints = list(_checkpoints(storage_path(options.path)))
+        checkpoints = []
+        for path in options.path:
+            found = list(_checkpoints(storage_path(path)))
+            if not found:
+                raise NotFoundError(f"there is no checkpoint at {path}")
+            checkpoints += found
         # Each is checked on its own, so that one damaged manifest does not hide the others.
         codes = [_report(console, checkpoint, deep=not options.shallow) for checkpoint in checkpoints]
         if len(codes) > 1:
             _sum_up(console, checkpoints, codes)
-    except ConfigurationError as error:
+    except (ConfigurationError, NotFoundError) as error:
         codes, why = [], str(error)
     except OSError as error:
-        codes, why = [], f"{error.filename or options.path} cannot be read: {error.strerror or error}"
-    else:
-        why = f"there is no checkpoint at {options.path}"
+        codes, why = [], f"{error.filename or options.path[0]} cannot be read: {error.strerror or error}"
     if not codes:
         console.print(why, style="red", markup=False, soft_wrap=True)
         return 2
@@ -118,11 +128,11 @@ def _checkpoints(path: Path, depth: int = _DEPTH) -> Iterator[Path]:
     is_file = path.suffix == ".ckpt" and exists(path)
     if is_file or path.name == names.WEIGHTS or any(exists(path / part) for part in (names.MANIFEST, names.WEIGHTS)):
         yield path
-    elif found := survey(path):
-        yield from (one.path for one in found if not is_symlink(one.path))
-    elif depth and is_dir(path):
-        for below in sorted(path.iterdir()):
-            if is_dir(below) and not is_symlink(below) and not below.name.startswith("."):
+    elif is_dir(path):
+        found = [one.path for one in survey(path)]
+        yield from (one for one in found if not is_symlink(one))
+        for below in sorted(path.iterdir()) if depth else ():
+            if below not in found and is_dir(below) and not is_symlink(below) and not below.name.startswith("."):
                 yield from _checkpoints(below, depth - 1)
 
 
@@ -136,7 +146,7 @@ def _report(console: Console, checkpoint: Path, *, deep: bool) -> int:
     wrong = {problem.file: problem.what for problem in result.problems}
     without = "" if manifest.has_optimizer else ", no optimizer state"
     # A title of the table would be broken to its width, in the middle of the path.
-    title = f"{checkpoint} (step {manifest.step}{without})"
+    title = f"{checkpoint} (step {manifest.step}, {sum(result.files.values()):,} bytes{without})"
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     table = Table("file", "bytes", "")
     for file, size in result.files.items():

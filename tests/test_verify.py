@@ -82,10 +82,17 @@ def test_several_runs(checkpoint, tmp_path, capsys):
     assert main([str(experiments)]) == 0
     assert main([str(experiments / "b")]) == 0
     assert "4 checkpoints: 4 ok, 0 not" in capsys.readouterr().out
+    assert main([str(experiments / "a"), str(experiments / "b")]) == 0
+    assert main([str(experiments / "a"), str(experiments / "c")]) == 2
+    assert "there is no checkpoint at" in capsys.readouterr().out
+    with pytest.raises(NotFoundError, match="finds those below a directory"):
+        verify_checkpoint(experiments / "a")
+    (experiments / "old.ckpt").touch()  # hides nothing that is below
     damaged = experiments / "b" / "v1" / "checkpoints" / "x"
     (damaged / "manifest.json").unlink()
     assert main([str(experiments)]) == 1
-    assert capsys.readouterr().out.endswith(f"4 checkpoints: 3 ok, 1 not\nnot ok: {damaged}\n")
+    shown = capsys.readouterr().out
+    assert shown.endswith(f"5 checkpoints: 3 ok, 2 not\nnot ok: {experiments}/old.ckpt\nnot ok: {damaged}\n")
 
 
 def test_a_file_of_lightning_is_said_to_be_one(tmp_path, capsys):

@@ -10,7 +10,9 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError
 
+from nemologger.condition import did_you_mean
 from nemologger.errors import ConfigurationError
 from nemologger.resolvers import register_resolvers
 
@@ -282,9 +284,17 @@ def read(cfg: Mapping[Any, Any] | DictConfig) -> Section:
         if not isinstance(plain.get(name), (dict, type(None))):
             keys = ", ".join(one.name for one in fields(kind))
             raise ConfigurationError(f"exp_manager.{name}={plain[name]!r}: expected a section with the keys {keys}")
-    merged = OmegaConf.merge(
-        OmegaConf.structured(ExpManagerConfig), OmegaConf.create(plain, flags={"allow_objects": True})
-    )
+    given = OmegaConf.create(plain, flags={"allow_objects": True})
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(ExpManagerConfig), given)
+    except ConfigKeyError as error:
+        if "exp_manager" in plain:
+            raise ConfigurationError(
+                "cfg is all of a configuration: exp_manager needs the section itself: exp_manager(trainer, cfg.exp_manager)"
+            ) from error
+        section: Any = error.object_type
+        error.msg = f"{error.msg}{did_you_mean(str(error.key), [one.name for one in fields(section)])}"
+        raise
     config = OmegaConf.to_object(merged)
     if not isinstance(config, ExpManagerConfig):
         raise ConfigurationError(f"cfg is no exp_manager section: {plain!r}")

@@ -149,8 +149,13 @@ def test_what_is_written_down_is_given_whatever_its_value():
 @pytest.mark.parametrize(
     ("section", "error", "message"),
     [
-        ({"expdir": "x"}, ConfigKeyError, "full_key: expdir"),
-        ({"checkpoint_callback_params": {"top_k": 3}}, ConfigKeyError, r"full_key: checkpoint_callback_params\.top_k"),
+        ({"expdir": "x"}, ConfigKeyError, "(?s)full_key: expdir.*did you mean 'exp_dir'"),
+        (
+            {"checkpoint_callback_params": {"save_topk": 3}},
+            ConfigKeyError,
+            r"(?s)full_key: checkpoint_callback_params\.save_topk.*did you mean 'save_top_k'",
+        ),
+        ({"trainer": {}, "exp_manager": {}}, ConfigurationError, r"exp_manager\(trainer, cfg\.exp_manager\)"),
         ({"resume_if_exists": "maybe"}, ValidationError, "full_key: resume_if_exists"),
         ({"ema": {"decay": "slow"}}, ValidationError, r"full_key: ema\.decay"),
         ({"ema": 3}, ConfigurationError, r"exp_manager\.ema=3: expected a section with the keys enable, decay"),
