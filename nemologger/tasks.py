@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.compile import from_compiled
 from torch.utils.data import Dataset
 
@@ -168,6 +169,11 @@ def _check_trainer(trainer: Any) -> None:
             f"trainer is {kind_of(trainer)}: a Lightning Trainer is needed (Fabric has no training loop), for example "
             "nemologger.Trainer(...)"
         )
+    for callback in callbacks(trainer):
+        if not isinstance(callback, Callback):
+            raise ConfigurationError(
+                f"Trainer(callbacks=...): one is {kind_of(callback)}, expected Lightning's callbacks"
+            )
 
 
 def _set_up(
@@ -211,8 +217,8 @@ def _check_types(model: Any, data: Any, logger: Any, resume: Any) -> None:
             raise ConfigurationError(f"{name} is {kind_of(value)}: expected {expected.get(name, 'an AutoResume')}")
     if hasattr(data, "prepare_data") and not _is_datamodule(data):  # else Lightning would take it for a dataloader
         raise ConfigurationError(f"data is {kind_of(data)}: expected a LightningDataModule or training dataloaders")
-    if isinstance(data, str | Path) or (isinstance(data, Dataset) and not hasattr(data, "__iter__")):
-        raise ConfigurationError(  # else its samples would be taken for batches
+    if data is not None and not _is_datamodule(data) and not _gives_batches(data):
+        raise ConfigurationError(
             f"data is {kind_of(data)}: expected a LightningDataModule or a DataLoader, for example "
             "torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)"
         )
@@ -223,6 +229,13 @@ def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: Any) -> None:
         trainer.fit(model, datamodule=data)
     else:
         trainer.fit(model, train_dataloaders=data)
+
+
+def _gives_batches(data: Any) -> bool:
+    """Whether it may be a loader, or several of them. Of a path, or a dataset, samples would be taken for batches."""
+    if isinstance(data, str | Path | type) or (isinstance(data, Dataset) and not hasattr(data, "__iter__")):
+        return False
+    return hasattr(data, "__iter__") or hasattr(data, "__getitem__")
 
 
 def _is_datamodule(data: Any) -> bool:

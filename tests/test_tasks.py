@@ -239,6 +239,9 @@ def test_adapters_are_added_to_the_weights_of_another_run_and_resumed_with_them(
             {"data": ToyData()},
             r"data is a ToyData: expected .* a DataLoader, for example torch\.utils\.data\.DataLoader\(data",
         ),
+        ({"data": functools.partial(ToyDataModule)}, "data is a partial: expected .* a DataLoader"),
+        ({"data": torch.utils.data.DataLoader}, "data is the class DataLoader itself"),
+        ({"trainer": quiet_trainer(callbacks=[pl.Callback])}, "one is the class Callback itself, not an object of it"),
         ({"data": "train.csv"}, "data is a str: expected .* a DataLoader"),
     ],
 )
