@@ -10,6 +10,7 @@ from nemologger import lightning_port
 from nemologger.exact.loaders.session import most_of_each
 from nemologger.exact.program.apart import Apart
 from nemologger.exact.program.attributes import Attributes
+from nemologger.exact.program.code import is_module_of_the_program
 from nemologger.exact.program.configs import is_config
 from nemologger.exact.program.functions import holders_of_optimizer, holders_of_schedule
 from nemologger.exact.program.inner_optimizers import InnerOptimizers
@@ -17,7 +18,7 @@ from nemologger.exact.program.own_states import OwnStates
 from nemologger.exact.program.settings import Settings
 from nemologger.exact.program.strangers import Strangers
 from nemologger.exact.program.swapped import Swapped
-from nemologger.exact.program.variables import Entries, is_of_the_program
+from nemologger.exact.program.variables import Entries
 from nemologger.lightning_port import epoch_results
 
 if TYPE_CHECKING:
@@ -262,4 +263,4 @@ def _plain_number(value: Any) -> float | None:
 
 
 def _saves_nothing(callback: Callback) -> bool:
-    return is_of_the_program(type(callback).__module__) and not lightning_port.callback_saves_itself(callback)
+    return is_module_of_the_program(type(callback).__module__) and not lightning_port.callback_saves_itself(callback)

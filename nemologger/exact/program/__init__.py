@@ -17,11 +17,14 @@ Of a dataset and a sampler:
     owned.py             generators, counters, lists and arrays; look.py: what is within reach of one
     crowds.py            long lists of objects
 
-Of both:
+Of both, what may be looked into, and how:
 
-    reach.py             where such things may be
+    kinds.py             what is known of a class
+    parts.py             what an object holds, by name
     objects.py           which objects are the program's own
+    reach.py             what can be reached from some
     variables.py         what code keeps in variables of closures, files and classes
+    code.py              what code sets, fills and names; mentioned.py: what is named there in turn
     flags.py             what says that something was made, and is of no use without it
     iterators.py         python's own iterators
 """

@@ -26,17 +26,18 @@ from nemologger.exact.program import variables
 from nemologger.exact.program.configs import is_config
 from nemologger.exact.program.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.program.kept import Kept
+from nemologger.exact.program.kinds import SCALARS, classes_of_the_program
+from nemologger.exact.program.mentioned import Mentioned
 from nemologger.exact.program.objects import holder_of, within
 from nemologger.exact.program.owned import Owned, Values, is_process_id, make_generators
-from nemologger.exact.program.reach import classes_of_the_program, generators_of_class, with_slots
+from nemologger.exact.program.parts import generators_of_class, with_slots
 from nemologger.exact.program.records import KINDS as KINDS_OF_RECORDS
 from nemologger.exact.program.records import Records
 from nemologger.exact.program.uses import Uses
-from nemologger.exact.program.variables import Reached, set_in
+from nemologger.exact.program.variables import set_in
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import memory_of, moved, tensors_in
 
-_SCALARS = (int, float, bool, str, type(None))
 _ARRAYS = (np.ndarray, np.generic, torch.Tensor)
 #: Parts of a module of which everything is in the checkpoint already, or kept in another way.
 _WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
@@ -259,7 +260,7 @@ class Attributes:
         return {path: value for path, value in values.items() if path.rpartition(".")[0] not in holders}
 
     def _sign(self, value: Any) -> Any:
-        return (type(value), value) if type(value) in _SCALARS else contents.fingerprint(value, self._share)
+        return (type(value), value) if type(value) in SCALARS else contents.fingerprint(value, self._share)
 
     def _walk(self) -> Iterator[tuple[str, Any]]:
         for holders, kinds in ((self._holders(), contents.KINDS), (self._libraries(), _ARRAYS)):
@@ -268,7 +269,7 @@ class Attributes:
                     if name in self._not_theirs:
                         continue
                     holds = issubclass(type(value), kinds) and not self._is_of_model(value)
-                    if holds or type(value) in _SCALARS:
+                    if holds or type(value) in SCALARS:
                         yield f"{path}.{name}", value
                 for name, value in _passing(holder).items():
                     yield f"{path}.{name}", value
@@ -282,7 +283,7 @@ class Attributes:
     def _holders(self) -> Iterator[tuple[str, Any]]:
         """The objects of the program, by path."""
         seen: set[int] = set()
-        reached = Reached(Dataset, Sampler, DataLoader, *_OF_DATA)
+        mentioned = Mentioned(Dataset, Sampler, DataLoader, *_OF_DATA)
         waiting: list[tuple[str, Any]] = list(self._roots.items())
         while waiting:
             while waiting:
@@ -291,18 +292,18 @@ class Attributes:
                     continue
                 seen.add(id(holder))
                 if isinstance(holder, FunctionType):
-                    reached.add(holder)
+                    mentioned.add(holder)
                 holder = holder_of(holder)
                 for kind in classes_of_the_program(holder):
-                    reached.add_class(kind)
+                    mentioned.add_class(kind)
                 yield path, holder
                 own = with_slots(holder)
                 inner = {**own, **(own.get("_modules") or {})}
                 for name, value in inner.items():
                     if name not in self._not_theirs:
                         waiting += within(f"{path}.{name}", value)
-            waiting = [pair for path, value in reached.follow() for pair in within(path, value)]
-        yield from reached.places()
+            waiting = [pair for path, value in mentioned.follow() for pair in within(path, value)]
+        yield from mentioned.places()
 
     def _named(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for path, holder in self._holders():
@@ -336,7 +337,7 @@ class Attributes:
             theirs = {
                 k: v
                 for k, v in with_slots(holder).items()
-                if k not in self._not_theirs and not (issubclass(type(v), _SCALARS) or is_config(v))
+                if k not in self._not_theirs and not (issubclass(type(v), SCALARS) or is_config(v))
             }
             theirs |= generators_of_class(holder)
             if theirs:
@@ -372,4 +373,4 @@ def _is_plain(holder: Any, name: str) -> bool:
     if any(name in (own.get(parts) or {}) for parts in ("_parameters", "_buffers", "_modules")):
         return False
     present = own.get(name, getattr_static(type(holder), name, None))
-    return type(present) in (*_SCALARS, MemberDescriptorType) or issubclass(type(present), contents.KINDS)
+    return type(present) in (*SCALARS, MemberDescriptorType) or issubclass(type(present), contents.KINDS)

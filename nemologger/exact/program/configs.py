@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from nemologger.exact.program.reach import is_ordinary, module_of
+from nemologger.exact.program.kinds import is_ordinary, module_of
 
 _KINDS = {("omegaconf.dictconfig", "DictConfig"), ("omegaconf.listconfig", "ListConfig")}
 _LENGTH = "length"

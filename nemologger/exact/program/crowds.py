@@ -9,14 +9,58 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nemologger.exact.program.reach import Crowd, attributes, has_attributes, has_only_a_dictionary, is_generator
+from nemologger.exact.program.kinds import (
+    SCALARS,
+    has_attributes,
+    has_only_a_dictionary,
+    is_generator,
+    kind_of,
+    may_keep,
+)
+from nemologger.exact.program.parts import attributes, text_of
 from nemologger.exact.program.variables import set_in
 from nemologger.exact.values import contents
 
 _FEW = 16
 _MOST_GENERATORS = 1024
 _NUMBERS = (int, float)
-_SCALARS = (*_NUMBERS, bool, str, type(None))
+
+
+class Crowd(NamedTuple):
+    """Some objects.
+
+    Attributes:
+        path: Of the list or dictionary that they are in; "" if they are in none.
+        names: Their places in it, or their paths.
+        items: The objects.
+    """
+
+    path: str
+    names: Sequence[Any]
+    items: Sequence[Any]
+
+    def path_of(self, place: int) -> str:
+        """That of one of the objects."""
+        return f"{self.path}.{text_of(self.names[place], place)}" if self.path else str(self.names[place])
+
+
+def crowd_of(path: str, names: Sequence[Any], items: Sequence[Any]) -> Crowd | None:
+    """The objects among ``items`` that may keep something, if there are any: most lists are of numbers and texts."""
+    kinds = _kinds_of(items)
+    open_ = {number for number, kind in kinds.items() if not kind_of(kind).closed and may_keep(kind)}
+    if not open_:
+        return None
+    if not kinds.keys() <= open_:
+        pairs = [(name, item) for name, item in zip(names, items, strict=True) if id(type(item)) in open_]
+        names, items = [name for name, _ in pairs], [item for _, item in pairs]
+    return Crowd(path, names, items)
+
+
+def _kinds_of(items: Sequence[Any]) -> dict[int, type]:
+    try:
+        return {id(kind): kind for kind in set(map(type, items))}  # for each batch, of a million samples
+    except Exception:  # noqa: BLE001  some have no hash
+        return {id(kind): kind for kind in map(type, items)}
 
 
 class _Seen(NamedTuple):
@@ -110,7 +154,7 @@ def _sign(item: Any) -> dict[str, Any]:
         if issubclass(type(value), contents.KINDS):
             if contents.is_small(value):
                 found[name] = contents.fingerprint(value)
-        elif type(value) not in _SCALARS and has_attributes(value) and not is_generator(value):
+        elif type(value) not in SCALARS and has_attributes(value) and not is_generator(value):
             found |= {f"{name}.{inner}": number for inner, number in _numbers_of(value).items()}
     return found
 

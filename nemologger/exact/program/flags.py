@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from nemologger.disk.there import exists
-from nemologger.exact.program.reach import is_generator
+from nemologger.exact.program.kinds import SCALARS, is_generator
 from nemologger.exact.values.contents import KINDS
 
-_SCALARS = (int, float, bool, str, type(None))
 #: When this life began.
 _BEGAN = {clock: clock() for clock in (time.time, time.monotonic, time.perf_counter)}
 #: Stand for no file, or none of some numbered ones.
@@ -31,7 +30,7 @@ class Flags:
     def __init__(self, named: Iterable[tuple[str, Mapping[str, Any]]], *, contents: bool) -> None:
         named = list(named)
         self._holders = {path for path, _ in named}
-        self._there = set(_objects(named, _SCALARS))
+        self._there = set(_objects(named, SCALARS))
         self._begin = {
             f"{path}.{name}"
             for path, attributes in named
@@ -39,7 +38,7 @@ class Flags:
             if type(value) in (int, float, str) and value not in _NOTHING
         }
         self._with_contents = contents
-        self._plain = (*_SCALARS, *KINDS) if contents else _SCALARS
+        self._plain = (*SCALARS, *KINDS) if contents else SCALARS
         self._set_then: dict[str, dict[str, Any]] = {}
         self._restored: set[str] = set()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import GeneratorType
 from typing import Any
 
-from nemologger.exact.program.reach import is_ordinary
+from nemologger.exact.program.kinds import is_ordinary
 
 
 def has_place(value: Any) -> bool:

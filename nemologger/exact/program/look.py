@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from nemologger.exact.program.crowds import generators_of
-from nemologger.exact.program.reach import Crowd, attributes, has_attributes, is_generator, walk
-
-_SCALARS = (int, float, bool, str, type(None))
+from nemologger.exact.program.crowds import Crowd, generators_of
+from nemologger.exact.program.kinds import SCALARS, has_attributes, is_generator
+from nemologger.exact.program.parts import attributes
+from nemologger.exact.program.reach import walk
 
 
 class Look:
@@ -54,5 +54,5 @@ class Look:
             f"{path}.{name}": value
             for path, named in self.named.items()
             for name, value in named.items()
-            if type(value) in _SCALARS
+            if type(value) in SCALARS
         }

@@ -12,8 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact.program import variables
+from nemologger.exact.program.code import is_module_of_the_program
 from nemologger.exact.program.configs import Config, is_config
-from nemologger.exact.program.reach import entries, has_slots, is_ordinary, module_of
+from nemologger.exact.program.kinds import has_slots, is_ordinary, module_of
+from nemologger.exact.program.parts import entries
 
 #: What is found most often in a list, and has nothing within.
 _PLAIN = (int, float, bool, str, type(None), torch.Tensor, nn.Parameter)
@@ -72,4 +74,4 @@ def _is_written_here(kind: type) -> bool:
         return False
     if any(module_of(base).startswith("lightning.pytorch.") for base in kind.__mro__):
         return False
-    return issubclass(kind, variables.NAMESPACES) or variables.is_of_the_program(module_of(kind))
+    return issubclass(kind, variables.NAMESPACES) or is_module_of_the_program(module_of(kind))

@@ -16,13 +16,13 @@ import xxhash
 from nemologger.exact.program.crowds import Crowds
 from nemologger.exact.program.flags import Flags, is_gone
 from nemologger.exact.program.iterators import has_place
+from nemologger.exact.program.kinds import SCALARS, is_generator, module_of
 from nemologger.exact.program.look import Look
-from nemologger.exact.program.reach import attributes, is_generator, module_of
+from nemologger.exact.program.parts import attributes
 from nemologger.exact.program.variables import keeps_variables, set_in
 from nemologger.exact.rng import generator_from, generator_state, set_generator_state
 from nemologger.exact.values import contents, plain_contents
 
-_SCALARS = (int, float, bool, str, type(None))
 _BELONGS = "belongs to an object of which another part cannot be kept"
 #: Stands for the number of the process, whichever it is.
 _PROCESS = {"process": True}
@@ -187,7 +187,7 @@ class Owned:
             there = look.named[holder].get(name, self)
             # Not there yet: the program begins to count when it first has something to count.
             begins = there is self and path in values.counters and _may_begin(holders[holder], name)
-            if begins or (type(there) in _SCALARS and there != value):
+            if begins or (type(there) in SCALARS and there != value):
                 set_in(holders[holder], name, value)
         if values.contents is None:
             return
@@ -218,7 +218,7 @@ class Owned:
         Who finds another number there makes the generator anew, with the files and connections that it has beside it.
         """
         holder = path.rpartition(".")[0]
-        parts = {f"{holder}.{name}": part for name, part in look.named[holder].items() if type(part) not in _SCALARS}
+        parts = {f"{holder}.{name}": part for name, part in look.named[holder].items() if type(part) not in SCALARS}
         generators = [name for name, part in parts.items() if is_generator(part)]
         late = {name for name in parts if name not in self._names or self._at_first.get(name, self) is None}
         if late.issubset(generators):

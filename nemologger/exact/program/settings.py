@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-_SCALARS = (int, float, bool, str, type(None))
+from nemologger.exact.program.kinds import SCALARS
+
 _PLAIN = frozenset(vars(nn.Module()))
 
 
@@ -26,7 +27,7 @@ class Settings:
             for path, one in module.named_modules()
             if type(one).__module__.startswith("torch.nn.")
             for name, value in vars(one).items()
-            if type(value) in _SCALARS and name not in _PLAIN
+            if type(value) in SCALARS and name not in _PLAIN
         ]
 
     def to_plain(self, modes: Mapping[str, bool]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ class Settings:
                 changed[f"module:{path}:training"] = modes.get(path, one.training)
         for path, attributes, name, first in self._values:
             value = attributes.get(name)
-            if type(value) in _SCALARS and value != first:
+            if type(value) in SCALARS and value != first:
                 changed[f"module:{path}:{name}"] = value
         return changed
 

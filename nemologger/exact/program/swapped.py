@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from nemologger.exact.program.reach import is_ordinary, module_of, with_slots
+from nemologger.exact.program.kinds import is_ordinary, module_of
+from nemologger.exact.program.parts import with_slots
 from nemologger.exact.program.variables import set_in
 from nemologger.exact.values import contents
 

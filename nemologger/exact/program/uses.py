@@ -14,8 +14,9 @@ from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
-from nemologger.exact.program.reach import classes_of_the_program, module_of
-from nemologger.exact.program.variables import functions_of, functions_within, is_of_the_program
+from nemologger.exact.program.code import functions_of, is_module_of_the_program
+from nemologger.exact.program.kinds import classes_of_the_program, module_of
+from nemologger.exact.program.mentioned import functions_within
 
 #: What these make, empty or read is so at the start of each life; functions that are made there may be called later.
 _BEFORE = {"__init__", "setup", "configure_model", "configure_optimizers", "on_fit_start", "on_train_start"}
@@ -112,7 +113,7 @@ def _is_of_another_time(name: str) -> bool:
 
 def _of_libraries(kind: type) -> set[str]:
     """The names of what ``kind`` has of libraries, and of python."""
-    return {name for base in kind.__mro__ if not is_of_the_program(module_of(base)) for name in vars(base)}
+    return {name for base in kind.__mro__ if not is_module_of_the_program(module_of(base)) for name in vars(base)}
 
 
 @lru_cache(maxsize=4096)
