@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Mapping
 from contextlib import ExitStack
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from nemologger import lightning_port
 from nemologger.callbacks.compare_steps import CompareSteps
@@ -20,7 +17,7 @@ from nemologger.callbacks.preemption import AddedPreemption
 from nemologger.callbacks.requeue import Requeue
 from nemologger.checkpoint.keeping.shelf import Shelf
 from nemologger.checkpoint.state.snapshot import Snapshot, take
-from nemologger.checkpoint.writing.staging import StagingMode, comes_to_rest
+from nemologger.checkpoint.writing.staging import StagingMode
 from nemologger.context.mixin import IOMixin, forget_argument
 from nemologger.disk import Disk, LocalDisk
 from nemologger.disk.lock import DirectoryLock
@@ -28,7 +25,7 @@ from nemologger.loading import checkpoint_io
 from nemologger.loading.compare import Beginning
 from nemologger.loading.stopped_early import stay_stopped
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
-from nemologger.saving.arguments import check_arguments
+from nemologger.saving.arguments import check_arguments, given_directory, possible_last
 from nemologger.saving.checks import (
     check_interval,
     check_lengths,
@@ -50,9 +47,6 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 log = logging.getLogger(__name__)
-
-#: Seconds that a rank with an exception waits for the others to stop too.
-_PATIENCE = 30.0
 
 
 class ModelCheckpoint(IOMixin, CheckpointsInTime):
@@ -175,15 +169,8 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         self.storage_options = storage_options
         if storage_options is not None:
             forget_argument(self, "storage_options")  # credentials are nothing for a context
-        directory = None if dirpath is None else storage_path(dirpath, storage_options)
-        is_local = directory is None or in_store(directory) is None
-        if is_local and storage_options is not None:
-            log.warning("ModelCheckpoint(storage_options=...) has no effect: dirpath=%r is no URL of a store", dirpath)
-        if not is_local and save_last == "link":
-            log.warning(
-                "ModelCheckpoint(dirpath=%r, save_last='link'): on a store that is the same as True", str(directory)
-            )
-            save_last = True
+        directory = given_directory(dirpath, storage_options)
+        save_last = possible_last(save_last, directory)
         check_arguments(
             nemo_1,
             known=signature(ModelCheckpoint).parameters,
@@ -240,7 +227,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         self._ranks: Ranks = SingleProcess()
         self._lock: DirectoryLock | None = None  # rank 0 holds it while it trains
         self._beginning: Beginning | None = None
-        self._compare: CompareSteps | None = None
+        self._compare = CompareSteps()
         self._holds = False
         self._counted_here = 0
         self._metrics: dict[str, float] = {}
@@ -290,7 +277,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         if self.exact_resume:
             ExactResume.attach(trainer, pl_module, self.rank_timeout)
             if in_store(directory) is None and ours(trainer)[0] is self:  # one is enough
-                self._compare = CompareSteps(directory, lambda: max((k.step for k in self.shelf.kept), default=-1))
+                self._compare = CompareSteps(directory)
         # The ranks ask each other in every step: not with less patience than training has.
         patience = max(self.rank_timeout, lightning_port.patience(trainer))
         if not self.save_weights_only:
@@ -329,72 +316,36 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         check_lengths(self._ranks, trainer)
         check_state(trainer)
         self._beginning = Beginning(trainer)
-        if self._compare is not None:
-            self._compare.begin(trainer, pl_module)
+        self._compare.begin(trainer, pl_module)
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take what this callback has saved."""
         super().on_load_checkpoint(trainer, pl_module, checkpoint)
-        if self._compare is not None:
-            self._compare.resume()
+        self._compare.resume()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Compare the step with what it was before, if it is trained again; save if it is time."""
-        if self._compare is not None:
-            self._compare.note(trainer, outputs)
+        self._compare.note(trainer, outputs)
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the final state, if that has not happened yet."""
         super().on_train_end(trainer, pl_module)
-        if self._compare is not None:
-            self._compare.finish()
+        self._compare.finish()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Wait for what is being written; save, with ``save_on_exception``."""
-        lightning_port.forget_behind_module(trainer)
-        if isinstance(exception, SIGTERMException) and exception.code is None:
-            # Lightning would end with 0, and a scheduler take the run for finished.
-            exception.code = 128 + signal.SIGTERM
         try:
-            with lightning_port.interruptible():
-                self._end_saves(trainer, exception)
-        except KeyboardInterrupt:
-            log.error("Ctrl-C again: what is being saved is given up")
-            self._keeper.give_up()
+            super().on_exception(trainer, pl_module, exception)
         finally:
             if isinstance(exception, KeyboardInterrupt):
                 self._say_what_is_kept(trainer)
-            if self._compare is not None:
-                self._compare.stop()
+            self._compare.stop(max((kept.step for kept in self.shelf.kept), default=-1))
             self._release()
-
-    def _end_saves(self, trainer: pl.Trainer, exception: BaseException) -> None:
-        try:
-            # Ctrl-C and SIGTERM reach all ranks; an error may be that another one has died.
-            self._keeper.finish_alone(others_are_there=not isinstance(exception, Exception))
-            if self._should_save_on_exception(trainer) and trainer.global_step > 0 and self._all_have_stopped(trainer):
-                self._save(trainer, now=True)
-        except Exception:  # after an error of CUDA, whatever asks the device raises it again
-            log.exception("the state at the exception could not be saved")
-        self._keeper.close()
-
-    def _all_have_stopped(self, trainer: pl.Trainer) -> bool:
-        """Whether the exception is on all ranks: one alone would wait in vain for the others to save with it."""
-        patience = min(self.rank_timeout.total_seconds(), _PATIENCE)
-        if self._ranks.world_size > 1 and not comes_to_rest(trainer.strategy.root_device, patience):
-            log.error("the state at the exception is not saved: the GPU waits for a rank that has stopped")
-            return False
-        missing = self._ranks.missing_at("exception", patience)
-        if missing:
-            log.error(
-                "the state at the exception is not saved: %d of %d ranks did not stop", missing, self._ranks.world_size
-            )
-        return not missing
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Let the next run have the directory, and give back memory and processes."""
@@ -402,9 +353,8 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
 
     def _release(self) -> None:
         self._keeper.close()
-        if self._compare is not None:
-            self._compare.close()
-            self._compare = None
+        self._compare.close()
+        self._compare = CompareSteps()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -421,16 +371,18 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
             taken.append(take(state.checkpoint, *names, lightning_port.places_of(trainer)))
 
         with ExitStack() as stack:
-            for callback in lightning_port.callbacks(trainer):
-                if isinstance(callback, ExactResume) and not weights_only:
-                    stack.enter_context(callback.gathered())
+            for exact in [] if weights_only else _exact_resumes(trainer):
+                stack.enter_context(exact.gathered())
             together_at_zero(self._ranks, dump)
         return taken[0]
 
     def _look_ahead(self, trainer: pl.Trainer) -> None:
-        for callback in lightning_port.callbacks(trainer):
-            if isinstance(callback, ExactResume):
-                callback.look_ahead(trainer)
+        for exact in _exact_resumes(trainer):
+            exact.look_ahead(trainer)
 
     def _changes(self, trainer: pl.Trainer, taken: Snapshot) -> list[str]:
         return self._beginning.changes(trainer, taken) if self._beginning is not None else []
+
+
+def _exact_resumes(trainer: pl.Trainer) -> list[ExactResume]:
+    return [callback for callback in lightning_port.callbacks(trainer) if isinstance(callback, ExactResume)]

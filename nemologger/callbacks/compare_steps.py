@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,19 +39,16 @@ class CompareSteps:
     On the CPU, and with ``Trainer(deterministic=True)``, to the bit; elsewhere only roughly, and for ten steps.
 
     Args:
-        directory: Where the file with the last steps is.
-        newest_saved: The step of the newest checkpoint, on rank 0. A fit that an exception ends there removes the file, as
-            does one that comes to its end: no step is trained again.
+        directory: Where the file with the last steps is; None to compare nothing.
 
     Example:
         >>> import tempfile
-        >>> compare = CompareSteps(Path(tempfile.gettempdir()), newest_saved=lambda: 0)
+        >>> compare = CompareSteps(Path(tempfile.gettempdir()))
         >>> compare.close()  # nothing has been trained
     """
 
-    def __init__(self, directory: Path, newest_saved: Callable[[], int]) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
         self.directory = directory
-        self._newest_saved = newest_saved
         self._resumes = False
         self._forget()
 
@@ -73,7 +70,7 @@ class CompareSteps:
         # Lightning's tuners load what they had saved, at step 0.
         resumes, self._resumes = self._resumes and trainer.global_step > 0, False
         self._forget()
-        if not trainer.is_global_zero:
+        if self.directory is None or not trainer.is_global_zero:
             return
         device = trainer.strategy.root_device
         self._waits = device.type != "cpu"
@@ -114,11 +111,15 @@ class CompareSteps:
         self._say_repeated()
         self._end(all_is_saved=True)
 
-    def stop(self) -> None:
-        """For ``on_exception``: leave the file for the next life, unless what there is was saved in time."""
+    def stop(self, newest_saved: int) -> None:
+        """For ``on_exception``: leave the file for the next life, unless all was saved in time: none is trained again.
+
+        Args:
+            newest_saved: The step of the newest checkpoint, on rank 0.
+        """
         if not self._waits:  # a device may never be done
             self._look()
-        self._end(all_is_saved=self._steps is not None and self._last <= self._newest_saved())
+        self._end(all_is_saved=self._steps is not None and self._last <= newest_saved)
 
     def close(self) -> None:
         """Close the file."""

@@ -6,11 +6,13 @@ import logging
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from operator import index
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from nemologger.checkpoint.keeping.naming import format_name
 from nemologger.condition import holds, unexpected
 from nemologger.errors import ConfigurationError
+from nemologger.stores.path import in_store, storage_path
 
 log = logging.getLogger("nemologger.model_checkpoint")
 
@@ -20,6 +22,28 @@ _NEMO_1 = {
     "model_parallel_size": "the trainer's strategy knows how the model is split; drop the argument",
 }
 _SAMPLE = {"epoch": 0, "step": 0, "consumed_samples": 0, "model_name": "model"}
+
+
+def given_directory(dirpath: str | Path | None, storage_options: Mapping[str, Any] | None) -> Path | None:
+    """What ``dirpath`` names, on a disk or in a store; None for the run's."""
+    directory = None if dirpath is None else storage_path(dirpath, storage_options)
+    if storage_options is not None and not _is_in_store(directory):
+        log.warning("ModelCheckpoint(storage_options=...) has no effect: dirpath=%r is no URL of a store", dirpath)
+    return directory
+
+
+def possible_last(save_last: bool | Literal["link"] | None, directory: Path | None) -> bool | Literal["link"] | None:
+    """``save_last`` as it can be in ``directory``."""
+    if save_last == "link" and _is_in_store(directory):
+        log.warning(
+            "ModelCheckpoint(dirpath=%r, save_last='link'): on a store that is the same as True", str(directory)
+        )
+        return True
+    return save_last
+
+
+def _is_in_store(directory: Path | None) -> bool:
+    return directory is not None and in_store(directory) is not None
 
 
 def check_arguments(

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import signal
+from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
 from nemologger import lightning_port
+from nemologger.checkpoint.writing.staging import comes_to_rest
 from nemologger.errors import SilentRankError
 from nemologger.saving.batches import batch_size
 from nemologger.saving.checks import check_final_weights
@@ -18,10 +23,14 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("nemologger.model_checkpoint")
 
+#: Seconds that a rank with an exception waits for the others to stop too.
+_PATIENCE = 30.0
+
 
 class CheckpointsInTime(SavedCheckpoints):
     """The part of ModelCheckpoint that is called while a run trains."""
 
+    rank_timeout: timedelta
     _due: Due
     _due_after_validation: bool
     _is_prepared: bool
@@ -145,6 +154,42 @@ class CheckpointsInTime(SavedCheckpoints):
         # A link can only point to the step's checkpoint as it is.
         without_optimizer = not self.save_optim_on_train_end and self.save_last is True
         return bool(self.save_last) and (with_context or without_optimizer)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Wait for what is being written; save, with ``save_on_exception``."""
+        lightning_port.forget_behind_module(trainer)
+        if isinstance(exception, SIGTERMException) and exception.code is None:
+            # Lightning would end with 0, and a scheduler take the run for finished.
+            exception.code = 128 + signal.SIGTERM
+        try:
+            with lightning_port.interruptible():
+                self._end_saves(trainer, exception)
+        except KeyboardInterrupt:
+            log.error("Ctrl-C again: what is being saved is given up")
+            self._keeper.give_up()
+
+    def _end_saves(self, trainer: pl.Trainer, exception: BaseException) -> None:
+        try:
+            # Ctrl-C and SIGTERM reach all ranks; an error may be that another one has died.
+            self._keeper.finish_alone(others_are_there=not isinstance(exception, Exception))
+            if self._should_save_on_exception(trainer) and trainer.global_step > 0 and self._all_have_stopped(trainer):
+                self._save(trainer, now=True)
+        except Exception:  # after an error of CUDA, whatever asks the device raises it again
+            log.exception("the state at the exception could not be saved")
+        self._keeper.close()
+
+    def _all_have_stopped(self, trainer: pl.Trainer) -> bool:
+        """Whether the exception is on all ranks: one alone would wait in vain for the others to save with it."""
+        patience = min(self.rank_timeout.total_seconds(), _PATIENCE)
+        if self._ranks.world_size > 1 and not comes_to_rest(trainer.strategy.root_device, patience):
+            log.error("the state at the exception is not saved: the GPU waits for a rank that has stopped")
+            return False
+        missing = self._ranks.missing_at("exception", patience)
+        if missing:
+            log.error(
+                "the state at the exception is not saved: %d of %d ranks did not stop", missing, self._ranks.world_size
+            )
+        return not missing
 
     def _prepare(self, trainer: pl.Trainer) -> None:
         """Make memory and writer for saves beside training, as soon as the optimizer has its state."""

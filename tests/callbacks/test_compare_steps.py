@@ -184,7 +184,7 @@ def test_a_disk_that_fails_costs_the_comparison_alone(tmp_path, said):
     ("0.5", 0.5000001, False, True), ("0.5", 0.52, False, False), ("x", 0.5, False, False),
 ])  # fmt: skip
 def test_what_is_the_same(then, now, exactly, same, tmp_path):
-    compare = CompareSteps(tmp_path, lambda: 0)
+    compare = CompareSteps(tmp_path)
     compare._exactly = exactly
     assert compare._same(then, now) == same
 
@@ -192,7 +192,7 @@ def test_what_is_the_same(then, now, exactly, same, tmp_path):
 @pytest.mark.parametrize("other", [torch.float8_e4m3fn, torch.float64, torch.float32])
 def test_values_of_any_types_are_read(other, tmp_path):
     """A loss is missing in some steps of a GPU, and the parameter that stands for it has a type of its own."""
-    compare = CompareSteps(tmp_path, lambda: 0)
+    compare = CompareSteps(tmp_path)
     compare._steps = TrainedSteps(tmp_path / FILE, "1 x cuda")
     compare._new = [(1, torch.tensor(1.0)), (2, torch.tensor(1.5).to(other)), (3, torch.tensor(1.75).to(other))]
     compare._look()
