@@ -5,30 +5,30 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
-from torch.nn.parallel import DistributedDataParallel
 
 from nemologger import lightning_port
 from nemologger.callbacks.before_stop import states_of_callbacks
+from nemologger.callbacks.fit_state import FitState, RankState
+from nemologger.callbacks.gradient_order import GradientOrder
 from nemologger.callbacks.not_exact import (
+    OTHER_BUFFER,
     OTHER_DATA,
     OTHER_RANKS,
     RAISED,
-    advice_for,
-    advice_for_validation,
+    Notices,
     differences,
-    limits_of,
+    say_before_training,
 )
 from nemologger.callbacks.packed import pack, unpack
 from nemologger.callbacks.program_state import ProgramState
 from nemologger.callbacks.running_fit import RunningFit
-from nemologger.exact import buffers, reduction
-from nemologger.exact.loaders.session import Place, Session, most_of_each
+from nemologger.exact import buffers
+from nemologger.exact.loaders.session import Session, most_of_each
 from nemologger.exact.rng import RngState
 from nemologger.lightning_port import epoch_results
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
@@ -39,11 +39,6 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 log = logging.getLogger(__name__)
-
-_FORMAT = 1
-#: After so many of the first steps it is looked at what the module's lists are for.
-_LOOKS = 3
-_OTHER_BUFFER = "differs from rank 0's, and {}: a resumed run begins with rank 0's on this rank, too"
 
 
 class ExactResume(Callback):
@@ -92,25 +87,24 @@ class ExactResume(Callback):
     def __init__(self, rank_timeout: timedelta = timedelta(minutes=10)) -> None:
         self.rank_timeout = rank_timeout
         self._ranks: Ranks = SingleProcess()
+        self._states: list[bytes | dict[str, Any]] | None = None
+        self._begin_fit()
+
+    def _begin_fit(self) -> None:
+        """Nothing of an earlier fit counts in the next one."""
         self._fit: RunningFit | None = None
         self._session: Session | None = None
         self._unwrap: Callable[[], None] | None = None
+        self._then: FitState | None = None  # until training starts
+        self._mine_then: RankState | None = None
         self._validates = self._validation_is_due = False
         self._raised: bool | None = None
         self._aside: RngState | None = None
         self._before_stop: dict[str, Any] = {}
-        self._reload_epoch: float | None = None
-        self._data: list[dict[str, Any]] | None = None
-        self._places: list[bytes | dict[str, Any]] | None = None
-        self._plateau: lightning_port.PlateauSteps | None = None
         self._program: ProgramState | None = None
-        self._program_then: dict[str, Any] | None = None
-        self._looks_left = 0
         self._counters: epoch_results.Counters | None = None
-        self._buffers_then: dict[str, Any] = {}
-        self._gradient_order: list[str] = []
-        self._said: set[tuple[str, str]] = set()
-        self._watched: reduction.GradientOrder | None = None
+        self._gradients = GradientOrder()
+        self._notices = Notices()
 
     @classmethod
     def attach(cls, trainer: pl.Trainer, pl_module: pl.LightningModule, rank_timeout: timedelta) -> None:
@@ -152,12 +146,8 @@ class ExactResume(Callback):
             self._unwrap()
         if self._session is not None:
             self._session.release()
-        if self._watched is not None:
-            self._watched.settle()
-        self._fit = self._session = self._unwrap = self._aside = self._reload_epoch = self._data = self._plateau = None
-        self._program = self._program_then = self._watched = self._counters = None
-        self._buffers_then, self._before_stop, self._gradient_order, self._said = {}, {}, [], set()
-        self._validation_is_due, self._raised = False, None
+        self._gradients.close()
+        self._begin_fit()
 
     # --- training -------------------------------------------------------------------------------------------------
 
@@ -175,34 +165,37 @@ class ExactResume(Callback):
             lightning_port.fetch_again(trainer)
             session.fetched_too_early = False
         session.on_train_start()
-        if self._reload_epoch is not None:
-            lightning_port.set_last_reload_epoch(trainer, self._reload_epoch)
-            self._reload_epoch = None
+        then, self._then = self._then, None
+        if then is not None:
+            lightning_port.set_last_reload_epoch(trainer, then.reload_epoch)
         if lightning_port.will_reload(trainer):
             lightning_port.behind_module(trainer, "on_train_start", session.leave_loaders)
-        if self._plateau is not None:
-            lightning_port.step_plateau(trainer, self._plateau)
+        if then is not None:
+            lightning_port.step_plateau(trainer, then.plateau)
             # ModelCheckpoint brings back those of a validation that only a stop had.
-            back = partial(lightning_port.restore_metrics, trainer, self._plateau.metrics)
+            back = partial(lightning_port.restore_metrics, trainer, then.plateau.metrics)
             lightning_port.behind_module(trainer, "on_train_start", back)
-            self._plateau = None
-        buffers.restore(pl_module, self._buffers_then)
-        self._program, self._looks_left = ProgramState(trainer, pl_module, self._counters), _LOOKS
-        if self._program_then is not None:
-            buffers.go_on_apart(trainer.strategy.model, by_hand=not pl_module.automatic_optimization)
-            self._program.restore(self._program_then, self._say_once)
-            self._program_then = None
+        self._program = self._begin_program(trainer, pl_module)
         if lightning_port.goes_on_within_epoch(trainer):
             lightning_port.go_on_averaging(trainer)
-        self._settle_gradient_order(trainer)
+        self._gradients.begin(trainer)
         if trainer.is_global_zero:  # the checkpoint has what rank 0 saw; others may have data of their own
-            self._compare_data(session)
+            data = [feed.data for feed in session.feeds]
+            if then is not None and then.data and then.data != data:  # none yet in what a tuner puts back before a fit
+                log.warning(OTHER_DATA, differences(then.data, data))
             self._say_limits(session)
-            stay = advice_for_validation(lightning_port.validation_loaders(trainer))
-            for advice in filter(None, (advice_for(trainer.strategy.root_device), stay)):
-                log.info("exact resume: %s", advice)
-            for limit in limits_of(trainer, pl_module):
-                log.warning("exact resume: %s", limit)
+            say_before_training(trainer, pl_module)
+
+    def _begin_program(self, trainer: pl.Trainer, module: pl.LightningModule) -> ProgramState:
+        """Look at the program as it is now, and bring back what this rank had added to the checkpoint of it."""
+        mine, self._mine_then = self._mine_then, None
+        if mine is not None:
+            buffers.restore(module, mine.buffers)
+        program = ProgramState(trainer, module, self._counters)
+        if mine is not None and mine.program is not None:
+            buffers.go_on_apart(trainer.strategy.model, by_hand=not module.automatic_optimization)
+            program.restore(mine.program, self._notices.say)
+        return program
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """An epoch begins."""
@@ -229,13 +222,8 @@ class ExactResume(Callback):
     ) -> None:
         """Note the place of the loaders; put the generators aside if validation follows."""
         self._before_stop, self._validation_is_due = {}, False
-        if self._watched is not None:
-            if lightning_port.is_accumulating(trainer):
-                self._watched.forget()
-            else:
-                self._gradient_order, self._watched = self._watched.settle(), None
-        if self._looks_left and self._program is not None:
-            self._looks_left -= 1
+        self._gradients.batch_trained(trainer)
+        if self._program is not None:
             self._program.look()
         self._aside = None  # a validation that was to follow the batch before had nothing to do
         if self._session is not None:
@@ -304,60 +292,71 @@ class ExactResume(Callback):
         if self._session is None or self._fit is None:
             return {}
         session, trainer = self._session, self._fit.trainer
-        ranks = self._gather() if self._places is None else self._places
+        ranks = self._gather() if self._states is None else self._states
         if trainer.is_global_zero:
             self._say_limits(session)
-        return {
-            "format": _FORMAT,
-            "epoch_over": lightning_port.epoch_is_trained(trainer),
-            "raised": self._raised,
-            "reload_epoch": lightning_port.last_reload_epoch(trainer),
-            "plateau": asdict(lightning_port.plateau_steps(trainer)),
-            "data": [feed.data for feed in session.feeds],
-            "gradient_order": self._gradient_order,
-            "readers": lightning_port.data_reader(trainer)[1],
-            "ranks": ranks,
-        }
+        return FitState(
+            epoch_over=lightning_port.epoch_is_trained(trainer),
+            raised=self._raised,
+            reload_epoch=lightning_port.last_reload_epoch(trainer),
+            plateau=lightning_port.plateau_steps(trainer),
+            data=[feed.data for feed in session.feeds],
+            gradient_order=self._gradients.names,
+            readers=lightning_port.data_reader(trainer)[1],
+            ranks=ranks,
+        ).to_plain()
 
     def _gather(self) -> list[bytes | dict[str, Any]] | None:
-        """The places of all ranks, on rank 0, which writes them; thousands of ranks need not know each other's."""
+        """The states of all ranks, on rank 0, which writes them; thousands of ranks need not know each other's."""
         session, fit = self._session, self._fit
         if session is None or fit is None:
             return None
         over = lightning_port.epoch_is_trained(fit.trainer)
-        module, most = fit.trainer.lightning_module, most_of_each(fit.ranks)
+        module = fit.trainer.lightning_module
         by_hand = not module.automatic_optimization
         apart = fit.ranks > 1 and not buffers.are_exchanged(fit.trainer.strategy.model, by_hand=by_hand)
-        zeros = decide(self._ranks, lambda: buffers.fingerprints(module)) if apart else {}
+        zeros = decide(self._ranks, lambda: buffers.fingerprints(module)) if apart else None
 
         def here() -> bytes | dict[str, Any]:
-            place = session.place(epoch_over=over, aside=self._aside).to_plain()
-            program, limits = (None, {}) if self._program is None else self._program.to_plain()
-            for what, limit in limits.items():
-                self._say_once(what, limit)
-            for what, limit in ({} if self._program is None else self._program.records).items():
-                self._say_once(what, limit, logging.INFO)
+            place = session.place(epoch_over=over, aside=self._aside)
+            program = self._take_program()
             if lightning_port.is_within_step(fit.trainer):
-                self._say_once(f"step {fit.trainer.global_step + 1}", RAISED)
-            own, lost = buffers.differing(module, zeros, most) if apart else ({}, {})
-            for name, why in lost.items():
-                self._say_once(f"buffer {name}", _OTHER_BUFFER.format(why))
-            place |= {"program": program, "buffers": own}
-            return pack(place, self._say_once) if fit.ranks > 1 else place
+                self._notices.say(f"step {fit.trainer.global_step + 1}", RAISED)
+            own = {} if zeros is None else self._take_buffers(module, zeros, most_of_each(fit.ranks))
+            state = RankState(place, program, own).to_plain()
+            return pack(state, self._notices.say) if fit.ranks > 1 else state
 
         return together_at_zero(self._ranks, here)
 
+    def _take_program(self) -> dict[str, Any] | None:
+        """What the program has changed; what of it is not kept is said."""
+        if self._program is None:
+            return None
+        plain, limits = self._program.to_plain()
+        for what, limit in limits.items():
+            self._notices.say(what, limit)
+        for what, limit in self._program.records.items():
+            self._notices.say(what, limit, logging.INFO)
+        return plain
+
+    def _take_buffers(self, module: pl.LightningModule, zeros: dict[str, int], most: int) -> dict[str, Any]:
+        """Those that are not rank 0's, ``zeros``; what of them is not kept is said."""
+        own, lost = buffers.differing(module, zeros, most)
+        for name, why in lost.items():
+            self._notices.say(f"buffer {name}", OTHER_BUFFER.format(why))
+        return own
+
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """The ranks exchange their places now; while this lasts, :meth:`state_dict` asks no other rank. Collective.
+        """The ranks exchange their states now; while this lasts, :meth:`state_dict` asks no other rank. Collective.
 
         When a checkpoint is made, hooks of the user are called, and a rank where one of them raises answers nobody.
         """
-        self._places = self._gather()
+        self._states = self._gather()
         try:
             yield
         finally:
-            self._places = None
+            self._states = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -365,62 +364,37 @@ class ExactResume(Callback):
         """Take the place of this rank out of ``checkpoint``."""
         if self._session is None or self._fit is None:
             return
-        state = checkpoint.get("callbacks", {}).get(self.state_key)
-        if not state or state.get("format") != _FORMAT:
-            skip = lightning_port.saved_batches(checkpoint)
-            lightning_port.drop_loader_states(checkpoint)
-            self._session.skip(skip)
-            log.warning(
-                "the checkpoint does not say where the training loaders and random number generators were: the first %d "
-                "batches of the epoch are left out, and new random numbers are drawn",
-                skip,
-            )
+        then = FitState.from_plain(checkpoint.get("callbacks", {}).get(self.state_key))
+        if then is None or then.ranks is None:
+            self._skip(self._session, checkpoint)
             return
         lightning_port.drop_loader_states(checkpoint)
-        places, rank, ranks = state["ranks"], self._ranks.rank, self._ranks.world_size
-        mine = unpack(places[rank % len(places)])
-        place, self._program_then = Place.from_plain(mine), mine.get("program")
-        self._buffers_then = mine.get("buffers", {})
-        before, readers = state.get("readers", len(places)), lightning_port.data_reader(trainer)[1]
-        if (len(places), before) != (ranks, readers):
-            place = place.on_other_ranks(rank, before, readers, self._fit.device)
-            self._buffers_then = {}
-            if self._program_then is not None:
-                self._program_then["logged"] = None
-            lightning_port.rescale_saved_batches(checkpoint, before, readers)
-            log.warning(OTHER_RANKS, len(places), before, ranks, readers)
-        self._raised = state.get("raised")
+        rank, ranks, before = self._ranks.rank, self._ranks.world_size, len(then.ranks)
+        readers = lightning_port.data_reader(trainer)[1]
+        mine = RankState.from_plain(unpack(then.ranks[rank % before]))
+        if (before, then.readers) != (ranks, readers):
+            mine = mine.on_other_ranks(rank, then.readers, readers, self._fit.device)
+            lightning_port.rescale_saved_batches(checkpoint, then.readers, readers)
+            log.warning(OTHER_RANKS, before, then.readers, ranks, readers)
+        self._raised = then.raised
         if self._raised is not None:
             lightning_port.close_last_batch(checkpoint, validates=self._raised)
-        self._gradient_order = state.get("gradient_order", [])
-        self._reload_epoch = state["reload_epoch"]
-        self._data = state["data"]
-        self._plateau = lightning_port.PlateauSteps(**state["plateau"])
-        self._session.go_on(place, epoch_over=state["epoch_over"])
+        self._gradients.names = then.gradient_order
+        self._then, self._mine_then = then, mine
+        self._session.go_on(mine.place, epoch_over=then.epoch_over)
+
+    def _skip(self, session: Session, checkpoint: dict[str, Any]) -> None:
+        """Of a checkpoint that is not ours, or of a format to come, it is known only how many batches had been trained."""
+        skip = lightning_port.saved_batches(checkpoint)
+        lightning_port.drop_loader_states(checkpoint)
+        session.skip(skip)
+        log.warning(
+            "the checkpoint does not say where the training loaders and random number generators were: the first %d "
+            "batches of the epoch are left out, and new random numbers are drawn",
+            skip,
+        )
 
     def _say_limits(self, session: Session) -> None:
-        """Say once what cannot be promised; some of it shows only while training goes on."""
+        """What shows of the loaders, some of it only while training goes on."""
         for loader, limit in session.limits:
-            self._say_once(f"training loader {loader}:", limit)
-
-    def _say_once(self, what: str, limit: str, level: int = logging.WARNING) -> None:
-        if (what, limit) not in self._said:
-            self._said.add((what, limit))
-            log.log(level, "exact resume, %s %s", what, limit)
-
-    def _settle_gradient_order(self, trainer: pl.Trainer) -> None:
-        model = trainer.strategy.model
-        if not (reduction.depends_on_order(model) and isinstance(model, DistributedDataParallel)):
-            self._gradient_order = []
-        elif lightning_port.has_comm_hook(trainer):
-            return  # it may count the steps
-        elif self._gradient_order:
-            reduction.play(model, self._gradient_order)
-        else:
-            self._watched = reduction.GradientOrder(model)
-
-    def _compare_data(self, session: Session) -> None:
-        before, self._data = self._data, None
-        now = [feed.data for feed in session.feeds]
-        if before and before != now:  # none yet in what LearningRateFinder and the like put back before a fit
-            log.warning(OTHER_DATA, differences(before, now))
+            self._notices.say(f"training loader {loader}:", limit)

@@ -1,7 +1,8 @@
-"""What of a model, its device and its callbacks does not repeat after a resume, to be said before training."""
+"""What does not repeat after a resume, and how that is said: before training, and at the save after it shows."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,20 +14,113 @@ from nemologger import lightning_port
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
+log = logging.getLogger("nemologger.callbacks.exact_resume")
+
+# --- of the fit -------------------------------------------------------------------------------------------------------
+
 OTHER_DATA = (
     "the training data is not what it was when the checkpoint was saved (%s): the run cannot go on "
     "exactly, and leaves out as many batches of the epoch as were trained on. What is drawn when data are made "
     "needs a fixed seed: a random_split a generator, the rest of a setup() a call of lightning.seed_everything"
 )
+
 OTHER_RANKS = (
     "the checkpoint is of %d ranks, of which %d read data; there are %d now, of which %d do: training goes on "
     "after as many samples, with new random numbers, and means of this epoch are of what follows"
 )
+
 RAISED = (
     "was under way when the checkpoint was saved: a run that goes on trains on its batch once more, with other random "
     "numbers if it had drawn some, and with what it had already counted or set in the program; or on the next batch, if it "
     "came of a loader or dataset with a state of its own"
 )
+
+OTHER_BUFFER = "differs from rank 0's, and {}: a resumed run begins with rank 0's on this rank, too"
+
+# --- of what the program changes beside weights -----------------------------------------------------------------------
+
+NOT_SAVED = (
+    "has changed since training began, and is not saved: it {}. A resumed run begins with it as the program makes it. If it "
+    "decides about training, register it as a buffer, or save it in on_save_checkpoint()"
+)
+
+RECORD = (
+    "is a {} that has changed since training began, and is not saved: one that is only added to most often is a record, and "
+    "one that holds objects, or too much, cannot be. If it decides about training, register it as a buffer, or save it in "
+    "on_save_checkpoint()"
+)
+
+STRANGER = (
+    "is an object of {}, has changed since training began ({}), and is not saved. If that decides about training, save it "
+    "in on_save_checkpoint(), or give it state_dict() and load_state_dict()"
+)
+
+OF_CALLBACK = (
+    "keeps {} of its own, which changed since training began, and are not saved: Lightning saves what a callback's "
+    "state_dict() returns. If they decide about training, give it state_dict() and load_state_dict()"
+)
+
+SET_ANEW = (
+    "was brought back, and then changed by a hook that starts training. If it is made of itself there (x *= 0.5), that is "
+    "done once more in each life; if it is set, it is as the program says today"
+)
+
+BEHIND_LOADERS = (
+    "is brought back when training starts, behind train_dataloader(): if that depends on it, where loaders are made again "
+    "for each stage (reload_dataloaders_every_n_epochs), the epoch that a run goes on with has other data. Give the data "
+    "module state_dict() and load_state_dict(), which Lightning uses in time"
+)
+
+OWN_STATE_LOST = (
+    "has a state_dict() and has changed since training began, and is not saved: it {}. A resumed run begins with it as the "
+    "program makes it. Return it from configure_optimizers() if it belongs there, save it in on_save_checkpoint(), or make "
+    "it a torch.nn.Module that the module holds"
+)
+
+APART_LOST = (
+    "is a network that is in no checkpoint where it is, was made or has changed since training began, and is not saved: "
+    "it {}. A resumed run begins with it as the program makes it. Make it an attribute of the module itself, with "
+    "requires_grad_(False) if it is not trained (self.teacher = teacher), or save it in on_save_checkpoint()"
+)
+
+INNER_LOST = (
+    "is an optimizer within another one, of which the other one's state_dict() has nothing, and is not saved: it {}. A "
+    "resumed run begins with it as the program makes it. Give the other one state_dict() and load_state_dict() of its own"
+)
+
+SWAPPED = (
+    "is {} now, and was {} when training began: that is not saved. A resumed run begins with it as the program makes it. "
+    "Set it in on_train_start(), too, where it depends on the epoch, or save which it is in on_save_checkpoint()"
+)
+
+OWN_STATE_NOT_BACK = "was saved, and begins as the program makes it: {}"
+
+TOO_MUCH_LOGGED = "is too large to be saved: after a resume it counts from there"
+
+
+class Notices:
+    """What is said in one fit, each thing once: some of it shows only while training goes on."""
+
+    def __init__(self) -> None:
+        self._said: set[tuple[str, str]] = set()
+
+    def say(self, what: str, limit: str, level: int = logging.WARNING) -> None:
+        """Say of ``what`` what cannot be promised."""
+        if (what, limit) not in self._said:
+            self._said.add((what, limit))
+            log.log(level, "exact resume, %s %s", what, limit)
+
+
+# --- before training --------------------------------------------------------------------------------------------------
+
+
+def say_before_training(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """What is known of the model, its device and the callbacks, and what would help."""
+    stay = advice_for_validation(lightning_port.validation_loaders(trainer))
+    for advice in filter(None, (advice_for(trainer.strategy.root_device), stay)):
+        log.info("exact resume: %s", advice)
+    for limit in limits_of(trainer, module):
+        log.warning("exact resume: %s", limit)
 
 
 _CHECKSUMS = {

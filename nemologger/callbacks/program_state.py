@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port
+from nemologger.callbacks import not_exact
 from nemologger.exact.loaders.session import most_of_each
 from nemologger.exact.program.apart import Apart
 from nemologger.exact.program.attributes import Attributes
@@ -26,61 +27,8 @@ if TYPE_CHECKING:
 
     import lightning.pytorch as pl
 
-_NOT_SAVED = (
-    "has changed since training began, and is not saved: it {}. A resumed run begins with it as the program makes it. If it "
-    "decides about training, register it as a buffer, or save it in on_save_checkpoint()"
-)
-
-_RECORD = (
-    "is a {} that has changed since training began, and is not saved: one that is only added to most often is a record, and "
-    "one that holds objects, or too much, cannot be. If it decides about training, register it as a buffer, or save it in "
-    "on_save_checkpoint()"
-)
-
-_STRANGER = (
-    "is an object of {}, has changed since training began ({}), and is not saved. If that decides about training, save it "
-    "in on_save_checkpoint(), or give it state_dict() and load_state_dict()"
-)
-
-_OF_CALLBACK = (
-    "keeps {} of its own, which changed since training began, and are not saved: Lightning saves what a callback's "
-    "state_dict() returns. If they decide about training, give it state_dict() and load_state_dict()"
-)
-
-_SET_ANEW = (
-    "was brought back, and then changed by a hook that starts training. If it is made of itself there (x *= 0.5), that is "
-    "done once more in each life; if it is set, it is as the program says today"
-)
-
-_BEHIND_LOADERS = (
-    "is brought back when training starts, behind train_dataloader(): if that depends on it, where loaders are made again "
-    "for each stage (reload_dataloaders_every_n_epochs), the epoch that a run goes on with has other data. Give the data "
-    "module state_dict() and load_state_dict(), which Lightning uses in time"
-)
-
-_OWN_STATE_LOST = (
-    "has a state_dict() and has changed since training began, and is not saved: it {}. A resumed run begins with it as the "
-    "program makes it. Return it from configure_optimizers() if it belongs there, save it in on_save_checkpoint(), or make "
-    "it a torch.nn.Module that the module holds"
-)
-
-_APART_LOST = (
-    "is a network that is in no checkpoint where it is, was made or has changed since training began, and is not saved: "
-    "it {}. A resumed run begins with it as the program makes it. Make it an attribute of the module itself, with "
-    "requires_grad_(False) if it is not trained (self.teacher = teacher), or save it in on_save_checkpoint()"
-)
-
-_INNER_LOST = (
-    "is an optimizer within another one, of which the other one's state_dict() has nothing, and is not saved: it {}. A "
-    "resumed run begins with it as the program makes it. Give the other one state_dict() and load_state_dict() of its own"
-)
-
-_SWAPPED = (
-    "is {} now, and was {} when training began: that is not saved. A resumed run begins with it as the program makes it. "
-    "Set it in on_train_start(), too, where it depends on the epoch, or save which it is in on_save_checkpoint()"
-)
-
-_OWN_STATE_NOT_BACK = "was saved, and begins as the program makes it: {}"
+#: After so many of the first steps it is looked at what the module's lists are for.
+_LOOKS = 3
 
 
 class ProgramState:
@@ -124,6 +72,7 @@ class ProgramState:
         self._of_callbacks = Attributes(counting, {}, counting, theirs, 0)
         lightning_port.behind_module(trainer, "on_train_start", self._attributes.begin)
         self._named: set[str] = set()
+        self._looks_left = _LOOKS
         self._strangers = Strangers(self._may_hold_states, theirs)
         self._own_states = OwnStates(self._may_hold_states, self._of_trainer, theirs, self._most)
         self._apart = Apart(self._may_hold_states, module, theirs, self._most)
@@ -167,8 +116,10 @@ class ProgramState:
         """
         within = tuple(f"{path}." for path in self._own_states.paths)  # they say themselves what is to be kept
         records = self._attributes.records.items()
-        told = {f"attribute {path}": _RECORD.format(kind) for path, kind in records if not path.startswith(within)}
-        told |= {f"attribute {path}": _SET_ANEW for path in self._attributes.set_anew}
+        told = {
+            f"attribute {path}": not_exact.RECORD.format(kind) for path, kind in records if not path.startswith(within)
+        }
+        told |= {f"attribute {path}": not_exact.SET_ANEW for path in self._attributes.set_anew}
         callbacks: dict[str, list[str]] = {}
         for path in self._of_callbacks.changed():
             if path not in self._named and ":" not in path and not path.startswith(within):
@@ -178,40 +129,40 @@ class ProgramState:
         for path, (kind, names) in self._strangers.changed().items():
             if path not in self._named and not self._is_saved_by_hand(path):
                 self._named.add(path)
-                told[f"attribute {path}"] = _STRANGER.format(kind, ", ".join(names))
-        return told | {name: _OF_CALLBACK.format(", ".join(kept)) for name, kept in callbacks.items()}
+                told[f"attribute {path}"] = not_exact.STRANGER.format(kind, ", ".join(names))
+        return told | {name: not_exact.OF_CALLBACK.format(", ".join(kept)) for name, kept in callbacks.items()}
 
     def _is_saved_by_hand(self, path: str) -> bool:
         """Whether it may be."""
         return path.split(".")[0] == "module" and lightning_port.saves_more(self._trainer.lightning_module)
 
     def look(self) -> None:
-        """For the first steps: see how lists and dictionaries of the module change, and which objects stay."""
-        self._attributes.look()
-        self._strangers.look()
-        self._apart.look()
+        """After a step, for the first ones: how lists and dictionaries of the module change, and which objects stay."""
+        if self._looks_left:
+            self._looks_left -= 1
+            self._attributes.look()
+            self._strangers.look()
+            self._apart.look()
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""
         trainer = self._trainer
         logged, too_large = epoch_results.take(trainer, self._most, self._counters)
-        limits = {
-            f"metric {name}": "is too large to be saved: after a resume it counts from there" for name in too_large
-        }
+        limits = {f"metric {name}": not_exact.TOO_MUCH_LOGGED for name in too_large}
         attributes, lost = self._attributes.to_plain()
         own_states, own_lost = self._own_states.to_plain()
         within = tuple(f"{path}." for path in self._own_states.paths)
-        named = {path: _NOT_SAVED.format(why) for path, why in lost.items() if not path.startswith(within)}
-        named |= {path: _OWN_STATE_LOST.format(why) for path, why in own_lost.items()}
+        named = {path: not_exact.NOT_SAVED.format(why) for path, why in lost.items() if not path.startswith(within)}
+        named |= {path: not_exact.OWN_STATE_LOST.format(why) for path, why in own_lost.items()}
         apart, apart_lost = self._apart.to_plain()
-        named |= {path: _APART_LOST.format(why) for path, why in apart_lost.items()}
-        named |= {path: _SWAPPED.format(now, then) for path, (then, now) in self._swapped.changed().items()}
+        named |= {path: not_exact.APART_LOST.format(why) for path, why in apart_lost.items()}
+        named |= {path: not_exact.SWAPPED.format(now, then) for path, (then, now) in self._swapped.changed().items()}
         limits |= {f"attribute {path}": why for path, why in named.items() if not self._is_saved_by_hand(path)}
         if lightning_port.reloads(trainer):
             of_data = [path for path in attributes["attributes"] if path.startswith("data module.")]
-            limits |= {f"attribute {path}": _BEHIND_LOADERS for path in of_data}
+            limits |= {f"attribute {path}": not_exact.BEHIND_LOADERS for path in of_data}
         inner, inner_lost = self._inner_optimizers.to_plain()
-        limits |= {path: _INNER_LOST.format(why) for path, why in inner_lost.items()}
+        limits |= {path: not_exact.INNER_LOST.format(why) for path, why in inner_lost.items()}
         changed = trainer.accumulate_grad_batches != self._accumulate
         plain = {
             "logged": logged,
@@ -240,7 +191,7 @@ class ProgramState:
         self._settings.restore(plain["settings"])
         self._members = plain.get("members", {})
         for path, why in self._inner_optimizers.restore(plain.get("inner_optimizers", {})).items():
-            say(path, _OWN_STATE_NOT_BACK.format(why))
+            say(path, not_exact.OWN_STATE_NOT_BACK.format(why))
         if plain["accumulate"] is not None:
             lightning_port.go_on_accumulating(trainer, plain["accumulate"])
         for clip in plain.get("clip", ()):
@@ -249,7 +200,7 @@ class ProgramState:
         def load_own_states() -> None:
             failed = self._own_states.restore(plain.get("own_states", {}), trainer.strategy.root_device)
             for path, why in failed.items():
-                say(f"attribute {path}", _OWN_STATE_NOT_BACK.format(why))
+                say(f"attribute {path}", not_exact.OWN_STATE_NOT_BACK.format(why))
             for path, why in self._apart.restore(plain.get("apart", {}), trainer.strategy.root_device).items():
                 say(f"attribute {path}", why)
 
