@@ -12,14 +12,13 @@ from nemologger.exact.loaders.session import most_of_each
 from nemologger.exact.program.apart import Apart
 from nemologger.exact.program.attributes import Attributes
 from nemologger.exact.program.code import is_module_of_the_program
-from nemologger.exact.program.configs import is_config
+from nemologger.exact.program.configs import Entries, is_config
 from nemologger.exact.program.functions import holders_of_optimizer, holders_of_schedule
 from nemologger.exact.program.inner_optimizers import InnerOptimizers
 from nemologger.exact.program.own_states import OwnStates
 from nemologger.exact.program.settings import Settings
 from nemologger.exact.program.strangers import Strangers
 from nemologger.exact.program.swapped import Swapped
-from nemologger.exact.program.variables import Entries
 from nemologger.lightning_port import epoch_results
 
 if TYPE_CHECKING:

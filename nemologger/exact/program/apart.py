@@ -19,8 +19,8 @@ import torch
 import xxhash
 from torch import nn
 
-from nemologger.exact.program.own_states import IN_TIME, items_of
-from nemologger.exact.program.parts import with_slots
+from nemologger.exact.program.own_states import IN_TIME
+from nemologger.exact.program.parts import items_of, with_slots
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import leaves, memory_of, moved, on_device
 

@@ -13,37 +13,30 @@ from __future__ import annotations
 import weakref
 from collections.abc import Collection, Iterator, Mapping
 from inspect import getattr_static
-from itertools import chain
-from types import FunctionType, MemberDescriptorType, SimpleNamespace
+from types import MemberDescriptorType, SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact.program import variables
 from nemologger.exact.program.configs import is_config
 from nemologger.exact.program.flags import Flags, is_gone, is_of_clock
+from nemologger.exact.program.generators import make_generators, set_states, states_of
+from nemologger.exact.program.holders import Holders, unsaved_buffers
 from nemologger.exact.program.kept import Kept
-from nemologger.exact.program.kinds import SCALARS, classes_of_the_program
-from nemologger.exact.program.mentioned import Mentioned
-from nemologger.exact.program.objects import holder_of, within
-from nemologger.exact.program.owned import Owned, Values, is_process_id, make_generators
+from nemologger.exact.program.kinds import SCALARS
+from nemologger.exact.program.look import Look
+from nemologger.exact.program.owned import is_process_id
 from nemologger.exact.program.parts import generators_of_class, with_slots
 from nemologger.exact.program.records import KINDS as KINDS_OF_RECORDS
 from nemologger.exact.program.records import Records
 from nemologger.exact.program.uses import Uses
 from nemologger.exact.program.variables import set_in
 from nemologger.exact.values import contents, plain_contents
-from nemologger.exact.values.tensors import memory_of, moved, tensors_in
+from nemologger.exact.values.tensors import moved
 
-_ARRAYS = (np.ndarray, np.generic, torch.Tensor)
-#: Parts of a module of which everything is in the checkpoint already, or kept in another way.
-_WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
 _ABSENT = object()
-#: What the loaders use is kept with them.
-_OF_DATA = [f"{stage}_dataloader" for stage in ("train", "val", "test", "predict")]
 
 
 class Attributes:
@@ -75,6 +68,7 @@ class Attributes:
         most: int,
     ) -> None:
         self._roots = roots
+        self._holders = Holders(roots, not_theirs)
         self._generators_only = generators_only
         self._no_records = tuple(f"{name}." for name in no_records)
         self._not_theirs = not_theirs
@@ -83,11 +77,8 @@ class Attributes:
         self._uses = Uses({})
         self._records = Records(lambda path: self._uses.has(path))
         self._most = most
-        modules = [root for root in roots.values() if isinstance(root, nn.Module)]
-        # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
-        self._of_model = {memory_of(t) for module in modules for t in chain(module.parameters(), module.buffers())}
-        self._flags = Flags(self._named(), contents=True)
-        values = dict(self._walk())
+        self._flags = Flags(self._holders.named(), contents=True)
+        values = dict(self._holders.values())
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(isinstance(v, contents.KINDS) and not contents.is_small(v) for v in values.values()) // 4
         self._first = {path: self._sign(value) for path, value in values.items()}
@@ -104,7 +95,7 @@ class Attributes:
 
         What it has set or made in them (``self.count = 0``), as in every life, and training had changed, is set once more.
         """
-        self._started = {path: self._sign(value) for path, value in self._walk()}
+        self._started = {path: self._sign(value) for path, value in self._holders.values()}
         made = {path: sign for path, sign in self._started.items() if path.rpartition(".")[0] not in self._there}
         self._first = {**made, **self._first}
         back = {path: self._sign(value) for path, value in self._numbers_back.items() if not is_of_clock(value)}
@@ -114,7 +105,7 @@ class Attributes:
         self._waiting, self._waiting_generators = {}, {}
         self._there = self._places()
         self._records.begin(self._lists())
-        self._uses = Uses(dict(self._holders()), self._generators_only.values())
+        self._uses = Uses(dict(self._holders.of_program()), self._generators_only.values())
 
     def look(self) -> None:
         """For the first steps: how lists and dictionaries change says whether they are records."""
@@ -124,7 +115,7 @@ class Attributes:
     def _lists(self) -> Iterator[tuple[str, Any]]:
         """Those that may be records."""
         objects = self._objects()
-        for path, value in self._walk():
+        for path, value in self._holders.values():
             if self._may_be_record(path, value, objects):
                 yield path, value
 
@@ -134,10 +125,10 @@ class Attributes:
 
     def _objects(self) -> set[str]:
         """The places of objects that are no modules."""
-        return {path for path, holder in self._holders() if path not in self._roots and _is_whole(holder)}
+        return {path for path, holder in self._holders.of_program() if path not in self._roots and _is_whole(holder)}
 
     def _places(self) -> set[str]:
-        return {path for path, _ in chain(self._holders(), self._libraries())}
+        return set(self._holders.all())
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and why the rest of it is not kept."""
@@ -150,24 +141,14 @@ class Attributes:
             holder = path.rpartition(".")[0]
             if holder not in self._there:
                 late[path] = value
-                continue
-            if may_be_record and self._records.has(path, value):
+            elif may_be_record and self._records.has(path, value):
                 kept.leave_to_this_life(path, value)
-                continue
-            try:
-                kept.add(path, value, filled=type(self._first.get(path)) is int)  # a fingerprint
-            except plain_contents.CannotBeKeptError as error:
-                too_much = isinstance(error, plain_contents.TooLargeError) and self._records.decides(path, value)
-                if may_be_record and not too_much:
-                    kept.leave_to_this_life(path, value)
-                    continue
-                kept.lost[path] = str(error)
-                if holder in objects and isinstance(value, KINDS_OF_RECORDS):
-                    lists_lost[path] = value
-                continue
-            if self._started.get(path, _ABSENT) != sign and not is_of_clock(value):
-                since_start.append(path)
-        kept.leave(self._flags.leave(kept.plain, self._named(), [*kept.lost, *kept.records]))
+            elif self._keep(kept, path, value, may_be_record=may_be_record):
+                if self._started.get(path, _ABSENT) != sign and not is_of_clock(value):
+                    since_start.append(path)
+            elif holder in objects and isinstance(value, KINDS_OF_RECORDS):
+                lists_lost[path] = value
+        kept.leave(self._flags.leave(kept.plain, self._holders.named(), [*kept.lost, *kept.records]))
         kept.leave_parts_of(self._wholes())
         kept.leave_beside(lists_lost)
         self.records = kept.records
@@ -183,19 +164,33 @@ class Attributes:
         ]
         return sorted(changed, key=lambda one: one[0])
 
+    def _keep(self, kept: Kept, path: str, value: Any, *, may_be_record: bool) -> bool:
+        """Keep ``value``, or note that it is not kept."""
+        try:
+            kept.add(path, value, filled=type(self._first.get(path)) is int)  # a fingerprint
+        except plain_contents.CannotBeKeptError as error:
+            too_much = isinstance(error, plain_contents.TooLargeError) and self._records.decides(path, value)
+            if may_be_record and not too_much:
+                kept.leave_to_this_life(path, value)
+            else:
+                kept.lost[path] = str(error)
+            return False
+        return True
+
     def _wholes(self) -> set[str]:
         """Where a bank without its pointer, or the other way round, would be worse than both as the program makes them."""
-        return {path for path, _ in self._libraries()} | {path for path, part in self._holders() if _passing(part)}
+        with_buffers = {path for path, part in self._holders.of_program() if unsaved_buffers(part)}
+        return with_buffers.union(path for path, _ in self._holders.of_libraries())
 
     def _states_of_generators(self) -> dict[str, Any]:
         states: dict[str, Any] = {}
-        for owned in self._generators():
-            states |= owned.values(counters=False).generators
+        for look in self._generators():
+            states |= states_of(look)
         return states
 
     def _lost_of_late(self, values: Mapping[str, Any]) -> dict[str, str]:
         """What is lost with objects made after training began: those that have changed since they were first seen."""
-        holders = dict([*self._holders(), *self._libraries()]) if values else {}
+        holders = self._holders.all() if values else {}
         lost: dict[str, str] = {}
         for path, value in values.items():
             where, sign = path.rpartition(".")[0], self._sign(value)
@@ -214,7 +209,7 @@ class Attributes:
         return [path for path, _, _ in self._changed()]
 
     def _changed(self) -> Iterator[tuple[str, Any, Any]]:
-        for path, value in self._walk():
+        for path, value in self._holders.values():
             sign = self._sign(value)
             if self._first.get(path, _ABSENT) != sign or self._started.get(path, _ABSENT) != sign:
                 yield path, value, sign
@@ -241,17 +236,17 @@ class Attributes:
         make_generators(self.holders(), plain["generators"], device)
 
     def _set_generators(self, states: Mapping[str, Any]) -> None:
-        for owned in self._generators() if states else ():
-            owned.restore(Values(dict(states)))
+        for look in self._generators() if states else ():
+            set_states(look, states)
 
     def _set(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Set attributes by path; returns those whose object is not there."""
-        holders = dict([*self._holders(), *self._libraries()]) if values else {}
+        holders = self._holders.all() if values else {}
         for path, value in values.items():
             where, _, name = path.rpartition(".")
             if where not in holders or not _is_plain(holders[where], name) or is_gone(value):
                 continue
-            present = _passing(holders[where]).get(name, with_slots(holders[where]).get(name))
+            present = unsaved_buffers(holders[where]).get(name, with_slots(holders[where]).get(name))
             if _are_of_two_kinds(present, value):  # the program is another one today
                 continue
             back = plain_contents.fill(present, value, same=True)
@@ -262,77 +257,12 @@ class Attributes:
     def _sign(self, value: Any) -> Any:
         return (type(value), value) if type(value) in SCALARS else contents.fingerprint(value, self._share)
 
-    def _walk(self) -> Iterator[tuple[str, Any]]:
-        for holders, kinds in ((self._holders(), contents.KINDS), (self._libraries(), _ARRAYS)):
-            for path, holder in holders:
-                for name, value in with_slots(holder).items():
-                    if name in self._not_theirs:
-                        continue
-                    holds = issubclass(type(value), kinds) and not self._is_of_model(value)
-                    if holds or type(value) in SCALARS:
-                        yield f"{path}.{name}", value
-                for name, value in _passing(holder).items():
-                    yield f"{path}.{name}", value
-
-    def _is_of_model(self, value: Any) -> bool:
-        try:
-            return any(memory_of(tensor) in self._of_model for tensor in tensors_in(value))
-        except Exception:  # noqa: BLE001  a class of somebody's that does not let others go through it
-            return False
-
-    def _holders(self) -> Iterator[tuple[str, Any]]:
-        """The objects of the program, by path."""
-        seen: set[int] = set()
-        mentioned = Mentioned(Dataset, Sampler, DataLoader, *_OF_DATA)
-        waiting: list[tuple[str, Any]] = list(self._roots.items())
-        while waiting:
-            while waiting:
-                path, holder = waiting.pop(0)
-                if id(holder) in seen:
-                    continue
-                seen.add(id(holder))
-                if isinstance(holder, FunctionType):
-                    mentioned.add(holder)
-                holder = holder_of(holder)
-                for kind in classes_of_the_program(holder):
-                    mentioned.add_class(kind)
-                yield path, holder
-                own = with_slots(holder)
-                inner = {**own, **(own.get("_modules") or {})}
-                for name, value in inner.items():
-                    if name not in self._not_theirs:
-                        waiting += within(f"{path}.{name}", value)
-            waiting = [pair for path, value in mentioned.follow() for pair in within(path, value)]
-        yield from mentioned.places()
-
-    def _named(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        for path, holder in self._holders():
-            yield path, {name: value for name, value in with_slots(holder).items() if name not in self._not_theirs}
-
-    def _libraries(self) -> Iterator[tuple[str, nn.Module]]:
-        """The parts of modules that libraries have made, by path."""
-        seen = {id(holder) for _, holder in self._holders()}
-        for path, root in self._roots.items():
-            if isinstance(root, nn.Module):
-                for name, part in root.named_modules():
-                    with_more = not f"{type(part).__module__}.".startswith(_WITHOUT_MORE)
-                    if name and with_more and id(part) not in seen:
-                        yield f"{path}.{name}", part
-
     def holders(self) -> dict[str, Any]:
         """The objects that may have generators, or objects with a state of their own, among their attributes, by path."""
-        found: dict[str, Any] = dict(self._holders())
-        for root in self._roots.values():
-            if isinstance(root, nn.Module):
-                found |= {
-                    f"module.{name}": module
-                    for name, module in root.named_modules()
-                    if name and not type(module).__module__.startswith("torch.nn.")
-                }
-        return {**found, **self._generators_only}
+        return {**self._holders.with_generators(), **self._generators_only}
 
-    def _generators(self) -> list[Owned]:
-        owned = []
+    def _generators(self) -> Iterator[Look]:
+        """The generators of each of the objects, and what is within reach of its other attributes."""
         for path, holder in self.holders().items():
             theirs = {
                 k: v
@@ -341,17 +271,7 @@ class Attributes:
             }
             theirs |= generators_of_class(holder)
             if theirs:
-                owned.append(Owned({path: SimpleNamespace(**theirs)}, counters=False))
-        return owned
-
-
-def _passing(holder: Any) -> dict[str, torch.Tensor]:
-    """The buffers that a module does not want to be saved."""
-    if not issubclass(type(holder), nn.Module):
-        return {}
-    names = getattr(holder, "_non_persistent_buffers_set", ())  # nobody may have called its __init__()
-    found = {name: holder._buffers.get(name) for name in sorted(names)}  # noqa: SLF001
-    return {name: buffer for name, buffer in found.items() if buffer is not None}
+                yield Look({path: SimpleNamespace(**theirs)})
 
 
 def _are_of_two_kinds(present: Any, value: Any) -> bool:
@@ -367,7 +287,7 @@ def _is_whole(holder: Any) -> bool:
 
 def _is_plain(holder: Any, name: str) -> bool:
     """Whether the attribute is one to set: there as plain data, or not at all, and no other part of a module."""
-    if name in _passing(holder):
+    if name in unsaved_buffers(holder):
         return True
     own = with_slots(holder)
     if any(name in (own.get(parts) or {}) for parts in ("_parameters", "_buffers", "_modules")):

@@ -1,4 +1,4 @@
-"""Configurations of OmegaConf, whose entries are used as attributes are: ``self.cfg.weight *= 0.9``."""
+"""Configurations of OmegaConf, and hyperparameters: their entries are used as attributes are, ``self.cfg.weight *= 0.9``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from nemologger.exact.program.kinds import is_ordinary, module_of
+from nemologger.exact.program.views import View
 
 _KINDS = {("omegaconf.dictconfig", "DictConfig"), ("omegaconf.listconfig", "ListConfig")}
 _LENGTH = "length"
@@ -17,17 +18,32 @@ def is_config(value: Any) -> bool:
     return is_ordinary(kind) and (module_of(kind), kind.__name__) in _KINDS
 
 
-class Config:
+class Entries(View):
+    """The entries of a dictionary: hyperparameters, ``self.hparams.alpha *= 0.9``."""
+
+    __slots__ = ("_there",)
+    _there: dict[str, Any]
+
+    def __init__(self, there: dict[str, Any]) -> None:
+        super().__init__(_there=there)
+
+    def _entries(self) -> dict[str, Any]:
+        return {name: value for name, value in self._there.items() if type(name) is str}
+
+    def _set(self, name: str, value: Any) -> None:
+        self._there[name] = value
+
+
+class Config(View):
     """The entries of a configuration, and of a list how many there are; what stands elsewhere as ``"${other.entry}"``."""
 
     __slots__ = ("_there",)
     _there: Any
 
     def __init__(self, there: Any) -> None:
-        object.__setattr__(self, "_there", there)
+        super().__init__(_there=there)
 
-    @property
-    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]  # vars() of it are the entries
+    def _entries(self) -> dict[str, Any]:
         with suppress(Exception):  # it may be of a later OmegaConf
             content = self._there._value()  # noqa: SLF001  to_container() takes some hundred times as long
             if isinstance(content, list):
@@ -36,7 +52,7 @@ class Config:
                 return {name: _plain(node) for name, node in content.items() if type(name) is str}
         return {}
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: Any) -> None:
         from omegaconf import ListConfig, flag_override
 
         there = self._there

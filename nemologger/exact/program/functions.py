@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from nemologger.exact.program.objects import is_of_the_program
 from nemologger.exact.program.variables import of_function
+from nemologger.exact.program.views import View
 
 _DEEPEST = 3
 _NUMBERS = (int, float, bool, np.ndarray, np.generic, torch.Tensor)
@@ -28,21 +29,20 @@ _NUMBERS = (int, float, bool, np.ndarray, np.generic, torch.Tensor)
 _OF_TORCH = {*vars(Optimizer([nn.Parameter(torch.zeros(1))], {})), "_opt_called", "_step_count"}
 
 
-class Counters:
+class Counters(View):
     """The numbers, arrays and tensors of an optimizer that are not torch's."""
 
     __slots__ = ("_optimizer",)
     _optimizer: Optimizer
 
     def __init__(self, optimizer: Optimizer) -> None:
-        object.__setattr__(self, "_optimizer", optimizer)
+        super().__init__(_optimizer=optimizer)
 
-    @property
-    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]  # vars() of it are those of the optimizer
+    def _entries(self) -> dict[str, Any]:
         own = vars(self._optimizer).items()
         return {name: value for name, value in own if name not in _OF_TORCH and isinstance(value, _NUMBERS)}
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: Any) -> None:
         setattr(self._optimizer, name, value)
 
 

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact.program.kinds import is_ordinary, module_of
-from nemologger.exact.program.parts import entries, with_slots
+from nemologger.exact.program.parts import items_of, with_slots
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import leaves, moved, on_device
 
@@ -28,7 +28,6 @@ IN_TIME = "and what is made later is not brought back: make it in setup() or on_
 #: Somebody else's business: what is in the checkpoint already, and what belongs to data.
 OTHERS = (nn.Module, Dataset, Sampler, DataLoader)
 _METHODS = ("state_dict", "load_state_dict")
-_MOST_ITEMS = 32
 _ABSENT = object()
 
 
@@ -113,14 +112,6 @@ def _with_parts(saved: object) -> Iterator[Any]:
     yield saved
     for value in getattr(saved, "__dict__", {}).values():
         yield from (item for _, item in items_of("", value))
-
-
-def items_of(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """``value``, and what it holds if it is a short list or dictionary, by path."""
-    yield path, value
-    if type(value) in (list, tuple, dict) and len(value) <= _MOST_ITEMS:
-        for name, item in entries(value):
-            yield f"{path}.{name}", item
 
 
 def has_state(value: Any) -> bool:

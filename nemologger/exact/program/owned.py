@@ -5,22 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from inspect import getattr_static
-from itertools import islice
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-import torch
-import xxhash
-
+from nemologger.exact.program.caches import Caches
 from nemologger.exact.program.crowds import Crowds
 from nemologger.exact.program.flags import Flags, is_gone
+from nemologger.exact.program.generators import may_begin, set_states, states_of
 from nemologger.exact.program.iterators import has_place
 from nemologger.exact.program.kinds import SCALARS, is_generator, module_of
 from nemologger.exact.program.look import Look
-from nemologger.exact.program.parts import attributes
 from nemologger.exact.program.variables import keeps_variables, set_in
-from nemologger.exact.rng import generator_from, generator_state, set_generator_state
 from nemologger.exact.values import contents, plain_contents
 
 _BELONGS = "belongs to an object of which another part cannot be kept"
@@ -28,6 +22,7 @@ _BELONGS = "belongs to an object of which another part cannot be kept"
 _PROCESS = {"process": True}
 #: Stands for a list or array that could not be kept.
 _LEFT = (None, True)
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -112,12 +107,10 @@ class Owned:
         kept = {} if kept is None else kept
         kept |= {id(value): _kept(value, left) for _, value in holding if id(value) not in kept}
         self._first = {p: _First(v, contents.fingerprint(v, self._share), kept[id(v)]) for p, v in holding}
-        self._entries = {
-            path: _entries_of(value)
-            for path, value in holding
-            if isinstance(value, dict) and (light or keeps_variables(look.holder_of(path)))
-        }
-        self._caches: set[str] = set()
+        self._caches = Caches()
+        for path, value in holding:
+            if isinstance(value, dict) and (light or keeps_variables(look.holder_of(path))):
+                self._caches.watch(path, value)
         self._crowds = Crowds(look.crowds, most_counted)
         self._there = look.there
         self._names = {f"{path}.{name}" for path, named in look.named.items() for name in named}
@@ -143,17 +136,10 @@ class Owned:
         if not self._roots:
             return Values()
         seen = Look(self._roots)
-        generators = {path: generator_state(generator) for path, generator in seen.generators.items()}
+        generators = states_of(seen)
         if not (counters and self._counters):
             return Values(generators)
-        unknown = object()
-        changed = {p: v for p, v in seen.scalars.items() if self._at_first.get(p, unknown) != v}
-        if counters == "open":
-            changed = {path: value for path, value in changed.items() if self._is_open(path, seen)}
-        for path in [path for path, value in changed.items() if is_process_id(path, value)]:
-            del changed[path]
-            if self._generator_goes_with(path, seen):
-                changed[path] = _PROCESS
+        changed = self._counters_changed(seen, only_open=counters == "open")
         again = self._flags.leave(changed, seen.named.items())
         of_crowds, lost = self._crowds.changed(seen.crowds)
         if look == "all":
@@ -162,49 +148,55 @@ class Owned:
         changed |= of_crowds
         return Values(generators, changed, None if look == "not" else self._changed(seen, look))
 
+    def _counters_changed(self, look: Look, *, only_open: bool) -> dict[str, Any]:
+        unknown = object()
+        changed = {p: v for p, v in look.scalars.items() if self._at_first.get(p, unknown) != v}
+        if only_open:
+            changed = {path: value for path, value in changed.items() if self._is_open(path, look)}
+        for path in [path for path, value in changed.items() if is_process_id(path, value)]:
+            del changed[path]
+            if self._generator_goes_with(path, look):
+                changed[path] = _PROCESS
+        return changed
+
     def restore(self, values: Values, *, exactly: bool = False) -> None:
         """Set what is still there to ``values``; with ``exactly``, counters that are not among them to what they were."""
         look = Look(self._roots)
         if values.generators:
-            present = look.generators
-            for path, state in values.generators.items():
-                if path in present:
-                    set_generator_state(present[path], state)
-            missing = {path: state for path, state in values.generators.items() if path not in present}
-            if missing:
-                make_generators(look.holders, missing)
-        if not self._counters:
-            return
-        self._flags.note_restored(values.counters)
-        self._crowds.restore(look.crowds, values.counters, exactly=exactly)
-        counters = {**self._at_first, **values.counters} if exactly else values.counters
-        holders = look.holders
-        for path, value in counters.items():
-            holder, _, name = path.rpartition(".")
-            if holder not in holders or (is_gone(value) and path in values.counters):
+            set_states(look, values.generators)
+        if self._counters:
+            self._restore_counters(look, values.counters, exactly=exactly)
+            if values.contents is not None:
+                self._restore_contents(look, values.contents, exactly=exactly)
+
+    def _restore_counters(self, look: Look, counters: Mapping[str, Any], *, exactly: bool) -> None:
+        self._flags.note_restored(counters)
+        self._crowds.restore(look.crowds, counters, exactly=exactly)
+        for path, value in ({**self._at_first, **counters} if exactly else counters).items():
+            where, _, name = path.rpartition(".")
+            if where not in look.holders or (is_gone(value) and path in counters):
                 continue
             value = os.getpid() if value == _PROCESS else value
-            there = look.named[holder].get(name, self)
+            there = look.named[where].get(name, _ABSENT)
             # Not there yet: the program begins to count when it first has something to count.
-            begins = there is self and path in values.counters and _may_begin(holders[holder], name)
+            begins = there is _ABSENT and path in counters and may_begin(look.holders[where], name)
             if begins or (type(there) in SCALARS and there != value):
-                set_in(holders[holder], name, value)
-        if values.contents is None:
-            return
-        there = {path: value for path, value in self._holding(look) if path in values.contents or exactly}
-        for path, value in there.items():
-            if path.rpartition(".")[0] not in self._there or values.contents.get(path) == _LEFT:
+                set_in(look.holders[where], name, value)
+
+    def _restore_contents(self, look: Look, saved: Mapping[str, tuple[Any, bool]], *, exactly: bool) -> None:
+        for path, value in self._holding(look):
+            where, _, name = path.rpartition(".")
+            if where not in self._there or saved.get(path) == _LEFT or not (path in saved or exactly):
                 continue
-            kept, same = values.contents.get(path) or (self._first[path].kept if path in self._first else None, True)
-            if path not in values.contents and (path in self.lost or not self._has_changed(path, value)):
+            if path not in saved and (path in self.lost or not self._has_changed(path, value)):
                 continue
+            kept, same = saved.get(path) or (self._first[path].kept if path in self._first else None, True)
             if kept is None:
                 self.lost[path] = "was changed before it could be kept"
                 continue
             back = plain_contents.put_back(value, kept, same=same, exactly=exactly)
             if back is not value:
-                holder, _, name = path.rpartition(".")
-                set_in(holders[holder], name, back)
+                set_in(look.holders[where], name, back)
 
     def name_large(self) -> None:
         """Put what has changed, and is too large to be kept for every batch, among what is :attr:`lost`."""
@@ -254,9 +246,9 @@ class Owned:
         left, small = [self._most], at == "small"
         lost, partly = (self.lost, self._partly) if at != "quiet" else ({}, set())
         for path, value in self._holding(look):
-            if (small and not contents.is_small(value)) or (path in self._caches and self._is_cache(path, value)):
+            if (small and not contents.is_small(value)) or (path in self._caches and self._caches.find(path, value)):
                 continue
-            if not self._has_changed(path, value) or (self._light and self._is_cache(path, value)):
+            if not self._has_changed(path, value) or (self._light and self._caches.find(path, value)):
                 continue
             first = self._first.get(path)
             if path.rpartition(".")[0] not in self._there:
@@ -283,20 +275,9 @@ class Owned:
         if not isinstance(value, dict) or not keeps_variables(look.holder_of(path)):
             return False
         if path not in self._first:
-            self._entries[path] = _entries_of({})
+            self._caches.watch(path, {})
             self._first[path] = _First(value, 0, _kept({}, [8]))
-        return self._is_cache(path, value)
-
-    def _is_cache(self, path: str, value: Any) -> bool:
-        """Whether it is a dictionary that has been added to since it was last looked at, and lost or replaced nothing."""
-        known = self._entries.get(path)
-        if known is None or len(value) < known[0] or _entries_of(value, known[0]) != known:
-            return False
-        if len(value) == known[0]:
-            return path in self._caches
-        self._entries[path] = _entries_of(value)
-        self._caches.add(path)  # a look at its entries takes less time than one at what they hold
-        return True
+        return self._caches.find(path, value)
 
     def _is_open(self, path: str, look: Look) -> bool:
         """Whether what is at ``path`` is our business; what functions keep is in nobody's state."""
@@ -319,37 +300,6 @@ class Owned:
 def is_process_id(path: str, value: Any) -> bool:
     """Whether an attribute has the number of this process: it is not the next one's."""
     return type(value) is int and path.lower().endswith("pid") and value == os.getpid()
-
-
-def make_generators(holders: Mapping[str, Any], states: Mapping[str, Any], device: torch.device | None = None) -> None:
-    """Give objects the generators that they had, and do not have yet: many make one when they first need it.
-
-    Args:
-        holders: The objects, by path.
-        states: States of generators, by path.
-        device: Of generators that are not the CPU's.
-    """
-    for path, state in states.items():
-        where, _, name = path.rpartition(".")
-        holder = holders.get(where)
-        if holder is not None and attributes(holder).get(name) is None and _may_begin(holder, name):
-            made = generator_from(state, device)
-            if made is not None:
-                set_in(holder, name, made)
-
-
-def _may_begin(holder: Any, name: str) -> bool:
-    """Whether an object makes such an attribute only when it needs it. What torch's own have is what they were given."""
-    return not module_of(type(holder)).startswith("torch.") and not isinstance(
-        getattr_static(type(holder), name, None), property
-    )
-
-
-def _entries_of(value: dict[Any, Any], most: int | None = None) -> tuple[int, int]:
-    """How many entries a dictionary has, and a number for which they are; of the ``most`` oldest. It holds none of them."""
-    count = len(value) if most is None else most
-    ids = np.fromiter(map(id, islice(dict.values(value), count)), np.int64, count)
-    return count, xxhash.xxh3_64_intdigest(ids.data)
 
 
 def _kept(value: Any, left: list[int]) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType
 from typing import Any
@@ -91,6 +91,14 @@ def entries(value: Any) -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [(str(place), item) for place, item in enumerate(value)]
     return [(text_of(key, number), item) for number, (key, item) in enumerate(dict.items(value))]
+
+
+def items_of(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """``value``, and what it holds if it is a short list or dictionary, by path."""
+    yield path, value
+    if type(value) in (list, tuple, dict) and len(value) <= _MOST_ITEMS:
+        for name, item in entries(value):
+            yield f"{path}.{name}", item
 
 
 def text_of(key: Any, number: int) -> str:

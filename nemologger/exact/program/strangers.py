@@ -18,8 +18,8 @@ from nemologger.exact.port import is_iterator_of_loader
 from nemologger.exact.program.iterators import has_place
 from nemologger.exact.program.kinds import is_ordinary, may_hold_numbers
 from nemologger.exact.program.objects import is_of_the_program
-from nemologger.exact.program.own_states import OTHERS, has_state, items_of
-from nemologger.exact.program.parts import attributes
+from nemologger.exact.program.own_states import OTHERS, has_state
+from nemologger.exact.program.parts import attributes, items_of
 from nemologger.exact.values import contents
 
 _LOOKED_AT = 64

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from nemologger.exact.program.code import code_of
+from nemologger.exact.program.views import View
 
 #: Of nobody's class, and filled by the program.
 NAMESPACES = (argparse.Namespace, SimpleNamespace)
@@ -25,7 +26,7 @@ FILLED = (list, dict, set, deque, bytearray, np.ndarray, torch.Tensor)
 _EMPTY = CellType()
 
 
-class Variables:
+class Variables(View):
     """Those of the place where a function was made, and some of its file."""
 
     __slots__ = ("_cells", "_names", "_there")
@@ -34,23 +35,19 @@ class Variables:
     _names: frozenset[str]
 
     def __init__(self, cells: dict[str, CellType], there: dict[str, Any], names: frozenset[str]) -> None:
-        object.__setattr__(self, "_cells", cells)
-        object.__setattr__(self, "_there", there)
-        object.__setattr__(self, "_names", names)
+        super().__init__(_cells=cells, _there=there, _names=names)
 
-    @property
-    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]  # vars() of it are the variables
-        cells = {name: cell.cell_contents for name, cell in self._cells.items() if cell != _EMPTY}
-        return {name: self._there[name] for name in self._names if name in self._there} | cells
+    def _entries(self) -> dict[str, Any]:
+        return {name: self._there[name] for name in self._names if name in self._there} | _contents(self._cells)
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: Any) -> None:
         if name in self._cells:
             self._cells[name].cell_contents = value
         elif name in self._names:
             self._there[name] = value
 
 
-class OfClass:
+class OfClass(View):
     """Those of a class that code sets or fills."""
 
     __slots__ = ("_kind", "_names")
@@ -58,32 +55,13 @@ class OfClass:
     _names: frozenset[str]
 
     def __init__(self, kind: type, names: frozenset[str]) -> None:
-        object.__setattr__(self, "_kind", kind)
-        object.__setattr__(self, "_names", names)
+        super().__init__(_kind=kind, _names=names)
 
-    @property
-    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
+    def _entries(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self._kind).items() if name in self._names}
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def _set(self, name: str, value: Any) -> None:
         setattr(self._kind, name, value)
-
-
-class Entries:
-    """Those of a dictionary whose entries are used as attributes are: hyperparameters, ``self.hparams.alpha *= 0.9``."""
-
-    __slots__ = ("_there",)
-    _there: dict[str, Any]
-
-    def __init__(self, there: dict[str, Any]) -> None:
-        object.__setattr__(self, "_there", there)
-
-    @property
-    def __dict__(self) -> dict[str, Any]:  # type: ignore[override]
-        return {name: value for name, value in self._there.items() if type(name) is str}
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self._there[name] = value
 
 
 _KEEPERS = (FunctionType, partial, Variables, OfClass)
@@ -96,7 +74,7 @@ def of_function(function: FunctionType) -> Variables:
 
 def cells_of(function: FunctionType) -> dict[str, Any]:
     """The variables of where ``function`` was made, and what they hold."""
-    return {name: cell.cell_contents for name, cell in _cells_of(function).items() if cell != _EMPTY}
+    return _contents(_cells_of(function))
 
 
 def of_call(function: Any) -> dict[str, Any]:
@@ -132,6 +110,10 @@ def _cells_of(function: FunctionType) -> dict[str, CellType]:
         return {}
     cells = zip(function.__code__.co_freevars, function.__closure__, strict=False)
     return {name: cell for name, cell in cells if name != "__class__"}
+
+
+def _contents(cells: dict[str, CellType]) -> dict[str, Any]:
+    return {name: cell.cell_contents for name, cell in cells.items() if cell != _EMPTY}
 
 
 def is_filled(value: Any) -> bool:

@@ -85,7 +85,7 @@ def test_entries_are_what_omegaconf_says_without_asking_for_each():
 def test_generators_are_not_looked_for_in_one(monkeypatch):
     """Each part of it knows the whole: that would take a second for some hundred entries."""
     looked_at = []
-    monkeypatch.setattr("nemologger.exact.program.attributes.Owned", lambda roots, **_: looked_at.append(roots))
+    monkeypatch.setattr("nemologger.exact.program.attributes.Look", lambda roots: looked_at.append(roots))
     roots = {"module": Configured(made())}
     list(Attributes(roots, {}, {"module"}, frozenset(), 0)._generators())
     assert not [name for one in looked_at for root in one.values() for name in vars(root) if name == "inner"]

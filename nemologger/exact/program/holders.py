@@ -1,0 +1,121 @@
+"""The objects whose attributes are kept: those of the program, and the parts of its module that libraries have made."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from itertools import chain
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from nemologger.exact.program.kinds import SCALARS, classes_of_the_program
+from nemologger.exact.program.mentioned import Mentioned
+from nemologger.exact.program.objects import holder_of, within
+from nemologger.exact.program.parts import with_slots
+from nemologger.exact.values import contents
+from nemologger.exact.values.tensors import memory_of, tensors_in
+
+_ARRAYS = (np.ndarray, np.generic, torch.Tensor)
+#: Parts of a module of which everything is in the checkpoint already, or kept in another way.
+_WITHOUT_MORE = ("torch.", "torchmetrics.", "lightning.")
+#: What the loaders use is kept with them.
+_OF_DATA = [f"{stage}_dataloader" for stage in ("train", "val", "test", "predict")]
+
+
+class Holders:
+    """What can be reached from some objects, whenever it is asked for, by path.
+
+    Args:
+        roots: The objects by name.
+        not_theirs: For each of the holders, the names of attributes that belong to the framework.
+    """
+
+    def __init__(self, roots: Mapping[str, object], not_theirs: Collection[str]) -> None:
+        self._roots = roots
+        self._not_theirs = not_theirs
+        modules = [root for root in roots.values() if isinstance(root, nn.Module)]
+        # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
+        self._of_model = {memory_of(t) for module in modules for t in chain(module.parameters(), module.buffers())}
+
+    def of_program(self) -> Iterator[tuple[str, Any]]:
+        """The objects of the program, and the variables of its files and classes."""
+        seen: set[int] = set()
+        mentioned = Mentioned(Dataset, Sampler, DataLoader, *_OF_DATA)
+        waiting: list[tuple[str, Any]] = list(self._roots.items())
+        while waiting:
+            while waiting:
+                path, holder = waiting.pop(0)
+                if id(holder) in seen:
+                    continue
+                seen.add(id(holder))
+                if isinstance(holder, FunctionType):
+                    mentioned.add(holder)
+                holder = holder_of(holder)
+                for kind in classes_of_the_program(holder):
+                    mentioned.add_class(kind)
+                yield path, holder
+                own = with_slots(holder)
+                inner = {**own, **(own.get("_modules") or {})}
+                for name, value in inner.items():
+                    if name not in self._not_theirs:
+                        waiting += within(f"{path}.{name}", value)
+            waiting = [pair for path, value in mentioned.follow() for pair in within(path, value)]
+        yield from mentioned.places()
+
+    def of_libraries(self) -> Iterator[tuple[str, nn.Module]]:
+        """The parts of modules that libraries have made."""
+        seen = {id(holder) for _, holder in self.of_program()}
+        for path, part in self._parts():
+            if not f"{type(part).__module__}.".startswith(_WITHOUT_MORE) and id(part) not in seen:
+                yield path, part
+
+    def all(self) -> dict[str, Any]:
+        """Both."""
+        return dict(chain(self.of_program(), self.of_libraries()))
+
+    def with_generators(self) -> dict[str, Any]:
+        """Those that may have generators, or objects with a state of their own, among their attributes."""
+        parts = {path: part for path, part in self._parts() if not type(part).__module__.startswith("torch.nn.")}
+        return dict(self.of_program()) | parts
+
+    def _parts(self) -> Iterator[tuple[str, nn.Module]]:
+        for path, root in self._roots.items():
+            if isinstance(root, nn.Module):
+                yield from ((f"{path}.{name}", part) for name, part in root.named_modules() if name)
+
+    def named(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The attributes of those of the program."""
+        for path, holder in self.of_program():
+            yield path, {name: value for name, value in with_slots(holder).items() if name not in self._not_theirs}
+
+    def values(self) -> Iterator[tuple[str, Any]]:
+        """The attributes that may be kept: plain ones, and lists, arrays and the like that are not the model's."""
+        for holders, kinds in ((self.of_program(), contents.KINDS), (self.of_libraries(), _ARRAYS)):
+            for path, holder in holders:
+                for name, value in with_slots(holder).items():
+                    if name in self._not_theirs:
+                        continue
+                    holds = issubclass(type(value), kinds) and not self._is_of_model(value)
+                    if holds or type(value) in SCALARS:
+                        yield f"{path}.{name}", value
+                for name, value in unsaved_buffers(holder).items():
+                    yield f"{path}.{name}", value
+
+    def _is_of_model(self, value: Any) -> bool:
+        try:
+            return any(memory_of(tensor) in self._of_model for tensor in tensors_in(value))
+        except Exception:  # noqa: BLE001  a class of somebody's that does not let others go through it
+            return False
+
+
+def unsaved_buffers(holder: Any) -> dict[str, torch.Tensor]:
+    """The buffers that a module does not want to be saved."""
+    if not issubclass(type(holder), nn.Module):
+        return {}
+    names = getattr(holder, "_non_persistent_buffers_set", ())  # nobody may have called its __init__()
+    found = {name: holder._buffers.get(name) for name in sorted(names)}  # noqa: SLF001
+    return {name: buffer for name, buffer in found.items() if buffer is not None}
