@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from nemologger.condition import holds
 from nemologger.errors import ConfigurationError
-from nemologger.exact.program.code import names_in
+from nemologger.exact.reach.code import names_in
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

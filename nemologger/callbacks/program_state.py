@@ -11,14 +11,15 @@ from nemologger.callbacks import not_exact
 from nemologger.exact.loaders.session import most_of_each
 from nemologger.exact.program.apart import Apart
 from nemologger.exact.program.attributes import Attributes
-from nemologger.exact.program.code import is_module_of_the_program
-from nemologger.exact.program.configs import Entries, is_config
 from nemologger.exact.program.functions import holders_of_optimizer, holders_of_schedule
 from nemologger.exact.program.inner_optimizers import InnerOptimizers
 from nemologger.exact.program.own_states import OwnStates
 from nemologger.exact.program.settings import Settings
 from nemologger.exact.program.strangers import Strangers
 from nemologger.exact.program.swapped import Swapped
+from nemologger.exact.reach.code import is_module_of_the_program
+from nemologger.exact.reach.configs import Entries, is_config
+from nemologger.exact.reach.paths import root_of
 from nemologger.lightning_port import epoch_results
 
 if TYPE_CHECKING:
@@ -47,24 +48,7 @@ class ProgramState:
         self._accumulate, self._clip = trainer.accumulate_grad_batches, trainer.gradient_clip_val
         self._settings = Settings(module)
         self._counters = epoch_results.counters(trainer) if counters is None else counters
-        roots: dict[str, object] = {"module": module}
-        # A val_dataloader() may return [], which Lightning takes for a loader without batches.
-        loaders = [loader for loader in lightning_port.validation_loaders(trainer) if hasattr(loader, "__dict__")]
-        drawing = lightning_port.callbacks_of_the_program(trainer)
-        drawing |= {f"validation loader {i}": loader for i, loader in enumerate(loaders)}
-        data = lightning_port.data_module(trainer)
-        if data is not None:
-            (drawing if lightning_port.saves_itself(data) else roots)["data module"] = data
-        for name, root in list(roots.items()):
-            hyperparameters = lightning_port.hyperparameters(root)
-            if isinstance(hyperparameters, dict):
-                roots[f"{name}.hparams"] = Entries(hyperparameters)
-            elif is_config(hyperparameters):
-                roots[f"{name}.hparams"] = hyperparameters
-        for i, optimizer in enumerate(trainer.optimizers):
-            roots |= holders_of_optimizer(f"optimizer {i}", optimizer)
-        for i, config in enumerate(trainer.lr_scheduler_configs):
-            roots |= holders_of_schedule(f"schedule {i}", config.scheduler)
+        roots, drawing = _roots_of(trainer, module)
         theirs = lightning_port.names_of_lightning()
         self._attributes = Attributes(roots, drawing, {"module"}, theirs, self._most)
         counting = {path: one for path, one in drawing.items() if isinstance(one, Callback) and _saves_nothing(one)}
@@ -86,7 +70,7 @@ class ProgramState:
         found = {
             path: holder
             for path, holder in self._attributes.holders().items()
-            if path.split(".")[0] == "module"
+            if root_of(path) == "module"
             or (isinstance(holder, Callback) and not lightning_port.callback_saves_itself(holder))
         }
         return found | {path: one for path, one in self._of_callbacks.holders().items() if ":" not in path}
@@ -133,7 +117,7 @@ class ProgramState:
 
     def _is_saved_by_hand(self, path: str) -> bool:
         """Whether it may be."""
-        return path.split(".")[0] == "module" and lightning_port.saves_more(self._trainer.lightning_module)
+        return root_of(path) == "module" and lightning_port.saves_more(self._trainer.lightning_module)
 
     def look(self) -> None:
         """After a step, for the first ones: how lists and dictionaries of the module change, and which objects stay."""
@@ -205,6 +189,29 @@ class ProgramState:
 
         # Averages are often made in the module's or a callback's own on_train_start, of weights that are there by then.
         lightning_port.behind_module(trainer, "on_train_start", load_own_states)
+
+
+def _roots_of(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[dict[str, object], dict[str, object]]:
+    """Where to begin to look, by name; and where only for generators."""
+    roots: dict[str, object] = {"module": module}
+    # A val_dataloader() may return [], which Lightning takes for a loader without batches.
+    loaders = [loader for loader in lightning_port.validation_loaders(trainer) if hasattr(loader, "__dict__")]
+    drawing = lightning_port.callbacks_of_the_program(trainer)
+    drawing |= {f"validation loader {i}": loader for i, loader in enumerate(loaders)}
+    data = lightning_port.data_module(trainer)
+    if data is not None:
+        (drawing if lightning_port.saves_itself(data) else roots)["data module"] = data
+    for name, root in list(roots.items()):
+        hyperparameters = lightning_port.hyperparameters(root)
+        if isinstance(hyperparameters, dict):
+            roots[f"{name}.hparams"] = Entries(hyperparameters)
+        elif is_config(hyperparameters):
+            roots[f"{name}.hparams"] = hyperparameters
+    for i, optimizer in enumerate(trainer.optimizers):
+        roots |= holders_of_optimizer(f"optimizer {i}", optimizer)
+    for i, config in enumerate(trainer.lr_scheduler_configs):
+        roots |= holders_of_schedule(f"schedule {i}", config.scheduler)
+    return roots, drawing
 
 
 def _plain_number(value: Any) -> float | None:

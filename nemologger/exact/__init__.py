@@ -6,6 +6,7 @@ checkpoint holds; from it the loader is brought back to the same batch without l
 
     loaders/          where the training loaders are, and how they get there again
     program/          what a program changes beside weights
+    reach/            what can be reached from an object of a program
     values/           lists, dictionaries, arrays and tensors: whether they have changed, and what they hold as plain types
     rng.py            the process's generators
     buffers.py        buffers that each rank has for itself

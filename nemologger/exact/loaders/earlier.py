@@ -10,8 +10,8 @@ from typing import Any
 from torch.utils.data import DataLoader
 
 from nemologger.exact.program.owned import Values
-from nemologger.exact.program.reach import walk
-from nemologger.exact.program.variables import cells_of
+from nemologger.exact.reach.variables import cells_of
+from nemologger.exact.reach.walk import walk
 
 
 def renamed(values: Values, loader: Any) -> Values:

@@ -20,7 +20,7 @@ import xxhash
 from torch import nn
 
 from nemologger.exact.program.own_states import IN_TIME
-from nemologger.exact.program.parts import items_of, with_slots
+from nemologger.exact.reach.parts import items_of, with_slots
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import leaves, memory_of, moved, on_device
 

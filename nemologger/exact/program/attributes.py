@@ -19,20 +19,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from nemologger.exact.program import variables
-from nemologger.exact.program.configs import is_config
 from nemologger.exact.program.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.program.generators import make_generators, set_states, states_of
 from nemologger.exact.program.holders import Holders, unsaved_buffers
 from nemologger.exact.program.kept import Kept
-from nemologger.exact.program.kinds import SCALARS
-from nemologger.exact.program.look import Look
 from nemologger.exact.program.owned import is_process_id
-from nemologger.exact.program.parts import generators_of_class, with_slots
 from nemologger.exact.program.records import KINDS as KINDS_OF_RECORDS
 from nemologger.exact.program.records import Records
 from nemologger.exact.program.uses import Uses
-from nemologger.exact.program.variables import set_in
+from nemologger.exact.reach import variables
+from nemologger.exact.reach.configs import is_config
+from nemologger.exact.reach.kinds import SCALARS
+from nemologger.exact.reach.look import Look
+from nemologger.exact.reach.parts import generators_of_class, with_slots
+from nemologger.exact.reach.paths import parent_of
+from nemologger.exact.reach.variables import set_in
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import moved
 
@@ -96,7 +97,7 @@ class Attributes:
         What it has set or made in them (``self.count = 0``), as in every life, and training had changed, is set once more.
         """
         self._started = {path: self._sign(value) for path, value in self._holders.values()}
-        made = {path: sign for path, sign in self._started.items() if path.rpartition(".")[0] not in self._there}
+        made = {path: sign for path, sign in self._started.items() if parent_of(path) not in self._there}
         self._first = {**made, **self._first}
         back = {path: self._sign(value) for path, value in self._numbers_back.items() if not is_of_clock(value)}
         self.set_anew = [path for path, sign in back.items() if self._started.get(path, sign) != sign]
@@ -121,7 +122,7 @@ class Attributes:
 
     def _may_be_record(self, path: str, value: Any, objects: set[str]) -> bool:
         theirs = path.startswith(self._no_records) or ":" in path
-        return theirs and isinstance(value, KINDS_OF_RECORDS) and path.rpartition(".")[0] not in objects
+        return theirs and isinstance(value, KINDS_OF_RECORDS) and parent_of(path) not in objects
 
     def _objects(self) -> set[str]:
         """The places of objects that are no modules."""
@@ -138,7 +139,7 @@ class Attributes:
         lists_lost: dict[str, Any] = {}
         objects = self._objects()
         for may_be_record, path, value, sign in self._changed_in_order(objects):
-            holder = path.rpartition(".")[0]
+            holder = parent_of(path)
             if holder not in self._there:
                 late[path] = value
             elif may_be_record and self._records.has(path, value):
@@ -193,7 +194,7 @@ class Attributes:
         holders = self._holders.all() if values else {}
         lost: dict[str, str] = {}
         for path, value in values.items():
-            where, sign = path.rpartition(".")[0], self._sign(value)
+            where, sign = parent_of(path), self._sign(value)
             if where not in holders:  # of an option of the command line
                 lost[path] = "has a name with a dot in it"
                 continue
@@ -252,7 +253,7 @@ class Attributes:
             back = plain_contents.fill(present, value, same=True)
             if back is not present:
                 set_in(holders[where], name, back)
-        return {path: value for path, value in values.items() if path.rpartition(".")[0] not in holders}
+        return {path: value for path, value in values.items() if parent_of(path) not in holders}
 
     def _sign(self, value: Any) -> Any:
         return (type(value), value) if type(value) in SCALARS else contents.fingerprint(value, self._share)

@@ -1,4 +1,4 @@
-"""Long lists of objects, of one for each sample say: looking into each as into others would take milliseconds at each save.
+"""What changes in long lists of objects.
 
 Of such an object the numbers among its own attributes are looked at, which takes half a microsecond, and kept. What else it
 has is looked at in a few of them, so that it can be named.
@@ -9,58 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from nemologger.exact.program.kinds import (
-    SCALARS,
-    has_attributes,
-    has_only_a_dictionary,
-    is_generator,
-    kind_of,
-    may_keep,
-)
-from nemologger.exact.program.parts import attributes, text_of
-from nemologger.exact.program.variables import set_in
+from nemologger.exact.reach.crowd import Crowd, named_in
+from nemologger.exact.reach.kinds import SCALARS, has_attributes, is_generator
+from nemologger.exact.reach.variables import set_in
 from nemologger.exact.values import contents
 
 _FEW = 16
-_MOST_GENERATORS = 1024
 _NUMBERS = (int, float)
-
-
-class Crowd(NamedTuple):
-    """Some objects.
-
-    Attributes:
-        path: Of the list or dictionary that they are in; "" if they are in none.
-        names: Their places in it, or their paths.
-        items: The objects.
-    """
-
-    path: str
-    names: Sequence[Any]
-    items: Sequence[Any]
-
-    def path_of(self, place: int) -> str:
-        """That of one of the objects."""
-        return f"{self.path}.{text_of(self.names[place], place)}" if self.path else str(self.names[place])
-
-
-def crowd_of(path: str, names: Sequence[Any], items: Sequence[Any]) -> Crowd | None:
-    """The objects among ``items`` that may keep something, if there are any: most lists are of numbers and texts."""
-    kinds = _kinds_of(items)
-    open_ = {number for number, kind in kinds.items() if not kind_of(kind).closed and may_keep(kind)}
-    if not open_:
-        return None
-    if not kinds.keys() <= open_:
-        pairs = [(name, item) for name, item in zip(names, items, strict=True) if id(type(item)) in open_]
-        names, items = [name for name, _ in pairs], [item for _, item in pairs]
-    return Crowd(path, names, items)
-
-
-def _kinds_of(items: Sequence[Any]) -> dict[int, type]:
-    try:
-        return {id(kind): kind for kind in set(map(type, items))}  # for each batch, of a million samples
-    except Exception:  # noqa: BLE001  some have no hash
-        return {id(kind): kind for kind in map(type, items)}
 
 
 class _Seen(NamedTuple):
@@ -131,26 +86,14 @@ class Crowds:
         return _Seen(list(map(id, items)), list(map(_numbers_of, items)), list(map(_sign, few)))
 
 
-def generators_of(crowd: Crowd) -> dict[str, Any]:
-    """The generators of its objects, by path, if the first one has some."""
-    names = [name for name, value in _named(crowd.items[0]).items() if is_generator(value)]
-    found: dict[int, tuple[str, Any]] = {}
-    for place, item in enumerate(crowd.items[:_MOST_GENERATORS] if names else ()):
-        own = _named(item)
-        for name in names:
-            if is_generator(own.get(name)):
-                found.setdefault(id(own[name]), (f"{crowd.path_of(place)}.{name}", own[name]))
-    return dict(found.values())
-
-
 def _numbers_of(item: Any) -> dict[str, Any]:
-    return {name: value for name, value in _named(item).items() if type(value) in _NUMBERS}
+    return {name: value for name, value in named_in(item).items() if type(value) in _NUMBERS}
 
 
 def _sign(item: Any) -> dict[str, Any]:
     """What else it has: lists and arrays, and the numbers of objects."""
     found: dict[str, Any] = {}
-    for name, value in _named(item).items():
+    for name, value in named_in(item).items():
         if issubclass(type(value), contents.KINDS):
             if contents.is_small(value):
                 found[name] = contents.fingerprint(value)
@@ -162,7 +105,3 @@ def _sign(item: Any) -> dict[str, Any]:
 def _differ(before: dict[str, Any], after: dict[str, Any]) -> bool:
     """Whether something has changed; what was not there before is a cache."""
     return any(name in after and after[name] != value for name, value in before.items())
-
-
-def _named(item: Any) -> dict[str, Any]:
-    return vars(item) if has_only_a_dictionary(type(item)) else attributes(item)

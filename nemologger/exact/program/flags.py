@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nemologger.disk.there import exists
-from nemologger.exact.program.kinds import SCALARS, is_generator
+from nemologger.exact.reach.kinds import SCALARS, is_generator
+from nemologger.exact.reach.paths import parent_of
 from nemologger.exact.values.contents import KINDS
 
 #: When this life began.
@@ -56,12 +57,12 @@ class Flags:
             named: All there are.
             lost: Lists and arrays that are not kept.
         """
-        made = {p.rpartition(".")[0] for p in chain(_objects(named, self._plain), lost) if p not in self._there}
+        made = {parent_of(p) for p in chain(_objects(named, self._plain), lost) if p not in self._there}
         for holder in made.difference(self._set_then):
             self._set_then[holder] = {
                 path: value
                 for path, value in changed.items()
-                if path.rpartition(".")[0] == holder and path not in self._restored and self._may_be_flag(path, value)
+                if parent_of(path) == holder and path not in self._restored and self._may_be_flag(path, value)
             }
         again = []
         for flags in self._set_then.values():
@@ -77,7 +78,7 @@ class Flags:
         """
         if type(value) is bool:
             return True
-        wide = path.rpartition(".")[0] in self._holders and (not self._with_contents or ":" in path)
+        wide = parent_of(path) in self._holders and (not self._with_contents or ":" in path)
         return wide and type(value) in (int, float, str) and path not in self._begin
 
 

@@ -19,9 +19,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from nemologger.exact.program.objects import is_of_the_program
-from nemologger.exact.program.variables import of_function
-from nemologger.exact.program.views import View
+from nemologger.exact.reach.objects import is_of_the_program
+from nemologger.exact.reach.variables import of_function
+from nemologger.exact.reach.views import View
 
 _DEEPEST = 3
 _NUMBERS = (int, float, bool, np.ndarray, np.generic, torch.Tensor)

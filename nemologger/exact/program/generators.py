@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from nemologger.exact.program.kinds import module_of
-from nemologger.exact.program.look import Look
-from nemologger.exact.program.parts import attributes
-from nemologger.exact.program.variables import set_in
+from nemologger.exact.reach.kinds import module_of
+from nemologger.exact.reach.look import Look
+from nemologger.exact.reach.parts import attributes
+from nemologger.exact.reach.variables import set_in
 from nemologger.exact.rng import generator_from, generator_state, set_generator_state
 
 

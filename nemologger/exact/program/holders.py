@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nemologger.exact.program.kinds import SCALARS, classes_of_the_program
-from nemologger.exact.program.mentioned import Mentioned
-from nemologger.exact.program.objects import holder_of, within
-from nemologger.exact.program.parts import with_slots
+from nemologger.exact.reach.kinds import SCALARS, classes_of_the_program
+from nemologger.exact.reach.mentioned import Mentioned
+from nemologger.exact.reach.objects import holder_of, within
+from nemologger.exact.reach.parts import with_slots
 from nemologger.exact.values import contents
 from nemologger.exact.values.tensors import memory_of, tensors_in
 

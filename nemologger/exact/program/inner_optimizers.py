@@ -11,7 +11,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from nemologger.exact.program.parts import items_of
+from nemologger.exact.reach.parts import items_of
 from nemologger.exact.values import plain_contents
 
 _MAY_SHARE = ("state", "param_groups")

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from nemologger.exact.program.records import KINDS
+from nemologger.exact.reach.paths import parent_of
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import on_device, tensors_in
 
@@ -61,8 +62,8 @@ class Kept:
 
     def leave_parts_of(self, wholes: Collection[str]) -> None:
         """Leave what is kept of each of ``wholes``, objects by path, of which something is lost."""
-        partly = {_holder_of(path) for path in self.lost}.intersection(wholes)
-        self.leave([path for path in self.plain if _holder_of(path) in partly])
+        partly = {parent_of(path) for path in self.lost}.intersection(wholes)
+        self.leave([path for path in self.plain if parent_of(path) in partly])
 
     def leave_beside(self, lost: Mapping[str, Any]) -> None:
         """Leave what may go with ``lost``, lists of objects; those with which nothing does begin anew alone."""
@@ -74,12 +75,8 @@ class Kept:
 
     def _goes_with(self, path: str, value: Any) -> list[str]:
         """Other lists of the object, and places in this one."""
-        own = {other: kept for other, kept in self.plain.items() if _holder_of(other) == _holder_of(path)}
+        own = {other: kept for other, kept in self.plain.items() if parent_of(other) == parent_of(path)}
         return [other for other, kept in own.items() if _is_list(kept) or _is_place(kept, value)]
-
-
-def _holder_of(path: str) -> str:
-    return path.rpartition(".")[0]
 
 
 def _is_list(kept: Any) -> bool:

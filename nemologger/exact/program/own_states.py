@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nemologger.exact.program.kinds import is_ordinary, module_of
-from nemologger.exact.program.parts import items_of, with_slots
+from nemologger.exact.reach.kinds import is_ordinary, module_of
+from nemologger.exact.reach.parts import items_of, with_slots
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import leaves, moved, on_device
 

@@ -11,10 +11,10 @@ from nemologger.exact.program.caches import Caches
 from nemologger.exact.program.crowds import Crowds
 from nemologger.exact.program.flags import Flags, is_gone
 from nemologger.exact.program.generators import may_begin, set_states, states_of
-from nemologger.exact.program.iterators import has_place
-from nemologger.exact.program.kinds import SCALARS, is_generator, module_of
-from nemologger.exact.program.look import Look
-from nemologger.exact.program.variables import keeps_variables, set_in
+from nemologger.exact.reach.kinds import SCALARS, has_place, is_generator, module_of
+from nemologger.exact.reach.look import Look
+from nemologger.exact.reach.paths import parent_of, root_of, way_to
+from nemologger.exact.reach.variables import keeps_variables, set_in
 from nemologger.exact.values import contents, plain_contents
 
 _BELONGS = "belongs to an object of which another part cannot be kept"
@@ -209,7 +209,7 @@ class Owned:
 
         Who finds another number there makes the generator anew, with the files and connections that it has beside it.
         """
-        holder = path.rpartition(".")[0]
+        holder = parent_of(path)
         parts = {f"{holder}.{name}": part for name, part in look.named[holder].items() if type(part) not in SCALARS}
         generators = [name for name, part in parts.items() if is_generator(part)]
         late = {name for name in parts if name not in self._names or self._at_first.get(name, self) is None}
@@ -223,23 +223,19 @@ class Owned:
         """Put objects that were made late, and go on changing, among what is :attr:`lost`, and iterators with a place."""
         late = {path: None for path in generators if ":" not in path and path not in look.of_crowds} | dict(counters)
         for path, value in late.items():
-            if path not in self._there and path.rpartition(".")[0] not in self._there:
+            if path not in self._there and parent_of(path) not in self._there:
                 self._look_at_late(path, value)
         for path, named in look.named.items():
             for name, value in named.items():
-                if has_place(value) and path.partition(".")[0] not in self._closed:
+                if has_place(value) and root_of(path) not in self._closed:
                     self.lost.setdefault(f"{path}.{name}", "is an iterator, whose place cannot be kept")
 
     def _look_at_late(self, path: str, value: Any) -> None:
         """Name the object made late that has ``path``, if it has changed since it was first seen; a generator will."""
-        if path.partition(".")[0] in self._closed or (
-            value is not None and self._late.setdefault(path, value) == value
-        ):
+        if root_of(path) in self._closed or (value is not None and self._late.setdefault(path, value) == value):
             return
-        file, colon, rest = path.rpartition(":")
-        names = rest.split(".")
-        known = next(n for n in range(1, len(names) + 1) if file + colon + ".".join(names[:n]) not in self._there)
-        self.lost.setdefault(file + colon + ".".join(names[:known]), "was made after training began")
+        made = next(place for place in way_to(path) if place not in self._there)
+        self.lost.setdefault(made, "was made after training began")
 
     def _changed(self, look: Look, at: Literal["all", "quiet", "small"]) -> dict[str, tuple[Any, bool]]:
         found: dict[str, tuple[Any, bool]] = {}
@@ -251,7 +247,7 @@ class Owned:
             if not self._has_changed(path, value) or (self._light and self._caches.find(path, value)):
                 continue
             first = self._first.get(path)
-            if path.rpartition(".")[0] not in self._there:
+            if parent_of(path) not in self._there:
                 if at == "all":
                     self._look_at_late(path, contents.fingerprint(value))
                 continue
@@ -263,9 +259,9 @@ class Owned:
                 if self._is_memo(path, value, look):
                     continue
                 lost[path] = str(error)
-                partly.add(path.rpartition(".")[0])
+                partly.add(parent_of(path))
         # An object of which only a part can be kept is left as it is: its parts may belong together.
-        for path in [path for path in found if path.rpartition(".")[0] in partly]:
+        for path in [path for path in found if parent_of(path) in partly]:
             lost.setdefault(path, _BELONGS)
             del found[path]
         return found | dict.fromkeys(lost, _LEFT) if at == "quiet" else found
@@ -281,7 +277,7 @@ class Owned:
 
     def _is_open(self, path: str, look: Look) -> bool:
         """Whether what is at ``path`` is our business; what functions keep is in nobody's state."""
-        return path.partition(".")[0] not in self._closed or keeps_variables(look.holder_of(path))
+        return root_of(path) not in self._closed or keeps_variables(look.holder_of(path))
 
     def _has_changed(self, path: str, value: Any) -> bool:
         first = self._first.get(path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from nemologger.exact.program.kinds import SCALARS
+from nemologger.exact.reach.kinds import SCALARS
 
 _PLAIN = frozenset(vars(nn.Module()))
 

@@ -15,11 +15,10 @@ import numpy as np
 import torch
 
 from nemologger.exact.port import is_iterator_of_loader
-from nemologger.exact.program.iterators import has_place
-from nemologger.exact.program.kinds import is_ordinary, may_hold_numbers
-from nemologger.exact.program.objects import is_of_the_program
 from nemologger.exact.program.own_states import OTHERS, has_state
-from nemologger.exact.program.parts import attributes, items_of
+from nemologger.exact.reach.kinds import has_place, is_ordinary, may_hold_numbers
+from nemologger.exact.reach.objects import is_of_the_program
+from nemologger.exact.reach.parts import attributes, items_of
 from nemologger.exact.values import contents
 
 _LOOKED_AT = 64

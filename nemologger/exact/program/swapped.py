@@ -15,9 +15,9 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from nemologger.exact.program.kinds import is_ordinary, module_of
-from nemologger.exact.program.parts import with_slots
-from nemologger.exact.program.variables import set_in
+from nemologger.exact.reach.kinds import is_ordinary, module_of
+from nemologger.exact.reach.parts import with_slots
+from nemologger.exact.reach.variables import set_in
 from nemologger.exact.values import contents
 
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, type)

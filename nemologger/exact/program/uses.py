@@ -14,9 +14,9 @@ from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
-from nemologger.exact.program.code import functions_of, is_module_of_the_program
-from nemologger.exact.program.kinds import classes_of_the_program, module_of
-from nemologger.exact.program.mentioned import functions_within
+from nemologger.exact.reach.code import functions_of, is_module_of_the_program
+from nemologger.exact.reach.kinds import classes_of_the_program, module_of
+from nemologger.exact.reach.mentioned import functions_within
 
 #: What these make, empty or read is so at the start of each life; functions that are made there may be called later.
 _BEFORE = {"__init__", "setup", "configure_model", "configure_optimizers", "on_fit_start", "on_train_start"}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nemologger.exact.program.kinds import (
+from nemologger.exact.reach.kinds import (
     CALLED,
     SCALARS,
     has_slots,
@@ -19,7 +19,7 @@ from nemologger.exact.program.kinds import (
     is_shared_number,
     kind_of,
 )
-from nemologger.exact.program.variables import cells_of, of_call
+from nemologger.exact.reach.variables import cells_of, of_call
 
 _MOST_ITEMS = 32
 _MOST_GENERATORS = 1024

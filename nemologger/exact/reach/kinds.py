@@ -6,14 +6,14 @@ import random
 import sys
 from collections.abc import Mapping
 from functools import partial
-from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, GeneratorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
-from nemologger.exact.program.code import is_module_of_the_program
+from nemologger.exact.reach.code import is_module_of_the_program
 from nemologger.exact.rng import GENERATORS
 
 #: Numbers, texts and nothing, which have nothing within.
@@ -175,3 +175,11 @@ def has_attributes(value: Any) -> bool:
 def classes_of_the_program(value: Any) -> tuple[type, ...]:
     """Those that ``value`` is of, and that no library has written."""
     return kind_of(type(value)).program
+
+
+def has_place(value: Any) -> bool:
+    """Whether ``value`` is an iterator, one of python's own, and not at its end."""
+    kind = type(value)
+    if kind is GeneratorType:
+        return value.gi_frame is not None
+    return is_ordinary(kind) and kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nemologger.exact.program import variables
-from nemologger.exact.program.code import is_module_of_the_program
-from nemologger.exact.program.configs import Config, is_config
-from nemologger.exact.program.kinds import has_slots, is_ordinary, module_of
-from nemologger.exact.program.parts import entries
+from nemologger.exact.reach import variables
+from nemologger.exact.reach.code import is_module_of_the_program
+from nemologger.exact.reach.configs import Config, is_config
+from nemologger.exact.reach.kinds import has_slots, is_ordinary, module_of
+from nemologger.exact.reach.parts import entries
 
 #: What is found most often in a list, and has nothing within.
 _PLAIN = (int, float, bool, str, type(None), torch.Tensor, nn.Parameter)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from types import FunctionType
 from typing import Any
 
-from nemologger.exact.program.code import (
+from nemologger.exact.reach.code import (
     NOTHING,
     Code,
     code_of,
@@ -14,8 +14,8 @@ from nemologger.exact.program.code import (
     is_function_of_the_program,
     static_module_of,
 )
-from nemologger.exact.program.kinds import SCALARS
-from nemologger.exact.program.variables import FILLED, OfClass, Variables, cells_of, is_filled
+from nemologger.exact.reach.kinds import SCALARS
+from nemologger.exact.reach.variables import FILLED, OfClass, Variables, cells_of, is_filled
 
 _MOST_FUNCTIONS = 1000
 

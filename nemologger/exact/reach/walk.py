@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from nemologger.exact.program.code import names_in
-from nemologger.exact.program.crowds import crowd_of
-from nemologger.exact.program.kinds import Kind, is_generator, kind_of, module_of
-from nemologger.exact.program.mentioned import Mentioned
-from nemologger.exact.program.parts import many, parts
-from nemologger.exact.program.variables import NAMESPACES
+from nemologger.exact.reach.code import names_in
+from nemologger.exact.reach.crowd import crowd_of
+from nemologger.exact.reach.kinds import Kind, is_generator, kind_of, module_of
+from nemologger.exact.reach.mentioned import Mentioned
+from nemologger.exact.reach.parts import many, parts
+from nemologger.exact.reach.variables import NAMESPACES
 
 _DEEPEST = 12
 _MOST_OBJECTS = 1000

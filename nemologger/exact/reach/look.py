@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
-from nemologger.exact.program.crowds import Crowd, generators_of
-from nemologger.exact.program.kinds import SCALARS, has_attributes, is_generator
-from nemologger.exact.program.parts import attributes
-from nemologger.exact.program.reach import walk
+from nemologger.exact.reach.crowd import Crowd, generators_of
+from nemologger.exact.reach.kinds import SCALARS, has_attributes, is_generator
+from nemologger.exact.reach.parts import attributes
+from nemologger.exact.reach.paths import parent_of
+from nemologger.exact.reach.walk import walk
 
 
 class Look:
@@ -45,7 +46,7 @@ class Look:
 
     def holder_of(self, path: str) -> Any:
         """The object that has ``path``, or the attribute that has."""
-        return self.holders.get(path, self.holders.get(path.rpartition(".")[0]))
+        return self.holders.get(path, self.holders.get(parent_of(path)))
 
     @property
     def scalars(self) -> dict[str, Any]:

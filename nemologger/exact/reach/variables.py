@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from nemologger.exact.program.code import code_of
-from nemologger.exact.program.views import View
+from nemologger.exact.reach.code import code_of
+from nemologger.exact.reach.views import View
 
 #: Of nobody's class, and filled by the program.
 NAMESPACES = (argparse.Namespace, SimpleNamespace)

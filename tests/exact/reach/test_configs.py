@@ -10,7 +10,7 @@ from exact.runs import Case, Net, check, shuffled, train
 from omegaconf import II, MISSING, OmegaConf
 
 from nemologger.exact.program.attributes import Attributes
-from nemologger.exact.program.configs import Config
+from nemologger.exact.reach.configs import Config
 
 
 def made():

@@ -5,8 +5,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from nemologger.exact.program.kinds import is_ordinary, module_of
-from nemologger.exact.program.views import View
+from nemologger.exact.reach.kinds import is_ordinary, module_of
+from nemologger.exact.reach.views import View
 
 _KINDS = {("omegaconf.dictconfig", "DictConfig"), ("omegaconf.listconfig", "ListConfig")}
 _LENGTH = "length"
