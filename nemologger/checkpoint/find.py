@@ -119,15 +119,19 @@ def inspect(path: Path) -> Found:
         return Found(path, Status.DAMAGED, f"a link to {path.readlink()}, which is not there")
     if is_dir(path) and _is_ours(path):
         return Found(path, Status.DAMAGED, f"it has no {names.MANIFEST}")
-    if is_dir(path / names.WEIGHTS) or is_dir(path / names.CONTEXT):
-        for part in (names.DCP_METADATA, names.COMMON):
-            if not exists(path / names.WEIGHTS / part):
-                why = f"it has no {names.WEIGHTS}/{part}"
-                if any((path / names.WEIGHTS).glob("*")):
-                    return Found(path, Status.DAMAGED, why)
-                # NeMo takes any directory; whoever chooses prefers one that can be loaded.
-                return Found(path, Status.FOREIGN, why, mtime=path.stat().st_mtime)
-    return Found(path, Status.FOREIGN, mtime=path.stat().st_mtime)
+    missing = _missing_of(path)
+    if missing and any((path / names.WEIGHTS).glob("*")):
+        return Found(path, Status.DAMAGED, missing)
+    # NeMo takes any directory; whoever chooses prefers one that can be loaded.
+    return Found(path, Status.FOREIGN, missing, mtime=path.stat().st_mtime)
+
+
+def _missing_of(path: Path) -> str:
+    """What a directory of NeMo needs, and this one has not; nothing of what is none."""
+    if not (is_dir(path / names.WEIGHTS) or is_dir(path / names.CONTEXT)):
+        return ""
+    needed = (f"{names.WEIGHTS}/{part}" for part in (names.DCP_METADATA, names.COMMON))
+    return next((f"it has no {part}" for part in needed if not exists(path / part)), "")
 
 
 def settled(path: Path) -> Path:
@@ -187,17 +191,22 @@ def newest(
                 pass_over(one, one.why)
         last = [one for one in loadable if one.is_last] or loadable
         return max(last, key=lambda one: one.mtime)
-    if not found:
-        return None
-    listing = "\n  ".join(passed_over)
+    if found:
+        raise _none_is_whole(found, passed_over)
+    return None
+
+
+def _none_is_whole(found: list[Found], passed_over: list[str]) -> CheckpointError:
+    """What is wrong where there are some, and what to do."""
+    directory, listing = found[0].path.parent, "\n  ".join(passed_over)
     if all(one.status is Status.UNFINISHED for one in found):
-        raise UnfinishedCheckpointError(
-            f"{found[0].path.parent} holds only unfinished checkpoints; there is nothing to resume from:\n  {listing}\n"
+        return UnfinishedCheckpointError(
+            f"{directory} holds only unfinished checkpoints; there is nothing to resume from:\n  {listing}\n"
             "Remove the directory to start over, or name another checkpoint with resume_from_path."
         )
     damaged = any(one.status is Status.DAMAGED for one in found) or any(": damaged" in line for line in passed_over)
-    raise (DamagedCheckpointError if damaged else CheckpointError)(
-        f"none of the checkpoints in {found[0].path.parent} can be used:\n  {listing}\n"
+    return (DamagedCheckpointError if damaged else CheckpointError)(
+        f"none of the checkpoints in {directory} can be used:\n  {listing}\n"
         "Restore one from a backup, name another with resume_from_path, or remove the directory to start over."
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from pathlib import Path
 from typing import Any
@@ -84,50 +83,67 @@ def _find(path: Path) -> Path:
 
 def _without_uncaptured(value: Any, where: str, directory: Path) -> Any:
     """``value`` with what the context could not keep left to defaults; in a dictionary, its record stays to be seen."""
-    left_out: list[str] = []
     if _is_uncaptured(value):
         raise ContextError(f"{directory}: {where} was not kept: {_reason(value)}.")
-    done: dict[int, Any] = {}
+    leaving = _Leaving(directory)
+    kept = leaving.visit(value, where)
+    if leaving.left_out:
+        said = "\n".join(f"  - {message}" for message in leaving.left_out)
+        warnings.warn(f"{directory} could not keep these arguments, which are left out:\n{said}", stacklevel=3)
+    return kept
 
-    def visit(node: Any, path: str) -> Any:
-        if id(node) not in done:
-            done[id(node)] = children(node, path)
-        return done[id(node)]
 
-    def children(node: Any, path: str) -> Any:
+class _Leaving:
+    """Goes through a config, without what the context could not keep.
+
+    Args:
+        directory: Where the context is, to be named.
+
+    Attributes:
+        left_out: What it was, and why.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._done: dict[int, Any] = {}
+        self.left_out: list[str] = []
+
+    def visit(self, node: Any, path: str) -> Any:
+        """``node`` without that; each once."""
+        if id(node) not in self._done:
+            self._done[id(node)] = self._without(node, path)
+        return self._done[id(node)]
+
+    def _without(self, node: Any, path: str) -> Any:
         if isinstance(node, fdl.Buildable):
-            kept = {}
-            for name, argument in configs.arguments(node).items():
-                if not _is_uncaptured(argument) or _may_be_uncaptured(node, name, step(path, name), argument):
-                    kept[name] = visit(argument, step(path, name))
+            kept = {
+                name: self.visit(argument, step(path, name))
+                for name, argument in configs.arguments(node).items()
+                if not _is_uncaptured(argument) or self._may_stay(node, name, step(path, name), argument)
+            }
             return configs.make(type(node), node.__fn_or_cls__, kept)
-        if isinstance(node, dict):
-            return {k: visit(v, step(path, k)) for k, v in node.items()} if type(node) is dict else node
+        if type(node) is dict:
+            return {key: self.visit(item, step(path, key)) for key, item in node.items()}
         if type(node) in (list, tuple):
-            left_out.extend(f"{step(path, i)}: {_reason(item)}" for i, item in enumerate(node) if _is_uncaptured(item))
-            return type(node)(visit(v, step(path, i)) for i, v in enumerate(node) if not _is_uncaptured(v))
+            lost = [f"{step(path, i)}: {_reason(item)}" for i, item in enumerate(node) if _is_uncaptured(item)]
+            self.left_out += lost
+            return type(node)(
+                self.visit(item, step(path, i)) for i, item in enumerate(node) if not _is_uncaptured(item)
+            )
         return node
 
-    def _may_be_uncaptured(node: Any, name: str | int, path: str, argument: Any) -> bool:
+    def _may_stay(self, node: Any, name: str | int, path: str, argument: Any) -> bool:
+        """Whether it is only seen, not used; if it is left out, the callable must have a default for it."""
         if node.__fn_or_cls__ is TrainerContext:
             return True
         parameter = configs.signature(node.__fn_or_cls__).parameters.get(str(name))
-        if parameter is None or (parameter.default is parameter.empty and parameter.kind is not _VAR_KEYWORD):
+        if parameter is None or (parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD):
             raise ContextError(
-                f"{directory}: {path} was not kept: {_reason(argument)}. Load with build=False, set the argument in the "
-                "config, and build it with fdl.build."
+                f"{self._directory}: {path} was not kept: {_reason(argument)}. Load with build=False, set the argument in "
+                "the config, and build it with fdl.build."
             )
-        left_out.append(f"{path}: {_reason(argument)}")
+        self.left_out.append(f"{path}: {_reason(argument)}")
         return False
-
-    value = visit(value, where)
-    if left_out:
-        said = "\n".join(f"  - {message}" for message in left_out)
-        warnings.warn(f"{directory} could not keep these arguments, which are left out:\n{said}", stacklevel=3)
-    return value
-
-
-_VAR_KEYWORD = inspect.Parameter.VAR_KEYWORD
 
 
 def _is_uncaptured(value: Any) -> bool:

@@ -70,9 +70,11 @@ def translate(section: Section, logger: TrainerLogger | None = None) -> Plan:
         notes.tell(key, f"is the text {written!r}, which YAML does not read as null; it is taken for it. Write null")
     loggers = trackers.calls(section, notes)
     ckpt = checkpoint_call(section, notes)
+    callbacks = [*_callbacks(section, notes), *export_call(section)]
+    _warn_of_switched_off(section, notes)
     return Plan(
         first=_timing(config),
-        callbacks=[*_callbacks(section, notes), *export_call(section)],
+        callbacks=callbacks,
         log=Call(
             Name("nemologger", "NeMoLogger"),
             {
@@ -203,13 +205,17 @@ def _callbacks(section: Section, notes: Notes) -> list[Call]:
         add("FaultTolerance", **faults)
     if config.log_tflops_per_sec_per_gpu:
         add("FLOPsMeasurement")
+    return calls
+
+
+def _warn_of_switched_off(section: Section, notes: Notes) -> None:
+    config = section.config
     for switch, parameters in _SWITCHED.items():
         is_on = ema_is_on(config) if switch == "ema.enable" else getattr(config, switch)
         if switch == "log_step_timing":
             is_on = is_on or config.log_delta_step_timing
         if not is_on and section.asks_for(parameters):
             notes.warn(parameters, f"has no effect: {switch} is off")
-    return calls
 
 
 def ema_is_on(config: ExpManagerConfig) -> bool:

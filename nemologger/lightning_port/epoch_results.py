@@ -156,37 +156,43 @@ def _kept(state: Any) -> Any:
 
 def restore(trainer: pl.Trainer, plain: dict[str, Any]) -> None:
     """For ``on_train_start``: go on from what :func:`take` returned."""
-    device = trainer.strategy.root_device
-    module = trainer.lightning_module
     for name, tracker in _trackers(trainer):
         for _ in range(len(tracker), plain.get("tracked", {}).get(name, 0)):
             tracker.increment()
-    metrics = {name: metric for name, metric in module.named_modules() if isinstance(metric, Metric)}
+    named = trainer.lightning_module.named_modules()
+    metrics = {name: metric for name, metric in named if isinstance(metric, Metric)}
     for name, metric in metrics.items():
         saved = plain["metrics"].get(name)
-        if saved is None or set(saved["state"]) != set(metric._defaults):
-            continue
-        for field, state in saved["state"].items():
-            parts = [part.to(metric.device) for part in _parts(state)]
-            setattr(metric, field, parts if isinstance(state, list) else parts[0])
-        for field, value in saved.get("counters", {}).items():
-            if field in _kept_counters(metric):
-                setattr(metric, field, value.to(metric.device) if isinstance(value, torch.Tensor) else value)
-        metric._update_count, metric._computed = saved["updates"], None
+        if saved is not None and set(saved["state"]) == set(metric._defaults):
+            _restore_metric(metric, saved)
     results = trainer.fit_loop.epoch_loop._results
     for key, saved in plain["values"].items():
-        value = metrics.get(saved["options"]["metric_attribute"])
-        if saved["state"] is None and value is None:
-            continue
-        meta = _Saved(**saved["options"], reduce_fx=saved["reduce"])
-        meta.results, meta.key = results, key
-        should, rank_zero_only = saved["sync"]
-        meta.sync = _Sync(fn=trainer.strategy.reduce, _should=should, rank_zero_only=rank_zero_only)
-        result = _ResultMetric(meta, is_tensor=saved["state"] is not None)
-        for field, state in ({"value": value} if saved["state"] is None else saved["state"]).items():
-            setattr(result, field, state)
-        result._forward_cache, result._update_count = saved["forward"], 1
-        results[key] = result.to(device)
+        wrapped = metrics.get(saved["options"]["metric_attribute"])
+        if saved["state"] is not None or wrapped is not None:
+            meta = _Saved(**saved["options"], reduce_fx=saved["reduce"])
+            meta.results, meta.key = results, key
+            should, rank_zero_only = saved["sync"]
+            meta.sync = _Sync(fn=trainer.strategy.reduce, _should=should, rank_zero_only=rank_zero_only)
+            results[key] = _result_of(meta, saved, wrapped).to(trainer.strategy.root_device)
     if plain["values"]:
         # With the first batch of an epoch Lightning begins to count anew: the next one is not the first.
         trainer._logger_connector._first_loop_iter = True
+
+
+def _restore_metric(metric: Metric, saved: Mapping[str, Any]) -> None:
+    for field, state in saved["state"].items():
+        parts = [part.to(metric.device) for part in _parts(state)]
+        setattr(metric, field, parts if isinstance(state, list) else parts[0])
+    for field, value in saved.get("counters", {}).items():
+        if field in _kept_counters(metric):
+            setattr(metric, field, value.to(metric.device) if isinstance(value, torch.Tensor) else value)
+    metric._update_count, metric._computed = saved["updates"], None
+
+
+def _result_of(meta: _Saved, saved: Mapping[str, Any], wrapped: Metric | None) -> _ResultMetric:
+    """What :func:`_of_result` was given: what a number comes to in an epoch, or a metric of the module."""
+    result = _ResultMetric(meta, is_tensor=saved["state"] is not None)
+    for field, state in ({"value": wrapped} if saved["state"] is None else saved["state"]).items():
+        setattr(result, field, state)
+    result._forward_cache, result._update_count = saved["forward"], 1
+    return result

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import nn
@@ -58,15 +58,20 @@ def fill_special(module: nn.Module, state: dict[str, Any]) -> None:
             for key, own in tensors.items():
                 path = f"{name}.{key}" if name else key
                 value = state.get(path)
-                if type(own) not in _PLAIN or type(value) is not torch.Tensor or own.layout is not torch.strided:
+                if value is None or not _is_special(own, value):
                     continue
-                if own.is_nested or own.shape != value.shape or can_be_filled(own):
-                    continue
-                if own.is_inference():
-                    tensors.update({key: own.clone()} if type(own) is torch.Tensor else {})
-                else:
+                if not own.is_inference():
                     _fill_expanded(own, value)
                     state[path] = own
+                elif type(own) is torch.Tensor:
+                    tensors[key] = own.clone()
+
+
+def _is_special(own: Any, value: Any) -> TypeGuard[torch.Tensor]:
+    """Whether it is a tensor of torch's own, as ``value`` for it is, that cannot be filled."""
+    if type(own) not in _PLAIN or type(value) is not torch.Tensor or own.layout is not torch.strided:
+        return False
+    return not own.is_nested and own.shape == value.shape and not can_be_filled(own)
 
 
 def _fill_expanded(own: torch.Tensor, value: torch.Tensor) -> None:

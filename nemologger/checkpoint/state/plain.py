@@ -237,37 +237,17 @@ def decode(value: Any) -> Any:
     return _decode_tagged(value)
 
 
-def _decode_tagged(value: dict[str, Any]) -> Any:
-    kind = value[TAG]
-    if kind == "dict":
-        return {_hashable(decode(key)): decode(item) for key, item in value["items"]}
+def _decode_tagged(tagged: dict[str, Any]) -> Any:
+    kind = tagged[TAG]
     if kind in _DECODERS:
-        return _DECODERS[kind](decode(value["value"]))
-    if kind == "of the program":
-        return value["value"]
-    if kind == "no bytes":
-        return b""
-    if kind == "bytes":
-        return value["value"].numpy().tobytes()
-    if kind == "enum":
-        return _decode_enum(value)
-    if kind == "dataclass":
-        return _decode_dataclass(value)
-    if kind == "namedtuple":
-        known = _look_up(value["class"])
-        is_one = isinstance(known, type) and issubclass(known, tuple) and hasattr(known, "_fields")
-        return tuple.__new__(known if is_one else tuple, decode(value["value"]))
-    if kind == "name":
-        return _decode_name(value["value"])
-    if kind in ("numpy scalar", "numpy array"):
-        return _decode_numpy(value)
-    if kind == "numpy objects":
-        return decode(value["value"])
-    if kind == "omegaconf":
-        plain = decode(value["value"])
-        omegaconf = sys.modules.get("omegaconf")
-        return plain if omegaconf is None else omegaconf.OmegaConf.create(plain)
+        return _DECODERS[kind](decode(tagged["value"]))
+    if kind in _TAGGED:
+        return _TAGGED[kind](tagged)
     return None  # left out, or written by a newer version
+
+
+def _decode_dict(value: dict[str, Any]) -> Any:
+    return {_hashable(decode(key)): decode(item) for key, item in value["items"]}
 
 
 def _decode_enum(value: dict[str, Any]) -> Any:
@@ -291,6 +271,17 @@ def _decode_dataclass(value: dict[str, Any]) -> Any:
         if field.name in fields:
             object.__setattr__(instance, field.name, fields[field.name])
     return instance
+
+
+def _decode_namedtuple(value: dict[str, Any]) -> Any:
+    known = _look_up(value["class"])
+    is_one = isinstance(known, type) and issubclass(known, tuple) and hasattr(known, "_fields")
+    return tuple.__new__(known if is_one else tuple, decode(value["value"]))
+
+
+def _decode_omegaconf(plain: Any) -> Any:
+    omegaconf = sys.modules.get("omegaconf")
+    return plain if omegaconf is None else omegaconf.OmegaConf.create(plain)
 
 
 def _decode_name(name: str) -> Any:
@@ -373,6 +364,22 @@ _DECODERS: dict[str, Callable[[Any], Any]] = {
     "defaultdict": lambda value: defaultdict(value[0] if value[0] in _FACTORIES else None, _pairs(value[1])),
     "ordered dict": lambda value: OrderedDict(_pairs(value)),
     "counter": Counter,
+    "numpy objects": lambda value: value,
+    "omegaconf": _decode_omegaconf,
+}
+
+#: Those that take more than a decoded value, or one as it is.
+_TAGGED: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "dict": _decode_dict,
+    "of the program": lambda tagged: tagged["value"],
+    "no bytes": lambda tagged: b"",
+    "bytes": lambda tagged: tagged["value"].numpy().tobytes(),
+    "enum": _decode_enum,
+    "dataclass": _decode_dataclass,
+    "namedtuple": _decode_namedtuple,
+    "name": lambda tagged: _decode_name(tagged["value"]),
+    "numpy scalar": _decode_numpy,
+    "numpy array": _decode_numpy,
 }
 
 
