@@ -371,4 +371,4 @@ def _install(trainer: pl.Trainer, callbacks: list[Callback], record: RunRecord, 
     """Give the trainer its callbacks: checkpoints after all that training does, the end of the log after them."""
     others = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     checkpoints = [callback for callback in callbacks if isinstance(callback, Checkpoint)]
-    trainer.callbacks[:] = [*others, record, ContinuedSteps(), *checkpoints, end]  # type: ignore[attr-defined]
+    lightning_port.callbacks(trainer)[:] = [*others, record, ContinuedSteps(), *checkpoints, end]

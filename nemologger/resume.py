@@ -263,21 +263,23 @@ class AutoResume:
         if chosen is None and self.start_from is not None:
             start = self._path(self.start_from).expanduser().absolute()
             chosen = named(start, lambda checkpoint: read.faults_only(checkpoint, ask))
-        if chosen is not None and stage == "fit" and self.resume_from_path is not None:
+        if chosen is None:
+            return {"path": None, "step": 0, "finished": False, "weights_from": self._start_weights(read, ask)}
+        if stage == "fit" and self.resume_from_path is not None:
             warn_of_newer(chosen, self._own_directory)
-        if chosen is not None:
-            step = chosen.manifest.step if chosen.manifest else 0
-            return {
-                "path": str(chosen.path),
-                "step": step,
-                "finished": is_finished(chosen.manifest),
-                "weights_from": None,
-            }
-        weights = None
+        step, finished = chosen.manifest.step if chosen.manifest else 0, is_finished(chosen.manifest)
+        return {"path": str(chosen.path), "step": step, "finished": finished, "weights_from": None}
+
+    def _start_weights(self, read: VerifiedReads, ask: Ask) -> str | None:
+        """Where there is nothing to go on from: the weights to begin with, None for those that the program makes.
+
+        Raises:
+            NotFoundError: There must be a checkpoint.
+        """
         if self.restore_config is not None:
             base = self._path(self.restore_config.path)
-            weights = str(start_of(base, lambda checkpoint: read.faults_only(checkpoint, ask)))
-        if weights is None and self._wants_checkpoint:
+            return str(start_of(base, lambda checkpoint: read.faults_only(checkpoint, ask)))
+        if self._wants_checkpoint:
             where = self._directory or "the run directory"
             if not self.resume_ignore_no_checkpoint:
                 raise NotFoundError(
@@ -285,7 +287,7 @@ class AutoResume:
                     "resume_ignore_no_checkpoint=True."
                 )
             log.warning("there is no checkpoint in %s: training starts from scratch", where)
-        return {"path": None, "step": 0, "finished": False, "weights_from": weights}
+        return None
 
     @property
     def _wants_checkpoint(self) -> bool:

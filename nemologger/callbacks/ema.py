@@ -121,8 +121,7 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         first = next((i for i, callback in enumerate(callbacks) if isinstance(callback, Checkpoint)), len(callbacks))
         if self in callbacks[first:]:
             others = [callback for callback in callbacks if callback is not self]
-            # Another list: Lightning is iterating over this one.
-            trainer.callbacks = [*others[:first], self, *others[first:]]  # type: ignore[attr-defined]
+            lightning_port.set_callbacks(trainer, [*others[:first], self, *others[first:]])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the weights, or go on with the averages of the checkpoint or of the fit before."""

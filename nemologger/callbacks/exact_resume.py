@@ -109,11 +109,10 @@ class ExactResume(Callback):
     @classmethod
     def attach(cls, trainer: pl.Trainer, pl_module: pl.LightningModule, rank_timeout: timedelta) -> None:
         """Add one to ``trainer``, for use in another callback's ``setup``, unless it has one."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+        callbacks = lightning_port.callbacks(trainer)
         if not any(isinstance(callback, cls) for callback in callbacks):
             added = lightning_port.without_empty_hooks(cls(rank_timeout))
-            # Another list: Lightning is iterating over this one. In front: it acts before others save.
-            trainer.callbacks = [added, *callbacks]  # type: ignore[attr-defined]
+            lightning_port.set_callbacks(trainer, [added, *callbacks])  # in front: it acts before others save
             added.setup(trainer, pl_module, "fit")
 
     # --- life -----------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from nemologger.errors import ConfigurationError
-from nemologger.lightning_port import callbacks
+from nemologger.lightning_port import callbacks, set_callbacks
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -88,5 +88,4 @@ def attach(trainer: pl.Trainer, pl_module: pl.LightningModule, make: Callable[[]
         raise ConfigurationError(
             f"use_nvrx=True: the {kind} of nvidia-resiliency-ext cannot be used here: {type(error).__name__}: {error}"
         ) from error
-    # Another list: Lightning is iterating over this one.
-    trainer.callbacks = [*callbacks(trainer), callback]  # type: ignore[attr-defined]  # set by Lightning's connector
+    set_callbacks(trainer, [*callbacks(trainer), callback])

@@ -156,7 +156,7 @@ class AddedPreemption(PreemptionCallback):
         if any(isinstance(callback, PreemptionCallback) and callback.sig == signal.SIGTERM for callback in callbacks):
             return
         added = cls(rank_timeout=rank_timeout)
-        trainer.callbacks = [*callbacks, added]  # type: ignore[attr-defined]  # another list: Lightning iterates over this
+        lightning_port.set_callbacks(trainer, [*callbacks, added])
         added.setup(trainer, pl_module, "fit")
 
     def _saves_with(self, checkpoint: KeptCheckpoints) -> bool:

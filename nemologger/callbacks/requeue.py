@@ -64,7 +64,7 @@ class Requeue(PreemptionCallback):
             return
         added = cls(sig, rank_timeout=rank_timeout)
         added._place = _place(trainer, checkpoint)
-        trainer.callbacks = [*callbacks, added]  # type: ignore[attr-defined]  # another list: Lightning iterates over this
+        lightning_port.set_callbacks(trainer, [*callbacks, added])
         added.setup(trainer, pl_module, "fit")
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

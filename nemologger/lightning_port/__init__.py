@@ -32,6 +32,7 @@ from nemologger.lightning_port.hooks import has_comm_hook as has_comm_hook
 from nemologger.lightning_port.hooks import hooks_between_steps as hooks_between_steps
 from nemologger.lightning_port.hooks import is_behind_epoch as is_behind_epoch
 from nemologger.lightning_port.hooks import move_to_end as move_to_end
+from nemologger.lightning_port.hooks import set_callbacks as set_callbacks
 from nemologger.lightning_port.hooks import without_empty_hooks as without_empty_hooks
 from nemologger.lightning_port.loaders import data_module as data_module
 from nemologger.lightning_port.loaders import data_reader as data_reader

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -27,6 +27,11 @@ _OF_STEP = (
 def callbacks(trainer: pl.Trainer) -> list[Callback]:
     """The trainer's list of callbacks itself."""
     return trainer.callbacks  # type: ignore[attr-defined, no-any-return]  # set by a connector
+
+
+def set_callbacks(trainer: pl.Trainer, those: Iterable[Callback]) -> None:
+    """Let ``those`` be the trainer's callbacks. For a ``setup``: the list that Lightning is going through stays as it is."""
+    trainer.callbacks = [*those]  # type: ignore[attr-defined]
 
 
 def callback_saves_itself(callback: Callback) -> bool:
@@ -57,7 +62,7 @@ def without_empty_hooks(callback: _AnyCallback) -> _AnyCallback:
 def move_to_end(trainer: pl.Trainer, callback: Callback) -> None:
     """Let ``callback`` act after all others, checkpoints included. For its ``setup``."""
     others = [other for other in callbacks(trainer) if other is not callback]
-    trainer.callbacks = [*others, callback]  # type: ignore[attr-defined]  # another list: Lightning iterates over this one
+    set_callbacks(trainer, [*others, callback])
 
 
 def behind_module(trainer: pl.Trainer, hook: str, call: Callable[[], None]) -> None:

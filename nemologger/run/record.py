@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
+from nemologger import lightning_port
 from nemologger.combination import sweep_job
 from nemologger.errors import ConfigurationError
-from nemologger.lightning_port import forget_decisions
 from nemologger.ranks import leave_at_exit
 from nemologger.run.directory import RunDirectory
 from nemologger.run.log_files import LogFiles
@@ -55,7 +55,7 @@ class RunRecord(Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Attach the log files of this rank; it may be another process than the one of ``NeMoLogger.setup``."""
-        forget_decisions()
+        lightning_port.forget_decisions()
         leave_at_exit()
         self._log_files.attach(trainer.global_rank, trainer.local_rank)
 
@@ -115,8 +115,7 @@ def close_log(trainer: pl.Trainer) -> None:
 
 def record_of(trainer: pl.Trainer) -> RunRecord | None:
     """The run record of ``trainer``, None before ``NeMoLogger.setup``."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
-    return next((callback for callback in callbacks if isinstance(callback, RunRecord)), None)
+    return next((one for one in lightning_port.callbacks(trainer) if isinstance(one, RunRecord)), None)
 
 
 def run_of(trainer: pl.Trainer) -> RunDirectory | None:

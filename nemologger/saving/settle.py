@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 
+from nemologger import lightning_port
 from nemologger.errors import ConfigurationError
 from nemologger.run.directory import RunDirectory
 
@@ -26,7 +27,7 @@ def place(trainer: pl.Trainer, ckpt: ModelCheckpoint | None) -> tuple[list[Callb
     It takes the place of the first ModelCheckpoint. That is worth a warning unless it is the one that Lightning adds by
     itself.
     """
-    callbacks: list[Callback] = list(trainer.callbacks)  # type: ignore[attr-defined]  # set by Lightning's connector
+    callbacks = list(lightning_port.callbacks(trainer))
     if ckpt is None or any(callback is ckpt for callback in callbacks):
         return callbacks, []
     first = next((i for i, callback in enumerate(callbacks) if isinstance(callback, ModelCheckpoint)), None)
