@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import threading
+import warnings
 
 import pytest
 import torch
@@ -86,6 +87,15 @@ def what_nobody_removes_goes_at_the_end(tmp_path_factory):
 def works_in_an_empty_directory(tmp_path_factory, monkeypatch):
     """What a test, or Lightning, writes without being told where goes there."""
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
+
+
+@pytest.fixture
+def quiet_loaders():
+    """Without what Lightning says of loaders as small as those of tests."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*logging interval.*")
+        yield
 
 
 @pytest.fixture(autouse=True)

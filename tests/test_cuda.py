@@ -14,7 +14,7 @@ from processes import torchrun
 from torch import nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.nn.parallel import DistributedDataParallel
-from toy import ToyDataModule, ToyModel, quiet_trainer
+from toy import ToyDataModule, ToyModel, quiet_trainer, tensors_of
 
 import nemologger as nl
 from nemologger import callbacks
@@ -84,12 +84,12 @@ def test_what_is_saved_is_the_moment_of_the_save(tmp_path, mode, optimizer):
     try:
         train()
         for number in range(3):
-            expected = [t.detach().clone() for t in _tensors(state())]
+            expected = [t.detach().clone() for t in tensors_of(state())]
             saver.start(take(state(), frozenset(dict(module.named_parameters()))), tmp_path / "a", Manifest(1, 0))
             train()
             train()
             assert saver.finish() is not None, number
-            saved = list(_tensors(load_checkpoint(tmp_path / "a")))
+            saved = list(tensors_of(load_checkpoint(tmp_path / "a")))
             assert len(saved) == len(expected)
             assert all(torch.equal(a, b.cpu()) for a, b in zip(saved, expected, strict=True)), number
     finally:
@@ -106,12 +106,12 @@ def test_a_save_behind_a_busy_device(tmp_path, mode):
         for number in (1.0, 2.0):  # memory is made, and pinned, for the first
             torch.cuda._sleep(1_000_000_000)  # cycles
             with torch.no_grad():
-                for tensor in _tensors(state):
+                for tensor in tensors_of(state):
                     tensor.fill_(number)
             saver.start(take(state, frozenset(dict(module.named_parameters()))), tmp_path / "a", Manifest(1, 0))
             busy = not torch.cuda.current_stream().query()
             assert saver.finish() is not None
-            assert all((t == number).all() for t in _tensors(load_checkpoint(tmp_path / "a"))), number
+            assert all((t == number).all() for t in tensors_of(load_checkpoint(tmp_path / "a"))), number
         assert busy == (mode == "overlapped")
     finally:
         saver.close()
@@ -159,17 +159,6 @@ def test_saves_go_on_where_memory_cannot_be_pinned(tmp_path, monkeypatch, caplog
     assert caplog.text.count("could not be pinned (RuntimeError: CUDA error: out of memory)") == 1
     saved = load_checkpoint(tmp_path / "a")["state_dict"]
     assert all(torch.equal(saved[name], value.cpu()) for name, value in module.state_dict().items())
-
-
-def _tensors(value):
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for key in sorted(value, key=str):
-            yield from _tensors(value[key])
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
 
 
 # --- ranks --------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers.kill_loop import writers
 from processes import python, started, wait_for
-from toy import manifests, names
+from toy import losses_of, manifests, names
 
 from nemologger.checkpoint.verify import problems
 
@@ -17,21 +17,12 @@ SCRIPT = Path(__file__).with_name("train_toy.py")
 LOOP = Path(__file__).with_name("helpers") / "kill_loop.py"
 
 
-def _losses(directory: Path) -> dict[int, str]:
-    """The loss of each step, the same in every life that took it."""
-    losses: dict[int, str] = {}
-    for line in (directory / "losses-0.txt").read_text().splitlines():
-        step, loss = line.split()
-        assert losses.setdefault(int(step), loss) == loss, f"step {step} has two losses"
-    return losses
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory) -> dict[int, str]:
     """The losses of a run that nobody stopped."""
     directory = tmp_path_factory.mktemp("straight")
     python(SCRIPT, directory, 60, "--every", 2)
-    return _losses(directory)
+    return losses_of(directory)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
@@ -52,7 +43,7 @@ def test_a_stopped_run_goes_on_from_its_last_checkpoint(tmp_path, straight, how)
     done = python(SCRIPT, tmp_path, 60, "--every", 2)
     log = (tmp_path / "toy" / "nemo_log_globalrank-0_localrank-0.txt").read_text()
     assert "resuming from" in log, done.stdout + done.stderr
-    assert _losses(tmp_path) == straight
+    assert losses_of(tmp_path) == straight
     assert max(m.step for m in manifests(checkpoints).values()) == 60
     assert not [name for name in names(checkpoints) if "unfinished" in name or name.startswith(".")]
 

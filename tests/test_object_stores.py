@@ -16,7 +16,7 @@ import torch.distributed.checkpoint as dcp
 from helpers.stored_run import At, life, names_in
 from processes import kill, python, started, torchrun, wait_for
 from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
-from toy import ToyModel, loader, quiet_trainer
+from toy import ToyModel, loader, losses_of, quiet_trainer
 from toy import names as local_names
 
 import nemologger as nl
@@ -250,20 +250,12 @@ def _saved(value) -> bytes:
 LARGE = ("--width", 480_000, "--files", 1)  # one file of about 75 MB: it goes up in parts
 
 
-def _losses(directory: Path) -> dict[int, str]:
-    losses: dict[int, str] = {}
-    for line in (directory / "losses-0.txt").read_text().splitlines():
-        step, loss = line.split()
-        assert losses.setdefault(int(step), loss) == loss, f"step {step} has two losses"
-    return losses
-
-
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
     """The losses of a run of six steps that nobody stopped."""
     directory = tmp_path_factory.mktemp("straight")
     python(SCRIPT, directory, 6, "--every", 2, *LARGE)
-    return _losses(directory)
+    return losses_of(directory)
 
 
 @pytest.mark.dist
@@ -300,7 +292,7 @@ def test_a_kill_in_mid_upload(s3, tmp_path, straight, beside):
     found = survey(storage_path(s3.url))
     assert {one.manifest.step for one in found} >= {6}
     assert all(problems(one.path) == [] for one in found)
-    assert _losses(tmp_path / "killed") == straight
+    assert losses_of(tmp_path / "killed") == straight
 
 
 def _writers_beside() -> list[str]:

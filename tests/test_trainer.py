@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import pickle
-import warnings
 
 import ctxmod
 import lightning.pytorch as pl
@@ -24,14 +23,6 @@ QUIET = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-
-
-@pytest.fixture
-def quiet_loaders():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*logging interval.*")
-        yield
 
 
 def test_the_trainer_has_lightnings_signature_and_nothing_else():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,27 @@ def names(directory: Path) -> list[str]:
 def manifests(directory: Path) -> dict[str, Manifest]:
     """The manifest of every checkpoint in ``directory``, by name."""
     return {path.name: manifest.read(path) for path in sorted(directory.iterdir()) if path.is_dir()}
+
+
+def losses_of(directory: Path) -> dict[int, str]:
+    """The loss of each step that ``train_toy.py`` has written there, the same in every life that took it."""
+    losses: dict[int, str] = {}
+    for line in (directory / "losses-0.txt").read_text().splitlines():
+        step, loss = line.split()
+        assert losses.setdefault(int(step), loss) == loss, f"step {step} has two losses"
+    return losses
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    """Those of a checkpoint, or of a part of one, in an order that is always the same."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield from tensors_of(value[key])
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from tensors_of(one)
 
 
 class ToyDataModule(pl.LightningDataModule):

@@ -62,14 +62,6 @@ def findable(monkeypatch):
         monkeypatch.setattr(ctxmod, cls.__name__, cls, raising=False)
 
 
-@pytest.fixture
-def quiet_loaders():
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*logging interval.*")
-        yield
-
-
 @pytest.mark.usefixtures("quiet_loaders")
 def test_the_context_of_a_run_holds_model_trainer_and_data(tmp_path):
     trainer = Trainer(max_steps=2, callbacks=[], limit_val_batches=0.5, **QUIET)

@@ -23,11 +23,6 @@ from nemologger.lightning_port import callbacks
 from nemologger.run.record import close_log
 
 
-@pytest.fixture(autouse=True)
-def no_version(monkeypatch):
-    monkeypatch.delenv("NEMO_EXPM_VERSION", raising=False)
-
-
 def trainer_of(section, **options):
     """A trainer that was set up, and has not trained."""
     trainer = bare_trainer(**options)

@@ -19,11 +19,6 @@ from nemologger.exp_manager import exp_manager
 SCORES = [3.0, 1.0, 2.0, 5.0, 4.0]
 
 
-@pytest.fixture(autouse=True)
-def no_version(monkeypatch):
-    monkeypatch.delenv("NEMO_EXPM_VERSION", raising=False)
-
-
 def run(tmp_path: Path, steps: int = 5, model: ToyModel | None = None, options=None, **params):
     """The run directory after training that validates after every step."""
     trainer = bare_trainer(**{"max_steps": steps, "val_check_interval": 1, **(options or {})})

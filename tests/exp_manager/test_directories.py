@@ -24,11 +24,6 @@ from nemologger.lightning_port import callbacks
 from nemologger.run.record import close_log
 
 
-@pytest.fixture(autouse=True)
-def no_version(monkeypatch):
-    monkeypatch.delenv("NEMO_EXPM_VERSION", raising=False)
-
-
 def set_up(section, trainer=None):
     """The run directory of ``section``; nothing is trained."""
     trainer = trainer or bare_trainer()

@@ -25,11 +25,6 @@ class WithConfig(ToyModel):
         self._hparams_name = "cfg"
 
 
-@pytest.fixture(autouse=True)
-def no_version(monkeypatch):
-    monkeypatch.delenv("NEMO_EXPM_VERSION", raising=False)
-
-
 def run(tmp_path: Path, steps: int, model: ToyModel | None = None, params=None, **keys):
     """Train to ``steps`` with checkpoints every five."""
     trainer = bare_trainer(max_steps=steps)

@@ -22,11 +22,6 @@ URL = OmegaConf.load(CONFIG).exp_manager.checkpoint_callback_params.dirpath
 BUCKET = URL.removeprefix("s3://").partition("/")[0]
 
 
-@pytest.fixture(autouse=True)
-def no_version(monkeypatch):
-    monkeypatch.delenv("NEMO_EXPM_VERSION", raising=False)
-
-
 @pytest.fixture
 def bucket(s3):
     """The bucket of the example, empty."""

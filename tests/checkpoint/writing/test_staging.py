@@ -12,6 +12,7 @@ import torch
 from helpers.engine import names_in
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_pre_hooks
+from toy import tensors_of
 
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.reading.load import load_checkpoint
@@ -81,15 +82,17 @@ def slow(monkeypatch):
     monkeypatch.setattr(Staging, "_copy", late)
 
 
-def _tensors(value):
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for key in sorted(value, key=str):
-            yield from _tensors(value[key])
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
+def save_within_a_step(savers, training, directory):
+    """Each of ``savers`` saves before the step, under its name, and is done behind it."""
+    try:
+        for name, saver in savers.items():
+            saver.start(training.snapshot(), directory / name, Manifest(step=1, epoch=0))
+        training.step()
+        for saver in savers.values():
+            assert saver.finish() is not None
+    finally:
+        for saver in savers.values():
+            saver.close()
 
 
 @pytest.mark.parametrize("kind", ["adam", "closure", "two", "lbfgs"])
@@ -97,16 +100,8 @@ def test_optimizers_wait_and_what_is_saved_is_the_same_as_at_once(tmp_path, slow
     training = _Training(kind)
     training.step()
     savers = {mode: AsyncSaver(LocalDisk(), SingleProcess(), staging=mode) for mode in ("at_once", "overlapped")}
-    try:
-        for mode, saver in savers.items():
-            saver.start(training.snapshot(), tmp_path / mode, Manifest(step=1, epoch=0))
-        training.step()
-        for saver in savers.values():
-            assert saver.finish() is not None
-    finally:
-        for saver in savers.values():
-            saver.close()
-    one, other = (list(_tensors(load_checkpoint(tmp_path / mode))) for mode in savers)
+    save_within_a_step(savers, training, tmp_path)
+    one, other = (list(tensors_of(load_checkpoint(tmp_path / mode))) for mode in savers)
     assert len(one) == len(other) > 4
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     for file in ("__0_0.distcp", "__0_1.distcp"):
@@ -186,15 +181,7 @@ def test_two_callbacks_may_stage_at_the_same_time(tmp_path, slow):
     training.step()
     savers = {name: AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped") for name in ("a", "b")}
     before = training.net[0].weight.detach().clone()
-    try:
-        for name, saver in savers.items():
-            saver.start(training.snapshot(), tmp_path / name, Manifest(step=1, epoch=0))
-        training.step()
-        for saver in savers.values():
-            assert saver.finish() is not None
-    finally:
-        for saver in savers.values():
-            saver.close()
+    save_within_a_step(savers, training, tmp_path)
     for name in savers:
         assert torch.equal(load_checkpoint(tmp_path / name)["state_dict"]["0.weight"], before)
     assert not _global_optimizer_pre_hooks
