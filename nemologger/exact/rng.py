@@ -13,6 +13,8 @@ import xxhash
 from torch import Tensor
 from torch import device as Device
 
+from nemologger.exact import unchanged
+
 _TORCH = torch.default_generator
 
 
@@ -29,8 +31,8 @@ class RngState:
     def capture(device: Device | None = None) -> RngState:
         """The state of this moment, with that of ``device`` if it has generators of its own."""
         return RngState(
-            python=random.getstate(),
-            numpy=np.random.get_state(legacy=False),
+            python=unchanged.python_state(),
+            numpy=unchanged.numpy_state(),
             torch=_TORCH.get_state(),
             device=_device_state(device),
         )
@@ -86,7 +88,8 @@ class RngState:
 class Streams:
     """Random streams of one's own: within ``with streams:`` the global generators are these, and go on where they were.
 
-    Whoever draws inside does not shift those outside, and the other way round. Entering costs 20 microseconds.
+    Whoever draws inside does not shift those outside, and the other way round. It takes some 15 microseconds,
+    and 8 more each time that something was drawn from ``random``.
 
     Args:
         seed: What the streams start from.
@@ -99,7 +102,7 @@ class Streams:
         self._outside: tuple[Any, Any, Any] | None = None
 
     def __enter__(self) -> None:
-        self._outside = random.getstate(), np.random.mtrand.get_bit_generator(), _TORCH.get_state()
+        self._outside = unchanged.python_state(), np.random.mtrand.get_bit_generator(), _TORCH.get_state()
         random.setstate(self.python)
         np.random.mtrand.set_bit_generator(self.numpy)
         _TORCH.set_state(self.torch)
@@ -107,7 +110,7 @@ class Streams:
     def __exit__(self, *exception: object) -> None:
         if self._outside is None:
             return
-        self.python, self.torch = random.getstate(), _TORCH.get_state()
+        self.python, self.torch = unchanged.python_state(), _TORCH.get_state()
         python, numpy, state = self._outside
         self._outside = None
         random.setstate(python)
