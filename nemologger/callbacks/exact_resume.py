@@ -13,22 +13,16 @@ from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port
 from nemologger.callbacks.before_stop import states_of_callbacks
+from nemologger.callbacks.begins_with import data_of, say_made_otherwise, say_other_data
 from nemologger.callbacks.fit_state import FitState, RankState
 from nemologger.callbacks.gradient_order import GradientOrder
-from nemologger.callbacks.not_exact import (
-    OTHER_BUFFER,
-    OTHER_DATA,
-    OTHER_RANKS,
-    RAISED,
-    Notices,
-    differences,
-    say_before_training,
-)
+from nemologger.callbacks.not_exact import OTHER_BUFFER, OTHER_RANKS, RAISED, Notices, say_before_training
 from nemologger.callbacks.packed import pack, unpack
-from nemologger.callbacks.program_state import ProgramState
+from nemologger.callbacks.program_state import ProgramState, made_by
 from nemologger.callbacks.running_fit import RunningFit
 from nemologger.exact import buffers
 from nemologger.exact.loaders.session import Session, most_of_each
+from nemologger.exact.program.made import Made
 from nemologger.exact.rng import RngState
 from nemologger.lightning_port import epoch_results
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
@@ -101,6 +95,7 @@ class ExactResume(Callback):
         self._raised: bool | None = None
         self._aside: RngState | None = None
         self._before_stop: dict[str, Any] = {}
+        self._made: Made | None = None
         self._program: ProgramState | None = None
         self._counters: epoch_results.Counters | None = None
         self._gradients = GradientOrder()
@@ -155,6 +150,7 @@ class ExactResume(Callback):
         session = self._session
         if session is None:
             return
+        self._made = made_by(trainer) if self._made is None else self._made
         self._validates = lightning_port.has_validation(trainer)
         lightning_port.close_trained_epoch(trainer)
         if self._raised:
@@ -174,21 +170,21 @@ class ExactResume(Callback):
             # ModelCheckpoint brings back those of a validation that only a stop had.
             back = partial(lightning_port.restore_metrics, trainer, then.plateau.metrics)
             lightning_port.behind_module(trainer, "on_train_start", back)
-        self._program = self._begin_program(trainer, pl_module)
+        mine, self._mine_then = self._mine_then, None
+        self._program = self._begin_program(trainer, pl_module, mine)
         if lightning_port.goes_on_within_epoch(trainer):
             lightning_port.go_on_averaging(trainer)
         self._gradients.begin(trainer)
         if trainer.is_global_zero:  # the checkpoint has what rank 0 saw; others may have data of their own
-            data = [feed.data for feed in session.feeds]
-            if then is not None and then.data and then.data != data:  # none yet in what a tuner puts back before a fit
-                log.warning(OTHER_DATA, differences(then.data, data))
+            if then is not None and mine is not None:
+                say_other_data(session, then.data, mine.place, self._notices)
             self._say_limits(session)
             say_before_training(trainer, pl_module)
 
-    def _begin_program(self, trainer: pl.Trainer, module: pl.LightningModule) -> ProgramState:
+    def _begin_program(self, trainer: pl.Trainer, module: pl.LightningModule, mine: RankState | None) -> ProgramState:
         """Look at the program as it is now, and bring back what this rank had added to the checkpoint of it."""
-        mine, self._mine_then = self._mine_then, None
         if mine is not None:
+            say_made_otherwise(mine.made_once(), self._made or {}, self._notices)
             buffers.restore(module, mine.buffers)
         program = ProgramState(trainer, module, self._counters)
         if mine is not None and mine.program is not None:
@@ -248,6 +244,7 @@ class ExactResume(Callback):
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put the generators aside: a resumed run has no sanity check."""
         self._put_aside()
+        self._made = made_by(trainer)
         self._counters = epoch_results.counters(trainer)
 
     def on_sanity_check_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -299,7 +296,7 @@ class ExactResume(Callback):
             raised=self._raised,
             reload_epoch=lightning_port.last_reload_epoch(trainer),
             plateau=lightning_port.plateau_steps(trainer),
-            data=[feed.data for feed in session.feeds],
+            data=data_of(session),
             gradient_order=self._gradients.names,
             readers=lightning_port.data_reader(trainer)[1],
             ranks=ranks,
@@ -322,7 +319,7 @@ class ExactResume(Callback):
             if lightning_port.is_within_step(fit.trainer):
                 self._notices.say(f"step {fit.trainer.global_step + 1}", RAISED)
             own = {} if zeros is None else self._take_buffers(module, zeros, most_of_each(fit.ranks))
-            state = RankState(place, program, own).to_plain()
+            state = RankState(place, program, own, self._made or {}).to_plain()
             return pack(state, self._notices.say) if fit.ranks > 1 else state
 
         return together_at_zero(self._ranks, here)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nemologger.exact.loaders.session import Place
+from nemologger.exact.program.made import Made, without
 from nemologger.lightning_port import PlateauSteps
 
 _FORMAT = 1
@@ -21,23 +22,30 @@ class RankState:
         place: Where its loaders and generators are.
         program: What the program has changed there beside weights; None before training starts.
         buffers: Those that are not rank 0's.
+        made: What the program had made before training.
     """
 
     place: Place
     program: dict[str, Any] | None = None
     buffers: dict[str, Any] = field(default_factory=dict)
+    made: Made = field(default_factory=dict)
 
     def to_plain(self) -> dict[str, Any]:
         """As plain types."""
-        return self.place.to_plain() | {"program": self.program, "buffers": self.buffers}
+        return self.place.to_plain() | {"program": self.program, "buffers": self.buffers, "made": self.made}
 
     @staticmethod
     def from_plain(plain: dict[str, Any]) -> RankState:
         """What :meth:`to_plain` was made of."""
-        return RankState(Place.from_plain(plain), plain.get("program"), plain.get("buffers", {}))
+        place, program = Place.from_plain(plain), plain.get("program")
+        return RankState(place, program, plain.get("buffers", {}), plain.get("made", {}))
+
+    def made_once(self) -> Made:
+        """What the program had made, but for what training then changed, and is brought back."""
+        return without(self.made, {} if self.program is None else self.program["attributes"]["attributes"])
 
     def on_other_ranks(self, rank: int, before: int, now: int, device: torch.device) -> RankState:
-        """That of ``rank`` of ``now`` ranks, where there were ``before``: what was logged, and buffers, were of those."""
+        """That of ``rank`` of ``now`` ranks, where there were ``before``: much was of those."""
         program = None if self.program is None else {**self.program, "logged": None}
         return RankState(self.place.on_other_ranks(rank, before, now, device), program)
 
@@ -51,7 +59,7 @@ class FitState:
         raised: None unless an exception had ended it: whether a validation was due.
         reload_epoch: The epoch that the training loaders were made in.
         plateau: Schedules that were yet to be stepped.
-        data: What each training loader read.
+        data: What each training loader read, and the order of names in it.
         gradient_order: The order in which gradients were summed over ranks, where that matters.
         readers: How many ranks read data of their own.
         ranks: What each rank has added, as plain types, or packed. None on other ranks than 0.

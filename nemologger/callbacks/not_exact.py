@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("nemologger.callbacks.exact_resume")
 
 # --- of the fit -------------------------------------------------------------------------------------------------------
-
-OTHER_DATA = (
-    "the training data is not what it was when the checkpoint was saved (%s): the run cannot go on "
-    "exactly, and leaves out as many batches of the epoch as were trained on. What is drawn when data are made "
-    "needs a fixed seed: a random_split a generator, the rest of a setup() a call of lightning.seed_everything"
-)
 
 OTHER_RANKS = (
     "the checkpoint is of %d ranks, of which %d read data; there are %d now, of which %d do: training goes on "
@@ -121,25 +115,6 @@ def say_before_training(trainer: pl.Trainer, module: pl.LightningModule) -> None
         log.info("exact resume: %s", advice)
     for limit in limits_of(trainer, module):
         log.warning("exact resume: %s", limit)
-
-
-_CHECKSUMS = {
-    "chosen": "other samples are chosen (Subset, random_split)",
-    "content": "the dataset holds other values in memory",
-}
-
-
-def differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
-    """What has changed of the data of training loaders, as :attr:`nemologger.exact.loaders.feed.Feed.data` has it."""
-    if len(before) != len(now):
-        return f"training loaders: {len(before)} -> {len(now)}"
-    found = []
-    for number, (then, today) in enumerate(zip(before, now, strict=True)):
-        where = f"loader {number}, " if len(now) > 1 else ""
-        for key in today.keys() | then.keys():
-            if then.get(key) != today.get(key):
-                found.append(where + _CHECKSUMS.get(key, f"{key}: {then.get(key)} -> {today.get(key)}"))
-    return "; ".join(sorted(found))
 
 
 def advice_for(device: torch.device) -> str:

@@ -13,6 +13,7 @@ from nemologger.exact.program.apart import Apart
 from nemologger.exact.program.attributes import Attributes
 from nemologger.exact.program.functions import holders_of_optimizer, holders_of_schedule
 from nemologger.exact.program.inner_optimizers import InnerOptimizers
+from nemologger.exact.program.made import Made, made
 from nemologger.exact.program.own_states import OwnStates
 from nemologger.exact.program.settings import Settings
 from nemologger.exact.program.strangers import Strangers
@@ -212,6 +213,17 @@ def _roots_of(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[dict[str
     for i, config in enumerate(trainer.lr_scheduler_configs):
         roots |= holders_of_schedule(f"schedule {i}", config.scheduler)
     return roots, drawing
+
+
+def made_by(trainer: pl.Trainer) -> Made:
+    """What module, data module and callbacks have made before training, unless they save it themselves."""
+    module, data = trainer.lightning_module, lightning_port.data_module(trainer)
+    roots: dict[str, object] = {} if lightning_port.saves_more(module) else {"module": module}
+    if data is not None and not lightning_port.saves_itself(data):
+        roots["data module"] = data
+    callbacks = lightning_port.callbacks_of_the_program(trainer).items()
+    roots |= {path: one for path, one in callbacks if isinstance(one, Callback) and _saves_nothing(one)}
+    return made(roots, lightning_port.names_of_lightning())
 
 
 def _plain_number(value: Any) -> float | None:

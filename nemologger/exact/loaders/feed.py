@@ -12,6 +12,7 @@ from nemologger.exact.loaders.described import described
 from nemologger.exact.loaders.position import FRESH, Mark, Position, Start
 from nemologger.exact.loaders.source import Source, has_state
 from nemologger.exact.loaders.sources import source_of
+from nemologger.exact.program.made import Made, made
 from nemologger.exact.program.owned import NOTHING, Owned, Values
 from nemologger.exact.rng import RngState
 from nemologger.exact.values import contents, plain_contents
@@ -149,7 +150,10 @@ class Feed:
         """Let the next batch be the first of the epoch after the one of ``position``."""
         position = position.of_today(self.loader)
         self._within, self._after, self.early = None, position, []
-        _ = self.data  # as the program makes it: what is set below, an epoch's number in a tensor say, is no other data
+        _ = (
+            self.data,
+            self.names,
+        )  # as the program makes them: an epoch's number in a tensor, set below, is no other data
         if position.state is not None:
             present = RngState.capture()
             self.source.end_of(position.state, position.mark.over)
@@ -172,6 +176,12 @@ class Feed:
             **described(getattr(self.loader, "dataset", None)),
             "batch_size": getattr(self.loader, "batch_size", None),
         }
+
+    @cached_property
+    def names(self) -> Made:
+        """The order of names in it: numbers that are given by one that differs from start to start stand for others."""
+        parts = {name: getattr(self.loader, name, None) for name in ("dataset", "collate_fn")}
+        return made({name: part for name, part in parts.items() if part is not None}, arrays=False)
 
     def release(self) -> None:
         """Leave the loader as it was found, and let go of what is being iterated over."""

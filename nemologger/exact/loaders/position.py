@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -51,6 +52,11 @@ class Position(NamedTuple):
     at_batch: Values = NOTHING
     earlier: bool = False
     sizes: list[int] | None = None
+
+    def contents(self) -> list[Collection[str]]:
+        """The paths of lists, dictionaries, arrays and tensors that are brought back."""
+        start = NOTHING if self.mark.start is None else self.mark.start.owned
+        return [values.contents or () for values in (start, self.at_start, self.at_batch)]
 
     def to_plain(self) -> dict[str, Any]:
         """As plain types."""

@@ -1,0 +1,72 @@
+"""What a run that goes on begins with, and the run before it did not: other data, and what a program makes by chance."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from nemologger.callbacks.not_exact import Notices
+from nemologger.exact.loaders.session import Place, Session
+from nemologger.exact.program.made import Made, made_otherwise, without
+
+log = logging.getLogger("nemologger.callbacks.exact_resume")
+
+_OTHER_DATA = (
+    "the training data is not what it was when the checkpoint was saved (%s): the run cannot go on "
+    "exactly, and leaves out as many batches of the epoch as were trained on. What is drawn when data are made "
+    "needs a fixed seed: a random_split a generator, the rest of a setup() a call of lightning.seed_everything"
+)
+
+_MADE_OTHERWISE = (
+    "is not what it was when the run began: it holds other numbers, or the same names in another order, and no checkpoint "
+    "has it. What is drawn before training needs a seed (lightning.seed_everything); what goes through a set() of names "
+    "must be sorted(), as Python draws their order for each process. A tensor may be a buffer (register_buffer)"
+)
+
+_CHECKSUMS = {
+    "chosen": "other samples are chosen (Subset, random_split)",
+    "content": "the dataset holds other values in memory",
+}
+
+
+def say_made_otherwise(then: Made, now: Made, notices: Notices) -> None:
+    """Say of attributes, as :class:`RankState` has them, what is made in another way now."""
+    for path in made_otherwise(then, now):
+        notices.say(f"attribute {path}", _MADE_OTHERWISE)
+
+
+def say_other_data(session: Session, before: Sequence[Mapping[str, Any]], place: Place, notices: Notices) -> None:
+    """Say what the training loaders read that is not what they read then.
+
+    Args:
+        session: The loaders.
+        before: What they read, as :func:`data_of` had it.
+        place: Where they go on. What it brings back does not count.
+        notices: Who says it.
+    """
+    for feed, data, position in zip(session.feeds, before, place.positions, strict=False):
+        for path in made_otherwise(without(data.get("names", {}), *position.contents()), feed.names):
+            notices.say(f"training loader {type(feed.loader).__name__}: {path}", _MADE_OTHERWISE)
+    then = [{key: value for key, value in data.items() if key != "names"} for data in before]
+    now = [feed.data for feed in session.feeds]
+    if then and then != now:  # none yet in what LearningRateFinder and the like put back before a fit
+        log.warning(_OTHER_DATA, _differences(then, now))
+
+
+def data_of(session: Session) -> list[dict[str, Any]]:
+    """What the training loaders read, and the order of names in it."""
+    return [feed.data | {"names": feed.names} for feed in session.feeds]
+
+
+def _differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:
+    """What has changed of the data of training loaders, as :attr:`nemologger.exact.loaders.feed.Feed.data` has it."""
+    if len(before) != len(now):
+        return f"training loaders: {len(before)} -> {len(now)}"
+    found = []
+    for number, (then, today) in enumerate(zip(before, now, strict=True)):
+        where = f"loader {number}, " if len(now) > 1 else ""
+        for key in today.keys() | then.keys():
+            if then.get(key) != today.get(key):
+                found.append(where + _CHECKSUMS.get(key, f"{key}: {then.get(key)} -> {today.get(key)}"))
+    return "; ".join(sorted(found))
