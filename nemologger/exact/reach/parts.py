@@ -76,7 +76,7 @@ def generators_of_class(value: Any) -> dict[str, Any]:
         name: item
         for kind in kind_of(type(value)).own
         for name, item in vars(kind).items()
-        if type(item) not in _OF_CLASSES and is_generator(item) and name not in own
+        if type(item) not in _OF_CLASSES and kind_of(type(item)).generator and name not in own
     }
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from nemologger.exact.reach.code import names_in
 from nemologger.exact.reach.crowd import crowd_of
-from nemologger.exact.reach.kinds import Kind, is_generator, kind_of, module_of
+from nemologger.exact.reach.kinds import Kind, kind_of, module_of
 from nemologger.exact.reach.mentioned import Mentioned
 from nemologger.exact.reach.parts import many, parts
 from nemologger.exact.reach.variables import NAMESPACES
@@ -46,7 +46,8 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             has_more = depth < _DEEPEST and not kind.generator
             try:
                 within = parts(value) if has_more else []
-                crowd = crowd_of(path, *many(value))
+                names, items = many(value)
+                crowd = crowd_of(path, names, items) if items else None
             except Exception:  # noqa: BLE001  it does not want to be looked into
                 continue
             yield path, value
@@ -88,7 +89,7 @@ def _globals_of(value: Any, kind: Kind, looked_at: set[int]) -> list[tuple[str, 
         (f"{module}:{name}", there[name])
         for module, there, named in places
         for name in named
-        if name in there and is_generator(there[name])
+        if name in there and kind_of(type(there[name])).generator
     ]
 
 
