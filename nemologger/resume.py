@@ -280,7 +280,10 @@ class AutoResume:
             base = self._path(self.restore_config.path)
             return str(start_of(base, lambda checkpoint: read.faults_only(checkpoint, ask)))
         if self._wants_checkpoint:
-            where = self._directory or "the run directory"
+            where = str(self._directory or "the run directory")
+            given = self.resume_from_directory
+            if given is not None and not is_dir(self._path(given).expanduser()):
+                where += ", which is no directory,"
             if not self.resume_ignore_no_checkpoint:
                 raise NotFoundError(
                     f"there is no checkpoint in {where} to resume from. For the first run of a new directory pass "

@@ -385,9 +385,9 @@ class ExactResume(Callback):
         lightning_port.drop_loader_states(checkpoint)
         session.skip(skip)
         log.warning(
-            "the checkpoint does not say where the training loaders and random number generators were: the first %d "
-            "batches of the epoch are left out, and new random numbers are drawn",
-            skip,
+            "the checkpoint does not say where the training loaders and random number generators were: %snew random "
+            "numbers are drawn",
+            f"the first {skip} batches of the epoch are left out, and " if skip else "",
         )
 
     def _say_limits(self, session: Session) -> None:

@@ -382,7 +382,26 @@ def align_to(trainer: pl.Trainer, directory: Path, opened: Opened, states: list[
         except ModelMismatchError as error:
             raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
         if "param_groups" in states[i] and not sharded_state.shards_state(trainer.strategy):
+            if trainer.is_global_zero:
+                _say_other_rate(directory, i, optimizer.param_groups, states[i]["param_groups"])
             keep_as_saved(optimizer, states[i], partial(_dtype_in, opened.shapes, saved[i]))
+
+
+def _say_other_rate(directory: Path, number: int, now: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    """Of a learning rate that a schedule begins with: who gives another one expects it to count."""
+    key = "initial_lr"
+    rates = [
+        (float(then[key]), float(one[key])) for then, one in zip(saved, now, strict=False) if key in then and key in one
+    ]
+    changes = [(then, rate) for then, rate in rates if then != rate]
+    if changes:
+        log.warning(
+            "%s: optimizer %d goes on with the learning rate of the checkpoint (initial_lr %s, this program has %s). For "
+            "another one start a new run from its weights with RestoreConfig",
+            directory,
+            number,
+            *changes[0],
+        )
 
 
 def _dtype_in(

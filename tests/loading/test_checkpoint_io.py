@@ -268,11 +268,19 @@ class _Unscheduled(ToyModel):
         return super().configure_optimizers()[0]
 
 
+class _Slower(ToyModel):
+    def configure_optimizers(self):
+        (optimizer,), schedules = super().configure_optimizers()
+        optimizer.param_groups[0]["initial_lr"] = schedules[0]["scheduler"].base_lrs[0] = 1e-5
+        return [optimizer], schedules
+
+
 @pytest.mark.parametrize(
     ("model", "precision", "said"),
     [
         (ToyModel, "bf16-true", "6 of 6 parameters are converted from torch.float32 to torch.bfloat16"),
         (_Unscheduled, "32-true", "holds the state of 1 LR schedulers, this run has 0"),
+        (_Slower, "32-true", "learning rate of the checkpoint (initial_lr 0.01, this program has 1e-05)"),
         (ToyModel, "bf16-mixed", ""),
     ],
 )
