@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
 from inspect import signature
 from typing import Any, TypeVar
@@ -73,3 +73,14 @@ def suggests_arguments(cls: type[T]) -> type[T]:
 
     plain.__init__ = checked
     return cls
+
+
+def texts_for_flags(flags: Mapping[str, object]) -> str:
+    """Why some of ``flags`` are none, for an error; empty if all are. A shell or a file makes ``"false"``, which is true.
+
+    Example:
+        >>> texts_for_flags({"resume_if_exists": "false", "resume_past_end": False})
+        "resume_if_exists='false': expected True or False, and any text counts as True"
+    """
+    wrong = ", ".join(f"{name}={value!r}" for name, value in flags.items() if isinstance(value, str))
+    return f"{wrong}: expected True or False, and any text counts as True" if wrong else ""

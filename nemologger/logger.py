@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nemologger import lightning_port
 from nemologger.combination import sweep_job
-from nemologger.condition import kind_of, suggests_arguments
+from nemologger.condition import kind_of, suggests_arguments, texts_for_flags
 from nemologger.disk.lock import DirectoryLock
 from nemologger.disk.there import exists, is_dir
 from nemologger.errors import ConfigurationError
@@ -188,6 +188,9 @@ class NeMoLogger:
 
     def _check(self) -> None:
         """Check the settings against each other; the file system is not asked."""
+        flags = {one.name: getattr(self, one.name) for one in fields(self) if isinstance(one.default, bool)}
+        if wrong := texts_for_flags(flags):
+            raise ConfigurationError(f"NeMoLogger: {wrong}")
         if self.log_local_rank_0_only and self.log_global_rank_0_only:
             raise ConfigurationError(
                 "log_local_rank_0_only and log_global_rank_0_only are both True: choose one log file per node or one "

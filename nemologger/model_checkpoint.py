@@ -174,6 +174,18 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         check_arguments(
             nemo_1,
             known=signature(ModelCheckpoint).parameters,
+            flags={
+                "verbose": verbose,
+                "save_optim_on_train_end": save_optim_on_train_end,
+                "always_save_context": always_save_context,
+                "save_context_on_train_end": save_context_on_train_end,
+                "save_on_exception": save_on_exception,
+                "exact_resume": exact_resume,
+                "save_on_sigterm": save_on_sigterm,
+                "save_weights_only": save_weights_only,
+                "async_save": async_save,
+            },
+            rank_timeout=rank_timeout,
             save_top_k=save_top_k,
             save_last=save_last,
             save_last_n_optim_states=save_last_n_optim_states,

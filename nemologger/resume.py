@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import InitVar, dataclass, field
+from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,7 +17,7 @@ from nemologger.callbacks.resume_once import ResumeOnce
 from nemologger.checkpoint.commit import tidy
 from nemologger.checkpoint.find import Found
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.condition import suggests_arguments
+from nemologger.condition import suggests_arguments, texts_for_flags
 from nemologger.disk import LocalDisk
 from nemologger.disk.lock import DirectoryLock
 from nemologger.disk.there import is_dir
@@ -136,7 +136,10 @@ class AutoResume:
     def __post_init__(
         self, path: str | Path | None, dirpath: str | Path | None, import_path: str | Path | None
     ) -> None:
-        """Take the older names."""
+        """Take the older names, and check the arguments together."""
+        flags = {one.name: getattr(self, one.name) for one in fields(self) if isinstance(one.default, bool)}
+        if wrong := texts_for_flags(flags):
+            raise ConfigurationError(f"AutoResume: {wrong}")
         self.resume_from_path = _older("path", path, "resume_from_path", self.resume_from_path)
         self.resume_from_directory = _older("dirpath", dirpath, "resume_from_directory", self.resume_from_directory)
         imported = None if import_path is None else RestoreConfig(path=str(import_path))

@@ -192,7 +192,7 @@ def _set_up(
     if isinstance(getattr(model, "_orig_mod", None), LightningModule):
         # As fit does: the module, with steps that are compiled.
         model = from_compiled(model)  # type: ignore[arg-type]
-    _check_types(model, data, logger, resume)
+    _check_types(model, data, logger, resume, model_transform)
     if isinstance(model, str | Path):
         resume = _with_weights_of(model, resume)
         module: pl.LightningModule = load_context(model, subpath="model")
@@ -206,7 +206,7 @@ def _set_up(
     return module, run
 
 
-def _check_types(model: Any, data: Any, logger: Any, resume: Any) -> None:
+def _check_types(model: Any, data: Any, logger: Any, resume: Any, model_transform: Any) -> None:
     for name, value, wanted in (
         ("model", model, (LightningModule, str, Path)),
         ("log", logger, NeMoLogger),
@@ -215,6 +215,10 @@ def _check_types(model: Any, data: Any, logger: Any, resume: Any) -> None:
         if not isinstance(value, wanted):
             expected = {"model": "a LightningModule or the path of a checkpoint", "log": "a NeMoLogger"}
             raise ConfigurationError(f"{name} is {kind_of(value)}: expected {expected.get(name, 'an AutoResume')}")
+    if model_transform is not None and not callable(model_transform):
+        raise ConfigurationError(
+            f"model_transform (peft) is {kind_of(model_transform)}: expected a function of the model, which changes it"
+        )
     if hasattr(data, "prepare_data") and not _is_datamodule(data):  # else Lightning would take it for a dataloader
         raise ConfigurationError(f"data is {kind_of(data)}: expected a LightningDataModule or training dataloaders")
     if data is not None and not _is_datamodule(data) and not _gives_batches(data):

@@ -242,6 +242,7 @@ def test_adapters_are_added_to_the_weights_of_another_run_and_resumed_with_them(
         ({"data": functools.partial(ToyDataModule)}, "data is a partial: expected .* a DataLoader"),
         ({"data": torch.utils.data.DataLoader}, "data is the class DataLoader itself"),
         ({"trainer": quiet_trainer(callbacks=[pl.Callback])}, "one is the class Callback itself, not an object of it"),
+        ({"model_transform": "lora"}, r"model_transform \(peft\) is a str: expected a function of the model"),
         ({"data": "train.csv"}, "data is a str: expected .* a DataLoader"),
     ],
 )

@@ -60,6 +60,13 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (strategies.FSDP2Strategy, {"tp_shard_plan": ["up"]}, "tp_shard_plan=['up']): expected how to split"),
     (nl.ModelCheckpoint, {"every_n_train_steps": "5"}, "every_n_train_steps='5': a whole number"),
     (nl.ModelCheckpoint, {"every_n_epochs": 2.5}, "every_n_epochs=2.5: a whole number"),
+    (nl.ModelCheckpoint, {"async_save": "no"}, "ModelCheckpoint: async_save='no': expected True or False"),
+    (nl.ModelCheckpoint, {"rank_timeout": 10}, "rank_timeout=10: a datetime.timedelta"),
+    (nl.ModelCheckpoint, {"filename": 3}, 'filename=3: a text, for example "{val_loss:.2f}-{step}"'),
+    (nl.ModelCheckpoint, {"filename": "{step"}, "filename='{step': a brace without the other one"),
+    (nl.ModelCheckpoint, {"filename": "{val_loss:.2q}"}, "{val_loss:.2q} cannot be filled with 0.0"),
+    (nl.AutoResume, {"resume_if_exists": "false"}, "AutoResume: resume_if_exists='false': expected True or False"),
+    (nl.NeMoLogger, {"use_datetime_version": "no"}, "NeMoLogger: use_datetime_version='no': expected True or False"),
     (nl.hydra_runner, {"config_path": 5}, "hydra_runner(config_path=5): expected text"),
 ]
 

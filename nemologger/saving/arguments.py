@@ -9,8 +9,8 @@ from operator import index
 from pathlib import Path
 from typing import Any, Literal
 
-from nemologger.checkpoint.keeping.naming import format_name
-from nemologger.condition import holds, unexpected
+from nemologger.checkpoint.keeping.naming import fields, format_name
+from nemologger.condition import holds, texts_for_flags, unexpected
 from nemologger.errors import ConfigurationError
 from nemologger.stores.path import in_store, storage_path
 
@@ -50,13 +50,15 @@ def check_arguments(
     nemo_1: Mapping[str, Any],
     *,
     known: Iterable[str],
+    flags: Mapping[str, Any],
+    rank_timeout: Any,
     save_top_k: Any,
     save_last: Any,
     save_last_n_optim_states: Any,
     save_weights_only: bool,
     intervals: Mapping[str, Any],
     train_time_interval: Any,
-    filename: str | None,
+    filename: Any,
     auto_insert_metric_name: bool,
     on_busy: str,
     async_save: bool,
@@ -72,6 +74,9 @@ def check_arguments(
         TypeError: There is no such argument.
     """
     _check_nemo_1(nemo_1, known)
+    if wrong := texts_for_flags(flags):
+        raise ConfigurationError(f"ModelCheckpoint: {wrong}")
+    _check_duration("rank_timeout", rank_timeout)
     if on_busy not in ("wait", "skip"):
         raise ConfigurationError(f'on_busy={on_busy!r}: "wait" or "skip"')
     if staging not in ("auto", "at_once", "overlapped"):
@@ -85,7 +90,7 @@ def check_arguments(
             f"ModelCheckpoint(files_per_rank={files_per_rank}, max_failed_saves={max_failed_saves}): both must be at least 1"
         )
     if filename is not None:
-        format_name(filename, _SAMPLE, insert_names=auto_insert_metric_name)
+        _check_filename(filename, insert_names=auto_insert_metric_name)
     _check_types(save_top_k, save_last, train_time_interval)
     for name, interval in intervals.items():
         if interval is not None and not holds(lambda n: index(n) >= 0, interval):
@@ -104,10 +109,23 @@ def _check_types(save_top_k: Any, save_last: Any, train_time_interval: Any) -> N
     _check_number("save_top_k", save_top_k)
     if save_last not in (True, False, None, "link"):
         raise ConfigurationError(f'save_last={save_last!r}: True, False or "link"')
-    if train_time_interval is not None and not isinstance(train_time_interval, timedelta):
-        raise ConfigurationError(
-            f"train_time_interval={train_time_interval!r}: a datetime.timedelta, for example timedelta(minutes=10)"
-        )
+    if train_time_interval is not None:
+        _check_duration("train_time_interval", train_time_interval)
+
+
+def _check_duration(name: str, value: Any) -> None:
+    if not isinstance(value, timedelta):
+        raise ConfigurationError(f"{name}={value!r}: a datetime.timedelta, for example timedelta(minutes=10)")
+
+
+def _check_filename(filename: Any, *, insert_names: bool) -> None:
+    """Find at once what else the first save would find."""
+    if not isinstance(filename, str):
+        raise ConfigurationError(f'filename={filename!r}: a text, for example "{{val_loss:.2f}}-{{step}}"')
+    names = fields(filename)
+    if not filename.count("{") == filename.count("}") == len(names):
+        raise ConfigurationError(f"filename={filename!r}: a brace without the other one")
+    format_name(filename, {**dict.fromkeys(names, 0.0), **_SAMPLE}, insert_names=insert_names)
 
 
 def _check_number(name: str, value: Any) -> None:
