@@ -62,6 +62,20 @@ def test_a_run_goes_on_where_it_was(tmp_path):
     assert trainer.global_step == 15
 
 
+def test_with_fewer_epochs_than_are_done_there_is_nothing_left_to_train_either(tmp_path, caplog):
+    epochs = {"check_val_every_n_epoch": 1, "val_check_interval": 1.0}
+    quiet_trainer(max_epochs=4, callbacks=[ModelCheckpoint(dirpath=tmp_path)], **epochs).fit(
+        ToyModel(), loader(), loader()
+    )
+    saved, model = names(tmp_path), ToyModel()
+    trainer = quiet_trainer(max_epochs=2, callbacks=[ModelCheckpoint(dirpath=tmp_path)], **epochs)
+    assert AutoResume(resume_from_directory=tmp_path).setup(trainer, model).finished
+    trainer.fit(model, loader(), loader())
+    assert model.losses == {}
+    assert "nothing is left to train" in caplog.text
+    assert names(tmp_path) == saved
+
+
 def test_nothing_is_left_to_train(finished, tmp_path, caplog):
     root = Path(shutil.copytree(finished.parent.parent, tmp_path / "runs"))
     before = names(root / "toy" / "checkpoints")

@@ -156,6 +156,20 @@ def close_last_batch(checkpoint: dict[str, Any], *, validates: bool) -> None:
             counted["completed"] = counted["processed"]
 
 
+def has_more_epochs(checkpoint: dict[str, Any], max_epochs: int | None) -> bool:
+    """Whether ``checkpoint`` has more than the run may train: Lightning raises then, and does not with as many."""
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
+    return progress is not None and max_epochs is not None and progress["current"]["processed"] > max_epochs > -1
+
+
+def count_no_more_epochs(checkpoint: dict[str, Any], max_epochs: int | None) -> None:
+    """For a run that has nothing left to train, and :func:`has_more_epochs`: let it end without an error."""
+    if max_epochs is None:
+        return
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    progress["current"] = {key: min(value, max_epochs) for key, value in progress["current"].items()}
+
+
 def validate_first(trainer: pl.Trainer) -> None:
     """For ``on_train_start``: have the validation that was due when a hook raised, all of it."""
     val_loop = trainer.fit_loop.epoch_loop.val_loop

@@ -124,6 +124,10 @@ class DirectoryCheckpointIO(CheckpointIO):
             fill_special(module, checkpoint["state_dict"])
         if is_fit and not opened.has_optimizer:
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
+        most = self._trainer.max_epochs
+        # AutoResume, which has had it verified, has said that nothing is left to train.
+        if is_verified and is_fit and lightning_port.has_more_epochs(checkpoint, most) and self._is_finished(directory):
+            lightning_port.count_no_more_epochs(checkpoint, most)
         rest = replace(opened, tensors={})  # the optimizers have theirs, and the model is not to be kept for them
         self._loaded = (directory, rest, checkpoint["optimizer_states"]) if is_fit else None
         if is_fit and self._trainer.is_global_zero:
