@@ -146,7 +146,7 @@ def _report(console: Console, checkpoint: Path, *, deep: bool) -> int:
     wrong = {problem.file: problem.what for problem in result.problems}
     without = "" if manifest.has_optimizer else ", no optimizer state"
     # A title of the table would be broken to its width, in the middle of the path.
-    title = f"{checkpoint} (step {manifest.step}, {sum(result.files.values()):,} bytes{without})"
+    title = f"{checkpoint} (step {manifest.step}{without}), {sum(result.files.values()):,} bytes"
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     table = Table("file", "bytes", "")
     for file, size in result.files.items():
