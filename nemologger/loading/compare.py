@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _SHOWN = 8
 _PREFIX = "state_dict."
+#: What ``torch.compile(layer)`` puts into the names of what it wraps.
+_COMPILED = "_orig_mod."
 
 
 def check_model(
@@ -58,8 +60,7 @@ def check_model(
             f"{checkpoint} was saved from another model; nothing was loaded. What differs:\n  "
             + "\n  ".join(found[:_SHOWN])
             + more
-            + "\nBuild the model with the settings of that run (they are in its context/model.yaml), or write to another "
-            "run directory; LightningModule.strict_loading = False loads what fits."
+            + f"\n{_advice(stored.keys(), wanted.keys())}"
         )
 
 
@@ -94,6 +95,24 @@ def differences(
         for key, shape in wanted.items()
         if key in stored and stored[key] != shape and not _is_extra(key)
     ]
+
+
+def _advice(stored: Collection[str], wanted: Collection[str]) -> str:
+    """What to do about names that differ."""
+    if set(stored) != set(wanted) and _uncompiled(stored) == _uncompiled(wanted):
+        return (
+            f"The names differ because torch.compile(layer) puts {_COMPILED} into those of the layer that it wraps: compile "
+            "the layers that were compiled then. layer.compile() leaves the names alone, for runs that are to go on with "
+            "and without."
+        )
+    return (
+        "Build the model with the settings of that run (they are in its context/model.yaml), or write to another run "
+        "directory; LightningModule.strict_loading = False loads what fits."
+    )
+
+
+def _uncompiled(names: Collection[str]) -> set[str]:
+    return {name.replace(_COMPILED, "") for name in names}
 
 
 def shapes_of(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

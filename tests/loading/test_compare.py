@@ -64,3 +64,17 @@ def test_nothing_is_said_of_those_that_can_go_on(tmp_path, caplog, model, callba
     assert "cannot go on" not in caplog.text
     losses, _, _ = train(case, tmp_path / "again", 1, tmp_path / "step=8")
     assert len(losses) == 1
+
+
+class Wrapped(Net):
+    def __init__(self):
+        super().__init__()
+        self.net = torch.compile(self.net, backend="eager")
+
+
+@pytest.mark.parametrize(("then", "now"), [(Wrapped, Net), (Net, Wrapped)])
+def test_names_that_a_compiled_layer_changes_are_said_to_be_its_doing(tmp_path, then, now):
+    train(Case(shuffled, then, steps=2), tmp_path, 1)
+    with pytest.raises(ModelMismatchError, match=r"torch\.compile\(layer\) puts _orig_mod\.") as raised:
+        train(Case(shuffled, now, steps=3), tmp_path / "again", 1, tmp_path / "step=2")
+    assert "strict_loading" not in str(raised.value)  # nothing would fit, and training would begin anew
