@@ -38,8 +38,11 @@ def kind_of(value: object) -> str:
     if isinstance(value, type):
         return f"the class {value.__qualname__} itself, not an object of it"
     is_of_twin = any(base.__module__.partition(".")[0] == "pytorch_lightning" for base in type(value).__mro__)
-    hint = " of the package pytorch_lightning (use `import lightning.pytorch as pl` everywhere)" if is_of_twin else ""
-    return f"a {type(value).__qualname__}{hint}"
+    hint = (
+        " of the package pytorch_lightning (use `import lightning.pytorch as pl` everywhere; what a library makes with "
+        "pytorch_lightning cannot be used)"
+    )
+    return f"a {type(value).__qualname__}{hint if is_of_twin else ''}"
 
 
 def unexpected(called: str, name: str, known: Iterable[str]) -> TypeError:

@@ -34,6 +34,7 @@ from nemologger.saving.checks import (
     check_scratch,
     check_shared,
     check_state,
+    check_trainer,
     check_tried_validation,
     check_validation,
 )
@@ -255,6 +256,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Settle the directory, look at what is in it, and check that the monitored metric can appear."""
+        check_trainer(trainer, "ModelCheckpoint")
         # Lightning warns about a directory that is not empty only in stage "fit"; ours is there to be continued.
         super().setup(trainer, pl_module, stage="setup")
         checkpoint_io.install(trainer)

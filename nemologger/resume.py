@@ -8,7 +8,6 @@ from dataclasses import InitVar, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
 from nemologger import names
@@ -28,6 +27,7 @@ from nemologger.loading.choice import named, newest_in, start_of, warn_of_newer
 from nemologger.loading.verified_reads import Ask, VerifiedReads, faults
 from nemologger.ranks import decide_with_help
 from nemologger.run.record import record_of, run_of
+from nemologger.saving.checks import check_trainer
 from nemologger.saving.kept_checkpoints import ours
 from nemologger.stores.client import before_training
 from nemologger.stores.path import in_store, storage_path
@@ -179,8 +179,7 @@ class AutoResume:
             DamagedCheckpointError: If there are checkpoints, but none that can be trusted.
             UnfinishedCheckpointError: If there are only unfinished ones.
         """
-        if isinstance(trainer, Fabric):
-            raise ConfigurationError("AutoResume.setup needs a Lightning Trainer, not Fabric")
+        check_trainer(trainer, "AutoResume.setup")
         self._own_directory = _directory_of(trainer)
         self._check_own_directory(trainer)
         model = getattr(model, "_orig_mod", model)  # of torch.compile(module), which fit takes, the module

@@ -6,8 +6,10 @@ import re
 from datetime import timedelta
 from typing import Any
 
+import lightning.fabric
 import pytest
-from toy import quiet_trainer
+import pytorch_lightning.demos.boring_classes
+from toy import loader, quiet_trainer
 
 import nemologger as nl
 from nemologger import callbacks, strategies, trackers
@@ -97,6 +99,21 @@ def test_a_tracker_that_is_none_is_named(tmp_path):
         ConfigurationError, match=r"NeMoLogger\(wandb=...\): expected one of Lightning's loggers.*a bool"
     ):
         nl.NeMoLogger(log_dir=tmp_path, wandb=True).setup(quiet_trainer())
+
+
+def test_a_trainer_of_the_other_package_is_named(tmp_path):
+    """Libraries that import pytorch_lightning make one, and take callbacks for it."""
+    ckpt = nl.ModelCheckpoint(dirpath=tmp_path / "checkpoints", every_n_train_steps=2, monitor=None)
+    options = {"accelerator": "cpu", "max_steps": 2, "logger": False, "enable_progress_bar": False}
+    trainer = pytorch_lightning.Trainer(callbacks=[ckpt], **options)
+    with pytest.raises(
+        ConfigurationError, match=r"ModelCheckpoint needs .* a Trainer of the package pytorch_lightning"
+    ):
+        trainer.fit(pytorch_lightning.demos.boring_classes.BoringModel(), loader())
+    with pytest.raises(ConfigurationError, match=r"AutoResume.setup needs .* a Trainer of the package pytorch_light"):
+        nl.AutoResume().setup(trainer)
+    with pytest.raises(ConfigurationError, match=r"AutoResume.setup needs a lightning.pytorch.Trainer, found a Fabric"):
+        nl.AutoResume().setup(lightning.fabric.Fabric(accelerator="cpu"))
 
 
 def test_hydra_runner_without_its_call():

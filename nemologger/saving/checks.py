@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, StochasticWeightAveraging, Timer, WeightAveraging
 from torch.distributed.fsdp import FlatParameter
 
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.reading.in_place import loaded_otherwise
 from nemologger.checkpoint.state.snapshot import check_form
+from nemologger.condition import kind_of
 from nemologger.disk.there import exists
 from nemologger.errors import CheckpointError, ConfigurationError
 from nemologger.ranks import decide
@@ -49,6 +51,16 @@ _OF_CHECKPOINT = (
     "save_weights_only",
 )
 _OF_TRAINER = ("max_steps", "max_epochs", "accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval")
+
+
+def check_trainer(trainer: object, wanted_by: str) -> None:
+    """Refuse what is no Trainer of ``lightning.pytorch``, which alone has the parts that are looked into.
+
+    Raises:
+        ConfigurationError: It is none; the message says what it is.
+    """
+    if not isinstance(trainer, Trainer):
+        raise ConfigurationError(f"{wanted_by} needs a lightning.pytorch.Trainer, found {kind_of(trainer)}")
 
 
 def check_monitor(trainer: pl.Trainer, callbacks: Sequence[Callback], monitor: str | None) -> None:
