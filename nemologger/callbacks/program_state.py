@@ -11,7 +11,7 @@ from nemologger.callbacks import not_exact
 from nemologger.exact.loaders.session import most_of_each
 from nemologger.exact.program.apart import Apart
 from nemologger.exact.program.attributes import Attributes
-from nemologger.exact.program.functions import holders_of_optimizer, holders_of_schedule
+from nemologger.exact.program.functions import holders_of_schedule
 from nemologger.exact.program.inner_optimizers import InnerOptimizers
 from nemologger.exact.program.made import Made, made
 from nemologger.exact.program.own_states import OwnStates
@@ -20,6 +20,7 @@ from nemologger.exact.program.strangers import Strangers
 from nemologger.exact.program.swapped import Swapped
 from nemologger.exact.reach.code import is_module_of_the_program
 from nemologger.exact.reach.configs import Entries, is_config
+from nemologger.exact.reach.objects import is_of_the_program
 from nemologger.exact.reach.paths import root_of
 from nemologger.lightning_port import epoch_results
 
@@ -209,7 +210,7 @@ def _roots_of(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[dict[str
         elif is_config(hyperparameters):
             roots[f"{name}.hparams"] = hyperparameters
     for i, optimizer in enumerate(trainer.optimizers):
-        roots |= holders_of_optimizer(f"optimizer {i}", optimizer)
+        roots |= {f"optimizer {i}": optimizer} if is_of_the_program(optimizer) else {}
     for i, config in enumerate(trainer.lr_scheduler_configs):
         roots |= holders_of_schedule(f"schedule {i}", config.scheduler)
     return roots, drawing

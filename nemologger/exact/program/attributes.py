@@ -18,10 +18,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from nemologger.exact.program.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.program.generators import make_generators, set_states, states_of
-from nemologger.exact.program.holders import Holders, unsaved_buffers
+from nemologger.exact.program.holders import Holders, is_in, unsaved_buffers
 from nemologger.exact.program.kept import Kept
 from nemologger.exact.program.owned import is_process_id
 from nemologger.exact.program.records import KINDS as KINDS_OF_RECORDS
@@ -31,6 +32,7 @@ from nemologger.exact.reach import variables
 from nemologger.exact.reach.configs import is_config
 from nemologger.exact.reach.kinds import SCALARS
 from nemologger.exact.reach.look import Look
+from nemologger.exact.reach.optimizers import memory_in_states
 from nemologger.exact.reach.parts import generators_of_class, with_slots
 from nemologger.exact.reach.paths import parent_of
 from nemologger.exact.reach.variables import set_in
@@ -138,10 +140,13 @@ class Attributes:
         late: dict[str, Any] = {}
         lists_lost: dict[str, Any] = {}
         objects = self._objects()
+        in_states = memory_in_states(root for root in self._roots.values() if isinstance(root, Optimizer))
         for may_be_record, path, value, sign in self._changed_in_order(objects):
             holder = parent_of(path)
             if holder not in self._there:
                 late[path] = value
+            elif is_in(in_states, value):
+                continue  # in the place of another the optimizer would no longer know it
             elif may_be_record and self._records.has(path, value):
                 kept.leave_to_this_life(path, value)
             elif self._keep(kept, path, value, may_be_record=may_be_record):

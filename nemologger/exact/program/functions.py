@@ -1,8 +1,7 @@
-"""What functions that make learning rates, and optimizers, keep from step to step beside their state dictionaries.
+"""What functions that make learning rates keep from step to step beside the state dictionaries of their schedules.
 
-torch saves the attributes of a callable object that is given to ``LambdaLR``, and of an optimizer ``state`` and
-``param_groups``. A function that counts its calls does so in a variable of where it was made, an optimizer of the program
-perhaps in an attribute. Here they are objects with attributes, as
+torch saves the attributes of a callable object that is given to ``LambdaLR``. A function that counts its calls does so in a
+variable of where it was made. Here it is an object with attributes, as
 :class:`~nemologger.exact.program.attributes.Attributes` looks at.
 """
 
@@ -13,37 +12,12 @@ from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
-import numpy as np
-import torch
-from torch import nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from nemologger.exact.reach.objects import is_of_the_program
 from nemologger.exact.reach.variables import of_function
-from nemologger.exact.reach.views import View
 
 _DEEPEST = 3
-_NUMBERS = (int, float, bool, np.ndarray, np.generic, torch.Tensor)
-#: Set by torch itself, some of them when there is a schedule.
-_OF_TORCH = {*vars(Optimizer([nn.Parameter(torch.zeros(1))], {})), "_opt_called", "_step_count"}
-
-
-class Counters(View):
-    """The numbers, arrays and tensors of an optimizer that are not torch's."""
-
-    __slots__ = ("_optimizer",)
-    _optimizer: Optimizer
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        super().__init__(_optimizer=optimizer)
-
-    def _entries(self) -> dict[str, Any]:
-        own = vars(self._optimizer).items()
-        return {name: value for name, value in own if name not in _OF_TORCH and isinstance(value, _NUMBERS)}
-
-    def _set(self, name: str, value: Any) -> None:
-        setattr(self._optimizer, name, value)
 
 
 def holders_of_schedule(path: str, schedule: Any) -> dict[str, object]:
@@ -61,12 +35,6 @@ def _of_schedule(path: str, schedule: Any, seen: set[int]) -> Iterator[tuple[str
                     yield from _of_schedule(below, item, seen)
             elif callable(item):
                 yield from _holders(below, item, 0)
-
-
-def holders_of_optimizer(path: str, optimizer: Optimizer) -> dict[str, object]:
-    """What ``optimizer`` keeps beside its state, if it is of a class of the program that does not save it itself."""
-    plain = type(optimizer).state_dict is Optimizer.state_dict
-    return {path: Counters(optimizer)} if plain and is_of_the_program(optimizer) else {}
 
 
 def _holders(path: str, function: Any, depth: int) -> Iterator[tuple[str, object]]:

@@ -54,9 +54,9 @@ class Holders:
                 seen.add(id(holder))
                 if isinstance(holder, FunctionType):
                     mentioned.add(holder)
-                holder = holder_of(holder)
                 for kind in classes_of_the_program(holder):
                     mentioned.add_class(kind)
+                holder = holder_of(holder)
                 yield path, holder
                 own = with_slots(holder)
                 inner = {**own, **(own.get("_modules") or {})}
@@ -99,17 +99,19 @@ class Holders:
                 for name, value in with_slots(holder).items():
                     if name in self._not_theirs:
                         continue
-                    holds = issubclass(type(value), kinds) and not self._is_of_model(value)
+                    holds = issubclass(type(value), kinds) and not is_in(self._of_model, value)
                     if holds or type(value) in SCALARS:
                         yield f"{path}.{name}", value
                 for name, value in unsaved_buffers(holder).items():
                     yield f"{path}.{name}", value
 
-    def _is_of_model(self, value: Any) -> bool:
-        try:
-            return any(memory_of(tensor) in self._of_model for tensor in tensors_in(value))
-        except Exception:  # noqa: BLE001  a class of somebody's that does not let others go through it
-            return False
+
+def is_in(memory: Collection[int], value: Any) -> bool:
+    """Whether a tensor that ``value`` is, or holds, is there."""
+    try:
+        return bool(memory) and any(memory_of(tensor) in memory for tensor in tensors_in(value))
+    except Exception:  # noqa: BLE001  a class of somebody's that does not let others go through it
+        return False
 
 
 def unsaved_buffers(holder: Any) -> dict[str, torch.Tensor]:

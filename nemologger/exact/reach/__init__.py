@@ -8,5 +8,6 @@ objects.py           which objects are the program's own
 code.py              what code sets, fills and names; mentioned.py: what is named there in turn
 variables.py         what code keeps in variables of closures, files and classes
 configs.py           configurations of OmegaConf, and hyperparameters
-views.py             what is no object, looked at as one: both of these
+optimizers.py        what an optimizer keeps beside its state
+views.py             what is no object, or not to be seen whole, looked at as one: these three
 """

@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact.reach import variables
 from nemologger.exact.reach.code import is_module_of_the_program
 from nemologger.exact.reach.configs import Config, is_config
 from nemologger.exact.reach.kinds import has_slots, is_ordinary, module_of
+from nemologger.exact.reach.optimizers import OfOptimizer
 from nemologger.exact.reach.parts import entries
 
 #: What is found most often in a list, and has nothing within.
@@ -47,6 +49,8 @@ def holder_of(value: Any) -> Any:
     """What to look at in the place of ``value``, as an object whose attributes are what is to be kept."""
     if isinstance(value, FunctionType):
         return variables.of_function(value)
+    if issubclass(type(value), Optimizer):
+        return OfOptimizer(value)
     return Config(value) if is_config(value) else value
 
 

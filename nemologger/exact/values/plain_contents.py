@@ -134,6 +134,8 @@ def _kept(value: Any, left: list[int], *, outermost: bool = False) -> Any:
         name = mappings.name_of(value)
         if name is None and not outermost:  # which is filled as it is there
             raise CannotBeKeptError(f"holds {kind.__name__} objects")
+        if any(issubclass(sort, torch.Tensor) for sort in set(map(type, dict.keys(value)))):
+            raise CannotBeKeptError("has tensors for keys, which are found by their identity")
         kept = {"keys": _kept_items(dict.keys(value), left), "values": _kept_items(dict.values(value), left)}
         return {"dict": kept | ({} if name in (None, "dict") else {"kind": name})}
     if kind is bytearray:
