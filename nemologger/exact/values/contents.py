@@ -23,6 +23,8 @@ _MOST_LOOKED_AT = 2**26
 _SMALL = 2**16
 #: Of a batch this many items, of each as many numbers or letters, and no deeper.
 _FEW, _DEEPEST = 1024, 6
+#: Within a list or dictionary so many large arrays and tensors are looked into.
+_MOST_LARGE = 256
 
 _TEXTS = (str, bytes, type(None))
 _NUMBERS = (int, float, bool)
@@ -187,8 +189,24 @@ def _numbers_of(value: Any) -> Any:
     return fingerprint(value)
 
 
+def _some_of(value: Any) -> Any:
+    """Some of the numbers of a large array or tensor."""
+    if is_in_memory(value) and type(value) is np.ndarray:
+        return value.flat[:: 1 + value.size // _FEW].tobytes()
+    if isinstance(value, torch.Tensor) and is_in_memory(value) and value.is_contiguous():
+        return bytes_of(value.detach().view(-1)[:: 1 + value.numel() // _FEW]).tobytes()
+    return None
+
+
 class _Streaming(pickle.Pickler):
     """Never read again: a way to go through nested lists and dictionaries at the speed of C."""
+
+    _large_left = _MOST_LARGE
+
+    def _of_large(self, value: Any) -> Any:
+        """Which it is, and for the first ones some numbers: what is changed in place changes nearly all of them."""
+        self._large_left -= 1
+        return id(value), _some_of(value) if self._large_left >= 0 else None
 
     def reducer_override(self, value: Any) -> Any:
         if value is int:
@@ -197,7 +215,7 @@ class _Streaming(pickle.Pickler):
         if issubclass(kind, np.generic):
             return int, (value.item(),)
         if issubclass(kind, np.ndarray | torch.Tensor):
-            return int, (_numbers_of(value) if is_small(value) else id(value),)
+            return int, (_numbers_of(value) if is_small(value) else self._of_large(value),)
         if issubclass(kind, dict):
             return int, (list(dict.items(value)),)
         return int, (list(value) if issubclass(kind, deque | bytearray) else id(value),)

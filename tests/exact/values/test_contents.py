@@ -280,3 +280,11 @@ def test_caches_of_tables_are_not_told_of():
     holder.table._cache["dtype"] = type
     owned.values()
     assert owned.lost == {}
+
+
+@pytest.mark.parametrize("make", [torch.zeros, np.zeros])
+def test_a_large_one_in_a_list_that_is_changed_in_place_shows(make):
+    kept = {"banks": [make(50_000), make(50_000)]}
+    before = contents.fingerprint(kept)
+    kept["banks"][1] += 1
+    assert contents.fingerprint(kept) != before
