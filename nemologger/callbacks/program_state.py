@@ -53,14 +53,16 @@ class ProgramState:
         roots, drawing = _roots_of(trainer, module)
         theirs = lightning_port.names_of_lightning()
         self._attributes = Attributes(roots, drawing, {"module"}, theirs, self._most)
-        counting = {path: one for path, one in drawing.items() if isinstance(one, Callback) and _saves_nothing(one)}
+        callbacks = {path: one for path, one in drawing.items() if isinstance(one, Callback)}
+        self._save_themselves = {p for p, one in callbacks.items() if lightning_port.callback_saves_itself(one)}
+        counting = {path: one for path, one in callbacks.items() if _saves_nothing(one)}
         self._of_callbacks = Attributes(counting, {}, counting, theirs, 0)
         lightning_port.behind_module(trainer, "on_train_start", self._attributes.begin)
         self._named: set[str] = set()
         self._looks_left = _LOOKS
         self._strangers = Strangers(self._may_hold_states, theirs)
         self._own_states = OwnStates(self._may_hold_states, self._of_trainer, theirs, self._most)
-        self._apart = Apart(self._may_hold_states, module, theirs, self._most)
+        self._apart = Apart(self._may_hold_networks, module, theirs, self._most)
         lightning_port.behind_module(trainer, "on_train_start", self._apart.begin)
         self._inner_optimizers = InnerOptimizers(trainer.optimizers, self._most)
         self._swapped = Swapped(self._may_swap, module, theirs)
@@ -76,6 +78,11 @@ class ProgramState:
             or (isinstance(holder, Callback) and not lightning_port.callback_saves_itself(holder))
         }
         return found | {path: one for path, one in self._of_callbacks.holders().items() if ":" not in path}
+
+    def _may_hold_networks(self) -> dict[str, object]:
+        """Also global variables, and callbacks whose state may leave theirs out."""
+        more = self._attributes.holders().items()
+        return self._may_hold_states() | {p: one for p, one in more if ":" in p or p in self._save_themselves}
 
     def _may_swap(self) -> dict[str, object]:
         """Also datasets, where they stay from epoch to epoch."""
@@ -121,6 +128,10 @@ class ProgramState:
         """Whether it may be."""
         return root_of(path) == "module" and lightning_port.saves_more(self._trainer.lightning_module)
 
+    def _is_of_callback_with_state(self, path: str) -> bool:
+        """Which may save the network at ``path``, too, and may make it later, of what it has saved."""
+        return root_of(path) in self._save_themselves
+
     def look(self) -> None:
         """After a step, for the first ones: how lists and dictionaries of the module change, and which objects stay."""
         if self._looks_left:
@@ -140,6 +151,7 @@ class ProgramState:
         named = {path: not_exact.NOT_SAVED.format(why) for path, why in lost.items() if not path.startswith(within)}
         named |= {path: not_exact.OWN_STATE_LOST.format(why) for path, why in own_lost.items()}
         apart, apart_lost = self._apart.to_plain()
+        apart_lost = {path: why for path, why in apart_lost.items() if not self._is_of_callback_with_state(path)}
         named |= {path: not_exact.APART_LOST.format(why) for path, why in apart_lost.items()}
         named |= {path: not_exact.SWAPPED.format(now, then) for path, (then, now) in self._swapped.changed().items()}
         limits |= {f"attribute {path}": why for path, why in named.items() if not self._is_saved_by_hand(path)}
@@ -187,7 +199,8 @@ class ProgramState:
             for path, why in failed.items():
                 say(f"attribute {path}", not_exact.OWN_STATE_NOT_BACK.format(why))
             for path, why in self._apart.restore(plain.get("apart", {}), trainer.strategy.root_device).items():
-                say(f"attribute {path}", why)
+                if not self._is_of_callback_with_state(path):
+                    say(f"attribute {path}", why)
 
         # Averages are often made in the module's or a callback's own on_train_start, of weights that are there by then.
         lightning_port.behind_module(trainer, "on_train_start", load_own_states)

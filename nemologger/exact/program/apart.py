@@ -25,13 +25,15 @@ from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import leaves, memory_of, moved, on_device
 
 _LOOKED_AT = 256
+#: In a list; of those within it, 32 in each.
+_MOST = 1024
 _ABSENT = object()
 _ANOTHER = "had not changed since training began, so it was not saved, but the program makes another one now"
 _FAILED = "was saved, and begins as the program makes it: {}"
 
 
 class Apart:
-    """Networks among the attributes of some objects, or in short lists and dictionaries there.
+    """Networks among the attributes of some objects, or in lists and dictionaries there.
 
     Args:
         holders: Gives the objects that may hold some, by path.
@@ -116,7 +118,7 @@ class Apart:
         saved: set[int] = set()
         for path, holder in self._holders().items():
             for name, value in with_slots(holder).items():
-                for place, item in () if name in self._not_theirs else items_of(f"{path}.{name}", value):
+                for place, item in () if name in self._not_theirs else items_of(f"{path}.{name}", value, _MOST):
                     if not issubclass(type(item), nn.Module) or id(item) in seen:
                         continue
                     seen.add(id(item))

@@ -15,7 +15,7 @@ from nemologger.exact.reach.code import (
     static_module_of,
 )
 from nemologger.exact.reach.kinds import SCALARS
-from nemologger.exact.reach.variables import FILLED, OfClass, Variables, cells_of, is_filled
+from nemologger.exact.reach.variables import CHANGES, FILLED, OfClass, Variables, cells_of, is_filled
 
 _MOST_FUNCTIONS = 1000
 
@@ -76,9 +76,9 @@ class Mentioned:
                 self.add_class(kind)
             for space, name in code.variables:
                 value = space.get(name)
-                if is_filled(value) or (space is not there and name in code.fills):
+                if issubclass(type(value), CHANGES) or (space is not there and name in code.fills):
                     self._note(space, {name})
-                elif type(value) not in SCALARS:
+                if not (is_filled(value) or type(value) in SCALARS):
                     yield f"{space.get('__name__')}:{name}", value
         self._waiting.clear()
 

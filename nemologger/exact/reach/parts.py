@@ -93,12 +93,12 @@ def entries(value: Any) -> list[tuple[str, Any]]:
     return [(text_of(key, number), item) for number, (key, item) in enumerate(dict.items(value))]
 
 
-def items_of(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """``value``, and what it holds if it is a short list or dictionary, by path."""
+def items_of(path: str, value: Any, most: int = _MOST_ITEMS) -> Iterator[tuple[str, Any]]:
+    """``value``, and what it holds if it is a list or dictionary of ``most`` at most, by path; within, of fewer."""
     yield path, value
-    if type(value) in (list, tuple, dict) and len(value) <= _MOST_ITEMS:
+    if type(value) in (list, tuple, dict) and 0 < len(value) <= most:
         for name, item in entries(value):
-            yield f"{path}.{name}", item
+            yield from items_of(f"{path}.{name}", item, most // _MOST_ITEMS)
 
 
 def text_of(key: Any, number: int) -> str:

@@ -15,14 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from nemologger.exact.reach.code import code_of
 from nemologger.exact.reach.views import View
+from nemologger.exact.rng import GENERATORS
 
 #: Of nobody's class, and filled by the program.
 NAMESPACES = (argparse.Namespace, SimpleNamespace)
 #: What changes without its variable being set.
 FILLED = (list, dict, set, deque, bytearray, np.ndarray, torch.Tensor)
+#: The same, of what is not kept as a variable is.
+CHANGES = (*FILLED, *GENERATORS, nn.Module)
 _EMPTY = CellType()
 
 

@@ -187,3 +187,62 @@ def test_one_that_is_another_today_stays_as_the_program_makes_it(tmp_path, caplo
     train(Case(shuffled, lambda: model, steps=3), tmp_path / "other", 1, tmp_path / "step=2")
     assert caplog.text.count("module.average.network was saved, and begins as the program makes it") == 1
     assert all(torch.equal(value, there[name]) for name, value in model.average.network.state_dict().items())
+
+
+GLOBAL = nn.Linear(4, 4)
+DRAWS = torch.Generator()
+
+
+class HoldsMany(Net):
+    """Forty in a list, some in lists of a dictionary, and a global one with a generator; all of them shrink."""
+
+    def __init__(self):
+        super().__init__()
+        self.many = [nn.Linear(1, 1) for _ in range(40)]
+        self.groups = {"a": [nn.Linear(1, 1)], "b": [nn.Linear(1, 1), nn.Linear(1, 1)]}
+
+    def training_step(self, batch, batch_idx):
+        networks = [*self.many, *self.groups["a"], *self.groups["b"], GLOBAL]
+        shown = sum(network.weight.detach().sum() for network in networks)
+        with torch.no_grad():
+            for network in networks:
+                network.weight.mul_(0.9)
+        return self.note(self.loss(batch) + shown + torch.rand(1, generator=DRAWS))
+
+
+class LeavesOut(pl.Callback):
+    """Its state has nothing of the network."""
+
+    def on_fit_start(self, trainer, pl_module):
+        self.network = copy.deepcopy(pl_module.net)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        batch.mul_(1 + self.network[0](torch.ones(1, 4)).detach().mean())
+        with torch.no_grad():
+            self.network[0].weight.lerp_(pl_module.net[0].weight, 0.1)
+
+    def state_dict(self):
+        return {"seen": 1}
+
+
+def holds_many():
+    model = HoldsMany()
+    DRAWS.manual_seed(1)
+    for network in [*model.many, *model.groups["a"], *model.groups["b"], GLOBAL]:
+        nn.init.ones_(network.weight)
+    return model
+
+
+@pytest.mark.parametrize(
+    "case", [Case(shuffled, holds_many, at=[7]), Case(shuffled, callbacks=lambda: [LeavesOut()], at=[7])]
+)
+def test_so_do_those_farther_away(case, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        check(case, tmp_path)
+    assert "exact resume, attribute" not in caplog.text
+
+
+def test_a_callback_that_may_save_it_itself_is_not_spoken_of(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("nemologger.callbacks.program_state.most_of_each", lambda ranks: 10)
+    train(Case(shuffled, callbacks=lambda: [LeavesOut()], steps=4), tmp_path, 1)
+    assert "network" not in caplog.text
