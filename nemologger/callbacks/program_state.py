@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 #: After so many of the first steps it is looked at what the module's lists are for.
 _LOOKS = 3
+#: Of the module they are there for what it takes of them while it trains.
+_ITERATORS = ("builtins.generator", "itertools.", "torch.utils.data.dataloader._")
 
 
 class ProgramState:
@@ -118,11 +120,18 @@ class ProgramState:
                 self._named.add(path)
                 callback, _, name = path.partition(".")
                 callbacks.setdefault(callback, []).append(name)
-        for path, (kind, names) in self._strangers.changed().items():
-            if path not in self._named and not self._is_saved_by_hand(path):
-                self._named.add(path)
-                told[f"attribute {path}"] = not_exact.STRANGER.format(kind, ", ".join(names))
+        told |= {f"attribute {path}": why for path, why in self._changed_strangers(iterators=False).items()}
         return told | {name: not_exact.OF_CALLBACK.format(", ".join(kept)) for name, kept in callbacks.items()}
+
+    def _changed_strangers(self, *, iterators: bool) -> dict[str, str]:
+        """Those that were not named before: iterators that the module holds, or the others."""
+        told = {}
+        for path, (kind, names) in self._strangers.changed().items():
+            is_iterator = path.startswith("module") and kind.startswith(_ITERATORS)
+            if is_iterator == iterators and path not in self._named and not self._is_saved_by_hand(path):
+                self._named.add(path)
+                told[path] = not_exact.STRANGER.format(kind, ", ".join(names))
+        return told
 
     def _is_saved_by_hand(self, path: str) -> bool:
         """Whether it may be."""
@@ -153,6 +162,7 @@ class ProgramState:
         apart, apart_lost = self._apart.to_plain()
         apart_lost = {path: why for path, why in apart_lost.items() if not self._is_of_callback_with_state(path)}
         named |= {path: not_exact.APART_LOST.format(why) for path, why in apart_lost.items()}
+        named |= self._changed_strangers(iterators=True)
         named |= {path: not_exact.SWAPPED.format(now, then) for path, (then, now) in self._swapped.changed().items()}
         limits |= {f"attribute {path}": why for path, why in named.items() if not self._is_saved_by_hand(path)}
         if lightning_port.reloads(trainer):

@@ -175,8 +175,7 @@ class Attributes:
         try:
             kept.add(path, value, filled=type(self._first.get(path)) is int)  # a fingerprint
         except plain_contents.CannotBeKeptError as error:
-            too_much = isinstance(error, plain_contents.TooLargeError) and self._records.decides(path, value)
-            if may_be_record and not too_much:
+            if may_be_record and not self._records.decides(path, value):
                 kept.leave_to_this_life(path, value)
             else:
                 kept.lost[path] = str(error)

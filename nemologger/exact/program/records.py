@@ -69,9 +69,9 @@ class Records:
         return path not in self._others
 
     def decides(self, path: str, value: Any) -> bool:
-        """Whether a run certainly goes on wrong without it; one that holds arrays may be a cache, which is filled again."""
+        """Whether a run certainly goes on wrong without it; a cache is filled again."""
         with suppress(Exception):  # as above
-            return self._is_used(path) and not _holds_arrays(value)
+            return self._is_used(path) and (_is_limited(value) or not _may_be_cache(value))
         return False
 
     def _has_grown(self, path: str, value: Any) -> bool:
@@ -94,6 +94,12 @@ def _head(value: Any, count: int) -> tuple[int, int]:
 
 def _is_limited(value: Any) -> bool:
     return isinstance(value, deque) and value.maxlen is not None
+
+
+def _may_be_cache(value: Any) -> bool:
+    """Of arrays, or of objects by name."""
+    some = islice(reversed(value.values()), _LOOKED_AT) if isinstance(value, dict) else ()
+    return _holds_arrays(value) or not all(isinstance(item, (*contents.SCALARS, *contents.KINDS)) for item in some)
 
 
 def _holds_arrays(value: Any, depth: int = 0) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict, deque
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -186,6 +188,42 @@ def test_a_list_that_decides_and_is_too_large_is_named(tmp_path, caplog):
 
     train(Case(shuffled, Long, steps=2), tmp_path, 1)
     assert [record.levelname for record in caplog.records if "module.past has changed" in record.message] == ["WARNING"]
+
+
+class Transition(NamedTuple):
+    state: torch.Tensor
+
+
+@dataclass
+class Counted:
+    times: int = 0
+
+
+class Draws(Net):
+    """From objects of its own, as they came; others it only notes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: deque[Transition] = deque(maxlen=5)
+        self.counted: list[Counted] = []
+        self.cached: dict[int, Counted] = {}
+        self.noted: list[Counted] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.memory.append(Transition(batch.detach()))
+        self.counted.append(Counted(batch_idx))
+        self.cached[batch_idx] = Counted(batch_idx)
+        self.noted.append(Counted())
+        drawn = self.memory[0].state.mean() + sum(one.times for one in [*self.counted, *self.cached.values()])
+        return self.note(self.loss(batch) * drawn)
+
+
+def test_objects_in_lists_that_decide_are_named(tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        train(Case(shuffled, Draws, steps=2), tmp_path, 1)
+    told = {(record.message.split()[3], record.levelname) for record in caplog.records if "attribute" in record.message}
+    levels = {"memory": "WARNING", "counted": "WARNING", "cached": "INFO", "noted": "INFO", "losses": "INFO"}
+    assert told == {(f"module.{name}", level) for name, level in levels.items()}
 
 
 def test_a_list_that_is_a_dictionary_today_stays_as_the_program_makes_it(tmp_path):
