@@ -78,4 +78,6 @@ def _is_written_here(kind: type) -> bool:
         return False
     if any(module_of(base).startswith("lightning.pytorch.") for base in kind.__mro__):
         return False
-    return issubclass(kind, variables.NAMESPACES) or is_module_of_the_program(module_of(kind))
+    # Those of torch are nothing but the numbers that they are made of, and a program may set these.
+    plain = issubclass(kind, (*variables.NAMESPACES, torch.distributions.Distribution))
+    return plain or is_module_of_the_program(module_of(kind))

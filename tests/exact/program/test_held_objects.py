@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -126,3 +127,26 @@ class Frozen:
 
 def test_what_is_in_slots_goes_on(tmp_path):
     check(Case(shuffled, lambda: Weighs(Frozen()), at=[2, 7]), tmp_path)
+
+
+class Narrows(Net):
+    """Its noise becomes less: one distribution is changed in place, another is made anew when an epoch begins."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise = torch.distributions.Normal(torch.tensor(0.0), torch.tensor(1.0))
+        self.of_epoch = torch.distributions.Beta(2.0, 2.0)
+
+    def on_train_epoch_start(self):
+        self.of_epoch = torch.distributions.Beta(2.0 + self.current_epoch, 2.0)
+
+    def training_step(self, batch, batch_idx):
+        self.noise.scale *= 0.9
+        self.passing = torch.distributions.Normal(self.net(batch), 1.0)
+        return self.note(self.loss(batch + self.noise.sample()) * (1 + self.of_epoch.sample()))
+
+
+def test_distributions_of_torch_go_on_as_they_were(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        check(Case(shuffled, Narrows, at=[3, 8]), tmp_path)
+    assert "exact resume, attribute" not in caplog.text
