@@ -15,7 +15,6 @@ from nemologger.checkpoint.state.stage import can_be_filled
 from nemologger.exact.values import contents, mappings
 from nemologger.exact.values.contents import SCALARS
 from nemologger.exact.values.rows import CannotBeKeptError as CannotBeKeptError
-from nemologger.exact.values.rows import TooLargeError as TooLargeError
 from nemologger.exact.values.rows import from_rows, rows_of
 from nemologger.exact.values.tensors import leaves
 
@@ -55,7 +54,7 @@ def keep_state(state: Any, left: list[int]) -> Any:
     """As :func:`keep`, for a state dictionary of tensors: that they are too large is said before any of them is copied."""
     tensors = (leaf for leaf in leaves(state) if isinstance(leaf, torch.Tensor))
     if sum(tensor.nbytes for tensor in tensors if contents.is_plain(tensor)) > left[0]:
-        raise TooLargeError("is too large")
+        raise CannotBeKeptError("is too large")
     return keep(state, left)
 
 
@@ -175,7 +174,7 @@ def _are_alike(tensors: Iterable[torch.Tensor]) -> bool:
 def _pay(left: list[int], count: int) -> None:
     left[0] -= count
     if left[0] < 0:
-        raise TooLargeError("is too large")
+        raise CannotBeKeptError("is too large")
 
 
 def unkept(plain: Any) -> Any:

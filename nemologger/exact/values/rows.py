@@ -20,10 +20,6 @@ class CannotBeKeptError(Exception):
     """It is no plain data, or too much of it; says which."""
 
 
-class TooLargeError(CannotBeKeptError):
-    """It is too much."""
-
-
 def rows_of(items: list[Any], most: int) -> torch.Tensor:
     """``items``, which hold numbers, texts, arrays, tensors, and lists and dictionaries of them, for :func:`from_rows`.
 
@@ -77,7 +73,7 @@ class _Limited(io.BytesIO):
     def write(self, part: Any) -> int:
         self._left -= len(part)
         if self._left < 0:
-            raise TooLargeError("is too large")
+            raise CannotBeKeptError("is too large")
         return super().write(part)
 
 
