@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import re
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +14,8 @@ from nemologger import lightning_port
 from nemologger.disk.there import is_dir
 from nemologger.errors import ConfigurationError
 from nemologger.run.directory import RunDirectory
+
+log = logging.getLogger(__name__)
 
 
 def move(logger: TensorBoardLogger, run: RunDirectory, homes: Iterable[str | Path], *, is_default: bool) -> None:
@@ -60,6 +65,7 @@ def void_from(logger: TensorBoardLogger, step: int) -> None:
 
     They stay in the event files; TensorBoard no longer shows them.
     """
+    _warn_of_clock(logger)
     # Here: TensorBoard's classes are loaded when there is a writer, which has loaded them.
     from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # type: ignore[import-untyped]
 
@@ -68,6 +74,23 @@ def void_from(logger: TensorBoardLogger, step: int) -> None:
         writer.purge_step = step  # it writes the same event when it opens its next file
     else:
         writer.file_writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step)
+
+
+def _warn_of_clock(logger: TensorBoardLogger) -> None:
+    """Say so if TensorBoard reads this life before an earlier one: it goes by the seconds in the names of the files.
+
+    The clock has been set back, or the run has moved to a host where it is behind.
+    """
+    found = ((re.match(r"events\.out\.tfevents\.(\d+)\.", file.name), file) for file in _event_files(logger))
+    seconds, newest = max(((int(match[1]), file) for match, file in found if match), default=(0, None))
+    if seconds > time.time():
+        log.warning(
+            "%s is of an earlier life of this run, and %.0f s ahead of the clock of this host: TensorBoard takes it for the "
+            "later one, and may hide what is logged from now on. Set the clock and start again, or give the file a name "
+            "with an earlier time.",
+            newest,
+            seconds - time.time(),
+        )
 
 
 def _event_files(logger: TensorBoardLogger) -> list[Path]:

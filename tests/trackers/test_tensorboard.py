@@ -150,6 +150,18 @@ def test_a_run_that_is_killed_many_times(tmp_path):
     assert seen["loss"] == list(range(4 * BATCHES))
 
 
+@pytest.mark.parametrize("ahead", [0, 3600])
+def test_an_earlier_life_whose_clock_was_ahead_is_named(tmp_path, caplog, ahead):
+    earlier = live(tmp_path, Tiny(), stop=8)
+    (file,) = (earlier.exp_dir / "tb" / "curves").glob("events*")
+    seconds = file.name.split(".")[3]
+    file = file.rename(file.with_name(file.name.replace(seconds, str(int(seconds) + ahead))))
+    live(tmp_path, Tiny(), ckpt="step=5.ckpt")
+    told = [record.getMessage() for record in caplog.records if "clock" in record.getMessage()]
+    assert len(told) == bool(ahead)
+    assert not ahead or file.name in told[0]
+
+
 def test_steps_that_the_model_counts_itself_are_not_voided(tmp_path):
     live(tmp_path, Tiny(own_steps=True), stop=8)
     seen = curves(live(tmp_path, Tiny(own_steps=True), ckpt="step=5000.ckpt"))
