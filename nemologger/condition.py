@@ -79,11 +79,17 @@ def suggests_arguments(cls: type[T]) -> type[T]:
 
 
 def texts_for_flags(flags: Mapping[str, object]) -> str:
-    """Why some of ``flags`` are none, for an error; empty if all are. A shell or a file makes ``"false"``, which is true.
+    """Why some of ``flags`` are none, for an error; empty if all are, or say what they count as.
+
+    A shell or a file makes ``"false"``, which counts as True.
 
     Example:
         >>> texts_for_flags({"resume_if_exists": "false", "resume_past_end": False})
         "resume_if_exists='false': expected True or False, and any text counts as True"
     """
-    wrong = ", ".join(f"{name}={value!r}" for name, value in flags.items() if isinstance(value, str))
+    wrong = ", ".join(f"{name}={value!r}" for name, value in flags.items() if _misleads(value))
     return f"{wrong}: expected True or False, and any text counts as True" if wrong else ""
+
+
+def _misleads(flag: object) -> bool:
+    return isinstance(flag, str) and flag.lower() != "true"

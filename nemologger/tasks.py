@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
     from nemologger.run.directory import RunDirectory
+
+
+log = logging.getLogger(__name__)
+
+_MAKE_LOADER = "for example torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)"
 
 
 class Connects(Protocol):
@@ -223,8 +229,13 @@ def _check_types(model: Any, data: Any, logger: Any, resume: Any, model_transfor
         raise ConfigurationError(f"data is {kind_of(data)}: expected a LightningDataModule or training dataloaders")
     if data is not None and not _is_datamodule(data) and not _gives_batches(data):
         raise ConfigurationError(
-            f"data is {kind_of(data)}: expected a LightningDataModule or a DataLoader, for example "
-            "torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)"
+            f"data is {kind_of(data)}: expected a LightningDataModule or a DataLoader, {_MAKE_LOADER}"
+        )
+    if isinstance(data, Dataset) and not hasattr(data, "__iter__"):  # they may be
+        log.warning(
+            "data is %s, no DataLoader: each of its samples is taken for a batch. If they are none, give a DataLoader, %s",
+            kind_of(data),
+            _MAKE_LOADER,
         )
 
 
@@ -236,8 +247,8 @@ def _fit(trainer: pl.Trainer, model: pl.LightningModule, data: Any) -> None:
 
 
 def _gives_batches(data: Any) -> bool:
-    """Whether it may be a loader, or several of them. Of a path, or a dataset, samples would be taken for batches."""
-    if isinstance(data, str | Path | type) or (isinstance(data, Dataset) and not hasattr(data, "__iter__")):
+    """Whether it may be a loader, or several of them."""
+    if isinstance(data, str | Path | type):
         return False
     return hasattr(data, "__iter__") or hasattr(data, "__getitem__")
 

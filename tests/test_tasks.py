@@ -235,21 +235,39 @@ def test_adapters_are_added_to_the_weights_of_another_run_and_resumed_with_them(
             "of the package pytorch_lightning .use `import lightning.pytorch",
         ),
         ({"data": pytorch_lightning.LightningDataModule()}, "data is a .* of the package pytorch_lightning"),
-        (
-            {"data": ToyData()},
-            r"data is a ToyData: expected .* a DataLoader, for example torch\.utils\.data\.DataLoader\(data",
-        ),
         ({"data": functools.partial(ToyDataModule)}, "data is a partial: expected .* a DataLoader"),
         ({"data": torch.utils.data.DataLoader}, "data is the class DataLoader itself"),
         ({"trainer": quiet_trainer(callbacks=[pl.Callback])}, "one is the class Callback itself, not an object of it"),
         ({"model_transform": "lora"}, r"model_transform \(peft\) is a str: expected a function of the model"),
-        ({"data": "train.csv"}, "data is a str: expected .* a DataLoader"),
+        (
+            {"data": "train.csv"},
+            r"data is a str: expected .* a DataLoader, for example torch\.utils\.data\.DataLoader\(data",
+        ),
     ],
 )
 def test_arguments_of_the_wrong_kind_are_named(arguments, named):
     given = {"model": ToyModel(), "data": ToyDataModule(), "trainer": quiet_trainer(max_steps=5), **arguments}
     with pytest.raises(nl.ConfigurationError, match=named):
         nl.train(**given)
+
+
+class Batches(ToyData):
+    """Its samples are batches, and it ends by itself."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        if index >= len(self):
+            raise IndexError
+        return torch.stack([super(Batches, self).__getitem__(4 * index + i) for i in range(4)])
+
+
+def test_a_dataset_of_batches_is_a_loader_but_that_is_said(tmp_path, caplog):
+    model, log = ToyModel(), nl.NeMoLogger(log_dir=str(tmp_path), ckpt=nl.ModelCheckpoint(monitor=None))
+    nl.train(model, Batches(), quiet_trainer(max_steps=6), log=log)
+    assert len(model.losses) == 6
+    assert caplog.text.count("data is a Batches, no DataLoader: each of its samples is taken for a batch") == 1
 
 
 def test_a_finished_run_leaves_its_weights_in_the_model(tmp_path):

@@ -73,6 +73,10 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
 ]
 
 
+def test_a_text_that_means_true_is_taken_for_it():
+    assert nl.AutoResume(resume_if_exists="true", resume_ignore_no_checkpoint="True").resume_if_exists
+
+
 @pytest.mark.parametrize(
     ("made", "wrong", "meant"),
     [

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nemologger.callbacks.fit_state import FitState
 from nemologger.callbacks.not_exact import Notices
 from nemologger.exact.loaders.session import Place, Session
 from nemologger.exact.program.made import Made, made_otherwise, without
@@ -21,7 +22,8 @@ _OTHER_DATA = (
 _MADE_OTHERWISE = (
     "is not what it was when the run began: it holds other numbers, or the same names in another order, and no checkpoint "
     "has it. What is drawn before training needs a seed (lightning.seed_everything); what goes through a set() of names "
-    "must be sorted(), as Python draws their order for each process. A tensor may be a buffer (register_buffer)"
+    "must be sorted(), as Python draws their order for each process. A tensor may be a buffer (register_buffer). It is no "
+    "matter where training does not use it, or writes to it first, as to what empty() makes"
 )
 
 _CHECKSUMS = {
@@ -36,27 +38,21 @@ def say_made_otherwise(then: Made, now: Made, notices: Notices) -> None:
         notices.say(f"attribute {path}", _MADE_OTHERWISE)
 
 
-def say_other_data(session: Session, before: Sequence[Mapping[str, Any]], place: Place, notices: Notices) -> None:
-    """Say what the training loaders read that is not what they read then.
+def say_other_data(session: Session, then: FitState, place: Place, notices: Notices) -> None:
+    """Say what the training loaders read that is not what they read ``then``.
 
     Args:
         session: The loaders.
-        before: What they read, as :func:`data_of` had it.
+        then: The checkpoint.
         place: Where they go on. What it brings back does not count.
         notices: Who says it.
     """
-    for feed, data, position in zip(session.feeds, before, place.positions, strict=False):
-        for path in made_otherwise(without(data.get("names", {}), *position.contents()), feed.names):
+    for feed, names, position in zip(session.feeds, then.names, place.positions, strict=False):
+        for path in made_otherwise(without(names, *position.contents()), feed.names):
             notices.say(f"training loader {type(feed.loader).__name__}: {path}", _MADE_OTHERWISE)
-    then = [{key: value for key, value in data.items() if key != "names"} for data in before]
     now = [feed.data for feed in session.feeds]
-    if then and then != now:  # none yet in what LearningRateFinder and the like put back before a fit
-        log.warning(_OTHER_DATA, _differences(then, now))
-
-
-def data_of(session: Session) -> list[dict[str, Any]]:
-    """What the training loaders read, and the order of names in it."""
-    return [feed.data | {"names": feed.names} for feed in session.feeds]
+    if then.data and then.data != now:  # none yet in what LearningRateFinder and the like put back before a fit
+        log.warning(_OTHER_DATA, _differences(then.data, now))
 
 
 def _differences(before: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> str:

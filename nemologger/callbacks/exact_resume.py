@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port
 from nemologger.callbacks.before_stop import states_of_callbacks
-from nemologger.callbacks.begins_with import data_of, say_made_otherwise, say_other_data
+from nemologger.callbacks.begins_with import say_made_otherwise, say_other_data
 from nemologger.callbacks.fit_state import FitState, RankState
 from nemologger.callbacks.gradient_order import GradientOrder
 from nemologger.callbacks.not_exact import OTHER_BUFFER, OTHER_RANKS, RAISED, Notices, say_before_training
@@ -177,7 +177,7 @@ class ExactResume(Callback):
         self._gradients.begin(trainer)
         if trainer.is_global_zero:  # the checkpoint has what rank 0 saw; others may have data of their own
             if then is not None and mine is not None:
-                say_other_data(session, then.data, mine.place, self._notices)
+                say_other_data(session, then, mine.place, self._notices)
             self._say_limits(session)
             say_before_training(trainer, pl_module)
 
@@ -296,7 +296,8 @@ class ExactResume(Callback):
             raised=self._raised,
             reload_epoch=lightning_port.last_reload_epoch(trainer),
             plateau=lightning_port.plateau_steps(trainer),
-            data=data_of(session),
+            data=[feed.data for feed in session.feeds],
+            names=[feed.names for feed in session.feeds],
             gradient_order=self._gradients.names,
             readers=lightning_port.data_reader(trainer)[1],
             ranks=ranks,

@@ -41,8 +41,9 @@ class RankState:
         return RankState(place, program, plain.get("buffers", {}), plain.get("made", {}))
 
     def made_once(self) -> Made:
-        """What the program had made, but for what training then changed, and is brought back."""
-        return without(self.made, {} if self.program is None else self.program["attributes"]["attributes"])
+        """What the program had made, but for what training then changed: that is brought back, or has been named."""
+        program = self.program or {"attributes": {"attributes": {}}}
+        return without(self.made, program["attributes"]["attributes"], program.get("lost", ()))
 
     def on_other_ranks(self, rank: int, before: int, now: int, device: torch.device) -> RankState:
         """That of ``rank`` of ``now`` ranks, where there were ``before``: much was of those."""
@@ -59,7 +60,8 @@ class FitState:
         raised: None unless an exception had ended it: whether a validation was due.
         reload_epoch: The epoch that the training loaders were made in.
         plateau: Schedules that were yet to be stepped.
-        data: What each training loader read, and the order of names in it.
+        data: What each training loader read.
+        names: The order of names in that.
         gradient_order: The order in which gradients were summed over ranks, where that matters.
         readers: How many ranks read data of their own.
         ranks: What each rank has added, as plain types, or packed. None on other ranks than 0.
@@ -70,6 +72,7 @@ class FitState:
     reload_epoch: float
     plateau: PlateauSteps
     data: list[dict[str, Any]]
+    names: list[Made]
     gradient_order: list[str]
     readers: int
     ranks: list[bytes | dict[str, Any]] | None
@@ -89,6 +92,7 @@ class FitState:
             reload_epoch=plain["reload_epoch"],
             plateau=PlateauSteps(**plain["plateau"]),
             data=plain["data"],
+            names=plain.get("names", []),
             gradient_order=plain.get("gradient_order", []),
             readers=plain.get("readers", len(plain["ranks"] or ())),
             ranks=plain["ranks"],

@@ -174,6 +174,7 @@ class ProgramState:
         plain = {
             "logged": logged,
             "attributes": attributes,
+            "lost": sorted(lost),
             "own_states": own_states,
             "apart": apart,
             "inner_optimizers": inner,

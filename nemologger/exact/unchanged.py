@@ -17,8 +17,6 @@ import numpy as np
 
 _State = TypeVar("_State")
 
-_PYTHON: random.Random = random.getstate.__self__  # type: ignore[attr-defined]
-_NUMPY: np.random.RandomState = np.random.get_state.__self__  # type: ignore[attr-defined]
 #: What every object begins with.
 _HEADER = object.__basicsize__
 #: 624 words, and the number of the next one.
@@ -70,17 +68,22 @@ def _own_memory(value: object, kind: type) -> bytes:
 
 
 def _memory_of_python() -> Any:
-    return (_own_memory(_PYTHON, _random.Random), _PYTHON.gauss_next) if _HAS_ADDRESSES else None  # type: ignore[attr-defined]
+    generator: Any = getattr(random.getstate, "__self__", None)  # somebody may have replaced it
+    if not _HAS_ADDRESSES or type(generator) is not random.Random:
+        return None
+    return _own_memory(generator, _random.Random), generator.gauss_next  # type: ignore[attr-defined]
 
 
 def _memory_of_numpy() -> Any:
     generator = np.random.mtrand.get_bit_generator()
-    if not _HAS_ADDRESSES or not isinstance(generator, np.random.MT19937):
+    drawn_from: Any = getattr(np.random.get_state, "__self__", None)
+    known = isinstance(generator, np.random.MT19937) and type(drawn_from) is np.random.RandomState
+    if not _HAS_ADDRESSES or not known:
         return None
     # The generator itself, and what draws from it: that may hold the half of a pair of normal numbers.
     words = ctypes.string_at(generator.ctypes.state_address, _MT19937)
-    return words, _own_memory(_NUMPY, np.random.RandomState)
+    return words, _own_memory(drawn_from, np.random.RandomState)
 
 
-_of_python = _Newest(random.getstate, _memory_of_python)
+_of_python = _Newest(lambda: random.getstate(), _memory_of_python)
 _of_numpy = _Newest(lambda: np.random.get_state(legacy=False), _memory_of_numpy)

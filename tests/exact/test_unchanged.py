@@ -86,3 +86,13 @@ def test_what_has_not_changed_is_not_asked_for_again():
             pass
         assert unchanged.python_state() is state
         assert unchanged.numpy_state() is of_numpy
+
+
+def test_who_replaces_pythons_or_numpys_functions_is_asked(monkeypatch):
+    other, others = random.Random(9), np.random.RandomState(9)
+    monkeypatch.setattr(random, "getstate", lambda: other.getstate())
+    monkeypatch.setattr(np.random, "get_state", lambda legacy: others.get_state(legacy=legacy))
+    for _ in range(2):
+        other.random()
+        others.rand()
+        assert_are_those_of_now()

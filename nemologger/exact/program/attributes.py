@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Iterator, Mapping
+from functools import cache, partial
 from inspect import getattr_static
 from types import MemberDescriptorType, SimpleNamespace
 from typing import Any
@@ -140,7 +141,8 @@ class Attributes:
         late: dict[str, Any] = {}
         lists_lost: dict[str, Any] = {}
         objects = self._objects()
-        in_states = memory_in_states(root for root in self._roots.values() if isinstance(root, Optimizer))
+        optimizers = [root for root in self._roots.values() if isinstance(root, Optimizer)]
+        in_states = cache(partial(memory_in_states, optimizers))  # a state_dict() may take time
         for may_be_record, path, value, sign in self._changed_in_order(objects):
             holder = parent_of(path)
             if holder not in self._there:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import chain
 from types import FunctionType
 from typing import Any
@@ -99,17 +99,17 @@ class Holders:
                 for name, value in with_slots(holder).items():
                     if name in self._not_theirs:
                         continue
-                    holds = issubclass(type(value), kinds) and not is_in(self._of_model, value)
+                    holds = issubclass(type(value), kinds) and not is_in(lambda: self._of_model, value)
                     if holds or type(value) in SCALARS:
                         yield f"{path}.{name}", value
                 for name, value in unsaved_buffers(holder).items():
                     yield f"{path}.{name}", value
 
 
-def is_in(memory: Collection[int], value: Any) -> bool:
-    """Whether a tensor that ``value`` is, or holds, is there."""
+def is_in(memory: Callable[[], Collection[int]], value: Any) -> bool:
+    """Whether a tensor that ``value`` is, or holds, is in ``memory``, which nobody is asked for where there is none."""
     try:
-        return bool(memory) and any(memory_of(tensor) in memory for tensor in tensors_in(value))
+        return any(memory_of(tensor) in memory() for tensor in tensors_in(value))
     except Exception:  # noqa: BLE001  a class of somebody's that does not let others go through it
         return False
 

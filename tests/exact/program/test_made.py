@@ -188,3 +188,28 @@ def test_names_that_are_brought_back_are_not_named(tmp_path, caplog):
     train(case, tmp_path / "a", 1, stop_at=8)
     train(case, tmp_path / "b", 1, tmp_path / "a" / "step=8")
     assert SAID not in caplog.text
+
+
+class Large(Net):
+    def __init__(self):
+        super().__init__()
+        self.counts = np.zeros(3_000_000)
+
+    def training_step(self, batch, batch_idx):
+        self.counts += 1
+        return super().training_step(batch, batch_idx)
+
+
+def test_what_was_named_as_too_large_is_not_named_as_made_otherwise(tmp_path, caplog):
+    model = Large()
+    for directory, resume in (("a", None), ("b", tmp_path / "a" / "step=4")):
+        train(Case(shuffled, lambda: model, steps=5), tmp_path / directory, 1, resume, stop_at=None if resume else 4)
+    assert "module.counts has changed since training began, and is not saved: it is too large" in caplog.text
+    assert SAID not in caplog.text
+
+
+def test_versions_that_know_nothing_of_names_find_the_data_as_they_had_written_it(tmp_path):
+    train(Case(lambda: DataLoader(Filing(), batch_size=BATCH)), tmp_path, 1, stop_at=4)
+    saved = torch.load(tmp_path / "step=4" / "weights" / "common.pt", weights_only=True)["callbacks"]["ExactResume"]
+    assert [set(data) for data in saved["data"]] == [{"samples", "chosen", "content", "batch_size"}]
+    assert [set(names) for names in saved["names"]] == [{"dataset.files"}]

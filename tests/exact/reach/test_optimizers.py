@@ -111,6 +111,26 @@ def test_what_is_found_by_the_parameter_is_named(tmp_path, caplog):
     assert caplog.text.count("optimizer 0.slow has changed since training began, and is not saved: it has tensors") == 1
 
 
+class Slow(torch.optim.SGD):
+    """Its state takes long to be made: it is counted how often."""
+
+    asked = 0
+
+    def state_dict(self):
+        Slow.asked += 1
+        return super().state_dict()
+
+
+def test_its_state_is_made_no_more_often_for_that(tmp_path):
+    asked = []
+    for exact in (False, True):
+        Slow.asked = 0
+        case = Case(shuffled, with_(lambda own: Slow(own, 1e-2)), steps=3, ckpt={"exact_resume": exact})
+        train(case, tmp_path / str(exact), 1)
+        asked.append(Slow.asked)
+    assert asked[0] == asked[1] > 0
+
+
 def test_what_the_optimizer_saves_itself_is_not(tmp_path, caplog):
     train(Case(shuffled, with_(Shares), steps=2), tmp_path, 1)
     assert "exact resume, attribute" not in caplog.text
