@@ -150,10 +150,8 @@ class Feed:
         """Let the next batch be the first of the epoch after the one of ``position``."""
         position = position.of_today(self.loader)
         self._within, self._after, self.early = None, position, []
-        _ = (
-            self.data,
-            self.names,
-        )  # as the program makes them: an epoch's number in a tensor, set below, is no other data
+        # As the program makes them: what is set below, an epoch's number in a tensor say, is no other data.
+        _ = self.data, self.names
         if position.state is not None:
             present = RngState.capture()
             self.source.end_of(position.state, position.mark.over)
