@@ -121,6 +121,7 @@ from nemologger.lightning_port.restoring import settle_precision as settle_preci
 from nemologger.lightning_port.restoring import use_checkpoint_io as use_checkpoint_io
 from nemologger.lightning_port.restoring import will_rewrite_state as will_rewrite_state
 from nemologger.lightning_port.schedules import PlateauSteps as PlateauSteps
+from nemologger.lightning_port.schedules import averages_were_taken as averages_were_taken
 from nemologger.lightning_port.schedules import go_on_averaging as go_on_averaging
 from nemologger.lightning_port.schedules import plateau_steps as plateau_steps
 from nemologger.lightning_port.schedules import step_plateau as step_plateau

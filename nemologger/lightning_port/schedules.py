@@ -69,6 +69,12 @@ def step_plateau_at_epoch_end(trainer: pl.Trainer) -> None:
         loop.update_lr_schedulers("epoch", update_plateau_schedulers=True)
 
 
+def averages_were_taken(trainer: pl.Trainer) -> bool:
+    """Whether StochasticWeightAveraging goes on in the checkpoint: it has put its schedule in the place of the program's."""
+    ours = (callback for callback in callbacks(trainer) if isinstance(callback, StochasticWeightAveraging))
+    return any(callback._scheduler_state is not None for callback in ours)
+
+
 def go_on_averaging(trainer: pl.Trainer) -> None:
     """For ``on_train_start``: let Lightning's StochasticWeightAveraging have its schedule in the middle of an epoch, too.
 

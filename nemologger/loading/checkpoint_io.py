@@ -369,7 +369,8 @@ def align_to(trainer: pl.Trainer, directory: Path, opened: Opened, states: list[
             "the run that saved it, or start a new run from its weights with RestoreConfig"
         )
     schedules = len(opened.common.get("lr_schedulers", ()))
-    if states and schedules > len(trainer.lr_scheduler_configs) and trainer.is_global_zero:
+    says = trainer.is_global_zero and not lightning_port.averages_were_taken(trainer)  # with rates of its own
+    if states and schedules > len(trainer.lr_scheduler_configs) and says:
         log.warning(
             "%s holds the state of %d LR schedulers, this run has %d: the rest is dropped, and the learning rate begins as "
             "it was saved",
@@ -386,7 +387,7 @@ def align_to(trainer: pl.Trainer, directory: Path, opened: Opened, states: list[
         except ModelMismatchError as error:
             raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
         if "param_groups" in states[i] and not sharded_state.shards_state(trainer.strategy):
-            if trainer.is_global_zero:
+            if says:
                 _say_other_rate(directory, i, optimizer.param_groups, states[i]["param_groups"])
             keep_as_saved(optimizer, states[i], partial(_dtype_in, opened.shapes, saved[i]))
 

@@ -8,7 +8,9 @@ import shutil
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.swa_utils import SWALR
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import (
@@ -289,6 +291,20 @@ def test_what_goes_on_otherwise_is_said(checkpoint, model, precision, said, capl
     told = [record.getMessage() for record in caplog.records if record.name == "nemologger.loading.checkpoint_io"]
     assert said in "".join(told)
     assert len(told) == bool(said)
+
+
+def test_nothing_is_said_of_the_schedule_that_averages_have_replaced(tmp_path, caplog):
+    def trainer(steps: int, saves: ModelCheckpoint) -> pl.Trainer:
+        averages = StochasticWeightAveraging(1e-3, swa_epoch_start=2)
+        return quiet_trainer(max_steps=steps, max_epochs=9, limit_train_batches=3, callbacks=[averages, saves])
+
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
+    trainer(5, saves).fit(ToyModel(), loader(), loader())
+    again = trainer(7, ModelCheckpoint(dirpath=tmp_path))
+    install(again)
+    again.fit(ToyModel(), loader(), loader(), ckpt_path=str(tmp_path / "x"))
+    assert isinstance(again.lr_scheduler_configs[0].scheduler, SWALR)
+    assert not [record for record in caplog.records if record.name == "nemologger.loading.checkpoint_io"]
 
 
 def test_a_file_that_holds_more_than_plain_types_is_an_error_that_says_what_to_do(tmp_path):
