@@ -18,7 +18,7 @@ import io
 import sys
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import date, datetime, timedelta
 from enum import Enum, Flag
@@ -273,10 +273,17 @@ def _decode_dataclass(value: dict[str, Any]) -> Any:
     return instance
 
 
-def _decode_namedtuple(value: dict[str, Any]) -> Any:
-    known = _look_up(value["class"])
+def named_tuple(name: str | None, items: Iterable[Any]) -> Any:
+    """One of the class ``name``, or a plain tuple if this program does not know it. No code of it runs."""
+    known = _look_up(name)
     is_one = isinstance(known, type) and issubclass(known, tuple) and hasattr(known, "_fields")
-    return tuple.__new__(known if is_one else tuple, decode(value["value"]))
+    return tuple.__new__(known if is_one else tuple, items)
+
+
+def name_of_named_tuple(kind: type) -> str | None:
+    """A name of the class for :func:`named_tuple`; None if it is none, or not to be found by its name."""
+    name = _name_of(kind) if issubclass(kind, tuple) and hasattr(kind, "_fields") else None
+    return name if _look_up(name) is kind else None
 
 
 def _decode_omegaconf(plain: Any) -> Any:
@@ -376,7 +383,7 @@ _TAGGED: dict[str, Callable[[dict[str, Any]], Any]] = {
     "bytes": lambda tagged: tagged["value"].numpy().tobytes(),
     "enum": _decode_enum,
     "dataclass": _decode_dataclass,
-    "namedtuple": _decode_namedtuple,
+    "namedtuple": lambda tagged: named_tuple(tagged["class"], decode(tagged["value"])),
     "name": lambda tagged: _decode_name(tagged["value"]),
     "numpy scalar": _decode_numpy,
     "numpy array": _decode_numpy,

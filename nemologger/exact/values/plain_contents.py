@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from nemologger.checkpoint.state.collector import without_collector
+from nemologger.checkpoint.state.plain import name_of_named_tuple, named_tuple
 from nemologger.checkpoint.state.stage import can_be_filled
 from nemologger.exact.values import contents, mappings
 from nemologger.exact.values.contents import SCALARS
@@ -140,6 +141,8 @@ def _kept(value: Any, left: list[int], *, outermost: bool = False) -> Any:
     if kind is bytearray:
         _pay(left, len(value))
         return {"bytearray": bytes(value)}
+    if (named := name_of_named_tuple(kind)) is not None:
+        return {"named": {"class": named, "items": _kept_items(value, left)}}
     raise CannotBeKeptError(f"holds {kind.__name__} objects")
 
 
@@ -195,6 +198,8 @@ def unkept(plain: Any) -> Any:
         return mappings.of_name(
             inner.get("kind", "dict"), zip(_items(inner["keys"]), _items(inner["values"]), strict=True)
         )
+    if name == "named":
+        return named_tuple(inner["class"], _items(inner["items"]))
     if name == "queue":
         return deque(_items(inner["items"]), inner["most"])
     items = _items(inner)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nemologger.checkpoint.state.plain import name_of_named_tuple, named_tuple
 from nemologger.errors import RefusedError
 from nemologger.exact.values import mappings
 from nemologger.exact.values.contents import bytes_of, is_plain
@@ -62,7 +63,11 @@ def _dictionary(kind: str, items: list[tuple[Any, Any]]) -> dict[Any, Any]:
     return mappings.of_name(kind, items)
 
 
-_MADE_BY = {made_by.__name__: made_by for made_by in (_array, _number, _tensor, _dictionary, deque, dict)}
+def _named(kind: str, items: list[Any]) -> Any:
+    return named_tuple(kind, items)
+
+
+_MADE_BY = {made_by.__name__: made_by for made_by in (_array, _number, _tensor, _dictionary, _named, deque, dict)}
 
 
 class _Limited(io.BytesIO):
@@ -97,6 +102,8 @@ class _Writer(pickle.Pickler):
         name = mappings.name_of(value) if issubclass(kind, dict) else None
         if name is not None:
             return _dictionary, (name, list(dict.items(value)))
+        if (name := name_of_named_tuple(kind)) is not None:
+            return _named, (name, list(value))
         raise CannotBeKeptError(f"holds {kind.__name__} objects")
 
 

@@ -58,7 +58,7 @@ def _mapped(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, tuple):
-        return tuple(_mapped(item, change) for item in value)
+        return tuple.__new__(type(value), [_mapped(item, change) for item in value])  # it may have names
     if not isinstance(value, dict | list | deque):
         return value
     made: Any = copy.copy(value)  # of the same kind, and as limited

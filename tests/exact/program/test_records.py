@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -192,6 +193,26 @@ def test_a_list_that_decides_and_is_too_large_is_named(tmp_path, caplog):
 
 class Transition(NamedTuple):
     state: torch.Tensor
+    reward: float = 0.0
+
+
+class Replays(Net):
+    """From a memory of what it has seen, with names, and from a mean with a count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: deque[Transition] = deque(maxlen=5)
+        self.best = Transition(torch.zeros(1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        self.memory.append(Transition(batch.detach(), float(batch.mean())))
+        self.best = max(self.best, *self.memory, key=lambda one: one.reward)
+        drawn = random.choice(self.memory)
+        return self.note(self.loss(batch) * (drawn.state.mean() + drawn.reward + self.best.reward))
+
+
+def test_tuples_with_names_go_on(tmp_path):
+    check(Case(shuffled, Replays, at=[2, 7]), tmp_path)
 
 
 @dataclass
@@ -204,17 +225,17 @@ class Draws(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        self.memory: deque[Transition] = deque(maxlen=5)
+        self.memory: deque[Counted] = deque(maxlen=5)
         self.counted: list[Counted] = []
         self.cached: dict[int, Counted] = {}
         self.noted: list[Counted] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        self.memory.append(Transition(batch.detach()))
+        self.memory.append(Counted(batch_idx))
         self.counted.append(Counted(batch_idx))
         self.cached[batch_idx] = Counted(batch_idx)
         self.noted.append(Counted())
-        drawn = self.memory[0].state.mean() + sum(one.times for one in [*self.counted, *self.cached.values()])
+        drawn = self.memory[0].times + sum(one.times for one in [*self.counted, *self.cached.values()])
         return self.note(self.loss(batch) * drawn)
 
 

@@ -6,7 +6,7 @@ import os
 import pickle
 from collections import Counter, OrderedDict, defaultdict, deque
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -16,6 +16,12 @@ from nemologger.errors import RefusedError
 from nemologger.exact.program.owned import Owned
 from nemologger.exact.values import plain_contents
 from nemologger.exact.values.tensors import leaves, moved, on_device
+
+
+class Step(NamedTuple):
+    reward: float
+    state: Any
+
 
 VALUES: dict[str, Any] = {
     "ints": list(range(100)),
@@ -31,6 +37,8 @@ VALUES: dict[str, Any] = {
     "deque": deque([1, 2]),
     "kinds": {"lists": defaultdict(list, {"a": [1]}), "counts": Counter("aab"), "order": OrderedDict(a=1)},
     "window": {"losses": deque([0.5, 0.25], maxlen=2)},
+    "named": Step(0.5, [1]),
+    "named within": deque([(Step(0.5, None), Step(1.5, 2))], maxlen=3),
     "bytes": bytearray(b"abc"),
     "array": np.arange(6.0).reshape(2, 3),
     "view": np.arange(12)[::2],
@@ -133,6 +141,24 @@ def test_a_long_list_is_one_row_of_bytes_through_a_file_that_runs_no_code(tmp_pa
     assert [name for name, _ in back] == [name for name, _ in items]
     assert all(_same(ours, given) for (_, ours), (_, given) in zip(back, items, strict=True))
     assert back[0][1] is not items[0][1]
+
+
+@pytest.mark.parametrize("many", [1, 100])
+def test_a_tuple_with_names_is_a_plain_one_where_its_class_is_gone(many, monkeypatch):
+    kept = plain_contents.keep([Step(0.5, torch.ones(1))] * many, [2**20])
+    back = plain_contents.unkept(kept)
+    assert type(moved(back, torch.device("cpu"), [0])[0]) is Step
+    monkeypatch.delitem(globals(), "Step")
+    assert type(plain_contents.unkept(kept)[0]) is tuple
+
+
+def test_a_tuple_whose_class_cannot_be_found_by_its_name_is_not_kept():
+    class Step(NamedTuple):
+        reward: float
+
+    for items in ([Step(0.5)], [[Step(0.5)]] * 100):
+        with pytest.raises(plain_contents.CannotBeKeptError, match="holds Step objects"):
+            plain_contents.keep(items, [2**20])
 
 
 @pytest.mark.parametrize(
