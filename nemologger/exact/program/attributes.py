@@ -99,6 +99,7 @@ class Attributes:
 
         What it has set or made in them (``self.count = 0``), as in every life, and training had changed, is set once more.
         """
+        self._holders.look_for_hooks()
         self._started = {path: self._sign(value) for path, value in self._holders.values()}
         made = {path: sign for path, sign in self._started.items() if parent_of(path) not in self._there}
         self._first = {**made, **self._first}

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from nemologger.exact.reach.hooks import hooks_of
 from nemologger.exact.reach.kinds import SCALARS, classes_of_the_program
 from nemologger.exact.reach.mentioned import Mentioned
 from nemologger.exact.reach.objects import holder_of, within
@@ -40,12 +41,19 @@ class Holders:
         modules = [root for root in roots.values() if isinstance(root, nn.Module)]
         # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
         self._of_model = {memory_of(t) for module in modules for t in chain(module.parameters(), module.buffers())}
+        self.look_for_hooks()
+
+    def look_for_hooks(self) -> None:
+        """See what is hooked into modules: to go through all parameters at each save would take its time."""
+        modules = [(path, root) for path, root in self._roots.items() if isinstance(root, nn.Module)]
+        self._hooks = [pair for path, module in modules for pair in hooks_of(path, module)]
 
     def of_program(self) -> Iterator[tuple[str, Any]]:
         """The objects of the program, and the variables of its files and classes."""
         seen: set[int] = set()
         mentioned = Mentioned(Dataset, Sampler, DataLoader, *_OF_DATA)
         waiting: list[tuple[str, Any]] = list(self._roots.items())
+        hooks = [*self._hooks]
         while waiting:
             while waiting:
                 path, holder = waiting.pop(0)
@@ -63,7 +71,7 @@ class Holders:
                 for name, value in inner.items():
                     if name not in self._not_theirs:
                         waiting += within(f"{path}.{name}", value)
-            waiting = [pair for path, value in mentioned.follow() for pair in within(path, value)]
+            waiting, hooks = hooks or [pair for path, value in mentioned.follow() for pair in within(path, value)], []
         yield from mentioned.places()
 
     def of_libraries(self) -> Iterator[tuple[str, nn.Module]]:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from nemologger.exact.reach.code import functions_of, is_module_of_the_program
 from nemologger.exact.reach.kinds import classes_of_the_program, module_of
 from nemologger.exact.reach.mentioned import functions_within
+from nemologger.exact.reach.variables import Variables
 
 #: What these make, empty or read is so at the start of each life; functions that are made there may be called later.
 _BEFORE = {"__init__", "setup", "configure_model", "configure_optimizers", "on_fit_start", "on_train_start"}
@@ -76,6 +77,8 @@ class Uses:
         called |= _BEFORE.union(name for name in by_name if name.startswith("__"))
         called |= {name for caller in callers for method in _methods_of(caller) for name in _names_in(method)}
         waiting = [method for name in called for method in by_name.get(name, ())]
+        # Of functions that are kept it is not known who calls them.
+        waiting += [function for methods in map(_function_behind, holders.values()) for function in methods]
         self._running: set[FunctionType] = set()
         while waiting:
             function = waiting.pop()
@@ -99,6 +102,12 @@ class Uses:
                 for use in _uses_in(function)
             )
         return self._known[path]
+
+
+def _function_behind(holder: Any) -> list[FunctionType]:
+    """That which keeps the variables that ``holder`` shows."""
+    function = holder.function if type(holder) is Variables else None
+    return [function] if isinstance(function, FunctionType) else []
 
 
 def _methods_of(holder: Any) -> list[FunctionType]:

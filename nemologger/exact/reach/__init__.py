@@ -5,6 +5,7 @@ kinds.py             what is known of a class
 parts.py             what one object holds, by name
 crowd.py             long lists of objects
 objects.py           which objects are the program's own
+hooks.py             what is hooked into modules and parameters
 code.py              what code sets, fills and names; mentioned.py: what is named there in turn
 variables.py         what code keeps in variables of closures, files and classes
 configs.py           configurations of OmegaConf, and hyperparameters

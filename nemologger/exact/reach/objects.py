@@ -40,14 +40,15 @@ def _behind(path: str, value: Any) -> list[tuple[str, Any]]:
         return _behind(f"{path}.__self__", value.__self__)
     if issubclass(kind, partial):
         given = [("func", value.func), *enumerate(value.args), *value.keywords.items()]
-        return [pair for name, item in given for pair in _behind(f"{path}.{name}", item)]
+        itself = [(path, value)] if any(variables.is_filled(item) for _, item in given) else []
+        return itself + [pair for name, item in given for pair in _behind(f"{path}.{name}", item)]
     is_one = kind is FunctionType or is_config(value) or (is_of_the_program(value) and _has_attributes(value))
     return [(path, value)] if is_one else []
 
 
 def holder_of(value: Any) -> Any:
     """What to look at in the place of ``value``, as an object whose attributes are what is to be kept."""
-    if isinstance(value, FunctionType):
+    if isinstance(value, FunctionType | partial):
         return variables.of_function(value)
     if issubclass(type(value), Optimizer):
         return OfOptimizer(value)

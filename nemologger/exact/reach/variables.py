@@ -31,24 +31,34 @@ _EMPTY = CellType()
 
 
 class Variables(View):
-    """Those of the place where a function was made, and some of its file."""
+    """Those of the place where a function was made, and some of its file; what it was given, and its own attributes."""
 
-    __slots__ = ("_cells", "_names", "_there")
+    __slots__ = ("_cells", "_names", "_there", "function")
     _cells: dict[str, CellType]
     _there: dict[str, Any]
     _names: frozenset[str]
+    function: FunctionType | partial[Any] | None
 
-    def __init__(self, cells: dict[str, CellType], there: dict[str, Any], names: frozenset[str]) -> None:
-        super().__init__(_cells=cells, _there=there, _names=names)
+    def __init__(
+        self,
+        cells: dict[str, CellType],
+        there: dict[str, Any],
+        names: frozenset[str],
+        function: FunctionType | partial[Any] | None = None,
+    ) -> None:
+        super().__init__(_cells=cells, _there=there, _names=names, function=function)
 
     def _entries(self) -> dict[str, Any]:
-        return {name: self._there[name] for name in self._names if name in self._there} | _contents(self._cells)
+        own = {} if self.function is None else of_call(self.function) | vars(self.function)
+        return own | {name: self._there[name] for name in self._names if name in self._there} | _contents(self._cells)
 
     def _set(self, name: str, value: Any) -> None:
         if name in self._cells:
             self._cells[name].cell_contents = value
         elif name in self._names:
             self._there[name] = value
+        elif self.function is not None:  # what it was given is filled where it is
+            setattr(self.function, name, value)
 
 
 class OfClass(View):
@@ -71,9 +81,11 @@ class OfClass(View):
 _KEEPERS = (FunctionType, partial, Variables, OfClass)
 
 
-def of_function(function: FunctionType) -> Variables:
+def of_function(function: FunctionType | partial[Any]) -> Variables:
     """Those that outlive a call: of where ``function`` was made, and global ones that it sets itself."""
-    return Variables(_cells_of(function), function.__globals__, code_of(function).sets)
+    if isinstance(function, partial):
+        return Variables({}, {}, frozenset(), function)
+    return Variables(_cells_of(function), function.__globals__, code_of(function).sets, function)
 
 
 def cells_of(function: FunctionType) -> dict[str, Any]:
