@@ -79,7 +79,7 @@ class Attributes:
         #: Lists and dictionaries that have changed and are not kept: what kind each is.
         self.records: dict[str, str] = {}
         self._uses = Uses({})
-        self._records = Records(lambda path: self._uses.has(path))
+        self._records = Records(lambda path: self._uses.has(path), lambda path: self._uses.is_cache(path))
         self._most = most
         self._flags = Flags(self._holders.named(), contents=True)
         values = dict(self._holders.values())

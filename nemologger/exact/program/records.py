@@ -37,10 +37,14 @@ class Records:
 
     Args:
         is_used: Whether code does that with what is at a path.
+        is_cache: Whether code deals with a dictionary there as with one.
     """
 
-    def __init__(self, is_used: Callable[[str], bool] = lambda path: False) -> None:
+    def __init__(
+        self, is_used: Callable[[str], bool] = lambda path: False, is_cache: Callable[[str], bool] = lambda path: True
+    ) -> None:
         self._is_used = is_used
+        self._is_cache = is_cache
         self._heads: dict[str, tuple[int, int]] = {}
         self._others: set[str] = set()
 
@@ -71,7 +75,11 @@ class Records:
     def decides(self, path: str, value: Any) -> bool:
         """Whether a run certainly goes on wrong without it; a cache is filled again."""
         with suppress(Exception):  # as above
-            return self._is_used(path) and (_is_limited(value) or not _may_be_cache(value))
+            if not self._is_used(path):
+                return False
+            fills_itself = hasattr(type(value), "__missing__")
+            is_other = isinstance(value, dict) and not fills_itself and not self._is_cache(path)
+            return is_other or _is_limited(value) or not _may_be_cache(value)
         return False
 
     def _has_grown(self, path: str, value: Any) -> bool:

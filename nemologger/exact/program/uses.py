@@ -2,7 +2,10 @@
 
 A list that is only added to (``self.losses.append(...)``) says nothing to the code. One that it looks into
 (``np.mean(self.losses[-10:])``), hands on or empties decides about what it does next. To write a list to a
-file is what is done with a record, and so is to compare how long it is (``len(self.losses) == 10``).
+file is what is done with a record, and so is to compare how long it is (``len(self.losses) == 10``), unless
+something else comes of that in the same function.
+
+A dictionary that is gone through, or read without a question whether it has a key, is no cache.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
+from nemologger.exact.program.effects import decides
 from nemologger.exact.reach.code import functions_of, is_module_of_the_program
 from nemologger.exact.reach.kinds import classes_of_the_program, module_of
 from nemologger.exact.reach.mentioned import functions_within
@@ -51,7 +55,8 @@ _WRITING = {
     "savez",
     "savetxt",
 }
-_ADDS, _EMPTIES, _LOOKS = "adds", "empties", "looks"
+_ADDS, _COUNTS, _EMPTIES, _LOOKS, _ASKS, _GOES_THROUGH = "adds", "counts", "empties", "looks", "asks", "goes through"
+_OF_DICTIONARIES = {"get": _ASKS, "values": _GOES_THROUGH, "items": _GOES_THROUGH}
 #: Of no interest.
 _MOVES = {"COPY", "SWAP", "PRECALL", "EXTENDED_ARG", "TO_BOOL"}
 
@@ -67,7 +72,7 @@ class Uses:
     """
 
     def __init__(self, holders: Mapping[str, Any], callers: Iterable[Any] = ()) -> None:
-        self._methods = {path: _methods_of(holder) for path, holder in holders.items()}
+        self._methods = {path: methods_of(holder) for path, holder in holders.items()}
         self._of_somebody = {method for methods in self._methods.values() for method in methods}
         by_name: dict[str, set[FunctionType]] = defaultdict(set)
         for method in self._of_somebody:
@@ -75,7 +80,7 @@ class Uses:
         kinds = {id(type(holder)): type(holder) for holder in holders.values()}
         called = {name for kind in kinds.values() for name in _of_libraries(kind)}
         called |= _BEFORE.union(name for name in by_name if name.startswith("__"))
-        called |= {name for caller in callers for method in _methods_of(caller) for name in _names_in(method)}
+        called |= {name for caller in callers for method in methods_of(caller) for name in _names_in(method)}
         waiting = [method for name in called for method in by_name.get(name, ())]
         # Of functions that are kept it is not known who calls them.
         waiting += [function for methods in map(_function_behind, holders.values()) for function in methods]
@@ -91,17 +96,32 @@ class Uses:
     def has(self, path: str) -> bool:
         """Whether code looks into what is at ``path``, hands it on or empties it."""
         if path not in self._known:
-            holder, _, name = path.rpartition(".")
-            others = self._of_somebody.difference(() if ":" in path else self._methods.get(holder, ()))
             self._known[path] = any(
-                use.name == name
-                and not (use.of_self and function in others)
-                and (use.empties or _WRITING.isdisjoint(_names_in(function)))
-                for function in self._running
-                if name in _names_in(function)
-                for use in _uses_in(function)
+                use.does != _ADDS and (use.does == _EMPTIES or _is_more_than_told(function, use))
+                for function, use in self._uses_of(path)
             )
         return self._known[path]
+
+    def is_cache(self, path: str) -> bool:
+        """Whether a dictionary at ``path`` may be one: code asks whether it has a key, and does not go through it."""
+        uses = [*self._uses_of(path)]
+        asks = any(use.does == _ASKS or {"KeyError", "setdefault"} & _names_in(function) for function, use in uses)
+        return asks and not any(use.does == _GOES_THROUGH for _, use in uses)
+
+    def _uses_of(self, path: str) -> Iterator[tuple[FunctionType, _Use]]:
+        holder, _, name = path.rpartition(".")
+        others = self._of_somebody.difference(() if ":" in path else self._methods.get(holder, ()))
+        for function in self._running:
+            if name in _names_in(function):
+                for use in _uses_in(function):
+                    if use.name == name and not (use.of_self and function in others):
+                        yield function, use
+
+
+def _is_more_than_told(function: FunctionType, use: _Use) -> bool:
+    if use.does != _COUNTS and _WRITING.isdisjoint(_names_in(function)):
+        return True
+    return function.__name__ not in _BEFORE and decides(function, use.name)
 
 
 def _function_behind(holder: Any) -> list[FunctionType]:
@@ -110,7 +130,7 @@ def _function_behind(holder: Any) -> list[FunctionType]:
     return [function] if isinstance(function, FunctionType) else []
 
 
-def _methods_of(holder: Any) -> list[FunctionType]:
+def methods_of(holder: Any) -> list[FunctionType]:
     """Those that the program has written, and that may run before it trains, or while."""
     methods = [method for kind in classes_of_the_program(holder) for method in functions_of(kind)]
     return [method for method in methods if not _is_of_another_time(method.__name__)]
@@ -154,7 +174,7 @@ def _with_inner(code: CodeType) -> Iterator[CodeType]:
 class _Use(NamedTuple):
     name: str
     of_self: bool
-    empties: bool
+    does: str
 
 
 @lru_cache(maxsize=1024)
@@ -176,13 +196,13 @@ def _uses(code: CodeType, first: tuple[str, ...]) -> Iterator[_Use]:
         loaded = before.argval if isinstance(before.argval, tuple) else (before.argval,)  # two at once, since 3.13
         of_self = loaded[-1:] == first
         if one.opname == "STORE_ATTR" and earlier.opname in _EMPTY and not earlier.arg:
-            yield _Use(one.argval, of_self, empties=True)
+            yield _Use(one.argval, of_self, _EMPTIES)
         elif one.opname in _LOADS and "NULL" not in one.argrepr:  # which is there for a call: that is of no list
             does = _what_is_done(one, begin_there[_begin(one)])
             caller = earlier if one.opname == "LOAD_ATTR" else before
             is_counted = following.opname == "CALL" and _is_length_compared(caller, begin_there[_begin(caller)])
-            if does != _ADDS and not is_counted:
-                yield _Use(one.argval, of_self, empties=does == _EMPTIES)
+            does = _COUNTS if is_counted else _ASKS if following.opname == "CONTAINS_OP" else does
+            yield _Use(one.argval, of_self, _GOES_THROUGH if following.opname == "GET_ITER" else does)
 
 
 def _is_length_compared(caller: dis.Instruction, begin_there: list[dis.Instruction]) -> bool:
@@ -199,7 +219,8 @@ def _what_is_done(loaded: dis.Instruction, begin_there: list[dis.Instruction]) -
         if one.offset <= loaded.offset:
             continue
         if one.opname in ("LOAD_ATTR", "LOAD_METHOD") and one.argval != "setdefault":
-            return _ADDS if one.argval in _ADDING else _EMPTIES if one.argval in _EMPTYING else _LOOKS
+            does = _ADDS if one.argval in _ADDING else _EMPTIES if one.argval in _EMPTYING else _LOOKS
+            return _OF_DICTIONARIES.get(one.argval, does)
         if one.opname in _AT_THE_END or (one.opname == "BINARY_OP" and one.argrepr.endswith("=")):
             return _ADDS
         if not (one.opname in _WITHIN or one.argval == "setdefault" or one.argrepr == "[]"):

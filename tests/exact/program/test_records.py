@@ -227,15 +227,19 @@ class Draws(Net):
         super().__init__()
         self.memory: deque[Counted] = deque(maxlen=5)
         self.counted: list[Counted] = []
+        self.by_batch: dict[int, Counted] = {}
         self.cached: dict[int, Counted] = {}
         self.noted: list[Counted] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         self.memory.append(Counted(batch_idx))
         self.counted.append(Counted(batch_idx))
-        self.cached[batch_idx] = Counted(batch_idx)
+        self.by_batch[batch_idx] = Counted(batch_idx)
+        if batch_idx not in self.cached:
+            self.cached[batch_idx] = Counted(batch_idx)
         self.noted.append(Counted())
-        drawn = self.memory[0].times + sum(one.times for one in [*self.counted, *self.cached.values()])
+        drawn = self.memory[0].times + sum(one.times for one in [*self.counted, *self.by_batch.values()])
+        drawn += self.cached[batch_idx].times
         return self.note(self.loss(batch) * drawn)
 
 
@@ -243,7 +247,14 @@ def test_objects_in_lists_that_decide_are_named(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         train(Case(shuffled, Draws, steps=2), tmp_path, 1)
     told = {(record.message.split()[3], record.levelname) for record in caplog.records if "attribute" in record.message}
-    levels = {"memory": "WARNING", "counted": "WARNING", "cached": "INFO", "noted": "INFO", "losses": "INFO"}
+    levels = {
+        "memory": "WARNING",
+        "counted": "WARNING",
+        "by_batch": "WARNING",
+        "cached": "INFO",
+        "noted": "INFO",
+        "losses": "INFO",
+    }
     assert told == {(f"module.{name}", level) for name, level in levels.items()}
 
 

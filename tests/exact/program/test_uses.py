@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import linecache
+
 import pytest
 
 from nemologger.exact.program.uses import Uses
@@ -67,7 +69,9 @@ def made_with(statement: str, name: str = "__call__") -> object:
         pass
 
     made: dict[str, object] = {}
-    exec(f"def {name}(self, x):\n    {statement}", {"__name__": __name__}, made)
+    source, file = f"def {name}(self, x):\n    {statement}\n", f"made with {statement}"
+    linecache.cache[file] = len(source), None, source.splitlines(keepends=True), file
+    exec(compile(source, file, "exec"), {"__name__": __name__}, made)
     setattr(Made, name, made[name])
     return Made()
 
@@ -123,3 +127,41 @@ def test_who_only_calls_may_tell_of_a_list():
 )
 def test_a_record_is_written_to_a_file_and_not_emptied(statement, used):
     assert Uses({"module": made_with(statement)}).has("module.kept") == used
+
+
+@pytest.mark.parametrize(
+    ("body", "used"),
+    [
+        ("if len(self.kept) < 3: x = x / 2\n    return x", True),
+        ("scale = 1 if len(self.kept) < 3 else 2\n    return x * scale", True),
+        ("if len(self.kept) < 3: return\n    self.weight = x", True),
+        ("if len(self.kept) == 3: self.next_stage()", True),
+        ("return len(self.kept) > 3", True),
+        ("if len(self.kept) == 3: self.trainer.should_stop = True\n    return x", False),
+        ("if len(self.kept) == 3: raise ValueError(x)\n    return x", False),
+        ("if len(self.kept) > 3: print(x)\n    return x", False),
+        ("x.write(x)\n    return sum(self.kept)", True),
+        ("mean = sum(self.kept)\n    x.write(mean)\n    self.weight = mean", True),
+        ("with open(x) as file:\n        json.dump(self.kept, file)\n    return x", False),
+        ("text = str(self.kept)\n    x.write(text)\n    return x", False),
+        ("for y in self.kept:\n        x.write(y)", False),
+    ],
+)
+def test_what_comes_of_its_length_or_beside_a_file_decides(body, used):
+    assert Uses({"module": made_with(body)}).has("module.kept") == used
+
+
+@pytest.mark.parametrize(
+    ("body", "is_cache"),
+    [
+        ("if x not in self.kept: self.kept[x] = [x]\n    return self.kept[x]", True),
+        ("return self.kept.get(x)", True),
+        ("return self.kept.setdefault(x, [x])", True),
+        ("try:\n        return self.kept[x]\n    except KeyError:\n        return 0", True),
+        ("self.kept[x] = [x]\n    return self.kept[x]", False),
+        ("return sum(self.kept.values()) if x in self.kept else 0", False),
+        ("return [x in self.kept for y in self.kept]", False),
+    ],
+)
+def test_a_cache_is_asked_and_not_gone_through(body, is_cache):
+    assert Uses({"module": made_with(body)}).is_cache("module.kept") == is_cache
