@@ -54,6 +54,12 @@ OF_CALLBACK = (
     "state_dict() returns. If they decide about training, give it state_dict() and load_state_dict()"
 )
 
+CALLBACK_ACTS = (
+    "keeps {} of its own, which changed since training began, are not saved, and by which it changes the module, an "
+    "optimizer or the like: a resumed run begins with them as the program makes them. Give it state_dict() and "
+    "load_state_dict()"
+)
+
 SET_ANEW = (
     "was brought back, and then changed by a hook that starts training. If it is made of itself there (x *= 0.5), that is "
     "done once more in each life; if it is set, it is as the program says today"

@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback
 from nemologger import lightning_port
 from nemologger.callbacks import not_exact
 from nemologger.exact.loaders.session import most_of_each
+from nemologger.exact.program.acting import acts_by
 from nemologger.exact.program.apart import Apart
 from nemologger.exact.program.attributes import Attributes
 from nemologger.exact.program.functions import holders_of_schedule
@@ -57,8 +58,8 @@ class ProgramState:
         self._attributes = Attributes(roots, drawing, {"module"}, theirs, self._most)
         callbacks = {path: one for path, one in drawing.items() if isinstance(one, Callback)}
         self._save_themselves = {p for p, one in callbacks.items() if lightning_port.callback_saves_itself(one)}
-        counting = {path: one for path, one in callbacks.items() if _saves_nothing(one)}
-        self._of_callbacks = Attributes(counting, {}, counting, theirs, 0)
+        self._counting = {path: one for path, one in callbacks.items() if _saves_nothing(one)}
+        self._of_callbacks = Attributes(self._counting, {}, self._counting, theirs, 0)
         lightning_port.behind_module(trainer, "on_train_start", self._attributes.begin)
         self._named: set[str] = set()
         self._looks_left = _LOOKS
@@ -114,14 +115,30 @@ class ProgramState:
             f"attribute {path}": not_exact.RECORD.format(kind) for path, kind in records if not path.startswith(within)
         }
         told |= {f"attribute {path}": not_exact.SET_ANEW for path in self._attributes.set_anew}
-        callbacks: dict[str, list[str]] = {}
+        told |= {f"attribute {path}": why for path, why in self._changed_strangers(iterators=False).items()}
+        callbacks = self._changed_of_callbacks()
+        self._named |= {f"{callback}.{name}" for callback, names in callbacks.items() for name in names}
+        return told | {name: not_exact.OF_CALLBACK.format(", ".join(kept)) for name, kept in callbacks.items()}
+
+    def _changed_of_callbacks(self) -> dict[str, list[str]]:
+        """What callbacks without a state keep and has changed, and was not named before."""
+        within = tuple(f"{path}." for path in self._own_states.paths)
+        found: dict[str, list[str]] = {}
         for path in self._of_callbacks.changed():
             if path not in self._named and ":" not in path and not path.startswith(within):
-                self._named.add(path)
                 callback, _, name = path.partition(".")
-                callbacks.setdefault(callback, []).append(name)
-        told |= {f"attribute {path}": why for path, why in self._changed_strangers(iterators=False).items()}
-        return told | {name: not_exact.OF_CALLBACK.format(", ".join(kept)) for name, kept in callbacks.items()}
+                found.setdefault(callback, []).append(name)
+        return found
+
+    def _acting_callbacks(self) -> dict[str, str]:
+        """Those that change training by what they keep."""
+        told = {}
+        for callback, names in self._changed_of_callbacks().items():
+            acting = acts_by(self._counting[callback], self._trainer.lightning_module, names)
+            self._named |= {f"{callback}.{name}" for name in acting}
+            if acting:
+                told[callback] = not_exact.CALLBACK_ACTS.format(", ".join(acting))
+        return told
 
     def _changed_strangers(self, *, iterators: bool) -> dict[str, str]:
         """Those that were not named before: iterators that the module holds, or the others."""
@@ -165,6 +182,7 @@ class ProgramState:
         named |= self._changed_strangers(iterators=True)
         named |= {path: not_exact.SWAPPED.format(now, then) for path, (then, now) in self._swapped.changed().items()}
         limits |= {f"attribute {path}": why for path, why in named.items() if not self._is_saved_by_hand(path)}
+        limits |= self._acting_callbacks()
         if lightning_port.reloads(trainer):
             of_data = [path for path in attributes["attributes"] if path.startswith("data module.")]
             limits |= {f"attribute {path}": not_exact.BEHIND_LOADERS for path in of_data}
