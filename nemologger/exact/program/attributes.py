@@ -21,6 +21,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from nemologger.exact.program.crowds import Crowds
 from nemologger.exact.program.flags import Flags, is_gone, is_of_clock
 from nemologger.exact.program.generators import make_generators, set_states, states_of
 from nemologger.exact.program.holders import Holders, is_in, unsaved_buffers
@@ -31,16 +32,20 @@ from nemologger.exact.program.records import Records
 from nemologger.exact.program.uses import Uses
 from nemologger.exact.reach import variables
 from nemologger.exact.reach.configs import is_config
+from nemologger.exact.reach.crowd import Crowd, crowd_of
 from nemologger.exact.reach.kinds import SCALARS
 from nemologger.exact.reach.look import Look
+from nemologger.exact.reach.objects import is_long, is_of_the_program
 from nemologger.exact.reach.optimizers import memory_in_states
-from nemologger.exact.reach.parts import generators_of_class, with_slots
+from nemologger.exact.reach.parts import generators_of_class, many, with_slots
 from nemologger.exact.reach.paths import parent_of
 from nemologger.exact.reach.variables import set_in
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import moved
 
 _ABSENT = object()
+#: The numbers of so many objects in a list are kept at most.
+_MOST_COUNTED = 10_000
 
 
 class Attributes:
@@ -82,6 +87,7 @@ class Attributes:
         self._records = Records(lambda path: self._uses.has(path), lambda path: self._uses.is_cache(path))
         self._most = most
         self._flags = Flags(self._holders.named(), contents=True)
+        self._crowds = Crowds(self._long_lists(), _MOST_COUNTED)
         values = dict(self._holders.values())
         # Who keeps hundreds of long lists does not wait longer for them.
         self._share = 1 + sum(isinstance(v, contents.KINDS) and not contents.is_small(v) for v in values.values()) // 4
@@ -124,6 +130,15 @@ class Attributes:
             if self._may_be_record(path, value, objects):
                 yield path, value
 
+    def _long_lists(self) -> list[Crowd]:
+        """Those of a module with more objects than are looked into one by one; what data have is looked at with them."""
+        found: list[Crowd | None] = []
+        for path, named in self._holders.named():
+            for name, value in named.items():
+                if path.startswith(self._no_records) or f"{path}." in self._no_records:
+                    found += [crowd_of(f"{path}.{name}", *many(value))] if is_long(value) else []
+        return [crowd for crowd in found if crowd is not None and is_of_the_program(crowd.items[0])]
+
     def _may_be_record(self, path: str, value: Any, objects: set[str]) -> bool:
         theirs = path.startswith(self._no_records) or ":" in path
         return theirs and isinstance(value, KINDS_OF_RECORDS) and parent_of(path) not in objects
@@ -161,8 +176,10 @@ class Attributes:
         kept.leave_parts_of(self._wholes())
         kept.leave_beside(lists_lost)
         self.records = kept.records
+        in_crowds, crowds_lost = self._crowds.changed(self._long_lists())
         plain = {"attributes": kept.plain, "on_device": kept.on_device, "since_start": since_start}
-        return plain | {"generators": self._states_of_generators()}, kept.lost | self._lost_of_late(late)
+        plain |= {"in_crowds": in_crowds, "generators": self._states_of_generators()}
+        return plain, kept.lost | crowds_lost | self._lost_of_late(late)
 
     def _changed_in_order(self, objects: set[str]) -> list[tuple[bool, str, Any, Any]]:
         """What may be a record comes last: a cache would take all the room."""
@@ -237,6 +254,7 @@ class Attributes:
         # Copies: hooks that start training may empty what is set now.
         late = plain_contents.copied({path: values[path] for path in plain.get("since_start", ()) if path in values})
         self._waiting = self._set(values) | late
+        self._crowds.restore(self._long_lists(), plain.get("in_crowds", {}), exactly=False)
         numbers = {path: value for path, value in values.items() if type(value) in (int, float)}
         self._numbers_back = {path: value for path, value in numbers.items() if path not in self._waiting}
         self._waiting_generators = plain["generators"]

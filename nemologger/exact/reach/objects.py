@@ -28,10 +28,15 @@ _of_the_program: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictiona
 
 def within(path: str, value: Any) -> list[tuple[str, Any]]:
     """Where to look for variables: in an object, a function, or some of them."""
-    if type(value) in (list, tuple, dict) and len(value) <= _MANY:
+    if type(value) in (list, tuple, dict) and not is_long(value):
         items = [(name, item) for name, item in entries(value) if type(item) not in _PLAIN]
         return [pair for name, item in items for pair in _behind(f"{path}.{name}", item)]
     return _behind(path, value)
+
+
+def is_long(value: Any) -> bool:
+    """Whether it is a list or the like of more than are looked into one by one."""
+    return type(value) in (list, tuple, dict) and len(value) > _MANY
 
 
 def _behind(path: str, value: Any) -> list[tuple[str, Any]]:
