@@ -26,6 +26,11 @@ _MADE_OTHERWISE = (
     "matter where training does not use it, or writes to it first, as to what empty() makes"
 )
 
+_OTHER_PROCESS = (
+    "its samples were loaded {} before, and are loaded {} now: what the dataset draws from torch, numpy.random or random, "
+    "if it does, it draws in another way, and training goes on with other numbers. Any num_workers but 0 draws the same"
+)
+
 _CHECKSUMS = {
     "chosen": "other samples are chosen (Subset, random_split)",
     "content": "the dataset holds other values in memory",
@@ -50,6 +55,10 @@ def say_other_data(session: Session, then: FitState, place: Place, notices: Noti
     for feed, names, position in zip(session.feeds, then.names, place.positions, strict=False):
         for path in made_otherwise(without(names, *position.contents()), feed.names):
             notices.say(f"training loader {type(feed.loader).__name__}: {path}", _MADE_OTHERWISE)
+    for feed, workers in zip(session.feeds, then.workers, strict=False):
+        if workers != feed.has_workers:
+            before, after = ("by workers", "without") if workers else ("without workers", "by some")
+            notices.say(f"training loader {type(feed.loader).__name__}:", _OTHER_PROCESS.format(before, after))
     now = [feed.data for feed in session.feeds]
     if then.data and then.data != now:  # none yet in what LearningRateFinder and the like put back before a fit
         log.warning(_OTHER_DATA, _differences(then.data, now))

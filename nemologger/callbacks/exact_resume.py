@@ -298,6 +298,7 @@ class ExactResume(Callback):
             plateau=lightning_port.plateau_steps(trainer),
             data=[feed.data for feed in session.feeds],
             names=[feed.names for feed in session.feeds],
+            workers=[feed.has_workers for feed in session.feeds],
             gradient_order=self._gradients.names,
             readers=lightning_port.data_reader(trainer)[1],
             ranks=ranks,

@@ -62,6 +62,7 @@ class FitState:
         plateau: Schedules that were yet to be stepped.
         data: What each training loader read.
         names: The order of names in that.
+        workers: Whether processes of its own loaded it.
         gradient_order: The order in which gradients were summed over ranks, where that matters.
         readers: How many ranks read data of their own.
         ranks: What each rank has added, as plain types, or packed. None on other ranks than 0.
@@ -73,6 +74,7 @@ class FitState:
     plateau: PlateauSteps
     data: list[dict[str, Any]]
     names: list[Made]
+    workers: list[bool]
     gradient_order: list[str]
     readers: int
     ranks: list[bytes | dict[str, Any]] | None
@@ -93,6 +95,7 @@ class FitState:
             plateau=PlateauSteps(**plain["plateau"]),
             data=plain["data"],
             names=plain.get("names", []),
+            workers=plain.get("workers", []),
             gradient_order=plain.get("gradient_order", []),
             readers=plain.get("readers", len(plain["ranks"] or ())),
             ranks=plain["ranks"],

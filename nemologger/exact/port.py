@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import get_ident
@@ -139,7 +141,10 @@ class Plan:
         begun: Whether that has happened.
         thread: The one that takes batches.
         elsewhere: Whether the indices were asked for in another one.
-        newest: The last that was handed out to workers, ahead of the batch that is taken: its number, and what it is.
+        draw: Draws what is to be left out from an iterator, and more if more had been drawn: what comes first of the rest.
+        ahead: What is left of that.
+        newest: The last that was handed out, to workers ahead of the batch that is taken: its number, and what it is.
+        told: So many of those as may be ahead of training.
     """
 
     seed: int
@@ -150,7 +155,10 @@ class Plan:
     begun: bool = False
     thread: int = field(default_factory=get_ident)
     elsewhere: bool = False
+    draw: Callable[[Iterator[Any]], list[Any]] | None = None
+    ahead: list[Any] = field(default_factory=list)
     newest: tuple[int, Any] = (0, None)
+    told: deque[Any] = field(default_factory=lambda: deque(maxlen=0))
 
 
 class Indices:
@@ -188,25 +196,21 @@ class Indices:
 def _planned(inner: Any, plan: Plan) -> Iterator[Any]:
     streams = plan.streams
     plan.elsewhere = get_ident() != plan.thread
-    if streams is None:
+    with streams or nullcontext():
         indices = iter(inner)
-        for _ in range(plan.skip):
-            next(indices, None)
-    else:
-        with streams:
-            indices = iter(inner)
-            for _ in range(plan.skip):
-                next(indices, None)
+        plan.ahead = list(islice(indices, plan.skip, plan.skip)) if plan.draw is None else plan.draw(indices)
     if not plan.begun:
         plan.begun = True
         plan.ready()
-    if streams is None and not plan.numbered:
+    if streams is None and not plan.numbered and not plan.ahead:
         yield from indices
         return
     number = plan.skip
     while True:
         try:
-            if streams is None:
+            if plan.ahead:
+                index = plan.ahead.pop(0)
+            elif streams is None:
                 index = next(indices)
             else:
                 with streams:
@@ -214,6 +218,7 @@ def _planned(inner: Any, plan: Plan) -> Iterator[Any]:
         except StopIteration:
             return
         plan.newest = number, index
+        plan.told.append(index)
         yield Numbered(plan.seed, number, index) if plan.numbered else index
         number += 1
 

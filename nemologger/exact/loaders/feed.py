@@ -53,12 +53,12 @@ class Feed:
         self.is_training = is_training
         self._salt = salt
         kept: dict[int, Any] = {}
-        # What has state_dict() says itself what is to be kept.
+        # What says itself what is to be kept, and is asked.
         self._at_start, self._at_batch = (
             Owned(
                 roots,
                 counters=self.source.counts,
-                closed=[name for name, root in roots.items() if has_state(root)],
+                closed=[name for name, root in roots.items() if name in self.source.asked and has_state(root)],
                 most=most,
                 kept=kept,
             )
@@ -115,13 +115,14 @@ class Feed:
             return Position(mark, state, at_start, self._at_batch.values() if may_be_left else NOTHING)
         look: Literal["all", "small"] = "all" if save else "small"
         at_batch = self._at_batch.values(counters=needed == "all" or "open", look=look)
-        sizes = None
+        sizes = ahead = None
         # Training may have changed the sampler, weights of samples say.
         if needed == "all" and save and mark is self._mark:
             at_start = _less(self._at_start.values(look="quiet"), at_batch)
-            checked, last = self.source.ahead()
-            mark, sizes = mark._replace(last=last, checked=checked), self.source.sizes()
-        return Position(mark, state, at_start, at_batch, sizes=sizes)
+            drawn = self.source.drawn(mark.batches)
+            mark, sizes = mark._replace(last=drawn.checksum, checked=drawn.batches), self.source.sizes()
+            ahead = None if drawn.ahead is None else {"batches": drawn.ahead, "rng": drawn.rng}
+        return Position(mark, state, at_start, at_batch, sizes=sizes, ahead=ahead)
 
     @property
     def limits(self) -> list[str]:
@@ -174,6 +175,11 @@ class Feed:
             **described(getattr(self.loader, "dataset", None)),
             "batch_size": getattr(self.loader, "batch_size", None),
         }
+
+    @property
+    def has_workers(self) -> bool:
+        """Whether batches are loaded by other processes: what is drawn there does not shift what is drawn here."""
+        return getattr(self.loader, "num_workers", 0) != 0
 
     @cached_property
     def names(self) -> Made:
@@ -269,28 +275,18 @@ class Feed:
         start.rng.restore()
         self._at_start.restore(start.owned, exactly=True)  # Lightning may have taken a batch already
 
-        begun = repeated = False
-
         def ready() -> None:
-            nonlocal repeated
-            repeated = True
             if position.mark.batches:  # else all of the epoch is to be repeated
                 present.restore()
-            go_on()
-
-        def go_on() -> None:
-            # Workers are handed the next indices when they begin: until then the sampler is as it was before those. Its
-            # place behind those of more workers is another one, and its order of other data none of these.
-            if begun and position.sizes == self.source.sizes():
+            # As much has been drawn as when it was saved. The order of other data is none of these.
+            if position.sizes is not None and position.sizes[:2] == self.source.sizes()[:2]:
                 self._at_start.restore(position.at_start, exactly=True)
             self._at_batch.restore(position.at_batch)
 
         self._mark = position.mark
-        self.source.expect(position.mark.checked, position.mark.last)
+        if self.source.repeats or position.sizes is not None:
+            self.source.expect(position.drawn())
         batches.inner = self.source.begin(start.seed, position.mark.batches, position.state, ready)
-        begun = True
-        if repeated:
-            go_on()
 
     def _repeats_end(self, position: Position) -> bool:
         """Whether this loader is to end now, as it once did in this epoch, before it goes on.

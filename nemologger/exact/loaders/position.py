@@ -6,6 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
+from nemologger.exact.loaders.drawn import Drawn
 from nemologger.exact.loaders.earlier import renamed
 from nemologger.exact.program.owned import NOTHING, Values
 from nemologger.exact.rng import RngState
@@ -43,7 +44,9 @@ class Position(NamedTuple):
         at_start: Generators and counters of what decides about the next epoch: its sampler and generator.
         at_batch: Those of what changes with every batch: its dataset.
         earlier: Whether it is of a version that had other names for some of these.
-        sizes: Those of what ``at_start`` has the place in, if that is to be brought back within an epoch.
+        sizes: Those of what ``at_start`` has the place in, if that is to be brought back within an epoch; and how many
+            batches are drawn ahead of training.
+        ahead: These batches, as :class:`~nemologger.exact.loaders.drawn.Drawn` has them, and its ``rng``.
     """
 
     mark: Mark
@@ -52,6 +55,7 @@ class Position(NamedTuple):
     at_batch: Values = NOTHING
     earlier: bool = False
     sizes: list[int] | None = None
+    ahead: dict[str, Any] | None = None
 
     def contents(self) -> list[Collection[str]]:
         """The paths of lists, dictionaries, arrays and tensors that are brought back."""
@@ -75,6 +79,7 @@ class Position(NamedTuple):
             "at_start": self.at_start.to_plain(),
             "at_batch": self.at_batch.to_plain(),
             "sizes": self.sizes,
+            "ahead": self.ahead,
         }
 
     @staticmethod
@@ -87,7 +92,13 @@ class Position(NamedTuple):
         checked = plain.get("checked", batches)  # there was a checksum of each batch once
         mark = Mark(start, batches, plain["restarts"], plain["over"], last, checked)
         at_start, at_batch = (Values.from_plain(plain[name]) for name in ("at_start", "at_batch"))
-        return Position(mark, plain["state"], at_start, at_batch, "last" not in plain, plain.get("sizes"))
+        sizes, ahead = plain.get("sizes"), plain.get("ahead")
+        return Position(mark, plain["state"], at_start, at_batch, "last" not in plain, sizes, ahead)
+
+    def drawn(self) -> Drawn:
+        """What had been drawn, or loaded, when it was saved."""
+        ahead, sizes = self.ahead or {}, self.sizes or [0]
+        return Drawn(self.mark.checked, self.mark.last, ahead.get("batches"), ahead.get("rng"), sizes[-1])
 
     def of_today(self, loader: Any) -> Position:
         """The same by the names of today."""
@@ -108,5 +119,5 @@ def rescaled(position: Position, numerator: int, denominator: int) -> Position:
     """``position`` after as many samples, on another number of ranks."""
     mark = position.mark
     return position._replace(
-        mark=mark._replace(batches=mark.batches * numerator // denominator, last=0), state=None, sizes=None
+        mark=mark._replace(batches=mark.batches * numerator // denominator, last=0), state=None, sizes=None, ahead=None
     )

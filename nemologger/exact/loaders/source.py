@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, TypeGuard
 from torch.utils.data import DataLoader, default_collate, default_convert
 
 from nemologger.exact import port
+from nemologger.exact.loaders.drawn import Drawn
 from nemologger.exact.loaders.in_worker import Watch
 
 _NAMED = 5
@@ -57,11 +58,13 @@ class Source:
         draws: Whether taking a batch may draw from the process's global generators.
         within_epoch: What of :meth:`at_batch` must be saved in the middle of an epoch. Between epochs it is all.
         repeats: Whether it finds its place by loading what was trained on once more.
+        asked: Of :meth:`at_start` and :meth:`at_batch` the names of what :meth:`state` has the state of, if it has one.
         counts: Whether more than generators is kept of :meth:`at_start` and :meth:`at_batch`.
     """
 
     draws = False
     counts = True
+    asked: tuple[str, ...] = ("dataset", "loader")
     repeats = False
     within_epoch: Literal["nothing", "beside its state", "all"] = "nothing"
 
@@ -115,15 +118,15 @@ class Source:
         """What else a checkpoint must hold."""
         return None
 
-    def expect(self, number: int, checksum: int) -> None:
-        """Say so if what is loaded once more, or told to workers ahead, has another ``checksum`` at ``number``, unless 0."""
+    def expect(self, drawn: Drawn) -> None:
+        """For :meth:`begin`: say so if what is loaded, or drawn, once more is not this."""
 
-    def ahead(self) -> tuple[int, int]:
-        """The number and the checksum of what workers were told last, ahead of training; the latter 0 for nothing."""
-        return 0, 0
+    def drawn(self, taken: int) -> Drawn:
+        """What has been drawn from its sampler, when so many batches have been taken."""
+        return Drawn()
 
     def sizes(self) -> list[int]:
-        """How many samples and batches there are, and how many of these workers were told: a sampler may keep its place."""
+        """How many samples and batches there are, and how many of these are drawn ahead: a sampler may keep its place."""
         return []
 
     def release(self) -> None:

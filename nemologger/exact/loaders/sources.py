@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import GeneratorType
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from nemologger.exact import port, workers
+from nemologger.exact.loaders.drawn import Drawn
 from nemologger.exact.loaders.in_worker import Watch
 from nemologger.exact.loaders.source import Source, copied, has_state, loading
 from nemologger.exact.rng import Streams
@@ -27,11 +29,6 @@ _OTHERS = (
     "exact resume, training loader %s: the batches that it gave when they were loaded once more are not those that were "
     "trained on, so training goes on with others. They must not depend on what is drawn from the system, on the clock, on "
     "threads, or on what workers or the dataset keep from earlier epochs"
-)
-_TOLD = (
-    "exact resume, training loader %s: its workers had been told to load other samples ahead than its sampler draws now, at "
-    "most %d batches: training changes in mid-epoch what it draws by. A sampler that draws the samples of an epoch when it "
-    "begins, or num_workers=0, goes on exactly"
 )
 _MIXED = (
     "the state of its MultiNodeWeightedSampler does not say all of shuffled nodes that have come to their end: a run that "
@@ -53,10 +50,12 @@ class MapStyle(Source):
     def __init__(self, loader: DataLoader[Any]) -> None:
         super().__init__(loader)
         self.workers = loader.num_workers > 0
+        self.asked = () if self.workers else ("dataset",)
         self.draws = not self.workers
         self.indices = port.indices_of(loader)
+        self.reach = loader.num_workers * (loader.prefetch_factor or 0)
         self._plan: port.Plan | None = None
-        self._expected = (0, 0)
+        self._expected = Drawn()
         self.isolated = not port.draws_only_at_first(self.indices.inner)
         if self.workers:
             self.watch = Watch(loader.num_workers, "batch")
@@ -82,11 +81,11 @@ class MapStyle(Source):
             workers.seed_workers(self.loader, late=False, watch=self.watch)
         streams = Streams(seed) if self.isolated else None
         plan = self._plan = self.indices.plan = port.Plan(seed, skip, self.workers, streams, ready)
+        plan.told = deque(maxlen=self.reach)
+        roots, name = {"sampler": self.indices.inner}, type(self.loader).__name__
+        expected, self._expected = self._expected, Drawn()
+        plan.draw = lambda indices: expected.again(indices, skip, roots, name, self.reach)
         batches = port.iterate(self.loader)
-        expected, self._expected = self._expected, (0, 0)
-        now = self.ahead()
-        if expected[0] == now[0] and expected[1] not in (0, now[1]):
-            log.warning(_TOLD, type(self.loader).__name__, now[0] - skip)
         return batches if skip == 0 else self._checked(batches, plan)
 
     def _checked(self, batches: Iterator[Any], plan: port.Plan) -> Iterator[Any]:
@@ -108,21 +107,16 @@ class MapStyle(Source):
             self._limits.append(_AHEAD)
 
     @override
-    def ahead(self) -> tuple[int, int]:
-        plan = self._plan
-        if not self.workers or plan is None or plan.newest[1] is None:
-            return 0, 0
-        number, index = plan.newest
-        return number + 1, contents.of_batch(index)
+    def drawn(self, taken: int) -> Drawn:
+        return Drawn() if self._plan is None else Drawn.of(self._plan, taken, self.reach)
 
     @override
     def sizes(self) -> list[int]:
-        told = 0 if self._plan is None or not self.workers else self._plan.newest[0]
-        return [contents.length(self.loader.dataset), contents.length(self.indices.inner), told]
+        return [contents.length(self.loader.dataset), contents.length(self.indices.inner), self.reach]
 
     @override
-    def expect(self, number: int, checksum: int) -> None:
-        self._expected = (number, checksum)
+    def expect(self, drawn: Drawn) -> None:
+        self._expected = drawn
 
     @override
     def end_of(self, state: Any, over: bool) -> None:
@@ -203,8 +197,8 @@ class Replayed(Source):
                 log.info("batches are loaded once more to find the place: %d of %d", number, skip)
 
     @override
-    def expect(self, number: int, checksum: int) -> None:
-        self._expected = (number, checksum)
+    def expect(self, drawn: Drawn) -> None:
+        self._expected = (drawn.batches, drawn.checksum)
 
     @override
     def release(self) -> None:

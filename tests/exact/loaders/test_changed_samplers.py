@@ -10,6 +10,7 @@ import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, Net, check, check_chain, train
 from torch.utils.data import BatchSampler, DataLoader, Sampler, WeightedRandomSampler
 
+from nemologger.exact.loaders import drawn
 from nemologger.exact.loaders.position import Mark, Position, rescaled
 
 
@@ -36,6 +37,37 @@ class Hard(Sampler):
             yield int(torch.multinomial(self.weights, 1)) if self.lazy else (next(order) + self.drawn // 20) % SAMPLES
 
 
+class Stateful(Hard):
+    """Nobody asks a sampler for its state: what it keeps is what counts."""
+
+    def state_dict(self):
+        return {"weights": self.weights.clone()}
+
+    def load_state_dict(self, state):
+        self.weights = state["weights"].clone()
+
+
+class Rejecting(Hard):
+    """Draws until a sample is taken: as often as its weight says."""
+
+    def __iter__(self):
+        drawn = 0
+        while drawn < SAMPLES:
+            index = random.randrange(SAMPLES)
+            if random.random() < self.weights[index] / self.weights.max():
+                drawn += 1
+                yield index
+
+
+class Easy(Hard):
+    """Leaves out what is too hard, and knows its place only by where it is in its code."""
+
+    def __iter__(self):
+        for index in SAMPLES * list(range(12)):
+            if self.weights[index] < 3 or index > 9:
+                yield index
+
+
 class Mines(Net):
     """Gives samples with a high loss a high weight."""
 
@@ -52,12 +84,12 @@ class Mines(Net):
         return loss
 
 
-def hard(lazy=False, batches=False, **options):
-    sampler = Hard(lazy)
+def hard(lazy=False, batches=False, kind=Hard, data=Numbered, **options):
+    sampler = kind(lazy)
     given = (
         {"batch_sampler": BatchSampler(sampler, BATCH, False)} if batches else {"sampler": sampler, "batch_size": BATCH}
     )
-    return DataLoader(Numbered(), **given, **options)
+    return DataLoader(data(), **given, **options)
 
 
 def weighted():
@@ -69,7 +101,10 @@ CASES = {
     "one by one": Case(lambda: hard(lazy=True), Mines),
     "in a batch sampler": Case(lambda: hard(batches=True), Mines),
     "of torch": Case(weighted, Mines),
+    "with a state_dict()": Case(lambda: hard(kind=Stateful), Mines, at=(2, 5)),
+    "of another number of draws": Case(lambda: hard(kind=Rejecting), Mines, at=(2, 5, 9)),
     "workers": Case(lambda: hard(num_workers=2), Mines, at=(2, 5, 6, 9)),
+    "workers, one by one": Case(lambda: hard(lazy=True, num_workers=2), Mines, at=(2, 5, 9)),
     "workers that stay": Case(lambda: hard(num_workers=2, persistent_workers=True), Mines, at=(2, 5, 6, 9)),
 }
 
@@ -83,12 +118,48 @@ def test_also_when_a_run_is_stopped_after_every_step(tmp_path):
     check_chain(CASES["weights"], tmp_path)
 
 
+class Plain(Numbered):
+    """Draws nothing, so that it does not matter who loads it."""
+
+    def __getitem__(self, index):
+        return torch.sin(torch.arange(5.0) + index) * (torch.arange(5) > 0) + index * (torch.arange(5) == 0)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (1, 2), (2, 1)])
+def test_also_with_another_number_of_workers(before, after, tmp_path, caplog):
+    case = Case(lambda: hard(data=Plain, num_workers=before), Mines, steps=9)
+    straight, _, _ = train(case, tmp_path, 1)
+    case.data = lambda: hard(data=Plain, num_workers=after)
+    losses, _, _ = train(case, tmp_path / "more", 2, tmp_path / "step=2")
+    assert losses == straight[2:]
+    assert ("its samples were loaded" in caplog.text) == (0 in (before, after) and before != after)
+    assert "its sampler" not in caplog.text
+
+
 @pytest.mark.parametrize("lazy", [True, False])
-def test_what_workers_were_told_ahead_is_named_if_it_is_drawn_anew(lazy, tmp_path, caplog):
+def test_what_another_number_of_workers_draws_ahead_is_named_if_it_is_drawn_one_by_one(lazy, tmp_path, caplog):
+    case = Case(lambda: hard(lazy, num_workers=2), Mines, steps=5)
+    train(case, tmp_path, 1)
+    case.data = lambda: hard(lazy, num_workers=1)
+    train(case, tmp_path / "more", 2, tmp_path / "step=3")
+    assert ("it draws 2 batches ahead of training now, and drew 4 then" in caplog.text) == lazy
+
+
+@pytest.mark.parametrize("lazy", [True, False])
+def test_what_workers_were_told_ahead_is_named_if_it_is_too_large_to_be_saved(lazy, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(drawn, "_MOST", 8)
     case = Case(lambda: hard(lazy, num_workers=2), Mines, steps=5)
     train(case, tmp_path, 1)
     train(case, tmp_path / "more", 2, tmp_path / "step=3")
-    assert ("its workers had been told to load other samples ahead" in caplog.text) == lazy
+    assert ("had been told to load ahead could not be saved" in caplog.text) == lazy
+
+
+@pytest.mark.parametrize("kind", [Hard, Easy])
+def test_a_place_among_samples_that_training_leaves_out_is_named(kind, tmp_path, caplog):
+    case = Case(lambda: hard(True, kind=kind), Mines, steps=6)
+    train(case, tmp_path, 1)
+    train(case, tmp_path / "more", 2, tmp_path / "step=5")
+    assert ("goes on at another place of their order" in caplog.text) == (kind is Easy)
 
 
 class Lazy(Sampler):
@@ -122,7 +193,8 @@ def test_what_a_sampler_makes_when_an_epoch_begins_is_made_again(before, after, 
     case.data = lambda: lazy(num_workers=after)
     losses, _, _ = train(case, tmp_path / "more", 2, tmp_path / "step=2")
     assert losses == straight[2:]
-    assert "training loader" not in caplog.text
+    assert ("its samples were loaded" in caplog.text) == (0 in (before, after) and before != after)
+    assert "its sampler" not in caplog.text
 
 
 def test_a_sampler_of_fewer_samples_is_not_set_to_its_order_of_before(tmp_path):
