@@ -23,6 +23,8 @@ OTHER_RANKS = (
     "after as many samples, with new random numbers, and means of this epoch are of what follows"
 )
 
+LESS = "%d ranks had taken %d batches of the epoch, a number that %d ranks do not come to: %d are trained on twice"
+
 RAISED = (
     "was under way when the checkpoint was saved: a run that goes on trains on its batch once more, with other random "
     "numbers if it had drawn some, and with what it had already counted or set in the program; or on the next batch, if it "

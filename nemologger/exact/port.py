@@ -141,6 +141,7 @@ class Plan:
         begun: Whether that has happened.
         thread: The one that takes batches.
         elsewhere: Whether the indices were asked for in another one.
+        order: Goes through this in the place of the sampler, unless None.
         draw: Draws what is to be left out from an iterator, and more if more had been drawn: what comes first of the rest.
         ahead: What is left of that.
         newest: The last that was handed out, to workers ahead of the batch that is taken: its number, and what it is.
@@ -155,6 +156,7 @@ class Plan:
     begun: bool = False
     thread: int = field(default_factory=get_ident)
     elsewhere: bool = False
+    order: Any = None
     draw: Callable[[Iterator[Any]], list[Any]] | None = None
     ahead: list[Any] = field(default_factory=list)
     newest: tuple[int, Any] = (0, None)
@@ -197,7 +199,7 @@ def _planned(inner: Any, plan: Plan) -> Iterator[Any]:
     streams = plan.streams
     plan.elsewhere = get_ident() != plan.thread
     with streams or nullcontext():
-        indices = iter(inner)
+        indices = iter(inner if plan.order is None else plan.order)
         plan.ahead = list(islice(indices, plan.skip, plan.skip)) if plan.draw is None else plan.draw(indices)
     if not plan.begun:
         plan.begun = True

@@ -147,8 +147,11 @@ def saved_batches(checkpoint: dict[str, Any]) -> int:
 def rescale_saved_batches(checkpoint: dict[str, Any], numerator: int, denominator: int) -> None:
     """Count batches as another number of ranks would have after as many samples."""
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress")
-    for key, value in {} if progress is None else progress["current"].items():
-        progress["current"][key] = value * numerator // denominator
+    if progress is not None:
+        current = progress["current"]
+        more = current["ready"] * numerator // denominator - current["ready"]
+        # The batch that was ending is one batch still.
+        progress["current"] = {key: value + more for key, value in current.items()}
 
 
 def drop_loader_states(checkpoint: dict[str, Any]) -> None:

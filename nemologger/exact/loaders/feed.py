@@ -266,7 +266,7 @@ class Feed:
     def _begin(self, batches: Batches, skip: int) -> None:
         self._after = None
         rng = RngState.capture()
-        start = Start(rng, self._at_start.values(), rng.seed(*self._salt(self)))
+        start = Start(rng, self._at_start.values(), rng.seed(*self._salt(self)), self.source.order)
         self._mark = Mark(start, skip, self._mark.restarts + 1 if self._mark.over else 0, False)
         batches.inner = self.source.begin(start.seed, skip, None, lambda: None)
 
@@ -284,6 +284,7 @@ class Feed:
             self._at_batch.restore(position.at_batch)
 
         self._mark = position.mark
+        self.source.order = start.order
         if self.source.repeats or position.sizes is not None:
             self.source.expect(position.drawn())
         batches.inner = self.source.begin(start.seed, position.mark.batches, position.state, ready)

@@ -8,17 +8,36 @@ from typing import Any, NamedTuple
 
 from nemologger.exact.loaders.drawn import Drawn
 from nemologger.exact.loaders.earlier import renamed
+from nemologger.exact.loaders.orders import Order
 from nemologger.exact.program.owned import NOTHING, Values
 from nemologger.exact.rng import RngState
 
 
 @dataclass(frozen=True)
 class Start:
-    """The moment an epoch of a loader began: all that decides which batches follow."""
+    """The moment an epoch of a loader began: all that decides which batches follow.
+
+    Attributes:
+        rng: The global generators.
+        owned: What its sampler kept.
+        seed: For the generators of workers.
+        order: What else decides about the order, see :func:`~nemologger.exact.loaders.orders.order_of`.
+    """
 
     rng: RngState
     owned: Values
     seed: int
+    order: Order | None = None
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain types."""
+        return {"rng": self.rng.to_plain(), "owned": self.owned.to_plain(), "seed": self.seed, "order": self.order}
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any]) -> Start:
+        """What :meth:`to_plain` was made of."""
+        rng, owned = RngState.from_plain(plain["rng"]), Values.from_plain(plain["owned"])
+        return Start(rng, owned, plain["seed"], plain.get("order"))
 
 
 class Mark(NamedTuple):
@@ -65,11 +84,8 @@ class Position(NamedTuple):
     def to_plain(self) -> dict[str, Any]:
         """As plain types."""
         start, batches, restarts, over, last, checked = self.mark
-        first = None
-        if start is not None:
-            first = {"rng": start.rng.to_plain(), "owned": start.owned.to_plain(), "seed": start.seed}
         return {
-            "start": first,
+            "start": None if start is None else start.to_plain(),
             "batches": batches,
             "restarts": restarts,
             "over": over,
@@ -85,9 +101,7 @@ class Position(NamedTuple):
     @staticmethod
     def from_plain(plain: dict[str, Any]) -> Position:
         """What :meth:`to_plain` was made of."""
-        first, start = plain["start"], None
-        if first is not None:
-            start = Start(RngState.from_plain(first["rng"]), Values.from_plain(first["owned"]), first["seed"])
+        start = None if plain["start"] is None else Start.from_plain(plain["start"])
         batches, last = plain["batches"], plain.get("last", 0)
         checked = plain.get("checked", batches)  # there was a checksum of each batch once
         mark = Mark(start, batches, plain["restarts"], plain["over"], last, checked)

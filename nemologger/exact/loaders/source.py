@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, default_collate, default_convert
 from nemologger.exact import port
 from nemologger.exact.loaders.drawn import Drawn
 from nemologger.exact.loaders.in_worker import Watch
+from nemologger.exact.loaders.orders import Order
 
 _NAMED = 5
 _OF_WORKERS = (
@@ -72,6 +73,15 @@ class Source:
         self.loader = loader
         self._limits: list[str] = []
         self.watch: Watch | None = None
+
+    @property
+    def order(self) -> Order | None:
+        """What decides about the order of the epoch that begins, beside generators, if that is known."""
+        return None
+
+    @order.setter
+    def order(self, order: Order | None) -> None:
+        """For :meth:`begin`: go on in this order."""
 
     @property
     def limits(self) -> list[str]:

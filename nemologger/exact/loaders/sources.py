@@ -15,6 +15,7 @@ from typing_extensions import override
 from nemologger.exact import port, workers
 from nemologger.exact.loaders.drawn import Drawn
 from nemologger.exact.loaders.in_worker import Watch
+from nemologger.exact.loaders.orders import Order, in_order, order_of
 from nemologger.exact.loaders.source import Source, copied, has_state, loading
 from nemologger.exact.rng import Streams
 from nemologger.exact.values import contents
@@ -56,6 +57,7 @@ class MapStyle(Source):
         self.reach = loader.num_workers * (loader.prefetch_factor or 0)
         self._plan: port.Plan | None = None
         self._expected = Drawn()
+        self._order: Order | None = None
         self.isolated = not port.draws_only_at_first(self.indices.inner)
         if self.workers:
             self.watch = Watch(loader.num_workers, "batch")
@@ -72,6 +74,15 @@ class MapStyle(Source):
     def at_batch(self) -> dict[str, Any]:
         return loading(self.loader)
 
+    @property
+    @override
+    def order(self) -> Order | None:
+        return order_of(self.loader)
+
+    @order.setter
+    def order(self, order: Order | None) -> None:
+        self._order = order
+
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
         if state is not None and has_state(self.loader.dataset):
@@ -81,6 +92,7 @@ class MapStyle(Source):
             workers.seed_workers(self.loader, late=False, watch=self.watch)
         streams = Streams(seed) if self.isolated else None
         plan = self._plan = self.indices.plan = port.Plan(seed, skip, self.workers, streams, ready)
+        plan.order, self._order = in_order(self._order, self.loader, self.indices.inner), None
         plan.told = deque(maxlen=self.reach)
         roots, name = {"sampler": self.indices.inner}, type(self.loader).__name__
         expected, self._expected = self._expected, Drawn()
