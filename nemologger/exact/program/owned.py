@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from nemologger.exact.program.caches import Caches
 from nemologger.exact.program.crowds import Crowds
 from nemologger.exact.program.flags import Flags, is_gone
@@ -247,6 +249,8 @@ class Owned:
             if not self._has_changed(path, value) or (self._light and self._caches.find(path, value)):
                 continue
             first = self._first.get(path)
+            if first is None and isinstance(value, np.memmap) and self._late.setdefault(path, id(value)) == id(value):
+                continue  # a file, opened when it was first needed
             if parent_of(path) not in self._there:
                 if at == "all":
                     self._look_at_late(path, contents.fingerprint(value))

@@ -172,6 +172,29 @@ def test_other_things_that_change_there_are_named(loader, named, tmp_path, caplo
     assert len([record for record in caplog.records if named in record.getMessage()]) == 1
 
 
+class Mapped(Augmented):
+    """Opens its file when it is first needed, or for some samples anew."""
+
+    def __init__(self, path, every=SAMPLES):
+        super().__init__()
+        self.path, self.every, self.file, self.shard = path, every, None, 0
+
+    def __getitem__(self, index):
+        if self.file is None or index // self.every != self.shard:
+            self.shard = index // self.every
+            self.file = np.memmap(self.path, np.float32, "r", offset=4 * self.shard)
+        return super().__getitem__(index) + float(self.file[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("every", [SAMPLES, 5])
+def test_a_mapped_file_opened_when_it_is_needed_is_not_named_and_one_of_several_is(workers, every, tmp_path, caplog):
+    path = tmp_path / "numbers"
+    np.arange(SAMPLES, dtype=np.float32).tofile(path)
+    train(Case(lambda: DataLoader(Mapped(path, every), batch_size=BATCH, num_workers=workers), steps=4), tmp_path, 1)
+    assert ("dataset.file" in caplog.text) == (every < SAMPLES)
+
+
 class Staged(Augmented):
     stage = 0
 
