@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,7 @@ class _Leaving:
                 for name, argument in configs.arguments(node).items()
                 if not _is_uncaptured(argument) or self._may_stay(node, name, step(path, name), argument)
             }
+            self._check_arguments(node, kept, path)
             return configs.make(type(node), node.__fn_or_cls__, kept)
         if type(node) is dict:
             return {key: self.visit(item, step(path, key)) for key, item in node.items()}
@@ -131,6 +134,23 @@ class _Leaving:
                 self.visit(item, step(path, i)) for i, item in enumerate(node) if not _is_uncaptured(item)
             )
         return node
+
+    def _check_arguments(self, node: Any, given: configs.Arguments, path: str) -> None:
+        """Refuse arguments of a class that has others today."""
+        called = node.__fn_or_cls__
+        parameters = configs.signature(called).parameters
+        kinds = {parameter.kind for parameter in parameters.values()}
+        unknown = [name for name in given if isinstance(name, str) and name not in parameters]
+        if unknown and Parameter.VAR_KEYWORD not in kinds:
+            wrong = f"has no argument {unknown[0]!r} any more, but {', '.join(parameters) or 'none'}"
+        elif lacking := [] if isinstance(node, fdl.Partial) else _lacking(parameters, given):
+            wrong = f"needs an argument {lacking[0]!r}, which it did not have then"
+        else:
+            return
+        raise ContextError(
+            f"{self._directory}: {path or 'the whole'} is {called.__module__}.{called.__qualname__}, which {wrong}. Load it "
+            "with nemologger.io.load_context(..., build=False), change the config, and build it with fdl.build."
+        )
 
     def _may_stay(self, node: Any, name: str | int, path: str, argument: Any) -> bool:
         """Whether it is only seen, not used; if it is left out, the callable must have a default for it."""
@@ -144,6 +164,14 @@ class _Leaving:
             )
         self.left_out.append(f"{path}: {_reason(argument)}")
         return False
+
+
+def _lacking(parameters: Mapping[str, Parameter], given: configs.Arguments) -> list[str]:
+    """The arguments by name that must be given, and are not."""
+    named = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+    return [
+        name for name, one in parameters.items() if one.kind in named and one.default is one.empty and name not in given
+    ]
 
 
 def _is_uncaptured(value: Any) -> bool:

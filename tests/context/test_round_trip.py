@@ -184,6 +184,18 @@ def test_a_needed_argument_that_was_lost_is_an_error_when_built(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "said"),
+    [({"fn": 3, "m": 2}, "has no argument 'm' any more, but fn, n"), ({"n": 2}, "needs an argument 'fn', which")],
+)
+def test_a_class_that_takes_other_arguments_today_is_named(tmp_path, arguments, said):
+    Anything(**arguments).io_dump(tmp_path)
+    file = tmp_path / "io.json"
+    file.write_text(file.read_text().replace("Anything", "Part"))
+    with pytest.raises(ContextError, match=f"{tmp_path}: the whole is ctxmod.Part, which {said}.*build=False"):
+        load_context(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("value", "reason"),
     [
         (torch.zeros(5000), "only plain tensors of at most 1000 values"),
