@@ -97,16 +97,11 @@ class _Guard:
             call()
             if isinstance(self._logger, TensorBoardLogger):
                 self._logger.experiment.flush()  # Lightning does so after each step: here, while it can be tried again
-        except Exception as error:
-            self._has_failed = _is_outage(error)
+        except Exception as error:  # noqa: BLE001  raised again, here or by put()
+            cause = error.__cause__ or error  # Lightning raises another error from TensorBoard's
+            self._has_failed = isinstance(cause, OSError) or type(cause).__module__.startswith("wandb.sdk")
             if self._has_failed:
-                raise
+                raise cause from None
             self._refused = error
         else:
             self._has_failed = False
-
-
-def _is_outage(error: BaseException) -> bool:
-    """Whether ``error`` is about what is written to. Lightning raises another error from TensorBoard's."""
-    cause = error.__cause__ or error
-    return isinstance(cause, OSError) or type(cause).__module__.startswith("wandb.sdk")

@@ -134,7 +134,7 @@ def test_tensorboard_has_every_step_once_though_it_could_not_write_for_a_while(t
     events.Reload()
     assert [event.step for event in events.Scalars("train_loss")] == [*range(10)]
     assert [event.step for event in events.Scalars("val_loss")] == [4, 9]
-    assert caplog.text.count("TensorBoardLogger fails (metrics of step 3)") == 1
+    assert caplog.text.count("TensorBoardLogger fails (metrics of step 3): NotADirectoryError") == 1
     assert "TensorBoardLogger is left. Nothing is lost" in caplog.text
 
 
