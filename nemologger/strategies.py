@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from inspect import unwrap
+from inspect import signature, unwrap
 from itertools import product
 from operator import index
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from nemologger.condition import holds
+from nemologger.condition import holds, unexpected
 from nemologger.errors import ConfigurationError
 from nemologger.exact.reach.code import names_in
 
@@ -140,6 +140,9 @@ class FSDP2Strategy(ModelParallelStrategy):
         ckpt_async_save: bool = False,
         **kwargs: Any,
     ) -> None:
+        theirs = signature(lightning_strategies.ModelParallelStrategy).parameters
+        for name in kwargs.keys() - theirs.keys():
+            raise unexpected("FSDP2Strategy", name, [*signature(FSDP2Strategy).parameters, *theirs])
         for name, size in (("data_parallel_size", data_parallel_size), ("tensor_parallel_size", tensor_parallel_size)):
             if size != "auto" and not holds(lambda ranks: index(ranks) >= 1, size):
                 raise ConfigurationError(
@@ -157,6 +160,14 @@ class FSDP2Strategy(ModelParallelStrategy):
     def setup_environment(self) -> None:
         """Settle what is ``"auto"``, and make the mesh of ranks."""
         world = self.num_nodes * self.num_processes
+        try:
+            # Lightning's launchers do so, and this strategy has none where others have started the processes.
+            self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)  # type: ignore[union-attr]
+        except ValueError as error:
+            raise ConfigurationError(
+                f"FSDP2Strategy: {error} Where torchrun starts any number of nodes, give "
+                'Trainer(num_nodes=int(os.environ["GROUP_WORLD_SIZE"]))'
+            ) from error
         if self._tensor_parallel_size == "auto":
             self._tensor_parallel_size = 1
         if self._data_parallel_size == "auto":

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from torch.distributed.fsdp import CPUOffloadPolicy
 from torch.distributed.tensor import DTensor
 from toy import ToyModel, loader, quiet_trainer
@@ -36,6 +37,16 @@ def test_sizes_are_compared_with_the_number_of_ranks_before_training():
     trainer = quiet_trainer(max_steps=1, strategy=FSDP2Strategy(data_parallel_size=2))
     with pytest.raises(ConfigurationError, match=r"data_parallel_size=2, tensor_parallel_size=1.*which is 1"):
         trainer.fit(ToyModel(), loader())
+
+
+def test_ranks_that_somebody_else_has_started_are_counted(monkeypatch):
+    """torchrun, once a node is gone: "auto" would take the ranks that the Trainer is told of."""
+    trainer = quiet_trainer(max_steps=1, strategy=FSDP2Strategy())
+    monkeypatch.setattr(trainer.strategy, "cluster_environment", TorchElasticEnvironment())
+    monkeypatch.setattr(trainer.strategy, "num_nodes", 2)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(ConfigurationError, match=r"num_nodes=2.*world size \(1\).*GROUP_WORLD_SIZE"):
+        trainer.strategy.setup_environment()
 
 
 @pytest.mark.parametrize("kind", [DDPStrategy, FSDPStrategy, ModelParallelStrategy, FSDP2Strategy])
