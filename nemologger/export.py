@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from nemologger import names
@@ -22,9 +23,9 @@ from nemologger.condition import kind_of
 from nemologger.context.io_json import load_context
 from nemologger.disk import LocalDisk
 from nemologger.disk.there import exists, is_dir
-from nemologger.errors import ConfigurationError, NotFoundError
+from nemologger.errors import ConfigurationError, ModelMismatchError, NotFoundError
 from nemologger.loading.compare import check_model
-from nemologger.stores.path import storage_path
+from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
 
 # How the name of a file that export_weights writes may end.
@@ -71,7 +72,7 @@ def load_weights(
     path = _existing(checkpoint, storage_options, ema=ema)
     load.recorded(load.weights_of(path))  # damage must not look like another model
     state = module.state_dict()
-    check_model(path, state, module, strict=strict)
+    check_model(path, state, module, strict=strict, advice="or load what fits: strict=False.")
     wanted = (lambda name: True) if strict else state.__contains__
     loaded = load.load_model(path, into=places_of(module), wanted=wanted)
     fill_special(module, loaded)
@@ -87,7 +88,9 @@ def load_model(
 ) -> LightningModule:
     """The model of a checkpoint: built as it was, with its weights, on the CPU and in evaluation mode.
 
-    Lightning's ``load_from_checkpoint`` reads files; this is its counterpart for directories.
+    Lightning's ``load_from_checkpoint`` reads files; this is its counterpart for directories. As there,
+    ``configure_model()`` and ``on_load_checkpoint()`` make the layers that ``__init__()`` has not made: they are called
+    where the weights do not fit without.
 
     Args:
         checkpoint: A checkpoint's directory; also a URL.
@@ -110,6 +113,11 @@ def load_model(
     """
     path = _existing(checkpoint, storage_options)
     model: LightningModule = load_context(path, subpath="model", trust=trust)
+    # A configure_model() that only shards what __init__() has made is not called: there are no ranks here.
+    if is_overridden("configure_model", model) and not _fits(path, model):
+        model.configure_model()
+    if is_overridden("on_load_checkpoint", model) and not _fits(path, model):
+        model.on_load_checkpoint(load.open_checkpoint(path).read(optimizer=False))
     load_weights(path, model, ema=ema)
     return model.eval()
 
@@ -143,9 +151,11 @@ def export_weights(
         Traceback (most recent call last):
         nemologger.errors.ConfigurationError: output='model.txt': end it in .safetensors or .pt
     """
-    target = storage_path(output, storage_options)
+    target = storage_path(output, storage_options, "output")
     if target.suffix not in FORMATS:
         raise ConfigurationError(f"output={str(output)!r}: end it in .safetensors or .pt")
+    if is_dir(target):
+        raise ConfigurationError(f"output={str(output)!r} is a directory: give the name of a file")
     state = load.load_model(_existing(checkpoint, storage_options, ema=ema))
     disk = disk_of(target) or LocalDisk()
     disk.make_directory(target.absolute().parent)
@@ -160,6 +170,14 @@ def export_weights(
             file.seek(0)
             disk.write(target, iter(lambda: file.read(_READ_SIZE), b""))
     return target
+
+
+def _fits(checkpoint: Path, model: LightningModule) -> bool:
+    try:
+        check_model(checkpoint, model.state_dict(), model)
+    except ModelMismatchError:
+        return False
+    return True
 
 
 def _safetensors(state: Mapping[str, Any]) -> Iterator[bytes | memoryview]:
@@ -206,7 +224,8 @@ def _kind(dtype: torch.dtype) -> tuple[str, int]:
 
 
 def _existing(checkpoint: str | Path, options: Mapping[str, Any] | None, *, ema: bool = False) -> Path:
-    path = storage_path(checkpoint, options).resolve() if "://" in str(checkpoint) else Path(checkpoint)
+    path = storage_path(checkpoint, options, "checkpoint")
+    path = path.resolve() if in_store(path) else path
     if not is_dir(path):
         if path.suffix in FORMATS and exists(path):
             read = "safetensors.torch.load_model(module, path)" if path.suffix == ".safetensors" else "torch.load(path)"

@@ -184,15 +184,62 @@ def test_a_full_disk_leaves_what_was_there(written, tmp_path):
 
 
 def test_mistakes(trained, tmp_path):
+    (tmp_path / "runs.pt").mkdir()
     with pytest.raises(ConfigurationError, match=r"\.safetensors or \.pt"):
         export_weights(trained[0], tmp_path / "model.onnx")
     with pytest.raises(ConfigurationError, match=r"module is a str, expected a torch\.nn\.Module"):
         load_weights(ToyModel(), "model")
     with pytest.raises(NotFoundError):
         export_weights(tmp_path / "gone", tmp_path / "model.pt")
+    with pytest.raises(ConfigurationError, match="is a directory: give the name of a file"):
+        export_weights(trained[0], tmp_path / "runs.pt")
     exported = export_weights(trained[0], tmp_path / "model.safetensors")
     with pytest.raises(NotFoundError, match=r"model\.safetensors is a file, .* safetensors\.torch\.load_model"):
         load_weights(exported, ToyModel())
+
+
+class Late(ToyModel):
+    """Makes a layer in one hook, and another one, where the checkpoint has it, in a second."""
+
+    def __init__(self):
+        super().__init__()
+        self.save_hyperparameters()
+        self.late = self.grown = None
+
+    def configure_model(self):
+        if self.late is None:
+            self.late = torch.nn.Linear(3, 3)
+
+    def on_load_checkpoint(self, checkpoint):
+        if "grown.weight" in checkpoint["state_dict"]:
+            self.grown = torch.nn.Linear(2, 2)
+
+
+class Sharding(ToyModel):
+    """Would fail without ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.save_hyperparameters()
+
+    def configure_model(self):
+        if self._trainer is None:
+            raise AssertionError("there is no mesh of ranks")
+
+
+def grown():
+    model = Late()
+    model.grown = torch.nn.Linear(2, 2)
+    return model
+
+
+@pytest.mark.parametrize("make", [Late, grown, Sharding])
+def test_a_model_with_layers_of_its_hooks(tmp_path, make):
+    """``Model.load_from_checkpoint`` makes them too."""
+    trained = make()
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
+    quiet_trainer(max_steps=5, callbacks=[saves]).fit(trained, loader(), loader())
+    assert _same(load_model(tmp_path / "x").state_dict(), trained.state_dict())
 
 
 def test_the_model_itself_with_its_weights(tmp_path):

@@ -33,6 +33,7 @@ def check_model(
     *,
     strict: bool = True,
     opened: Opened | None = None,
+    advice: str = "or write to another run directory; LightningModule.strict_loading = False loads what fits.",
 ) -> None:
     """Compare the model in ``checkpoint`` with a state dictionary, before anything is loaded.
 
@@ -42,6 +43,7 @@ def check_model(
         module: Whose it is: what a part of it loads in a way of its own is not compared.
         strict: Whether the names must be the same; else, only the shapes of those that both have.
         opened: ``checkpoint``, if that has been opened.
+        advice: What else to do than to build the model in another way.
 
     Raises:
         ModelMismatchError: If they differ; it names the parameters.
@@ -60,7 +62,7 @@ def check_model(
             f"{checkpoint} was saved from another model; nothing was loaded. What differs:\n  "
             + "\n  ".join(found[:_SHOWN])
             + more
-            + f"\n{_advice(stored.keys(), wanted.keys())}"
+            + f"\n{_advice(stored.keys(), wanted.keys(), advice)}"
         )
 
 
@@ -97,7 +99,7 @@ def differences(
     ]
 
 
-def _advice(stored: Collection[str], wanted: Collection[str]) -> str:
+def _advice(stored: Collection[str], wanted: Collection[str], otherwise: str) -> str:
     """What to do about names that differ."""
     if set(stored) != set(wanted) and _uncompiled(stored) == _uncompiled(wanted):
         return (
@@ -105,10 +107,7 @@ def _advice(stored: Collection[str], wanted: Collection[str]) -> str:
             "the layers that were compiled then. layer.compile() leaves the names alone, for runs that are to go on with "
             "and without."
         )
-    return (
-        "Build the model with the settings of that run (they are in its context/model.yaml), or write to another run "
-        "directory; LightningModule.strict_loading = False loads what fits."
-    )
+    return f"Build the model with the settings of that run (they are in its context/model.yaml), {otherwise}"
 
 
 def _uncompiled(names: Collection[str]) -> set[str]:

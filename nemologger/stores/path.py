@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from nemologger import names
+from nemologger.condition import kind_of
 from nemologger.errors import ConfigurationError
 from nemologger.stores.client import check_protocol
 from nemologger.stores.store import Store
@@ -270,15 +271,28 @@ class _Object(io.RawIOBase):
         return len(data)
 
 
-def storage_path(where: str | os.PathLike[str] | StorePath, options: Mapping[str, Any] | None = None) -> Path:
+def is_path(value: object) -> bool:
+    """Whether ``value`` may name a place on a disk or in a store.
+
+    Example:
+        >>> is_path("s3://bucket/key"), is_path(None)
+        (True, False)
+    """
+    return isinstance(value, str | os.PathLike | StorePath)
+
+
+def storage_path(
+    where: str | os.PathLike[str] | StorePath, options: Mapping[str, Any] | None = None, argument: str = "the path"
+) -> Path:
     """The path that ``where`` names: of the local file system, or (a URL) of a store.
 
     Args:
         where: A path, or a URL such as ``s3://bucket/key``.
         options: For the store's client; see :class:`~nemologger.stores.store.Store`.
+        argument: What the caller calls it, for the error.
 
     Raises:
-        ConfigurationError: If it is a URL that cannot work here.
+        ConfigurationError: If it is no path, or a URL that cannot work here; or if ``options`` are none.
 
     Example:
         >>> storage_path("runs/demo")
@@ -288,6 +302,12 @@ def storage_path(where: str | os.PathLike[str] | StorePath, options: Mapping[str
     """
     if isinstance(where, StorePath):
         return cast(Path, where)
+    if not is_path(where):
+        raise ConfigurationError(f"{argument} is {kind_of(where)}: expected a path, or a URL such as s3://bucket/key")
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigurationError(
+            f"storage_options is {kind_of(options)}: expected a dictionary of what the fsspec file system takes"
+        )
     text = os.fspath(where)
     if "::" in text and "://" in text:
         raise ConfigurationError(f"{text!r}: chained URLs cannot be used, name the store itself")
