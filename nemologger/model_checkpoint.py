@@ -167,41 +167,13 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         disk: Disk | None = None,
         **nemo_1: Any,
     ) -> None:
+        given = locals()
         self.storage_options = storage_options
         if storage_options is not None:
             forget_argument(self, "storage_options")  # credentials are nothing for a context
+        check_arguments(given, signature(ModelCheckpoint).parameters)
         directory = given_directory(dirpath, storage_options)
         save_last = possible_last(save_last, directory)
-        check_arguments(
-            nemo_1,
-            known=signature(ModelCheckpoint).parameters,
-            flags={
-                "verbose": verbose,
-                "save_optim_on_train_end": save_optim_on_train_end,
-                "always_save_context": always_save_context,
-                "save_context_on_train_end": save_context_on_train_end,
-                "save_on_exception": save_on_exception,
-                "exact_resume": exact_resume,
-                "save_on_sigterm": save_on_sigterm,
-                "save_weights_only": save_weights_only,
-                "async_save": async_save,
-            },
-            rank_timeout=rank_timeout,
-            save_top_k=save_top_k,
-            save_last=save_last,
-            save_last_n_optim_states=save_last_n_optim_states,
-            save_weights_only=save_weights_only,
-            intervals={"every_n_epochs": every_n_epochs, "every_n_train_steps": every_n_train_steps},
-            train_time_interval=train_time_interval,
-            filename=filename,
-            auto_insert_metric_name=auto_insert_metric_name,
-            on_busy=on_busy,
-            async_save=async_save,
-            staging=staging,
-            enable_version_counter=enable_version_counter,
-            files_per_rank=files_per_rank,
-            max_failed_saves=max_failed_saves,
-        )
         super().__init__(
             dirpath=None if directory is None else str(directory),
             filename=filename,

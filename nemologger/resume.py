@@ -30,7 +30,7 @@ from nemologger.run.record import record_of, run_of
 from nemologger.saving.checks import check_trainer
 from nemologger.saving.kept_checkpoints import ours
 from nemologger.stores.client import before_training
-from nemologger.stores.path import in_store, storage_path
+from nemologger.stores.path import in_store, is_path, storage_path
 from nemologger.stores.remote_disk import disk_of
 
 if TYPE_CHECKING:
@@ -67,8 +67,11 @@ class RestoreConfig:
     load_artifacts: bool = True
 
     def __post_init__(self) -> None:
-        """Check the path's type; whether it is there is seen when it is used."""
-        if not isinstance(self.path, str | Path) or not str(self.path):
+        """Check the types; whether the path is there is seen when it is used."""
+        flags = {one.name: getattr(self, one.name) for one in fields(self) if isinstance(one.default, bool)}
+        if wrong := texts_for_flags(flags):
+            raise ConfigurationError(f"RestoreConfig: {wrong}")
+        if not is_path(self.path) or not str(self.path):
             raise ConfigurationError(f"RestoreConfig(path={self.path!r}): a path is needed")
 
 
@@ -144,6 +147,12 @@ class AutoResume:
         self.resume_from_directory = _older("dirpath", dirpath, "resume_from_directory", self.resume_from_directory)
         imported = None if import_path is None else RestoreConfig(path=str(import_path))
         self.restore_config = _older("import_path", imported, "restore_config", self.restore_config)
+        for name in ("resume_from_path", "resume_from_directory", "start_from"):
+            given = getattr(self, name)
+            if given is not None and not is_path(given):
+                raise ConfigurationError(
+                    f"AutoResume({name}={given!r}): expected a path, or a URL such as s3://bucket/key"
+                )
         if self.start_from is not None and (not self._wants_checkpoint or self.resume_from_path is not None):
             raise ConfigurationError(
                 f"AutoResume(start_from={str(self.start_from)!r}) is for a run that looks for checkpoints of its own: set "

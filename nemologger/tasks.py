@@ -286,7 +286,8 @@ def _share_tokenizer(model: Any, data: Any, tokenizer: Any) -> None:
     else:
         shared = tokenizer
     model.tokenizer = shared
-    data.tokenizer = shared
+    if data is not None:
+        data.tokenizer = shared
 
 
 def _use_optimizer(model: pl.LightningModule, optim: Any) -> None:

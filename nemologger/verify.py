@@ -68,7 +68,7 @@ def verify_checkpoint(
         Traceback (most recent call last):
         nemologger.errors.NotFoundError: there is no checkpoint at runs/demo/checkpoints/gone
     """
-    checkpoint = storage_path(path, storage_options)
+    checkpoint = storage_path(path, storage_options, "path")
     if checkpoint.name in (names.WEIGHTS, names.EMA_WEIGHTS):
         checkpoint = checkpoint.parent
     if not is_dir(checkpoint) and exists(checkpoint):

@@ -49,6 +49,7 @@ from lightning.pytorch.plugins.layer_sync import LayerSync
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.strategies import Strategy as TrainerStrategy
 
+from nemologger.condition import holds
 from nemologger.context import rebuild
 from nemologger.context.capture import is_tracked
 from nemologger.context.references import TORCH_CONSTANTS, Detour, Reference, find
@@ -153,7 +154,9 @@ class Policy:
     def __init__(self, trust: Trust = False) -> None:
         if isinstance(trust, str):
             trust = [trust]
-        if not isinstance(trust, bool) and not all(isinstance(n, str) and n and not n.endswith(".") for n in trust):
+        if not isinstance(trust, bool) and not holds(
+            lambda: all(isinstance(name, str) and name and not name.endswith(".") for name in trust)
+        ):
             raise ConfigurationError(
                 f"trust must be True, False or a list of package names such as 'timm', not {trust!r}"
             )

@@ -10,6 +10,7 @@ from datetime import datetime
 from pathlib import Path
 
 from nemologger import names
+from nemologger.condition import kind_of
 from nemologger.errors import ConfigurationError
 
 VERSION_VARIABLE = "NEMO_EXPM_VERSION"
@@ -177,11 +178,13 @@ def check_name(value: object, what: str) -> str:
 
 
 def check_local(path: str | Path | None, what: str) -> None:
-    """Refuse an address where a local directory is needed.
+    """Refuse what is no local directory.
 
     Raises:
-        ConfigurationError: ``path`` is an address such as ``s3://bucket/runs``.
+        ConfigurationError: ``path`` is no path, or an address such as ``s3://bucket/runs``.
     """
+    if path is not None and not isinstance(path, str | os.PathLike):
+        raise ConfigurationError(f"{what} is {kind_of(path)}: expected a path")
     if path is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]*:/", str(path)):
         raise ConfigurationError(
             f"{what}={str(path)!r} is an address; the run directory, where log files are appended to, must be on a "

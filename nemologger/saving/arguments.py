@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from inspect import Parameter
 from operator import index
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +22,19 @@ _NEMO_1 = {
     "save_nemo_on_train_end": "the final checkpoint is saved at train end; drop the argument",
     "model_parallel_size": "the trainer's strategy knows how the model is split; drop the argument",
 }
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "on_busy": ("wait", "skip"),
+    "staging": ("auto", "at_once", "overlapped"),
+    "save_last": (True, False, None, "link"),
+    "mode": ("min", "max"),
+}
+_EXAMPLES = {"monitor": "val_loss", "filename": "{val_loss:.2f}-{step}"}
 _SAMPLE = {"epoch": 0, "step": 0, "consumed_samples": 0, "model_name": "model"}
 
 
 def given_directory(dirpath: str | Path | None, storage_options: Mapping[str, Any] | None) -> Path | None:
     """What ``dirpath`` names, on a disk or in a store; None for the run's."""
-    directory = None if dirpath is None else storage_path(dirpath, storage_options)
+    directory = None if dirpath is None else storage_path(dirpath, storage_options, "dirpath")
     if storage_options is not None and not _is_in_store(directory):
         log.warning("ModelCheckpoint(storage_options=...) has no effect: dirpath=%r is no URL of a store", dirpath)
     return directory
@@ -46,71 +54,55 @@ def _is_in_store(directory: Path | None) -> bool:
     return directory is not None and in_store(directory) is not None
 
 
-def check_arguments(
-    nemo_1: Mapping[str, Any],
-    *,
-    known: Iterable[str],
-    flags: Mapping[str, Any],
-    rank_timeout: Any,
-    save_top_k: Any,
-    save_last: Any,
-    save_last_n_optim_states: Any,
-    save_weights_only: bool,
-    intervals: Mapping[str, Any],
-    train_time_interval: Any,
-    filename: Any,
-    auto_insert_metric_name: bool,
-    on_busy: str,
-    async_save: bool,
-    staging: str,
-    enable_version_counter: bool,
-    files_per_rank: int,
-    max_failed_saves: int,
-) -> None:
+def check_arguments(given: Mapping[str, Any], known: Mapping[str, Parameter]) -> None:
     """Refuse what cannot work, and warn of what has no effect.
+
+    Args:
+        given: Every argument by its name; ``nemo_1``: those without a parameter.
+        known: The parameters.
 
     Raises:
         ConfigurationError: An argument has a value that cannot work.
         TypeError: There is no such argument.
     """
-    _check_nemo_1(nemo_1, known)
+    _check_nemo_1(given["nemo_1"], known)
+    flags = {name: given[name] for name, one in known.items() if isinstance(one.default, bool) and name != "save_last"}
     if wrong := texts_for_flags(flags):
         raise ConfigurationError(f"ModelCheckpoint: {wrong}")
-    _check_duration("rank_timeout", rank_timeout)
-    if on_busy not in ("wait", "skip"):
-        raise ConfigurationError(f'on_busy={on_busy!r}: "wait" or "skip"')
-    if staging not in ("auto", "at_once", "overlapped"):
-        raise ConfigurationError(f'staging={staging!r}: "auto", "at_once" or "overlapped"')
-    if staging != "auto" and not async_save:
-        log.warning("ModelCheckpoint(staging=%r) has no effect without async_save=True", staging)
-    if enable_version_counter:
+    for name, choices in _CHOICES.items():
+        if given[name] not in choices:
+            raise ConfigurationError(f"{name}={given[name]!r}: {' or '.join(map(repr, choices))}")
+    _check_duration("rank_timeout", given["rank_timeout"])
+    if given["train_time_interval"] is not None:
+        _check_duration("train_time_interval", given["train_time_interval"])
+    for name in ("files_per_rank", "max_failed_saves"):
+        if not holds(lambda n: index(n) >= 1, given[name]):
+            raise ConfigurationError(f"{name}={given[name]!r}: a whole number, at least 1")
+    for name in ("save_top_k", "save_last_n_optim_states"):
+        _check_number(name, given[name])
+    for name in ("every_n_epochs", "every_n_train_steps"):
+        if given[name] is not None and not holds(lambda n: index(n) >= 0, given[name]):
+            raise ConfigurationError(f"{name}={given[name]!r}: a whole number, 0 for never")
+    for name in ("monitor", "filename"):
+        if given[name] is not None and not isinstance(given[name], str):
+            raise ConfigurationError(f"{name}={given[name]!r}: a text, for example {_EXAMPLES[name]!r}")
+    if given["filename"] is not None:
+        _check_filename(given["filename"], insert_names=given["auto_insert_metric_name"])
+    _warn_of_what_has_no_effect(given)
+
+
+def _warn_of_what_has_no_effect(given: Mapping[str, Any]) -> None:
+    if given["staging"] != "auto" and not given["async_save"]:
+        log.warning("ModelCheckpoint(staging=%r) has no effect without async_save=True", given["staging"])
+    if given["enable_version_counter"]:
         log.warning("ModelCheckpoint(enable_version_counter=True) has no effect: a name is replaced, never numbered")
-    if files_per_rank < 1 or max_failed_saves < 1:
-        raise ConfigurationError(
-            f"ModelCheckpoint(files_per_rank={files_per_rank}, max_failed_saves={max_failed_saves}): both must be at least 1"
-        )
-    if filename is not None:
-        _check_filename(filename, insert_names=auto_insert_metric_name)
-    _check_types(save_top_k, save_last, train_time_interval)
-    for name, interval in intervals.items():
-        if interval is not None and not holds(lambda n: index(n) >= 0, interval):
-            raise ConfigurationError(f"{name}={interval!r}: a whole number, 0 for never")
-    _check_number("save_last_n_optim_states", save_last_n_optim_states)
-    if save_weights_only and save_last_n_optim_states != -1:
+    if given["save_weights_only"] and given["save_last_n_optim_states"] != -1:
         log.warning(
             "ModelCheckpoint(save_last_n_optim_states=%r) has no effect with save_weights_only=True: no checkpoint has any",
-            save_last_n_optim_states,
+            given["save_last_n_optim_states"],
         )
-    if not save_last and save_top_k == 0:
+    if not given["save_last"] and given["save_top_k"] == 0:
         log.warning("ModelCheckpoint(save_last=False, save_top_k=0) saves nothing at all")
-
-
-def _check_types(save_top_k: Any, save_last: Any, train_time_interval: Any) -> None:
-    _check_number("save_top_k", save_top_k)
-    if save_last not in (True, False, None, "link"):
-        raise ConfigurationError(f'save_last={save_last!r}: True, False or "link"')
-    if train_time_interval is not None:
-        _check_duration("train_time_interval", train_time_interval)
 
 
 def _check_duration(name: str, value: Any) -> None:
@@ -118,10 +110,8 @@ def _check_duration(name: str, value: Any) -> None:
         raise ConfigurationError(f"{name}={value!r}: a datetime.timedelta, for example timedelta(minutes=10)")
 
 
-def _check_filename(filename: Any, *, insert_names: bool) -> None:
+def _check_filename(filename: str, *, insert_names: bool) -> None:
     """Find at once what else the first save would find."""
-    if not isinstance(filename, str):
-        raise ConfigurationError(f'filename={filename!r}: a text, for example "{{val_loss:.2f}}-{{step}}"')
     names = fields(filename)
     if not filename.count("{") == filename.count("}") == len(names):
         raise ConfigurationError(f"filename={filename!r}: a brace without the other one")
