@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from functools import wraps
 from inspect import signature
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 
@@ -76,6 +80,11 @@ def suggests_arguments(cls: type[T]) -> type[T]:
 
     plain.__init__ = checked
     return cls
+
+
+def flags_of(made: DataclassInstance) -> dict[str, object]:
+    """What an object of a dataclass has for the fields that are True or False by default."""
+    return {one.name: getattr(made, one.name) for one in fields(made) if isinstance(one.default, bool)}
 
 
 def texts_for_flags(flags: Mapping[str, object]) -> str:

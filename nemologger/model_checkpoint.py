@@ -41,6 +41,7 @@ from nemologger.saving.checks import (
 from nemologger.saving.due import Due
 from nemologger.saving.kept_checkpoints import ours
 from nemologger.saving.moments import CheckpointsInTime
+from nemologger.saving.notices import Failures, Notices
 from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
 
@@ -272,11 +273,10 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
 
     def _begin_fit(self) -> None:
         """What is counted, and what is said once, is so within one fit."""
-        self._failed_saves = 0
+        self._failures = Failures(self.max_failed_saves)
+        self._notices = Notices()
         self._is_prepared = self._is_ready = False
         self._due_after_validation = self._postponed = False
-        self._has_warned = self._has_told_of_name = False
-        self._told: set[str] = set()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Optimizers are there now: their state is about to be restored, by name."""

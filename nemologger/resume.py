@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import InitVar, dataclass, field, fields
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,16 +13,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 from nemologger import names
 from nemologger.callbacks.restore_weights import RestoreWeights, restore_tokenizer
 from nemologger.callbacks.resume_once import ResumeOnce
-from nemologger.checkpoint.commit import tidy
 from nemologger.checkpoint.find import Found
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.condition import suggests_arguments, texts_for_flags
-from nemologger.disk import LocalDisk
-from nemologger.disk.lock import DirectoryLock
+from nemologger.condition import flags_of, suggests_arguments, texts_for_flags
 from nemologger.disk.there import is_dir
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.lightning_port import callbacks, ranks_before_fit, requeue_file
-from nemologger.loading import checkpoint_io
+from nemologger.loading import checkpoint_io, leftovers
 from nemologger.loading.choice import named, newest_in, start_of, warn_of_newer
 from nemologger.loading.verified_reads import Ask, VerifiedReads, faults
 from nemologger.ranks import decide_with_help
@@ -31,7 +28,6 @@ from nemologger.saving.checks import check_trainer
 from nemologger.saving.kept_checkpoints import ours
 from nemologger.stores.client import before_training
 from nemologger.stores.path import in_store, is_path, storage_path
-from nemologger.stores.remote_disk import disk_of
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -68,8 +64,7 @@ class RestoreConfig:
 
     def __post_init__(self) -> None:
         """Check the types; whether the path is there is seen when it is used."""
-        flags = {one.name: getattr(self, one.name) for one in fields(self) if isinstance(one.default, bool)}
-        if wrong := texts_for_flags(flags):
+        if wrong := texts_for_flags(flags_of(self)):
             raise ConfigurationError(f"RestoreConfig: {wrong}")
         if not is_path(self.path) or not str(self.path):
             raise ConfigurationError(f"RestoreConfig(path={self.path!r}): a path is needed")
@@ -140,8 +135,7 @@ class AutoResume:
         self, path: str | Path | None, dirpath: str | Path | None, import_path: str | Path | None
     ) -> None:
         """Take the older names, and check the arguments together."""
-        flags = {one.name: getattr(self, one.name) for one in fields(self) if isinstance(one.default, bool)}
-        if wrong := texts_for_flags(flags):
+        if wrong := texts_for_flags(flags_of(self)):
             raise ConfigurationError(f"AutoResume: {wrong}")
         self.resume_from_path = _older("path", path, "resume_from_path", self.resume_from_path)
         self.resume_from_directory = _older("dirpath", dirpath, "resume_from_directory", self.resume_from_directory)
@@ -253,7 +247,8 @@ class AutoResume:
     def _find(self, trainer: pl.Trainer, stage: str, read: VerifiedReads, ask: Ask) -> dict[str, Any]:
         """What rank 0 sees and decides; plain values, they travel to the other ranks."""
         max_epochs = trainer.max_epochs
-        if max_epochs is None and trainer.max_steps == -1 and not _has_timer(trainer):
+        is_timed = any(isinstance(callback, Timer) for callback in callbacks(trainer))
+        if max_epochs is None and trainer.max_steps == -1 and not is_timed:
             max_epochs = _DEFAULT_MAX_EPOCHS
 
         def is_finished(manifest: Manifest | None) -> bool:
@@ -268,8 +263,9 @@ class AutoResume:
                 "save_optim_on_train_end=False or save_last_n_optim_states)"
             )
 
-        if stage == "fit":
-            self._clean_up()
+        own = self._own_directory
+        if stage == "fit" and own is not None and own == self._directory and self._wants_checkpoint:
+            leftovers.finish(own)
         chosen = self._choose(suitable, lambda checkpoint: read.faults(checkpoint, ask))
         if chosen is None and self.start_from is not None:
             start = self._path(self.start_from).expanduser().absolute()
@@ -332,24 +328,6 @@ class AutoResume:
         inside = own is not None and f"{where}/".startswith(f"{own}/")
         return storage_path(where, own.store.options if own is not None and inside else self.storage_options)
 
-    def _clean_up(self) -> None:
-        """Finish what a dead run left half done in our own directory, before looking at it."""
-        directory = self._own_directory
-        if directory is None or directory != self._directory or not self._wants_checkpoint:
-            return
-        remote = disk_of(directory)
-        if remote is None and not is_dir(directory):
-            return
-        lock = None if remote is not None else DirectoryLock(directory)
-        if lock is not None:
-            lock.take()
-        try:
-            for line in tidy(remote or LocalDisk(), directory):
-                log.warning("cleaning up after an earlier run in %s: %s", directory, line)
-        finally:
-            if lock is not None:
-                lock.release()
-
     def _choose(
         self,
         suitable: Callable[[Found], str | None] = lambda found: None,
@@ -384,10 +362,6 @@ def _tell_of_requeue_file(trainer: pl.Trainer) -> None:
             "are neither written nor loaded.",
             file,
         )
-
-
-def _has_timer(trainer: pl.Trainer) -> bool:
-    return any(isinstance(callback, Timer) for callback in callbacks(trainer))
 
 
 def _directory_of(trainer: pl.Trainer) -> Path | None:

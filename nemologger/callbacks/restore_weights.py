@@ -14,8 +14,8 @@ from nemologger.checkpoint.reading.load import open_checkpoint
 from nemologger.context.io_json import load_context
 from nemologger.disk.there import is_dir
 from nemologger.errors import CheckpointError, ModelMismatchError, NemologgerError
-from nemologger.loading.checkpoint_io import align_to
 from nemologger.loading.compare import check_model
+from nemologger.loading.optimizer_states import align_to
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl

@@ -7,11 +7,9 @@ import pickle
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.fabric.plugins import CheckpointIO
 from torch.serialization import safe_globals
 
@@ -25,11 +23,11 @@ from nemologger.checkpoint.reading.load import (
     is_of_model,
     open_checkpoint,
 )
-from nemologger.checkpoint.state.optimizers import align, keep_as_saved
 from nemologger.checkpoint.state.plain import fill_in
 from nemologger.disk.there import exists, is_dir
-from nemologger.errors import CheckpointError, DamagedCheckpointError, ModelMismatchError, NotFoundError, RefusedError
+from nemologger.errors import CheckpointError, DamagedCheckpointError, NotFoundError, RefusedError
 from nemologger.loading.compare import check_model
+from nemologger.loading.optimizer_states import align_to
 from nemologger.stores.client import before_training
 from nemologger.stores.path import in_store, storage_path
 
@@ -351,67 +349,3 @@ def get_ready(trainer: pl.Trainer) -> None:
     if isinstance(plugin, DirectoryCheckpointIO):
         plugin.restore_again()
         plugin.align_optimizers()
-
-
-def align_to(trainer: pl.Trainer, directory: Path, opened: Opened, states: list[dict[str, Any]]) -> None:
-    """Bring ``states``, the optimizers' of the checkpoint ``directory``, into the order of the trainer's optimizers.
-
-    Raises:
-        ModelMismatchError: If those are other optimizers, or hold other parameters.
-    """
-    saved = opened.optimizer_names
-    if len(saved) != len(states):
-        return  # another tool wrote it: the order is all there is
-    now = lightning_port.optimizer_names(trainer)
-    if len(states) not in (0, len(now)):
-        raise ModelMismatchError(
-            f"{directory} holds the state of {len(states)} optimizers, this run has {len(now)}: configure them as in "
-            "the run that saved it, or start a new run from its weights with RestoreConfig"
-        )
-    schedules = len(opened.common.get("lr_schedulers", ()))
-    says = trainer.is_global_zero and not lightning_port.averages_were_taken(trainer)  # with rates of its own
-    if states and schedules > len(trainer.lr_scheduler_configs) and says:
-        log.warning(
-            "%s holds the state of %d LR schedulers, this run has %d: the rest is dropped, and the learning rate begins as "
-            "it was saved",
-            directory,
-            schedules,
-            len(trainer.lr_scheduler_configs),
-        )
-    for i, (state, optimizer) in enumerate(zip(states, trainer.optimizers, strict=False)):
-        groups = optimizer.state_dict().get("param_groups", [])
-        if not (state or groups):
-            continue  # of a module without an optimizer: Lightning's stand-in for one
-        try:
-            states[i] = align(state or {"param_groups": []}, saved[i], groups, now[i], optimizer.defaults)
-        except ModelMismatchError as error:
-            raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
-        if "param_groups" in states[i] and not sharded_state.shards_state(trainer.strategy):
-            if says:
-                _say_other_rate(directory, i, optimizer.param_groups, states[i]["param_groups"])
-            keep_as_saved(optimizer, states[i], partial(_dtype_in, opened.shapes, saved[i]))
-
-
-def _say_other_rate(directory: Path, number: int, now: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
-    """Of a learning rate that a schedule begins with: who gives another one expects it to count."""
-    key = "initial_lr"
-    rates = [
-        (float(then[key]), float(one[key])) for then, one in zip(saved, now, strict=False) if key in then and key in one
-    ]
-    changes = [(then, rate) for then, rate in rates if then != rate]
-    if changes:
-        log.warning(
-            "%s: optimizer %d goes on with the learning rate of the checkpoint (initial_lr %s, this program has %s). For "
-            "another one start a new run from its weights with RestoreConfig",
-            directory,
-            number,
-            *changes[0],
-        )
-
-
-def _dtype_in(
-    stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]], names_of: Mapping[int, str], index: int
-) -> torch.dtype | None:
-    """That of a parameter in a checkpoint, by its index in an optimizer."""
-    _, dtype = stored.get(f"state_dict.{names_of.get(index)}", (None, None))
-    return dtype

@@ -8,6 +8,7 @@
     moments.py           the hooks of Lightning in which something is saved
     due.py               what the intervals say
     saves.py             how one save goes
+    notices.py           what is said of saves, each thing once, and how many have failed
     kept_checkpoints.py  which checkpoints there are, and what Lightning sees of them
 
 The callback itself is :mod:`nemologger.model_checkpoint`.

@@ -11,24 +11,21 @@ from weakref import proxy
 
 from nemologger import lightning_port
 from nemologger.checkpoint.keeping.decision import Decision, choose, choose_again
-from nemologger.checkpoint.keeping.naming import fields
 from nemologger.checkpoint.keeping.retention import Kept
 from nemologger.checkpoint.keeping.shelf import claim
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.state.snapshot import Snapshot
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.disk import Disk
-from nemologger.errors import ConfigurationError, ContextError, RankError, SaveFailedError
+from nemologger.errors import ContextError, RankError, SaveFailedError
 from nemologger.ranks import decide
 from nemologger.saving.kept_checkpoints import KeptCheckpoints, floats, ours
+from nemologger.saving.notices import Failures, Notices
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 log = logging.getLogger("nemologger.model_checkpoint")
-
-_SHOWN = 5
-_GROWN = "the model itself"  # among what has been told
 
 
 class SavedCheckpoints(KeptCheckpoints):
@@ -36,15 +33,12 @@ class SavedCheckpoints(KeptCheckpoints):
 
     always_save_context: bool
     async_save: bool
-    max_failed_saves: int
     on_busy: Literal["wait", "skip"]
     save_context_on_train_end: bool
     save_optim_on_train_end: bool
-    _failed_saves: int
+    _failures: Failures
     _is_ready: bool  # for saves beside training
-    _has_told_of_name: bool
-    _has_warned: bool
-    _told: set[str]
+    _notices: Notices
     _holds: bool
     _life: int
     _origin: int
@@ -153,7 +147,8 @@ class SavedCheckpoints(KeptCheckpoints):
         if self._lock is not None:
             self._lock.hold()
         path = self._path(trainer, metrics)
-        self._say_what_the_name_lacks(trainer, metrics)
+        if self._validated or not lightning_port.has_validation(trainer):
+            self._notices.missing_fields(self.filename or "", self.monitor, self._values(trainer, metrics))
         candidate = Kept(
             str(path), trainer.global_step, time.time(), score, ranked=True, life=self._life, origin=self._origin
         )
@@ -182,8 +177,9 @@ class SavedCheckpoints(KeptCheckpoints):
             self._saves = False
         beside = beside and (self._is_ready or self._make_ready(taken))
         name = self._disk.path(decision.path).name
-        self._say_what_is_left_out(taken, name)
-        self._say_what_has_grown(trainer, taken, name)
+        self._notices.left_out(taken, name)
+        if trainer.is_global_zero:
+            self._notices.grown(name, lambda: self._changes(trainer, taken))
         manifest = Manifest(
             step=trainer.global_step,
             epoch=trainer.current_epoch,
@@ -217,33 +213,6 @@ class SavedCheckpoints(KeptCheckpoints):
         self._is_ready = True
         return True
 
-    def _say_what_is_left_out(self, taken: Snapshot, name: str) -> None:
-        """Say, once in a fit, what checkpoints do not hold."""
-        new = [where for where in taken.left_out if where not in self._told]
-        self._told.update(new)
-        own = [where for where in new if where in taken.places]
-        for where in new:
-            if where not in taken.places:
-                log.warning("checkpoint %s, and later ones: %s is not saved: %s", name, where, taken.left_out[where])
-        if own:
-            log.info(
-                "checkpoints do not hold %s, which have no plain form: a resumed run takes those that the program makes",
-                ", ".join(own),
-            )
-
-    def _say_what_has_grown(self, trainer: pl.Trainer, taken: Snapshot, name: str) -> None:
-        """Say, once in a fit, that the model has changed: whoever learns it at the next start has lost the training."""
-        changes = [] if _GROWN in self._told or not trainer.is_global_zero else self._changes(trainer, taken)
-        if changes:
-            self._told.add(_GROWN)
-            log.warning(
-                "checkpoint %s, and later ones, are not of the model that training started with, so the same program cannot "
-                "go on from them: %s. Let __init__(), configure_model() or configure_optimizers() make what a run comes to, "
-                "as the module's on_load_checkpoint() finds it in the checkpoint",
-                name,
-                "; ".join(changes[:_SHOWN]) + (f"; and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""),
-            )
-
     def _say_what_is_kept(self, trainer: pl.Trainer) -> None:
         """Whoever has stopped a run with Ctrl-C looks at its last lines: which checkpoint there is to go on from."""
         savers = [one for one in ours(trainer) if not one.save_weights_only]
@@ -264,7 +233,7 @@ class SavedCheckpoints(KeptCheckpoints):
 
     def _published(self, trainer: pl.Trainer) -> None:
         """A checkpoint is there: say so, to the loggers too."""
-        self._failed_saves = 0
+        self._failures.end()
         if not trainer.is_global_zero:
             return
         newest = max(self.shelf.kept, key=lambda kept: kept.order)  # not by time: clocks are set back
@@ -278,66 +247,13 @@ class SavedCheckpoints(KeptCheckpoints):
                 log.exception("%s failed after checkpoint %s was saved", type(logger).__name__, newest.path)
 
     def _count_failure(self, error: SaveFailedError, *, final: bool) -> None:
-        """Report a failed save.
-
-        Raises:
-            SaveFailedError: If it is one too many.
-        """
-        self._failed_saves += 1
         newest = max(self.shelf.kept, key=lambda kept: kept.order, default=None)  # it may be of this very step
-        there = "there is no checkpoint yet" if newest is None else f"the newest checkpoint is {newest.path}"
-        if final:
-            raise error
-        if self._failed_saves >= self.max_failed_saves:
-            count = f"save {self._failed_saves} in a row that failed (max_failed_saves={self.max_failed_saves})"
-            raise SaveFailedError(f"{error}. Training stops at {count}; {there}.") from error.__cause__
-        log.error(
-            "save %d of at most %d in a row that may fail: %s. Training goes on; %s.",
-            self._failed_saves,
-            self.max_failed_saves,
-            error,
-            there,
-        )
+        self._failures.add(error, None if newest is None else newest.path, final=final)
 
     def _miss_metric(self, trainer: pl.Trainer, path: str) -> None:
-        """The monitored metric was not there for a save: an error when it should have been, else a warning, once.
-
-        Raises:
-            ConfigurationError: Validation has run.
-        """
-        there = (
-            f"there are {sorted(trainer.callback_metrics)}. Call self.log({self.monitor!r}, ...) in the model, or monitor "
-            "one of these"
-        )
-        if self._validated:
-            raise ConfigurationError(
-                f"ModelCheckpoint(monitor={self.monitor!r}): validation has run, but no such metric was logged; {there}. "
-                f"What was trained so far is in {path}."
-            )
-        if not lightning_port.has_validation(trainer) and not self._has_warned and trainer.is_global_zero:
-            self._has_warned = True
-            log.warning(
-                "ModelCheckpoint(monitor=%r): no such metric has been logged yet, so %s is kept as the newest, not as one "
-                "of the best; %s",
-                self.monitor,
-                path,
-                there,
-            )
-
-    def _say_what_the_name_lacks(self, trainer: pl.Trainer, metrics: dict[str, float]) -> None:
-        """Say once which fields of the name nobody logs: a misspelt one is else noticed when the best is looked for."""
-        if self._has_told_of_name or (lightning_port.has_validation(trainer) and not self._validated):
-            return
-        values = self._values(trainer, metrics)
-        absent = [name for name in fields(self.filename or "") if name not in values and name != self.monitor]
-        if absent:
-            self._has_told_of_name = True
-            log.warning(
-                "ModelCheckpoint(filename=%r): nobody has logged %s yet, and names are without it; there are %s",
-                self.filename,
-                " or ".join(map(repr, absent)),
-                sorted(values),
-            )
+        if self._validated or (trainer.is_global_zero and not lightning_port.has_validation(trainer)):
+            logged = trainer.callback_metrics
+            self._notices.missing_metric(str(self.monitor), path, logged, validated=self._validated)
 
 
 def is_last_step(trainer: pl.Trainer) -> bool:
