@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from nemologger import lightning_port
 from nemologger.combination import sweep_job
-from nemologger.condition import kind_of, suggests_arguments, texts_for_flags
+from nemologger.condition import flags_of, kind_of, suggests_arguments, texts_for_flags
 from nemologger.disk.lock import DirectoryLock
 from nemologger.disk.there import exists, is_dir
 from nemologger.errors import ConfigurationError
@@ -35,7 +35,7 @@ from nemologger.run.directory import (
 )
 from nemologger.run.log_files import LogFiles
 from nemologger.run.record import EndOfLog, RunRecord, record_of
-from nemologger.saving.checks import check_monitor
+from nemologger.saving.checks import check_monitor, check_trainer
 from nemologger.saving.settle import place, settle, unsettle
 from nemologger.trackers import tensorboard, wandb
 from nemologger.trackers.continued_steps import ContinuedSteps
@@ -129,11 +129,7 @@ class NeMoLogger:
             NotFoundError: A file of ``files_to_copy`` is not there.
         """
         self._check()
-        if not isinstance(trainer, pl.Trainer):
-            raise ConfigurationError(
-                f"NeMoLogger.setup needs a lightning.pytorch.Trainer, found {kind_of(trainer)}. Fabric has no training loop "
-                "that it could work with."
-            )
+        check_trainer(trainer, "NeMoLogger.setup")
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
         settings = {k: list(v) if isinstance(v, list) else v for k, v in settings.items()}
         settings |= {"resume_if_exists": resume_if_exists, "task_config": task_config}
@@ -188,8 +184,7 @@ class NeMoLogger:
 
     def _check(self) -> None:
         """Check the settings against each other; the file system is not asked."""
-        flags = {one.name: getattr(self, one.name) for one in fields(self) if isinstance(one.default, bool)}
-        if wrong := texts_for_flags(flags):
+        if wrong := texts_for_flags(flags_of(self)):
             raise ConfigurationError(f"NeMoLogger: {wrong}")
         if self.log_local_rank_0_only and self.log_global_rank_0_only:
             raise ConfigurationError(

@@ -15,8 +15,9 @@ from lightning.pytorch import strategies as lightning_strategies
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import parallelize_module
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -201,9 +202,6 @@ class FSDP2Strategy(ModelParallelStrategy):
             del vars(module)["configure_model"]
 
     def _shard(self, module: pl.LightningModule) -> None:
-        from torch.distributed.fsdp import fully_shard
-        from torch.distributed.tensor.parallel import parallelize_module
-
         if isinstance(module, FSDPModule):
             return  # by an earlier fit
         if lazy := [name for name, parameter in module.named_parameters() if is_lazy(parameter)]:
@@ -263,8 +261,6 @@ class FSDP2Strategy(ModelParallelStrategy):
             )
 
     def _shard_root(self, module: pl.LightningModule, **options: Any) -> None:
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
         fully_shard(module, mesh=self.device_mesh["data_parallel"], **self._options(), **options)
         for step in _STEPS:
             register_fsdp_forward_method(module, step)

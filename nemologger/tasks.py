@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.compile import from_compiled
 from torch.utils.data import Dataset
@@ -21,6 +22,7 @@ from nemologger.lightning_port import callbacks
 from nemologger.logger import NeMoLogger
 from nemologger.resume import AutoResume, RestoreConfig
 from nemologger.run.record import close_log
+from nemologger.saving.checks import check_trainer
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -169,12 +171,8 @@ def validate(
     return run.exp_dir
 
 
-def _check_trainer(trainer: Any) -> None:
-    if not isinstance(trainer, Trainer):
-        raise ConfigurationError(
-            f"trainer is {kind_of(trainer)}: a Lightning Trainer is needed (Fabric has no training loop), for example "
-            "nemologger.Trainer(...)"
-        )
+def _check_trainer(trainer: pl.Trainer) -> None:
+    check_trainer(trainer, "nemologger.train")
     for callback in callbacks(trainer):
         if not isinstance(callback, Callback):
             raise ConfigurationError(
@@ -261,16 +259,7 @@ def _with_weights_of(checkpoint: str | Path, resume: AutoResume) -> AutoResume:
     """``resume``, with the weights of ``checkpoint`` for a run that has none of its own."""
     if resume.restore_config is not None:
         return resume
-    return AutoResume(
-        restore_config=RestoreConfig(path=str(checkpoint), load_artifacts=False),
-        resume_from_directory=resume.resume_from_directory,
-        resume_from_path=resume.resume_from_path,
-        resume_if_exists=resume.resume_if_exists,
-        resume_past_end=resume.resume_past_end,
-        resume_ignore_no_checkpoint=resume.resume_ignore_no_checkpoint,
-        start_from=resume.start_from,
-        storage_options=resume.storage_options,
-    )
+    return replace(resume, restore_config=RestoreConfig(path=str(checkpoint), load_artifacts=False))
 
 
 def _share_tokenizer(model: Any, data: Any, tokenizer: Any) -> None:

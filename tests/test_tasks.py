@@ -227,7 +227,7 @@ def test_adapters_are_added_to_the_weights_of_another_run_and_resumed_with_them(
     [
         ({"resume": True}, "resume is a bool: expected an AutoResume"),
         ({"log": "runs"}, "log is a str: expected a NeMoLogger"),
-        ({"trainer": pl.Trainer}, "a Lightning Trainer is needed"),
+        ({"trainer": pl.Trainer}, "expected a lightning.pytorch.Trainer"),
         ({"model": 3}, "model is a int: expected a LightningModule"),
         ({"model": ToyModel}, "model is the class ToyModel itself, not an object of it: expected a LightningModule"),
         (

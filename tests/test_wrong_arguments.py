@@ -129,12 +129,14 @@ def test_a_trainer_of_the_other_package_is_named(tmp_path):
     options = {"accelerator": "cpu", "max_steps": 2, "logger": False, "enable_progress_bar": False}
     trainer = pytorch_lightning.Trainer(callbacks=[ckpt], **options)
     with pytest.raises(
-        ConfigurationError, match=r"ModelCheckpoint needs .* a Trainer of the package pytorch_lightning"
+        ConfigurationError, match=r"ModelCheckpoint: the trainer is a Trainer of the package pytorch_lightning"
     ):
         trainer.fit(pytorch_lightning.demos.boring_classes.BoringModel(), loader())
-    with pytest.raises(ConfigurationError, match=r"AutoResume.setup needs .* a Trainer of the package pytorch_light"):
+    with pytest.raises(
+        ConfigurationError, match=r"AutoResume.setup: the trainer is a Trainer of the package pytorch_l"
+    ):
         nl.AutoResume().setup(trainer)
-    with pytest.raises(ConfigurationError, match=r"AutoResume.setup needs a lightning.pytorch.Trainer, found a Fabric"):
+    with pytest.raises(ConfigurationError, match=r"AutoResume.setup: the trainer is a Fabric, expected a lightning"):
         nl.AutoResume().setup(lightning.fabric.Fabric(accelerator="cpu"))
 
 

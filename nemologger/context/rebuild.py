@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 PLAIN_TYPES: dict[str, type] = {kind.__name__: kind for kind in (int, float, bool, str, complex, object, type(None))}
@@ -36,8 +37,6 @@ def tensor(data: list[Any], dtype: torch.dtype, shape: list[int]) -> torch.Tenso
 
 def array(data: list[Any], dtype: str, shape: list[int]) -> Any:
     """A small numpy array of numbers or truth values."""
-    import numpy as np  # only where somebody used it
-
     return np.array(data, dtype=np.dtype(dtype)).reshape(shape)
 
 

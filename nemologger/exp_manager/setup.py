@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint, Timer
 
-from nemologger.condition import kind_of
 from nemologger.errors import CheckpointMisconfigurationError, ConfigurationError, LoggerMisconfigurationError
 from nemologger.exp_manager.config import ExpManagerConfig, read
 from nemologger.exp_manager.plan import Plan, TrainerLogger, translate
 from nemologger.exp_manager.trackers import SWITCHES
 from nemologger.lightning_port import callbacks, set_default_directory
 from nemologger.run.record import close_log
+from nemologger.saving.checks import check_trainer
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -55,10 +55,7 @@ def exp_manager(trainer: pl.Trainer, cfg: Mapping[str, Any] | DictConfig | None 
         >>> exp_manager(trainer, {"exp_dir": tempfile.mkdtemp(), "name": "demo", "version": "v1"}).name
         'v1'
     """
-    if not isinstance(trainer, pl.Trainer):
-        raise ConfigurationError(
-            f"exp_manager(trainer, cfg): the trainer is {kind_of(trainer)}, expected a lightning.pytorch.Trainer"
-        )
+    check_trainer(trainer, "exp_manager(trainer, cfg)")
     if cfg is None:
         log.warning("exp_manager was given no cfg: it does nothing")
         return None
@@ -67,7 +64,7 @@ def exp_manager(trainer: pl.Trainer, cfg: Mapping[str, Any] | DictConfig | None 
         return None
     section = read(cfg)
     _check_working_directory()
-    _check_trainer(trainer, section.config)
+    _check_nothing_twice(trainer, section.config)
     plan = translate(section, _logger_of(trainer))
     refused = plan.notes.of("refused")
     if refused:
@@ -118,7 +115,7 @@ def _check_working_directory() -> None:
         )
 
 
-def _check_trainer(trainer: pl.Trainer, config: ExpManagerConfig) -> None:
+def _check_nothing_twice(trainer: pl.Trainer, config: ExpManagerConfig) -> None:
     """Refuse a trainer that has already what the section asks for.
 
     Raises:

@@ -60,7 +60,10 @@ def check_trainer(trainer: object, wanted_by: str) -> None:
         ConfigurationError: It is none; the message says what it is.
     """
     if not isinstance(trainer, Trainer):
-        raise ConfigurationError(f"{wanted_by} needs a lightning.pytorch.Trainer, found {kind_of(trainer)}")
+        raise ConfigurationError(
+            f"{wanted_by}: the trainer is {kind_of(trainer)}, expected a lightning.pytorch.Trainer, for example "
+            "nemologger.Trainer(...). (Fabric has no training loop.)"
+        )
 
 
 def check_monitor(trainer: pl.Trainer, callbacks: Sequence[Callback], monitor: str | None) -> None:

@@ -27,6 +27,7 @@ from pathlib import Path, PurePath
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -150,18 +151,17 @@ class Encoder:
             return self._leave_out(value, path)
         if value.dtype.hasobject:
             return {TAG: "numpy objects", "value": self.encode(value.tolist(), path)}
-        import numpy
-        from numpy.lib.recfunctions import repack_fields
-
-        kind = "numpy array" if isinstance(value, numpy.ndarray) else "numpy scalar"
+        kind = "numpy array" if isinstance(value, np.ndarray) else "numpy scalar"
         dtype = value.dtype.str
         if value.dtype.names:
             try:
-                dtype = numpy.lib.format.dtype_to_descr(value.dtype)
+                dtype = np.lib.format.dtype_to_descr(value.dtype)
             except ValueError:  # its fields overlap, or are in another order in memory
+                from numpy.lib.recfunctions import repack_fields  # brings all of numpy.ma along
+
                 return self._numpy(repack_fields(value, recurse=True), path)
         many = kind == "numpy array" and value.nbytes >= _MANY
-        data = _tensor_of(numpy.ascontiguousarray(value)) if many else value.tobytes() or ""
+        data = _tensor_of(np.ascontiguousarray(value)) if many else value.tobytes() or ""
         return {TAG: kind, "dtype": dtype, "shape": tuple(value.shape), "data": data}
 
 
@@ -183,8 +183,6 @@ def can_be_written(dtype: torch.dtype) -> bool:
 
 def _tensor_of(data: Any) -> torch.Tensor:
     """A copy of the bytes of a contiguous buffer."""
-    import numpy as np
-
     row = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data.reshape(-1).view(np.uint8)
     return torch.from_numpy(row.copy())
 
@@ -300,8 +298,6 @@ def _decode_name(name: str) -> Any:
 
 
 def _decode_numpy(value: dict[str, Any]) -> Any:
-    import numpy as np
-
     dtype = np.lib.format.descr_to_dtype(value["dtype"])
     data = value["data"]
     if isinstance(data, torch.Tensor):
