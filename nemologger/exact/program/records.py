@@ -47,6 +47,9 @@ class Records:
         self._is_cache = is_cache
         self._heads: dict[str, tuple[int, int]] = {}
         self._others: set[str] = set()
+        #: Dictionaries that have been seen to grow. What each step fills anew, activations for example, does not.
+        self._growing: set[str] = set()
+        self._entries: dict[str, tuple[int, int]] = {}
 
     def begin(self, present: Iterable[tuple[str, Any]]) -> None:
         """Training begins; path and value of what is there."""
@@ -61,6 +64,8 @@ class Records:
 
     def has(self, path: str, value: Any) -> bool:
         """Whether ``value`` is a record, as far as is known by now. To be asked soon and often."""
+        with suppress(Exception):  # as above
+            self._see_growth(path, value)
         if path not in self._others:
             with suppress(Exception):  # as above
                 if (
@@ -78,9 +83,16 @@ class Records:
             if not self._is_used(path):
                 return False
             fills_itself = hasattr(type(value), "__missing__")
-            is_other = isinstance(value, dict) and not fills_itself and not self._is_cache(path)
+            is_other = path in self._growing and not fills_itself and not self._is_cache(path)
             return is_other or _is_limited(value) or not _may_be_cache(value)
         return False
+
+    def _see_growth(self, path: str, value: Any) -> None:
+        if isinstance(value, dict):
+            before, now = self._entries.get(path, _NOTHING), (len(value), id(next(iter(dict.values(value)), None)))
+            if 0 < before[0] < now[0] and before[1] == now[1]:
+                self._growing.add(path)
+            self._entries[path] = now
 
     def _has_grown(self, path: str, value: Any) -> bool:
         """Whether nothing else has happened to it."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dis
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -73,6 +73,9 @@ class Uses:
 
     def __init__(self, holders: Mapping[str, Any], callers: Iterable[Any] = ()) -> None:
         self._methods = {path: methods_of(holder) for path, holder in holders.items()}
+        self._functions: dict[str, Any] = {
+            path: holder.function for path, holder in holders.items() if type(holder) is Variables
+        }
         self._of_somebody = {method for methods in self._methods.values() for method in methods}
         by_name: dict[str, set[FunctionType]] = defaultdict(set)
         for method in self._of_somebody:
@@ -83,7 +86,7 @@ class Uses:
         called |= {name for caller in callers for method in methods_of(caller) for name in _names_in(method)}
         waiting = [method for name in called for method in by_name.get(name, ())]
         # Of functions that are kept it is not known who calls them.
-        waiting += [function for methods in map(_function_behind, holders.values()) for function in methods]
+        waiting += [function for function in self._functions.values() if isinstance(function, FunctionType)]
         self._running: set[FunctionType] = set()
         while waiting:
             function = waiting.pop()
@@ -96,11 +99,24 @@ class Uses:
     def has(self, path: str) -> bool:
         """Whether code looks into what is at ``path``, hands it on or empties it."""
         if path not in self._known:
-            self._known[path] = any(
+            self._known[path] = self._is_argument_that_decides(path) or any(
                 use.does != _ADDS and (use.does == _EMPTIES or _is_more_than_told(function, use))
                 for function, use in self._uses_of(path)
             )
         return self._known[path]
+
+    def _is_argument_that_decides(self, path: str) -> bool:
+        """Whether a function was made with it, as a default or in a partial, and does more with it than to tell."""
+        holder, _, name = path.rpartition(".")
+        function = self._functions.get(holder)
+        first = 0 if isinstance(function, partial) else -len(getattr(function, "__defaults__", None) or ())
+        while isinstance(function, partial):
+            function = function.func
+        if not isinstance(function, FunctionType):
+            return False
+        names, count = function.__code__.co_varnames, function.__code__.co_argcount
+        name = names[:count][first + int(name)] if name.isdigit() and int(name) < count else name
+        return name in names and decides(function, name)
 
     def is_cache(self, path: str) -> bool:
         """Whether a dictionary at ``path`` may be one: code asks whether it has a key, and does not go through it."""
@@ -122,12 +138,6 @@ def _is_more_than_told(function: FunctionType, use: _Use) -> bool:
     if use.does != _COUNTS and _WRITING.isdisjoint(_names_in(function)):
         return True
     return function.__name__ not in _BEFORE and decides(function, use.name)
-
-
-def _function_behind(holder: Any) -> list[FunctionType]:
-    """That which keeps the variables that ``holder`` shows."""
-    function = holder.function if type(holder) is Variables else None
-    return [function] if isinstance(function, FunctionType) else []
 
 
 def methods_of(holder: Any) -> list[FunctionType]:

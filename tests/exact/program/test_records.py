@@ -229,6 +229,7 @@ class Draws(Net):
         self.counted: list[Counted] = []
         self.by_batch: dict[int, Counted] = {}
         self.cached: dict[int, Counted] = {}
+        self.of_step: dict[str, Counted] = {}
         self.noted: list[Counted] = []
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
@@ -239,7 +240,8 @@ class Draws(Net):
             self.cached[batch_idx] = Counted(batch_idx)
         self.noted.append(Counted())
         drawn = self.memory[0].times + sum(one.times for one in [*self.counted, *self.by_batch.values()])
-        drawn += self.cached[batch_idx].times
+        self.of_step["one"] = Counted(batch_idx)
+        drawn += self.cached[batch_idx].times + self.of_step["one"].times
         return self.note(self.loss(batch) * drawn)
 
 
@@ -248,14 +250,16 @@ def test_objects_in_lists_that_decide_are_named(tmp_path, caplog):
         train(Case(shuffled, Draws, steps=2), tmp_path, 1)
     told = {(record.message.split()[3], record.levelname) for record in caplog.records if "attribute" in record.message}
     levels = {
-        "memory": "WARNING",
-        "counted": "WARNING",
-        "by_batch": "WARNING",
-        "cached": "INFO",
-        "noted": "INFO",
-        "losses": "INFO",
+        "WARNING": ["memory", "counted", "by_batch"],
+        "INFO": [
+            "by_batch",
+            "cached",
+            "of_step",
+            "noted",
+            "losses",
+        ],  # the second step shows what grows
     }
-    assert told == {(f"module.{name}", level) for name, level in levels.items()}
+    assert told == {(f"module.{name}", level) for level, names in levels.items() for name in names}
 
 
 def test_a_list_that_is_a_dictionary_today_stays_as_the_program_makes_it(tmp_path):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import linecache
+from functools import partial
 
 import pytest
 
 from nemologger.exact.program.uses import Uses
+from nemologger.exact.reach.variables import of_function
 
 ADDING = """
 self.kept.append(x)
@@ -165,3 +167,17 @@ def test_what_comes_of_its_length_or_beside_a_file_decides(body, used):
 )
 def test_a_cache_is_asked_and_not_gone_through(body, is_cache):
     assert Uses({"module": made_with(body)}).is_cache("module.kept") == is_cache
+
+
+def given(x, seen=[], noted=[], *, kept=[]):  # noqa: B006
+    seen.append(x)
+    noted.append(x)
+    kept.append(x)
+    return x * len(seen) + sum(kept)
+
+
+def test_what_a_function_was_made_with_is_used_if_more_comes_of_it():
+    holders = {"default": of_function(given), "partial": of_function(partial(given, 1, [], []))}
+    uses = Uses(holders)
+    paths = ["default.0", "default.1", "default.kept", "partial.1", "partial.2"]
+    assert [path for path in paths if uses.has(path)] == ["default.0", "default.kept", "partial.1"]
