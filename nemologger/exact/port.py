@@ -350,6 +350,12 @@ def with_worker_state(loader: DataLoader[Any]) -> Any:
     return StatefulDataLoader(**arguments)
 
 
+def workers_of(state: Any) -> int:
+    """How many workers the ``state`` of a loader over a dataset with state is of."""
+    snapshot = state.get("_snapshot") if isinstance(state, dict) else None
+    return 0 if snapshot is None else int(snapshot["_main_snapshot"]["_num_workers"])
+
+
 def bring_to_end(loader: Any, state: dict[str, Any], *, over: bool) -> None:
     """Give torchdata's ``loader`` back workers whose datasets are where they were left in the epoch of ``state``.
 

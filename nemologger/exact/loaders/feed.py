@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
+from nemologger.errors import ConfigurationError
+from nemologger.exact import port
 from nemologger.exact.loaders.described import described
 from nemologger.exact.loaders.position import FRESH, Mark, Position, Start
 from nemologger.exact.loaders.source import Source, has_state
@@ -17,9 +20,21 @@ from nemologger.exact.program.owned import NOTHING, Owned, Values
 from nemologger.exact.rng import RngState
 from nemologger.exact.values import contents, plain_contents
 
+log = logging.getLogger(__name__)
+
 #: Of so many batches one gets a checksum at least, and each before that number. It takes as long as loading a small batch
 #: does: others get one where that is less than this share of the time.
 _SELDOM, _SHARE = 16, 0.01
+
+
+_SHARES = (
+    "the checkpoint has the state of {0} of them, each of which reads its own share of a dataset that has a state, in the "
+    "middle of an epoch. It fits no other number: set num_workers={0}, or start {1} workers with the next epoch"
+)
+_ANEW = (
+    "exact resume, training loader %s: the checkpoint has the state of its dataset in %d workers, and there are %d now: the "
+    "dataset begins as the program makes it. Only the same num_workers goes on exactly"
+)
 
 
 class Feed:
@@ -144,12 +159,22 @@ class Feed:
         self._mark, self._ended = FRESH, None
 
     def go_on_within(self, position: Position) -> None:
-        """Let the next batch be the one after ``position``."""
+        """Let the next batch be the one after ``position``.
+
+        Raises:
+            ConfigurationError: If that is the place of another number of workers in their shares of a stream.
+        """
+        if (then := self._other_workers(position)) is not None:
+            now = self.loader.num_workers
+            raise ConfigurationError(f"{type(self.loader).__name__}(num_workers={now}): {_SHARES.format(then, now)}")
         self._within, self._after, self.early = position.of_today(self.loader), None, []
 
     def go_on_after(self, position: Position) -> None:
         """Let the next batch be the first of the epoch after the one of ``position``."""
         position = position.of_today(self.loader)
+        if (then := self._other_workers(position)) is not None:
+            log.warning(_ANEW, type(self.loader).__name__, then, self.loader.num_workers)
+            position = position._replace(state=None)
         self._within, self._after, self.early = None, position, []
         # As the program makes them: what is set below, an epoch's number in a tensor say, is no other data.
         _ = self.data, self.names
@@ -160,6 +185,13 @@ class Feed:
         # Last: a dataset that was given its state is set to go on within an epoch, which is not what is wanted here.
         self._at_start.restore(position.at_start, exactly=True)
         self._at_batch.restore(position.at_batch, exactly=True)
+
+    def _other_workers(self, position: Position) -> int | None:
+        """How many workers the state at ``position`` is of, if there are others now."""
+        if position.state is None or not self.source.shares:
+            return None
+        then = port.workers_of(position.state)
+        return None if then == self.loader.num_workers else then
 
     def is_within(self) -> Position | None:
         """The position that was asked for, as long as no batch has been taken."""

@@ -60,6 +60,7 @@ class Source:
         within_epoch: What of :meth:`at_batch` must be saved in the middle of an epoch. Between epochs it is all.
         repeats: Whether it finds its place by loading what was trained on once more.
         asked: Of :meth:`at_start` and :meth:`at_batch` the names of what :meth:`state` has the state of, if it has one.
+        shares: Whether its state is of as many workers as there are, each with a share of the data.
         counts: Whether more than generators is kept of :meth:`at_start` and :meth:`at_batch`.
     """
 
@@ -67,6 +68,7 @@ class Source:
     counts = True
     asked: tuple[str, ...] = ("dataset", "loader")
     repeats = False
+    shares = False
     within_epoch: Literal["nothing", "beside its state", "all"] = "nothing"
 
     def __init__(self, loader: Any) -> None:

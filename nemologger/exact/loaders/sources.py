@@ -29,7 +29,7 @@ _AHEAD = (
 _OTHERS = (
     "exact resume, training loader %s: the batches that it gave when they were loaded once more are not those that were "
     "trained on, so training goes on with others. They must not depend on what is drawn from the system, on the clock, on "
-    "threads, or on what workers or the dataset keep from earlier epochs"
+    "threads, or on what workers or the dataset keep from earlier epochs; and each number of workers has its own"
 )
 _MIXED = (
     "the state of its MultiNodeWeightedSampler does not say all of shuffled nodes that have come to their end: a run that "
@@ -234,6 +234,7 @@ class IterableWithState(Source):
     """A DataLoader without workers, over an iterable dataset with state of its own."""
 
     draws = True
+    shares = True
     within_epoch = "beside its state"
 
     def __init__(self, loader: DataLoader[Any]) -> None:
@@ -294,6 +295,7 @@ class WithState(Source):
         self.indices: port.Indices | None = None
         self._ready: Callable[[], None] = lambda: None
         if isinstance(loader, DataLoader):
+            self.shares = port.is_of_torchdata(loader) or not has_state(loader)
             stays = port.is_of_torchdata(loader) and loader.persistent_workers
             never_ends = stays and port.is_of_hugging_face(loader.dataset)
             if never_ends or not has_state(loader):

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from exact.loaders.test_loaders import EagerStream, FlaggedStream, LazySampler, Stream
-from exact.runs import BATCH, SAMPLES, Augmented, Case, check, shuffled
+from exact.runs import BATCH, SAMPLES, Augmented, Case, check, shuffled, train
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
+
+from nemologger.errors import ConfigurationError
 
 AT = (1, 5, 6, 9)
 
@@ -93,3 +95,31 @@ def test_some_steps(name, tmp_path):
 def test_workers_that_stay_go_on_in_a_stream_without_an_end(tmp_path):
     case = Case(lambda: two(NextPass(10**9), persistent_workers=True), trainer={"limit_train_batches": 3}, at=(3, 5))
     check(case, tmp_path)
+
+
+class AnyShard(StatefulShard):
+    """Also without workers."""
+
+    def __iter__(self):
+        info = get_worker_info()
+        mine, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        self.next, self.resume = self.resume or 0, None
+        while self.next < self.samples:
+            index, self.next = self.next, self.next + 1
+            if index % workers == mine:
+                yield torch.full((4,), float(index))
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 0), (0, 2)])
+def test_states_of_another_number_of_workers_are_refused_in_mid_epoch_and_named_at_its_end(
+    before, after, tmp_path, caplog
+):
+    case = Case(lambda: two(AnyShard(), num_workers=before), steps=8)
+    train(case, tmp_path, 1)
+    assert "of its dataset in" not in caplog.text
+    case.data = lambda: two(AnyShard(), num_workers=after)
+    with pytest.raises(ConfigurationError, match=f"num_workers={after}.*set num_workers={before}"):
+        train(case, tmp_path / "mid", 2, tmp_path / "step=2")
+    losses, _, _ = train(case, tmp_path / "end", 2, tmp_path / "step=6")
+    assert len(losses) == 2
+    assert f"of its dataset in {before} workers, and there are {after} now" in caplog.text
