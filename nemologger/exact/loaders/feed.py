@@ -185,13 +185,14 @@ class Feed:
         # Last: a dataset that was given its state is set to go on within an epoch, which is not what is wanted here.
         self._at_start.restore(position.at_start, exactly=True)
         self._at_batch.restore(position.at_batch, exactly=True)
+        if (start := position.mark.start) is not None:
+            self.source.keep_seed(start.order)
 
     def _other_workers(self, position: Position) -> int | None:
         """How many workers the state at ``position`` is of, if there are others now."""
         if position.state is None or not self.source.shares:
             return None
-        then = port.workers_of(position.state)
-        return None if then == self.loader.num_workers else then
+        return None if (then := port.workers_of(position.state)) == self.loader.num_workers else then
 
     def is_within(self) -> Position | None:
         """The position that was asked for, as long as no batch has been taken."""
@@ -313,9 +314,11 @@ class Feed:
             # As much has been drawn as when it was saved. The order of other data is none of these.
             if position.sizes is not None and position.sizes[:2] == self.source.sizes()[:2]:
                 self._at_start.restore(position.at_start, exactly=True)
+                self.source.keep_seed(start.order)
             self._at_batch.restore(position.at_batch)
 
         self._mark = position.mark
+        self.source.keep_seed(start.order)
         self.source.order = start.order
         if self.source.repeats or position.sizes is not None:
             self.source.expect(position.drawn())

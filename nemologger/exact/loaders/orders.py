@@ -6,6 +6,7 @@ sampler of the DataLoader, which has another order: samples of the epoch would c
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,19 @@ def order_of(loader: DataLoader[Any]) -> Order | None:
     if type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == len(sampler.data_source):
         return [_RANDOM]
     return [_PLAIN] if type(sampler) is SequentialSampler else None
+
+
+def keep_seed(order: Order | None, loader: DataLoader[Any]) -> None:
+    """Give the sampler of ``loader`` the seed of ``order``.
+
+    Lightning takes it from ``seed_everything()``, which may have got another number in this start: nothing else that is
+    drawn depends on that when a run goes on. One that the program has given itself stays.
+    """
+    mine = order_of(loader)
+    if order is None or mine is None or order[0] != _SHARED or mine[0] != _SHARED:
+        return
+    if mine[1] == int(os.environ.get("PL_GLOBAL_SEED", "0")):
+        loader.batch_sampler.sampler.seed = order[1]  # type: ignore[union-attr]
 
 
 def in_order(order: Order | None, loader: DataLoader[Any], batches: Any) -> BatchSampler | None:

@@ -85,6 +85,9 @@ class Source:
     def order(self, order: Order | None) -> None:
         """For :meth:`begin`: go on in this order."""
 
+    def keep_seed(self, order: Order | None) -> None:
+        """Go on with the seed of ``order``, in this epoch and later ones."""
+
     @property
     def limits(self) -> list[str]:
         """What cannot be promised, each as one sentence that says what would help."""

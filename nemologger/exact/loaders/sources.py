@@ -15,7 +15,7 @@ from typing_extensions import override
 from nemologger.exact import port, workers
 from nemologger.exact.loaders.drawn import Drawn
 from nemologger.exact.loaders.in_worker import Watch
-from nemologger.exact.loaders.orders import Order, in_order, order_of
+from nemologger.exact.loaders.orders import Order, in_order, keep_seed, order_of
 from nemologger.exact.loaders.source import Source, copied, has_state, loading
 from nemologger.exact.rng import Streams
 from nemologger.exact.values import contents
@@ -82,6 +82,10 @@ class MapStyle(Source):
     @order.setter
     def order(self, order: Order | None) -> None:
         self._order = order
+
+    @override
+    def keep_seed(self, order: Order | None) -> None:
+        keep_seed(order, self.loader)
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampler
 
-from nemologger.exact.loaders.orders import in_order, order_of
+from nemologger.exact.loaders.orders import in_order, keep_seed, order_of
 
 
 def one_rank(samples, shuffle=True):
@@ -61,3 +61,11 @@ def test_the_same_kind_goes_on_by_itself():
     assert order_of(loader) == ["shared", 7, 5]
     assert in_order(["shared", 7, 5], loader, loader.batch_sampler) is None
     assert in_order(["plain"], one_rank(6), one_rank(6).batch_sampler) is None
+
+
+@pytest.mark.parametrize(("seed", "kept"), [("7", 3), ("8", 7)])
+def test_the_seed_of_lightning_is_kept_and_that_of_the_program_is_not(seed, kept, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+    loader = of_several(6, 0, 2)
+    keep_seed(["shared", 3, 1], loader)
+    assert order_of(loader) == ["shared", kept, 4]
