@@ -221,7 +221,9 @@ class DirectoryCheckpointIO(CheckpointIO):
     def align_at_last(self) -> None:
         """As :meth:`align_optimizers`, where no callback of ours has done so. Who renames parameters has the order alone."""
         module = self._trainer.lightning_module
-        if module is not None and not lightning_port.will_rewrite_state(module):
+        # LearningRateFinder puts back what was there before it tried, from a file of its own.
+        puts_back = lightning_port.is_in_hook(self._trainer)
+        if module is not None and not (lightning_port.will_rewrite_state(module) or puts_back):
             self.align_optimizers()
 
     def _is_asked_for(self, path: str | Path) -> bool:

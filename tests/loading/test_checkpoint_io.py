@@ -8,6 +8,7 @@ import shutil
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import (
@@ -205,6 +206,16 @@ def test_what_goes_on_otherwise_is_said(checkpoint, model, precision, said, capl
     told = [record.getMessage() for record in caplog.records if record.name.startswith("nemologger.loading.")]
     assert said in "".join(told)
     assert len(told) == bool(said)
+
+
+def test_nothing_is_said_of_the_rates_that_are_tried_before_training(checkpoint, caplog):
+    finder = LearningRateFinder(num_training_steps=3, update_attr=False)
+    trainer = quiet_trainer(max_steps=7, callbacks=[finder, ModelCheckpoint(dirpath=checkpoint.parent / "more")])
+    model = ToyModel()
+    install(trainer)
+    trainer.fit(model, loader(), loader(), ckpt_path=str(checkpoint))
+    assert max(model.losses) == 6
+    assert not [record for record in caplog.records if record.name.startswith("nemologger.loading")]
 
 
 def test_a_file_that_holds_more_than_plain_types_is_an_error_that_says_what_to_do(tmp_path):
