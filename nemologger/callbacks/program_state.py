@@ -15,6 +15,7 @@ from nemologger.exact.program.attributes import Attributes
 from nemologger.exact.program.functions import holders_of_schedule
 from nemologger.exact.program.inner_optimizers import InnerOptimizers
 from nemologger.exact.program.made import Made, made
+from nemologger.exact.program.metrics import metrics_apart
 from nemologger.exact.program.own_states import OwnStates
 from nemologger.exact.program.settings import Settings
 from nemologger.exact.program.strangers import Strangers
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import lightning.pytorch as pl
+    from torchmetrics import Metric
 
 #: After so many of the first steps it is looked at what the module's lists are for.
 _LOOKS = 3
@@ -54,7 +56,7 @@ class ProgramState:
         self._settings = Settings(module)
         self._counters = epoch_results.counters(trainer) if counters is None else counters
         roots, drawing = _roots_of(trainer, module)
-        theirs = lightning_port.names_of_lightning()
+        theirs = self._theirs = lightning_port.names_of_lightning()
         self._attributes = Attributes(roots, drawing, {"module"}, theirs, self._most)
         callbacks = {path: one for path, one in drawing.items() if isinstance(one, Callback)}
         self._save_themselves = {p for p, one in callbacks.items() if lightning_port.callback_saves_itself(one)}
@@ -86,6 +88,9 @@ class ProgramState:
         """Also global variables, and callbacks whose state may leave theirs out."""
         more = self._attributes.holders().items()
         return self._may_hold_states() | {p: one for p, one in more if ":" in p or p in self._save_themselves}
+
+    def _metrics_apart(self) -> dict[str, Metric]:
+        return metrics_apart(self._may_hold_states(), self._trainer.lightning_module, self._theirs)
 
     def _may_swap(self) -> dict[str, object]:
         """Also datasets, where they stay from epoch to epoch."""
@@ -169,7 +174,7 @@ class ProgramState:
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""
         trainer = self._trainer
-        logged, too_large = epoch_results.take(trainer, self._most, self._counters)
+        logged, too_large = epoch_results.take(trainer, self._most, self._counters, self._metrics_apart())
         limits = {f"metric {name}": not_exact.TOO_MUCH_LOGGED for name in too_large}
         attributes, lost = self._attributes.to_plain()
         own_states, own_lost = self._own_states.to_plain()
@@ -212,7 +217,7 @@ class ProgramState:
         """
         trainer = self._trainer
         if plain["logged"] is not None:
-            epoch_results.restore(trainer, plain["logged"])
+            epoch_results.restore(trainer, plain["logged"], self._metrics_apart())
         self._attributes.restore(plain["attributes"], trainer.strategy.root_device)
         self._settings.restore(plain["settings"])
         self._members = plain.get("members", {})

@@ -25,6 +25,9 @@ _OPTIONS = (
 
 
 Counters = Mapping[str, Mapping[str, Any]]
+_NONE: Mapping[str, Metric] = {}
+#: Before the paths of metrics that are no parts of the module.
+_APART = "apart: "
 
 #: What each metric has.
 _OF_METRICS = frozenset(vars(SumMetric()))
@@ -66,13 +69,16 @@ def counters(trainer: pl.Trainer) -> Counters:
     return {name: _kept_counters(metric) for name, metric in named if isinstance(metric, Metric)}
 
 
-def take(trainer: pl.Trainer, most: int, first: Counters) -> tuple[dict[str, Any], dict[str, str]]:
+def take(
+    trainer: pl.Trainer, most: int, first: Counters, apart: Mapping[str, Metric] = _NONE
+) -> tuple[dict[str, Any], dict[str, str]]:
     """This rank's, as plain types, for :func:`restore`.
 
     Args:
         trainer: Between two batches of a fit.
         most: Bytes that they may take.
         first: What :func:`counters` returned when training began: what is still so, the program gives.
+        apart: Metrics that the program holds elsewhere than in the module, by path.
 
     Returns:
         The values, and by name why a metric is not among them.
@@ -84,9 +90,7 @@ def take(trainer: pl.Trainer, most: int, first: Counters) -> tuple[dict[str, Any
     reset_soon = {id(part) for value in of_validation if isinstance(value, Metric) for part in value.modules()}
     metrics: dict[str, Any] = {}
     lost: dict[str, str] = {}
-    for name, metric in trainer.lightning_module.named_modules():
-        if not isinstance(metric, Metric):
-            continue
+    for name, metric in _metrics(trainer, apart).items():
         changed = _changed(metric, first.get(name, {}))
         if not changed and (id(metric) in reset_soon or not metric._update_count):
             continue
@@ -107,6 +111,12 @@ def take(trainer: pl.Trainer, most: int, first: Counters) -> tuple[dict[str, Any
             "counters": _changed(metric, first.get(name, {})),
         }
     return {"values": values, "metrics": metrics, "tracked": {name: len(one) for name, one in _trackers(trainer)}}, lost
+
+
+def _metrics(trainer: pl.Trainer, apart: Mapping[str, Metric]) -> dict[str, Metric]:
+    named = trainer.lightning_module.named_modules()
+    of_module = {name: metric for name, metric in named if isinstance(metric, Metric)}
+    return of_module | {f"{_APART}{path}": metric for path, metric in apart.items()}
 
 
 def _trackers(trainer: pl.Trainer) -> list[tuple[str, MetricTracker]]:
@@ -154,13 +164,12 @@ def _kept(state: Any) -> Any:
     return kept if isinstance(state, list) else kept[0]
 
 
-def restore(trainer: pl.Trainer, plain: dict[str, Any]) -> None:
+def restore(trainer: pl.Trainer, plain: dict[str, Any], apart: Mapping[str, Metric] = _NONE) -> None:
     """For ``on_train_start``: go on from what :func:`take` returned."""
     for name, tracker in _trackers(trainer):
         for _ in range(len(tracker), plain.get("tracked", {}).get(name, 0)):
             tracker.increment()
-    named = trainer.lightning_module.named_modules()
-    metrics = {name: metric for name, metric in named if isinstance(metric, Metric)}
+    metrics = _metrics(trainer, apart)
     for name, metric in metrics.items():
         saved = plain["metrics"].get(name)
         if saved is not None and set(saved["state"]) == set(metric._defaults):

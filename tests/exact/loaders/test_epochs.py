@@ -96,6 +96,41 @@ class Logs(Net):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "loss_epoch"}}
 
 
+class Judge:
+    def __init__(self):
+        self.worst = torchmetrics.MaxMetric()
+
+
+class Judged(Net):
+    """Weighs by metrics that are no parts of it: in a list, within another in a dictionary, in an object, in a callback."""
+
+    def __init__(self):
+        super().__init__()
+        self.listed = [torchmetrics.SumMetric()]
+        self.by_name = {"train": [torchmetrics.MetricCollection([torchmetrics.MeanMetric()])]}
+        self.judge = Judge()
+        self.callback = Judges()
+
+    def configure_callbacks(self):
+        return [self.callback]
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        metrics = [self.listed[0], self.by_name["train"][0]["MeanMetric"], self.judge.worst, self.callback.mean]
+        for metric in metrics[:3]:
+            metric.update(loss.detach())
+        return self.note(loss * (1 + sum(float(metric.compute()) for metric in metrics)))
+
+
+class Judges(Callback):
+    def __init__(self):
+        self.mean = torchmetrics.MeanMetric()
+        self.mean.update(1.0)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.mean.update(outputs["loss"])
+
+
 class Freezes(Net):
     """What is trained, and how, changes from epoch to epoch."""
 
@@ -133,6 +168,7 @@ LOGGED = {
 }
 OTHERS = {
     "frozen for an epoch": Case(shuffled, Freezes, trainer=EPOCHS),
+    "judged from outside": Case(shuffled, Judged, at=[4, 9]),
     "another accumulation": Case(
         shuffled, trainer=EPOCHS, callbacks=lambda: [GradientAccumulationScheduler({0: 1, 1: 2})], steps=12
     ),
