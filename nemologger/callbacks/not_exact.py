@@ -97,6 +97,11 @@ SWAPPED = (
 
 OWN_STATE_NOT_BACK = "was saved, and begins as the program makes it: {}"
 
+GRADIENTS = (
+    "of parameters are zeroed by the program itself, and not saved: what they hold {}. Sums of several batches that no step "
+    "has taken when a checkpoint is saved are lost with a resume; where they are zeroed before backward(), nothing is"
+)
+
 TOO_MUCH_LOGGED = "is too large to be saved: after a resume it counts from there"
 
 

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
-from nemologger import lightning_port
+from nemologger import lightning_port, sharded_state
 from nemologger.callbacks import not_exact
 from nemologger.exact.loaders.session import most_of_each
 from nemologger.exact.program.acting import acts_by
 from nemologger.exact.program.apart import Apart
 from nemologger.exact.program.attributes import Attributes
 from nemologger.exact.program.functions import holders_of_schedule
+from nemologger.exact.program.gradients import keep_gradients, put_back_gradients
 from nemologger.exact.program.inner_optimizers import InnerOptimizers
 from nemologger.exact.program.made import Made, made
 from nemologger.exact.program.metrics import metrics_apart
@@ -24,6 +25,7 @@ from nemologger.exact.reach.code import is_module_of_the_program
 from nemologger.exact.reach.configs import Entries, is_config
 from nemologger.exact.reach.objects import is_of_the_program
 from nemologger.exact.reach.paths import root_of
+from nemologger.exact.values.plain_contents import CannotBeKeptError
 from nemologger.lightning_port import epoch_results
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class ProgramState:
         self._apart = Apart(self._may_hold_networks, module, theirs, self._most)
         lightning_port.behind_module(trainer, "on_train_start", self._apart.begin)
         self._inner_optimizers = InnerOptimizers(trainer.optimizers, self._most)
+        self._gradients_lost: str | None = None
         self._swapped = Swapped(self._may_swap, module, theirs)
         self._members: dict[str, str] = {}
         lightning_port.behind_module(trainer, "on_train_start", lambda: self._swapped.begin(self._members))
@@ -121,6 +124,7 @@ class ProgramState:
         }
         told |= {f"attribute {path}": not_exact.SET_ANEW for path in self._attributes.set_anew}
         told |= {f"attribute {path}": why for path, why in self._changed_strangers(iterators=False).items()}
+        told |= {} if self._gradients_lost is None else {"gradients": not_exact.GRADIENTS.format(self._gradients_lost)}
         callbacks = self._changed_of_callbacks()
         self._named |= {f"{callback}.{name}" for callback, names in callbacks.items() for name in names}
         return told | {name: not_exact.OF_CALLBACK.format(", ".join(kept)) for name, kept in callbacks.items()}
@@ -201,12 +205,24 @@ class ProgramState:
             "own_states": own_states,
             "apart": apart,
             "inner_optimizers": inner,
+            "gradients": self._gradients(),
             "members": self._swapped.members(),
             "settings": self._settings.to_plain(lightning_port.modes_of_training(trainer)),
             "accumulate": trainer.accumulate_grad_batches if changed else None,
             "clip": [] if trainer.gradient_clip_val == self._clip else [_plain_number(trainer.gradient_clip_val)],
         }
         return plain, limits
+
+    def _gradients(self) -> Any:
+        """Those that a later step may want; None if none does, or they are too large."""
+        module = self._trainer.lightning_module
+        if sharded_state.shards_state(self._trainer.strategy) or not lightning_port.zeroes_by_hand(module):
+            return None
+        try:
+            return keep_gradients(module, self._most)
+        except CannotBeKeptError as error:
+            self._gradients_lost = str(error)
+            return None
 
     def restore(self, plain: dict[str, Any], say: Callable[[str, str], None]) -> None:
         """For ``on_train_start``: go on from what :meth:`to_plain` returned; without what was logged if that is None.
@@ -221,6 +237,8 @@ class ProgramState:
         self._attributes.restore(plain["attributes"], trainer.strategy.root_device)
         self._settings.restore(plain["settings"])
         self._members = plain.get("members", {})
+        if plain.get("gradients") is not None:
+            put_back_gradients(trainer.lightning_module, plain["gradients"])
         for path, why in self._inner_optimizers.restore(plain.get("inner_optimizers", {})).items():
             say(path, not_exact.OWN_STATE_NOT_BACK.format(why))
         if plain["accumulate"] is not None:

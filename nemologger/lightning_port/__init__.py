@@ -135,3 +135,4 @@ from nemologger.lightning_port.state import optimizer_names as optimizer_names
 from nemologger.lightning_port.state import saves_itself as saves_itself
 from nemologger.lightning_port.state import saves_more as saves_more
 from nemologger.lightning_port.state import training_state as training_state
+from nemologger.lightning_port.state import zeroes_by_hand as zeroes_by_hand

@@ -103,6 +103,11 @@ def saves_more(module: pl.LightningModule) -> bool:
     return is_overridden("on_save_checkpoint", module)
 
 
+def zeroes_by_hand(module: pl.LightningModule) -> bool:
+    """Whether ``module`` decides itself when gradients are zeroed, and so how long they are summed up."""
+    return not module.automatic_optimization or is_overridden("optimizer_zero_grad", module)
+
+
 def hyperparameters(holder: object) -> Any:
     """Those that ``holder`` has saved, the very dictionary or configuration of another kind; None if it has none."""
     return getattr(holder, "_hparams", None) if isinstance(holder, HyperparametersMixin) else None

@@ -39,6 +39,29 @@ class TwoOptimizers(Net):
         ]
 
 
+class SumsUp(TwoOptimizers):
+    """One of the optimizers takes a step of the gradients of three batches, the other in each."""
+
+    def training_step(self, batch, batch_idx):
+        loss = self.loss(batch)
+        self.manual_backward(loss)
+        first, second = self.optimizers()
+        for optimizer in [second] if batch_idx % 3 else [first, second]:
+            optimizer.step()
+            optimizer.zero_grad()
+        self.note(loss)
+
+
+class LeavesZeros(Net):
+    """Momentum moves the parameters of a batch that does not use them: their gradients are there, and zero."""
+
+    def training_step(self, batch, batch_idx):
+        return self.note(self.loss(batch) if batch_idx % 3 == 0 else self.net[2](batch.repeat(1, 2)).pow(2).mean())
+
+    def optimizer_zero_grad(self, epoch, batch_idx, optimizer):
+        optimizer.zero_grad(set_to_none=False)
+
+
 class Schedules(Net):
     """A schedule for as many steps as the trainer estimates, for which it makes the loaders early."""
 
@@ -226,6 +249,8 @@ CASES: dict[str, Case] = {
     "limit": Case(shuffled, trainer={"limit_train_batches": 4}),
     "limit, unsized": Case(lambda: DataLoader(Stream(), batch_size=BATCH), trainer={"limit_train_batches": 4}),
     "limit, state": Case(lambda: DataLoader(SizedFlagged(), batch_size=BATCH), trainer={"limit_train_batches": 4}),
+    "gradients that wait": Case(shuffled, SumsUp, trainer={"limit_val_batches": 0}, steps=20, at=[4, 7]),
+    "gradients that are zero": Case(shuffled, LeavesZeros, at=[3, 4]),
     "two optimizers": Case(shuffled, TwoOptimizers, steps=26, at=range(2, 26, 2), ckpt={"every_n_train_steps": 2}),
     "estimated steps": Case(shuffled, Schedules),
     "estimated steps, epochs": Case(shuffled, Schedules, trainer=EPOCHS),
