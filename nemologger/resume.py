@@ -26,6 +26,7 @@ from nemologger.ranks import decide_with_help
 from nemologger.run.record import record_of, run_of
 from nemologger.saving.checks import check_trainer
 from nemologger.saving.kept_checkpoints import ours
+from nemologger.saving.monitor import DEFAULT_MAX_EPOCHS
 from nemologger.stores.client import before_training
 from nemologger.stores.path import in_store, is_path, storage_path
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_DEFAULT_MAX_EPOCHS = 1000  # Lightning's, when a Trainer is given no limit at all
 _NO_HOOKS = (
     " Lightning calls no hooks then: if the run was killed behind its last save, what on_train_epoch_end and on_train_end "
     "do has not been done."
@@ -249,7 +249,7 @@ class AutoResume:
         max_epochs = trainer.max_epochs
         is_timed = any(isinstance(callback, Timer) for callback in callbacks(trainer))
         if max_epochs is None and trainer.max_steps == -1 and not is_timed:
-            max_epochs = _DEFAULT_MAX_EPOCHS
+            max_epochs = DEFAULT_MAX_EPOCHS
 
         def is_finished(manifest: Manifest | None) -> bool:
             return manifest is not None and manifest.is_finished(max_steps=trainer.max_steps, max_epochs=max_epochs)

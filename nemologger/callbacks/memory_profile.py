@@ -77,6 +77,8 @@ class MemoryProfileCallback(ProfileWindow):
         cuda_history: bool | None = None,
     ) -> None:
         super().__init__(start_step, end_step, ranks)
+        if dir is not None and not isinstance(dir, str | Path):
+            raise ConfigurationError(f"MemoryProfileCallback(dir={dir!r}): expected a path")
         self.dir = dir
         self.warn_cycles = warn_cycles
         self.cuda_history = cuda_history

@@ -30,7 +30,6 @@ from nemologger.lightning_port.hooks import go_on_accumulating as go_on_accumula
 from nemologger.lightning_port.hooks import go_on_clipping as go_on_clipping
 from nemologger.lightning_port.hooks import has_comm_hook as has_comm_hook
 from nemologger.lightning_port.hooks import hooks_between_steps as hooks_between_steps
-from nemologger.lightning_port.hooks import is_behind_epoch as is_behind_epoch
 from nemologger.lightning_port.hooks import move_to_end as move_to_end
 from nemologger.lightning_port.hooks import set_callbacks as set_callbacks
 from nemologger.lightning_port.hooks import without_empty_hooks as without_empty_hooks
@@ -127,7 +126,6 @@ from nemologger.lightning_port.schedules import plateau_steps as plateau_steps
 from nemologger.lightning_port.schedules import step_plateau as step_plateau
 from nemologger.lightning_port.schedules import step_plateau_at_epoch_end as step_plateau_at_epoch_end
 from nemologger.lightning_port.state import KeepsWeights as KeepsWeights
-from nemologger.lightning_port.state import TrainingState as TrainingState
 from nemologger.lightning_port.state import checkpoint_directory as checkpoint_directory
 from nemologger.lightning_port.state import hyperparameters as hyperparameters
 from nemologger.lightning_port.state import names_of_lightning as names_of_lightning

@@ -14,7 +14,7 @@ _VALIDATION = re.compile(r"(?<![A-Za-z])(?:[Vv]al(?:id(?:ation)?)?(?![a-z])|VAL(
 _LIKE = 0.85
 
 # What Lightning trains for when neither max_epochs nor max_steps is given.
-_DEFAULT_MAX_EPOCHS = 1000
+DEFAULT_MAX_EPOCHS = 1000
 
 
 def is_of_validation(monitor: str | None) -> bool:
@@ -75,7 +75,7 @@ def why_it_cannot_appear(
     if limit_val_batches == 0:
         return "validation never runs (limit_val_batches=0)"
     if max_epochs is None:
-        max_epochs = _DEFAULT_MAX_EPOCHS if max_steps == -1 else -1
+        max_epochs = DEFAULT_MAX_EPOCHS if max_steps == -1 else -1
     if check_val_every_n_epoch is not None and -1 < max_epochs < check_val_every_n_epoch:
         return (
             f"validation first runs after epoch {check_val_every_n_epoch} "

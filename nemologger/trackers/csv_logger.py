@@ -64,6 +64,8 @@ class CSVLogger(FileTracker, LightningCSVLogger):
             raise ConfigurationError(
                 f"CSVLogger(flush_logs_every_n_steps={flush_logs_every_n_steps!r}): expected a whole number, at least 1"
             )
+        if save_dir is not None and not isinstance(save_dir, str | Path):
+            raise ConfigurationError(f"CSVLogger(save_dir={save_dir!r}): expected a path")
         super().__init__(
             save_dir="." if save_dir is None else save_dir,
             name=name,

@@ -23,6 +23,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from nemologger import lightning_port
 from nemologger.disk import LocalDisk
 from nemologger.disk.there import exists
+from nemologger.errors import ConfigurationError
 from nemologger.trackers.own_file import Entry, FileTracker, LoggedAgain, append, is_whole, put_aside, read_lines
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,15 @@ class DLLogger(FileTracker, Logger):
     """
 
     def __init__(
-        self, *, verbose: bool | None = False, stdout: bool | None = False, json_file: str | None = "./dllogger.json"
+        self,
+        *,
+        verbose: bool | None = False,
+        stdout: bool | None = False,
+        json_file: str | Path | None = "./dllogger.json",
     ) -> None:
         super().__init__()
+        if json_file is not None and not isinstance(json_file, str | Path):
+            raise ConfigurationError(f"DLLogger(json_file={json_file!r}): expected a path")
         self._verbosity, self._stdout, self._json_file = int(bool(verbose)), bool(stdout), json_file
         self._stream: LineStream | None = None
         if not stdout and not json_file:
