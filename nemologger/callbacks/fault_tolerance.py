@@ -104,24 +104,13 @@ class FaultTolerance(IOMixin, Callback):
         simulated_fault: Any = None,
         use_nvrx: bool | None = None,
     ) -> None:
-        for name, seconds in (
-            ("initial_rank_heartbeat_timeout", initial_rank_heartbeat_timeout),
-            ("rank_heartbeat_timeout", rank_heartbeat_timeout),
-        ):
-            if seconds is not None and not holds(lambda time: time > 0, seconds):
-                raise ConfigurationError(f"{name}={seconds!r}: expected seconds, more than 0, or None for no limit")
-        if not holds(lambda: 0 < workload_check_interval < math.inf):
-            raise ConfigurationError(
-                f"workload_check_interval={workload_check_interval!r}: expected seconds, more than 0"
-            )
-        if not holds(lambda: 1 <= safety_factor < math.inf):
-            raise ConfigurationError(
-                f"safety_factor={safety_factor!r}: expected a number from 1 on; with less than 1 healthy ranks are ended"
-            )
-        if not calculate_timeouts and initial_rank_heartbeat_timeout is None and rank_heartbeat_timeout is None:
-            raise ConfigurationError(
-                "there is no timeout at all: give rank_heartbeat_timeout, or leave calculate_timeouts=True"
-            )
+        _check_arguments(
+            initial_rank_heartbeat_timeout,
+            rank_heartbeat_timeout,
+            workload_check_interval,
+            safety_factor,
+            learns=calculate_timeouts,
+        )
         self.initial_rank_heartbeat_timeout = initial_rank_heartbeat_timeout
         self.rank_heartbeat_timeout = rank_heartbeat_timeout
         self.calculate_timeouts = calculate_timeouts
@@ -353,6 +342,22 @@ def _level(given: int | str) -> int:
     if not isinstance(level, int):
         raise ConfigurationError(f"log_level={given!r}: expected a level of Python's logging, for example 'INFO'")
     return level
+
+
+def _check_arguments(initial: Any, later: Any, interval: Any, factor: Any, *, learns: bool) -> None:
+    for name, seconds in (("initial_rank_heartbeat_timeout", initial), ("rank_heartbeat_timeout", later)):
+        if seconds is not None and not holds(lambda time: time > 0, seconds):
+            raise ConfigurationError(f"{name}={seconds!r}: expected seconds, more than 0, or None for no limit")
+    if not holds(lambda: 0 < interval < math.inf):
+        raise ConfigurationError(f"workload_check_interval={interval!r}: expected seconds, more than 0")
+    if not holds(lambda: 1 <= factor < math.inf):
+        raise ConfigurationError(
+            f"safety_factor={factor!r}: expected a number from 1 on; with less than 1 healthy ranks are ended"
+        )
+    if not learns and initial is None and later is None:
+        raise ConfigurationError(
+            "there is no timeout at all: give rank_heartbeat_timeout, or leave calculate_timeouts=True"
+        )
 
 
 def _warn_of_no_effect(use_nvrx: bool, **given: Any) -> None:

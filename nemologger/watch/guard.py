@@ -93,12 +93,7 @@ class Guard:
         finally:
             theirs.close()
         self._end = weakref.finalize(self, _end, self._process, ours, ask, stacks)
-        ours.settimeout(_START_TIMEOUT)
-        try:
-            started = ours.recv(1)
-        except OSError:
-            started = b""
-        if not started:
+        if not _has_started(ours):
             self._process.kill()
             self._end()
             raise NemologgerError(
@@ -122,6 +117,14 @@ class Guard:
 
 
 _CODE = "from nemologger.watch.guard_main import main; main()"
+
+
+def _has_started(monitor: socket.socket) -> bool:
+    monitor.settimeout(_START_TIMEOUT)
+    try:
+        return bool(monitor.recv(1))
+    except OSError:
+        return False
 
 
 def _free_signal() -> int | None:
