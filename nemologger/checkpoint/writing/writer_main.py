@@ -143,7 +143,8 @@ def _record(content: memoryview) -> FileRecord:
 
 def _step_back() -> None:
     """Leave processor and disk to the process that trains."""
-    os.nice(_NICE)
+    with contextlib.suppress(OSError):  # a service may not be allowed to
+        os.nice(_NICE)
     number = _IOPRIO_SET.get(platform.machine())
     if number is not None:
         ctypes.CDLL(None, use_errno=True).syscall(number, 1, 0, _LOWEST_BEST_EFFORT)

@@ -240,6 +240,35 @@ def test_it_leaves_processor_and_disk_to_the_process_that_trains(arena):
         writer.close()
 
 
+#: As a service with ``SystemCallFilter=~@resources``: a filter of four instructions refuses one call of the system.
+WITHOUT_PRIORITIES = """
+import ctypes, os, platform, struct
+number = {"x86_64": 141, "aarch64": 140}[platform.machine()]
+code = b"".join(struct.pack("HBBI", *one) for one in (
+    (0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x7FFF0000)))
+instructions = ctypes.create_string_buffer(code)
+program = ctypes.create_string_buffer(struct.pack("HP", 4, ctypes.addressof(instructions)))
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.prctl(38, 1, 0, 0, 0) == 0 and libc.prctl(22, 2, program, 0, 0) == 0, ctypes.get_errno()
+try:
+    os.nice(1)
+except PermissionError:
+    pass
+else:
+    raise SystemExit("not refused")
+from nemologger.checkpoint.writing.arena import Arena
+from nemologger.checkpoint.writing.writer import Writer
+writer = Writer(Arena({}, {}), {})
+assert writer.begins(60.0)
+writer.close()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="filters as Linux has them")
+def test_it_works_where_nobody_may_lower_a_priority():
+    subprocess.run([sys.executable, "-c", WITHOUT_PRIORITIES], check=True)
+
+
 def test_a_file_beside_it_that_is_called_like_a_module_of_python_is_not_run(arena, tmp_path, monkeypatch):
     for name in ("platform", "json", "xxhash", "nemologger"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('not this one')")
