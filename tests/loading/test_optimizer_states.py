@@ -162,3 +162,15 @@ def test_nothing_is_said_of_the_schedule_that_averages_have_replaced(tmp_path, c
     again.fit(ToyModel(), loader(), loader(), ckpt_path=str(tmp_path / "x"))
     assert isinstance(again.lr_scheduler_configs[0].scheduler, SWALR)
     assert not [record for record in caplog.records if record.name == "nemologger.loading.optimizer_states"]
+
+
+def test_what_is_frozen_since_is_named_and_what_to_do(tmp_path):
+    class Frozen(_Two):
+        def configure_optimizers(self):
+            return self.kind(self.net[2].parameters(), lr=1e-2)
+
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
+    quiet_trainer(max_steps=5, callbacks=[saves]).fit(_Two(), loader(), loader())
+    again = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
+    with pytest.raises(ModelMismatchError, match=r"only there: net\.0\.bias, .*only here: none.*RestoreConfig"):
+        quiet_trainer(max_steps=9, callbacks=[again]).fit(Frozen(), loader(), loader(), ckpt_path=str(tmp_path / "x"))

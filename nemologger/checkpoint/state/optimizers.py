@@ -150,7 +150,8 @@ def _check_groups(
             gone, come = sorted(before - after)[:_SHOWN], sorted(after - before)[:_SHOWN]
             raise ModelMismatchError(
                 f"parameter group {number} of the optimizer holds other parameters than in the checkpoint; only there: "
-                f"{', '.join(gone) or 'none'}; only here: {', '.join(come) or 'none'}"
+                f"{', '.join(gone) or 'none'}; only here: {', '.join(come) or 'none'}. Give it the same ones, frozen or "
+                "not, as in the run that saved it, or start a new run from the weights with RestoreConfig"
             )
         missing = sorted((set(new) - set(old)).intersection(defaults))
         if missing:
