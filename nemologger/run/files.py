@@ -252,6 +252,12 @@ def _writing_to(directory: Path) -> Iterator[None]:
         yield
     except NemologgerError:
         raise
+    except (FileNotFoundError, FileExistsError) as error:  # what was just made is gone, or there already
+        raise ConfigurationError(
+            f"the run directory {directory} changed while it was made ready ({type(error).__name__}: {error}): another run "
+            "may have started in it at the same moment. Stop one, or give this run another name or version; if there is "
+            "none, start again."
+        ) from error
     except OSError as error:
         raise ConfigurationError(
             f"cannot write to the run directory {directory}: {type(error).__name__}: {error}. Make it writable, free "

@@ -135,6 +135,19 @@ def test_a_disk_that_does_not_answer_when_log_files_are_put_aside_is_a_clear_err
         run_files.put_aside(tmp_path)
 
 
+def test_a_second_run_that_starts_at_the_same_moment_is_named(tmp_path):
+    class Raced(LocalDisk):
+        def write(self, path, parts):
+            def raced():
+                yield from parts
+                path.with_name(f".{path.name}.partial").unlink()  # the other one has renamed it
+
+            super().write(path, raced())
+
+    with pytest.raises(ConfigurationError, match=r"another run may have started in it.*another name or version"):
+        run_files.write(run_in(tmp_path / "run"), {}, here=tmp_path, disk=Raced())
+
+
 # --- git --------------------------------------------------------------------------------------------------------------
 
 needs_git = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
