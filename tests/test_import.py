@@ -41,4 +41,4 @@ def test_the_checkpoint_engine_knows_no_lightning():
     assert "torch" in loaded
     assert not loaded & {"lightning", "pytorch_lightning", "fiddle", "wandb", "omegaconf"}
     below = {name.split(".")[1] for name in loaded if name.startswith("nemologger.")} - {"checkpoint"}
-    assert below <= {"errors", "names", "disk", "ranks", "signals", "stores"}
+    assert below <= {"condition", "errors", "names", "disk", "ranks", "signals", "stores"}

@@ -134,8 +134,18 @@ def test_tensorboard_has_every_step_once_though_it_could_not_write_for_a_while(t
     events.Reload()
     assert [event.step for event in events.Scalars("train_loss")] == [*range(10)]
     assert [event.step for event in events.Scalars("val_loss")] == [4, 9]
-    assert caplog.text.count("TensorBoardLogger fails (metrics of step 3): NotADirectoryError") == 1
+    assert caplog.text.count("TensorBoardLogger fails (metrics of step 3)") == 1
     assert "TensorBoardLogger is left. Nothing is lost" in caplog.text
+
+
+def test_a_tensorboard_that_is_given_up_says_why(tmp_path, caplog):
+    """Lightning says of every error that the values cannot be logged."""
+    trainer = quiet_trainer(max_steps=5, log_every_n_steps=1, callbacks=[Unwritable(tmp_path / "tb" / "n" / "v")])
+    log = nl.NeMoLogger(name="n", log_dir=tmp_path, version="v", tensorboard=TensorBoardLogger("tb", name="n"))
+    log.setup(trainer)
+    trainer.fit(ToyModel(), ToyDataModule())
+    assert "TensorBoardLogger: gave up metrics of step 3: FileExistsError" in caplog.text
+    assert "you tried to log" not in caplog.text
 
 
 def test_what_the_program_does_wrong_is_its_own_error_and_no_outage(tmp_path):
