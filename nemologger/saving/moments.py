@@ -113,15 +113,20 @@ class CheckpointsInTime(SavedCheckpoints):
         self._validated = self._validated or (trainer.state.fn == "fit" and not trainer.sanity_checking)
         if self._should_skip_saving_checkpoint(trainer):
             return
+        due = due or (not self._save_on_train_epoch_end and self._due.at_epoch(trainer.current_epoch))
+        lightning_port.behind_module(
+            trainer, "on_validation_end", partial(self._save_behind_validation, trainer, due=due)
+        )
+
+    def _save_behind_validation(self, trainer: pl.Trainer, *, due: bool) -> None:
         self._due.put_off_stop(trainer)
-        due = due or (lightning_port.is_stopping(trainer) and not lightning_port.epoch_is_trained(trainer))
-        if due or (not self._save_on_train_epoch_end and self._due.at_epoch(trainer.current_epoch)):
-            if self._due.is_accumulating(trainer):
-                self._postponed = True  # to the optimizer's step
-                return
-            lightning_port.behind_module(trainer, "on_validation_end", partial(self._save, trainer))
-            # Who has swapped parameters for validation is about to swap them back.
-            lightning_port.behind_module(trainer, "on_validation_end", self._keeper.hold)
+        if not (due or (lightning_port.is_stopping(trainer) and not lightning_port.epoch_is_trained(trainer))):
+            return
+        if self._due.is_accumulating(trainer):
+            self._postponed = True  # to the optimizer's step
+            return
+        self._save(trainer)
+        self._keeper.hold()  # who has swapped parameters for validation is about to swap them back
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save what ``every_n_epochs`` says, with ``save_on_train_epoch_end`` or where no validation runs."""

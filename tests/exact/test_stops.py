@@ -120,6 +120,26 @@ def test_a_module_that_asks_for_the_stop_itself(stop_at, case, tmp_path):
     assert losses + rest == straight
 
 
+class StopsInValidation(EndsEpochs):
+    """As EarlyStopping does, which comes before checkpoints are saved, and this after."""
+
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        pass
+
+    def on_validation_end(self):
+        if len(self.losses) == self.stop_at:
+            self.trainer.should_stop = True
+
+
+def test_a_module_that_asks_for_the_stop_when_a_validation_in_mid_epoch_ends(tmp_path):
+    case = Case(shuffled, StopsInValidation, trainer={"val_check_interval": 4}, ckpt=SELDOM)
+    straight, _, _ = train(case, tmp_path / "straight", seed=1)
+    losses, _, trainer = train(replace(case, model=lambda: StopsInValidation(4)), tmp_path / "stopped", seed=1)
+    rest, _, _ = train(case, tmp_path / "rest", seed=1000, resume=tmp_path / "stopped" / f"step={trainer.global_step}")
+    assert len(losses) == 4
+    assert losses + rest == straight
+
+
 class PlainSteps(Net):
     """Takes its steps with a plain optimizer, which Lightning does not count."""
 
