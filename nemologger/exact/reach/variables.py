@@ -57,7 +57,7 @@ class Variables(View):
             self._cells[name].cell_contents = value
         elif name in self._names:
             self._there[name] = value
-        elif self.function is not None:  # what it was given is filled where it is
+        elif self.function is not None and not _is_given(self.function, name):  # that is filled where it is
             setattr(self.function, name, value)
 
 
@@ -102,6 +102,12 @@ def of_call(function: Any) -> dict[str, Any]:
         return {}
     defaults = [*enumerate(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
     return {str(name): value for name, value in defaults if is_filled(value)} | cells_of(function)
+
+
+def _is_given(function: Any, name: str) -> bool:
+    """Whether ``name`` is that of an argument, or its number, and no attribute of ``function``."""
+    named = function.keywords if isinstance(function, partial) else function.__kwdefaults__
+    return name.isdigit() or name in (named or {})
 
 
 def keeps_variables(holder: Any) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from exact.runs import Case, Net, check, shuffled, train
+import numpy as np
+from exact.runs import Case, Net, check, check_chain, shuffled, train
 
 
 def by_list(factor):
@@ -85,6 +86,25 @@ class Hooked(Net):
 
 def test_they_go_on_as_they_were(tmp_path):
     check(Case(shuffled, Hooked, at=[3, 8]), tmp_path)
+
+
+class Draws(Net):
+    """From generators that a function was made with, by place and by name."""
+
+    def __init__(self):
+        super().__init__()
+
+        def noise(value, by=np.random.RandomState(3), *, more=np.random.RandomState(4)):  # noqa: B008
+            return value * (1 + by.rand() * more.rand())
+
+        self.noise = partial(noise)
+
+    def loss(self, batch):
+        return self.noise(super().loss(batch))
+
+
+def test_generators_that_a_function_was_made_with_go_on_life_after_life(tmp_path):
+    check_chain(Case(shuffled, Draws, at=[3, 5, 8]), tmp_path)
 
 
 class Looks(Net):
