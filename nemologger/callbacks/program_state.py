@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 #: After so many of the first steps it is looked at what the module's lists are for.
 _LOOKS = 3
-#: Of the module they are there for what it takes of them while it trains.
-_ITERATORS = ("builtins.generator", "itertools.", "torch.utils.data.dataloader._")
+#: Iterators, and what learns: of the module they are there for what it takes of them while it trains.
+_DECIDING = ("builtins.generator", "itertools.", "torch.utils.data.dataloader._", "sklearn.")
 
 
 class ProgramState:
@@ -123,7 +123,7 @@ class ProgramState:
             f"attribute {path}": not_exact.RECORD.format(kind) for path, kind in records if not path.startswith(within)
         }
         told |= {f"attribute {path}": not_exact.SET_ANEW for path in self._attributes.set_anew}
-        told |= {f"attribute {path}": why for path, why in self._changed_strangers(iterators=False).items()}
+        told |= {f"attribute {path}": why for path, why in self._changed_strangers(deciding=False).items()}
         told |= {} if self._gradients_lost is None else {"gradients": not_exact.GRADIENTS.format(self._gradients_lost)}
         callbacks = self._changed_of_callbacks()
         self._named |= {f"{callback}.{name}" for callback, names in callbacks.items() for name in names}
@@ -149,12 +149,12 @@ class ProgramState:
                 told[callback] = not_exact.CALLBACK_ACTS.format(", ".join(acting))
         return told
 
-    def _changed_strangers(self, *, iterators: bool) -> dict[str, str]:
-        """Those that were not named before: iterators that the module holds, or the others."""
+    def _changed_strangers(self, *, deciding: bool) -> dict[str, str]:
+        """Those that were not named before: those of the module that decide about training, or the others."""
         told = {}
         for path, (kind, names) in self._strangers.changed().items():
-            is_iterator = path.startswith("module") and kind.startswith(_ITERATORS)
-            if is_iterator == iterators and path not in self._named and not self._is_saved_by_hand(path):
+            decides = path.startswith("module") and kind.startswith(_DECIDING)
+            if decides == deciding and path not in self._named and not self._is_saved_by_hand(path):
                 self._named.add(path)
                 told[path] = not_exact.STRANGER.format(kind, ", ".join(names))
         return told
@@ -188,7 +188,7 @@ class ProgramState:
         apart, apart_lost = self._apart.to_plain()
         apart_lost = {path: why for path, why in apart_lost.items() if not self._is_of_callback_with_state(path)}
         named |= {path: not_exact.APART_LOST.format(why) for path, why in apart_lost.items()}
-        named |= self._changed_strangers(iterators=True)
+        named |= self._changed_strangers(deciding=True)
         named |= {path: not_exact.SWAPPED.format(now, then) for path, (then, now) in self._swapped.changed().items()}
         limits |= {f"attribute {path}": why for path, why in named.items() if not self._is_saved_by_hand(path)}
         limits |= self._acting_callbacks()

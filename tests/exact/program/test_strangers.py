@@ -9,6 +9,7 @@ import logging
 import pytest
 from exact.runs import Case, Net, shuffled, train
 from lightning.pytorch.callbacks import Callback
+from sklearn.preprocessing import StandardScaler
 
 LIBRARY = """
 import torch
@@ -110,22 +111,25 @@ def test_one_that_is_made_anew_each_epoch_is_named_and_none_of_a_step_is(library
     assert "module.passing" not in caplog.text
 
 
-def test_tables_and_iterators_of_python_are_named(library, tmp_path, caplog):
+def test_tables_iterators_and_what_learns_are_named(library, tmp_path, caplog):
     class Holds(Net):
         def __init__(self):
             super().__init__()
+            self.scaler = StandardScaler()
             self.table, self.same = library.Table(0, 0), library.Table(1)
             self.weights, self.drawn = itertools.cycle([1.0, 0.5]), (0.5**i for i in range(100))
 
         def training_step(self, batch, batch_idx):
             self.table.numbers[0] += 1
+            self.scaler.partial_fit(batch)
             return self.note(self.loss(batch) * next(self.weights) * next(self.drawn))
 
     with caplog.at_level(logging.INFO):
         train(Case(shuffled, Holds, steps=2), tmp_path / "run", 1)
     told = {r.getMessage().split()[3]: r for r in caplog.records if "is an object of" in r.getMessage()}
     levels = {path: record.levelname for path, record in told.items()}
-    assert levels == {"module.table": "INFO", "module.weights": "WARNING", "module.drawn": "WARNING"}
+    decide = dict.fromkeys(("module.scaler", "module.weights", "module.drawn"), "WARNING")
+    assert levels == {"module.table": "INFO"} | decide
     assert "is an object of some_importance.Table" in told["module.table"].getMessage()
     assert "of itertools.cycle, has changed since training began (its place)" in told["module.weights"].getMessage()
     assert "is an object of builtins.generator" in told["module.drawn"].getMessage()
