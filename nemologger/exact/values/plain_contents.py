@@ -105,6 +105,8 @@ def copied(value: Any, known: dict[int, Any] | None = None) -> Any:
         made = known[id(value)] = []
         made += value if _OF_SCALARS.issuperset(map(type, value)) else [copied(item, known) for item in value]
         return made
+    if issubclass(kind, tuple) and hasattr(kind, "_fields"):  # its class may want other arguments
+        return tuple.__new__(kind, [copied(item, known) for item in value])
     return copy.deepcopy(value, known)
 
 

@@ -23,6 +23,13 @@ class Step(NamedTuple):
     state: Any
 
 
+class Pair(Step):
+    """Made of one value."""
+
+    def __new__(cls, state: Any) -> Pair:
+        return tuple.__new__(cls, (0.5, state))
+
+
 VALUES: dict[str, Any] = {
     "ints": list(range(100)),
     "few ints": [3, 1],
@@ -38,6 +45,7 @@ VALUES: dict[str, Any] = {
     "kinds": {"lists": defaultdict(list, {"a": [1]}), "counts": Counter("aab"), "order": OrderedDict(a=1)},
     "window": {"losses": deque([0.5, 0.25], maxlen=2)},
     "named": Step(0.5, [1]),
+    "named otherwise": Pair([1]),
     "named within": deque([(Step(0.5, None), Step(1.5, 2))], maxlen=3),
     "bytes": bytearray(b"abc"),
     "array": np.arange(6.0).reshape(2, 3),
@@ -66,7 +74,12 @@ def test_contents_through_a_file_that_runs_no_code(value, tmp_path):
 
 def test_a_copied_state_is_what_deepcopy_makes_of_it():
     numbers, tensor = [1, 2.5, "three", None], torch.arange(3)
-    state = {"a": numbers, "b": [numbers, tensor, (4, [5])], 6: {"t": tensor, "o": [SimpleNamespace(n=1)]}}
+    state = {
+        "a": numbers,
+        "b": [numbers, tensor, (4, [5])],
+        6: {"t": tensor, "o": [SimpleNamespace(n=1)]},
+        7: Pair(tensor),
+    }
     state["all"] = state
     made = plain_contents.copied(state)
     numbers.append(7)
@@ -77,6 +90,8 @@ def test_a_copied_state_is_what_deepcopy_makes_of_it():
     assert made["b"][1] is made[6]["t"]
     assert made[6]["t"].tolist() == [0, 1, 2]
     assert made["b"][2] == (4, [5])
+    assert type(made[7]) is Pair
+    assert made[7].state is made[6]["t"]
     assert made["all"] is made
     assert made[6]["o"] == [SimpleNamespace(n=1)]
     assert made[6]["o"][0] is not state[6]["o"][0]
