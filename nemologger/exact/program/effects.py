@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ast
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from tokenize import TokenError
 from types import FunctionType
 
 #: What calls do that tell, note or end: their names begin so.
@@ -25,9 +27,10 @@ _STORES = (ast.Assign, ast.AugAssign, ast.AnnAssign)
 def source_of(function: FunctionType) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
     """The source of ``function`` as a tree, if there is one."""
     try:
-        lines = inspect.getsource(function)
-        tree = ast.parse(f"if True:\n{lines}" if lines[:1].isspace() else lines)
-    except (OSError, TypeError, SyntaxError, ValueError):
+        with warnings.catch_warnings(action="ignore"):  # python has told the program of its escape sequences
+            lines = inspect.getsource(function)
+            tree = ast.parse(f"if True:\n{lines}" if lines[:1].isspace() else lines)
+    except (OSError, TypeError, SyntaxError, ValueError, TokenError):  # a file may have changed since
         return None
     found = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
     return next((node for node in found if node.name == function.__name__), None)
