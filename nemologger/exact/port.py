@@ -146,6 +146,7 @@ class Plan:
         ahead: What is left of that.
         newest: The last that was handed out, to workers ahead of the batch that is taken: its number, and what it is.
         told: So many of those as may be ahead of training.
+        ended: Whether there are no more: a sampler may count epochs at the end of one.
     """
 
     seed: int
@@ -161,6 +162,7 @@ class Plan:
     ahead: list[Any] = field(default_factory=list)
     newest: tuple[int, Any] = (0, None)
     told: deque[Any] = field(default_factory=lambda: deque(maxlen=0))
+    ended: bool = False
 
 
 class Indices:
@@ -218,6 +220,7 @@ def _planned(inner: Any, plan: Plan) -> Iterator[Any]:
                 with streams:
                     index = next(indices)
         except StopIteration:
+            plan.ended = True
             return
         plan.newest = number, index
         plan.told.append(index)

@@ -44,6 +44,7 @@ class Drawn(NamedTuple):
         ahead: Those that training had not come to, as plain types; None if they can be drawn again, or not be saved.
         rng: The streams that the sampler drew from, as plain types.
         reach: So many batches are drawn ahead of training.
+        ended: Whether the sampler had said that there are no more; None if nobody has noted it.
     """
 
     batches: int = 0
@@ -51,6 +52,7 @@ class Drawn(NamedTuple):
     ahead: Any = None
     rng: dict[str, Any] | None = None
     reach: int = 0
+    ended: bool | None = False
 
     @staticmethod
     def of(plan: port.Plan, taken: int, reach: int) -> Drawn:
@@ -61,7 +63,7 @@ class Drawn(NamedTuple):
         told = number + 1 - taken
         waiting = [*list(plan.told)[len(plan.told) - told :], *plan.ahead] if told <= len(plan.told) else None
         last = plan.ahead[-1] if plan.ahead else index
-        drawn = Drawn(number + 1 + len(plan.ahead), contents.of_batch(last), reach=reach)
+        drawn = Drawn(number + 1 + len(plan.ahead), contents.of_batch(last), reach=reach, ended=plan.ended)
         if not isinstance(plan.streams, Streams) or waiting is None:  # a sampler of torch, which draws the same again
             return drawn
         with plan.streams:
@@ -88,6 +90,8 @@ class Drawn(NamedTuple):
         before = _generators(roots) if self.checksum else []
         last = list(islice(indices, min(count, 1)))
         ahead += last if count > skip else []
+        if self.ended or (self.ended is None and 0 < self.batches < skip + reach):
+            ahead += islice(indices, 1)
         saved = None if self.ahead is None else plain_contents.unkept(self.ahead)
         if self.checksum and last and contents.of_batch(last[0]) != self.checksum:
             if saved is None:

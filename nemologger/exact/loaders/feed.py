@@ -136,7 +136,8 @@ class Feed:
             at_start = _less(self._at_start.values(look="quiet"), at_batch)
             drawn = self.source.drawn(mark.batches)
             mark, sizes = mark._replace(last=drawn.checksum, checked=drawn.batches), self.source.sizes()
-            ahead = None if drawn.ahead is None else {"batches": drawn.ahead, "rng": drawn.rng}
+            if drawn.ahead is not None or drawn.ended:
+                ahead = {"batches": drawn.ahead, "rng": drawn.rng, "ended": drawn.ended}
         return Position(mark, state, at_start, at_batch, sizes=sizes, ahead=ahead)
 
     @property

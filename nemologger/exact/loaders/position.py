@@ -106,13 +106,14 @@ class Position(NamedTuple):
         checked = plain.get("checked", batches)  # there was a checksum of each batch once
         mark = Mark(start, batches, plain["restarts"], plain["over"], last, checked)
         at_start, at_batch = (Values.from_plain(plain[name]) for name in ("at_start", "at_batch"))
-        sizes, ahead = plain.get("sizes"), plain.get("ahead")
+        sizes, ahead = plain.get("sizes"), plain.get("ahead", {"ended": None})
         return Position(mark, plain["state"], at_start, at_batch, "last" not in plain, sizes, ahead)
 
     def drawn(self) -> Drawn:
         """What had been drawn, or loaded, when it was saved."""
-        ahead, sizes = self.ahead or {}, self.sizes or [0]
-        return Drawn(self.mark.checked, self.mark.last, ahead.get("batches"), ahead.get("rng"), sizes[-1])
+        ahead, (*_, reach) = self.ahead or {}, self.sizes or [0]
+        batches, rng, ended = ahead.get("batches"), ahead.get("rng"), ahead.get("ended", False)
+        return Drawn(self.mark.checked, self.mark.last, batches, rng, reach, ended)
 
     def of_today(self, loader: Any) -> Position:
         """The same by the names of today."""

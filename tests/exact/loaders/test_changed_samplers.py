@@ -59,6 +59,14 @@ class Rejecting(Hard):
                 yield index
 
 
+class Counting(Hard):
+    """Counts epochs when one is over, which is before training comes to its end."""
+
+    def __iter__(self):
+        yield from torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(self.drawn)).tolist()
+        self.drawn += 1
+
+
 class Easy(Hard):
     """Leaves out what is too hard, and knows its place only by where it is in its code."""
 
@@ -105,6 +113,7 @@ CASES = {
     "of another number of draws": Case(lambda: hard(kind=Rejecting), Mines, at=(2, 5, 9)),
     "workers": Case(lambda: hard(num_workers=2), Mines, at=(2, 5, 6, 9)),
     "workers, one by one": Case(lambda: hard(lazy=True, num_workers=2), Mines, at=(2, 5, 9)),
+    "workers, to the end": Case(lambda: hard(kind=Counting, num_workers=2, drop_last=True), Mines, at=(2, 4, 9)),
     "workers that stay": Case(lambda: hard(num_workers=2, persistent_workers=True), Mines, at=(2, 5, 6, 9)),
 }
 
@@ -208,3 +217,17 @@ def test_a_sampler_of_fewer_samples_is_not_set_to_its_order_of_before(tmp_path):
 def test_the_place_in_a_sampler_is_none_on_another_number_of_ranks():
     mark = Mark(None, 4, 0, False)
     assert rescaled(Position(mark, sizes=[22, 6, 0]), 2, 1).sizes is None
+
+
+@pytest.mark.parametrize("reach", [2, 4])
+def test_of_a_checkpoint_that_does_not_say_so_numbers_tell_whether_a_sampler_had_ended(reach):
+    sampler = Counting(False)
+    indices = iter(sampler)
+    position = Position.from_plain({name: value for name, value in _of_workers().items() if name != "ahead"})
+    ahead = position.drawn().again(indices, SAMPLES - 2, {}, "", reach)
+    assert (len(ahead), sampler.drawn) == (2, reach == 4)
+    assert Position.from_plain(_of_workers()).drawn().ended is False
+
+
+def _of_workers():
+    return Position(Mark(None, SAMPLES - 2, 0, False, checked=SAMPLES)).to_plain()
