@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -259,7 +259,9 @@ def _with_weights_of(checkpoint: str | Path, resume: AutoResume) -> AutoResume:
     """``resume``, with the weights of ``checkpoint`` for a run that has none of its own."""
     if resume.restore_config is not None:
         return resume
-    return replace(resume, restore_config=RestoreConfig(path=str(checkpoint), load_artifacts=False))
+    found = copy(resume)  # not replace(), which a subclass with arguments of its own does not take
+    found.restore_config = RestoreConfig(path=str(checkpoint), load_artifacts=False)
+    return found
 
 
 def _share_tokenizer(model: Any, data: Any, tokenizer: Any) -> None:

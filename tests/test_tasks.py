@@ -91,6 +91,22 @@ def test_so_it_may_with_a_checkpoint_to_start_from(tmp_path):
     assert sorted(trainer.lightning_module.losses) == [5, 6, 7]  # goes on, optimizer and all
 
 
+class _ResumeIn(nl.AutoResume):
+    """One with an argument of its own, as a program may have it."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(resume_from_directory=root / "found", resume_ignore_no_checkpoint=True)
+
+
+def test_so_it_may_with_an_own_kind_of_resume(tmp_path):
+    nl.train(ToyModel(width=4), ToyDataModule(), quiet_trainer(max_steps=5), _log(tmp_path / "a"), _resume())
+    checkpoint = tmp_path / "a" / "toy" / "checkpoints" / "step=5"
+    resume, trainer = _ResumeIn(tmp_path), quiet_trainer(max_steps=0)
+    nl.train(checkpoint, ToyDataModule(), trainer, _log(tmp_path / "b"), resume)
+    assert torch.equal(trainer.lightning_module.net[0].weight, load_model(checkpoint)["net.0.weight"])
+    assert resume.restore_config is None
+
+
 class _Sgd:
     """An optimizer module, as NeMo has them."""
 

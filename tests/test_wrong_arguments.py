@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lightning.fabric
@@ -95,6 +97,25 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
 
 def test_a_text_that_means_true_is_taken_for_it():
     assert nl.AutoResume(resume_if_exists="true", resume_ignore_no_checkpoint="True").resume_if_exists
+
+
+class _Place:
+    """A path of another library, such as py.path.local."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+
+def test_what_can_be_used_is_taken(tmp_path):
+    place = _Place(tmp_path)
+    assert trackers.CSVLogger(save_dir=place).save_dir == str(tmp_path)
+    assert trackers.DLLogger(json_file=place).save_dir == str(tmp_path.parent)
+    assert trackers.DLLogger(json_file=False, stdout=True).save_dir is None
+    assert callbacks.MemoryProfileCallback(dir=place).dir is place
+    assert nl.ModelCheckpoint(max_failed_saves=math.inf).max_failed_saves == math.inf
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import gc
 import gzip
 import json
 import logging
+import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ class MemoryProfileCallback(ProfileWindow):
 
     def __init__(
         self,
-        dir: str | Path | None = None,  # NeMo's name
+        dir: str | os.PathLike[str] | None = None,  # NeMo's name
         warn_cycles: bool = True,
         ranks: Sequence[int] = (),
         start_step: int = 0,
@@ -77,7 +78,7 @@ class MemoryProfileCallback(ProfileWindow):
         cuda_history: bool | None = None,
     ) -> None:
         super().__init__(start_step, end_step, ranks)
-        if dir is not None and not isinstance(dir, str | Path):
+        if dir is not None and not isinstance(dir, str | os.PathLike):
             raise ConfigurationError(f"MemoryProfileCallback(dir={dir!r}): expected a path")
         self.dir = dir
         self.warn_cycles = warn_cycles

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from inspect import Parameter
@@ -76,7 +77,8 @@ def check_arguments(given: Mapping[str, Any], known: Mapping[str, Parameter]) ->
     if given["train_time_interval"] is not None:
         _check_duration("train_time_interval", given["train_time_interval"])
     for name in ("files_per_rank", "max_failed_saves"):
-        if not holds(lambda n: index(n) >= 1, given[name]):
+        never = name == "max_failed_saves" and given[name] == math.inf
+        if not never and not holds(lambda n: index(n) >= 1, given[name]):
             raise ConfigurationError(f"{name}={given[name]!r}: a whole number, at least 1")
     for name in ("save_top_k", "save_last_n_optim_states"):
         _check_number(name, given[name])

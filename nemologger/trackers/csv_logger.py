@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from operator import index
 from pathlib import Path
@@ -54,7 +55,7 @@ class CSVLogger(FileTracker, LightningCSVLogger):
     def __init__(
         self,
         *,
-        save_dir: str | Path | None = None,
+        save_dir: str | os.PathLike[str] | None = None,
         name: str | None = "",
         version: int | str | None = None,
         prefix: str = "",
@@ -64,10 +65,10 @@ class CSVLogger(FileTracker, LightningCSVLogger):
             raise ConfigurationError(
                 f"CSVLogger(flush_logs_every_n_steps={flush_logs_every_n_steps!r}): expected a whole number, at least 1"
             )
-        if save_dir is not None and not isinstance(save_dir, str | Path):
+        if save_dir is not None and not isinstance(save_dir, str | os.PathLike):
             raise ConfigurationError(f"CSVLogger(save_dir={save_dir!r}): expected a path")
         super().__init__(
-            save_dir="." if save_dir is None else save_dir,
+            save_dir="." if save_dir is None else os.fspath(save_dir),
             name=name,
             version="" if version is None else version,
             prefix=prefix,

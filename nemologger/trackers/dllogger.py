@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Mapping
@@ -56,10 +57,10 @@ class DLLogger(FileTracker, Logger):
         *,
         verbose: bool | None = False,
         stdout: bool | None = False,
-        json_file: str | Path | None = "./dllogger.json",
+        json_file: str | os.PathLike[str] | None = "./dllogger.json",
     ) -> None:
         super().__init__()
-        if json_file is not None and not isinstance(json_file, str | Path):
+        if json_file and not isinstance(json_file, str | os.PathLike):
             raise ConfigurationError(f"DLLogger(json_file={json_file!r}): expected a path")
         self._verbosity, self._stdout, self._json_file = int(bool(verbose)), bool(stdout), json_file
         self._stream: LineStream | None = None

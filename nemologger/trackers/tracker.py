@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
@@ -178,7 +179,7 @@ class Tracker:
         """What the tracker calls the metric ``key``."""
         return key
 
-    def _below(self, directory: str | Path) -> Path:
+    def _below(self, directory: str | os.PathLike[str]) -> Path:
         """``directory``, seen from the run directory."""
         home = self._run.log_dir if self._run is not None and self._moves else Path.cwd()
         return home / Path(directory).expanduser()
