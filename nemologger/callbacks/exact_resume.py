@@ -16,7 +16,7 @@ from nemologger.callbacks.before_stop import states_of_callbacks
 from nemologger.callbacks.begins_with import say_made_otherwise, say_other_data
 from nemologger.callbacks.fit_state import FitState, RankState
 from nemologger.callbacks.gradient_order import GradientOrder
-from nemologger.callbacks.not_exact import LESS, OTHER_BUFFER, OTHER_RANKS, RAISED, Notices, say_before_training
+from nemologger.callbacks.not_exact import OTHER_BUFFER, RAISED, Notices, say_before_training, say_other_ranks
 from nemologger.callbacks.packed import pack, unpack
 from nemologger.callbacks.program_state import ProgramState, made_by
 from nemologger.callbacks.running_fit import RunningFit
@@ -370,14 +370,12 @@ class ExactResume(Callback):
         rank, ranks, before = self._ranks.rank, self._ranks.world_size, len(then.ranks)
         readers = lightning_port.data_reader(trainer)[1]
         mine = RankState.from_plain(unpack(then.ranks[rank % before]))
-        then_places = mine.place.positions
         if (before, then.readers) != (ranks, readers):
+            if rank == 0:
+                batches = 0 if then.epoch_over else max((at.mark.batches for at in mine.place.positions), default=0)
+                say_other_ranks(before, then.readers, ranks, readers, batches)
             mine = mine.on_other_ranks(rank, then.readers, readers, self._fit.device)
             lightning_port.rescale_saved_batches(checkpoint, then.readers, readers)
-            log.warning(OTHER_RANKS, before, then.readers, ranks, readers)
-            taken = max((place.mark.batches for place in then_places), default=0) * then.readers
-            if taken % readers and not then.epoch_over:
-                log.warning(LESS, then.readers, taken, readers, taken % readers)
         self._raised = then.raised
         if self._raised is not None:
             lightning_port.close_last_batch(checkpoint, validates=self._raised)

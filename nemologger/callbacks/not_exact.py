@@ -18,12 +18,12 @@ log = logging.getLogger("nemologger.callbacks.exact_resume")
 
 # --- of the fit -------------------------------------------------------------------------------------------------------
 
-OTHER_RANKS = (
+_OTHER_RANKS = (
     "the checkpoint is of %d ranks, of which %d read data; there are %d now, of which %d do: training goes on "
     "after as many samples, with new random numbers, and means of this epoch are of what follows"
 )
 
-LESS = "%d ranks had taken %d batches of the epoch, a number that %d ranks do not come to: %d are trained on twice"
+_LESS = "%d ranks had taken %d batches of the epoch, a number that %d ranks do not come to: %d are trained on twice"
 
 RAISED = (
     "was under way when the checkpoint was saved: a run that goes on trains on its batch once more, with other random "
@@ -128,6 +128,14 @@ def say_before_training(trainer: pl.Trainer, module: pl.LightningModule) -> None
         log.info("exact resume: %s", advice)
     for limit in limits_of(trainer, module):
         log.warning("exact resume: %s", limit)
+
+
+def say_other_ranks(ranks_then: int, readers_then: int, ranks: int, readers: int, batches: int) -> None:
+    """That there are more or fewer ranks, after so many ``batches`` of the epoch that each of those then had trained on."""
+    log.warning(_OTHER_RANKS, ranks_then, readers_then, ranks, readers)
+    taken = batches * readers_then
+    if taken % readers:
+        log.warning(_LESS, readers_then, taken, readers, taken % readers)
 
 
 def advice_for(device: torch.device) -> str:

@@ -10,7 +10,6 @@ from functools import cached_property
 from typing import Any, Literal
 
 from nemologger.errors import ConfigurationError
-from nemologger.exact import port
 from nemologger.exact.loaders.described import described
 from nemologger.exact.loaders.position import FRESH, Mark, Position, Start
 from nemologger.exact.loaders.source import Source, has_state
@@ -165,7 +164,7 @@ class Feed:
         Raises:
             ConfigurationError: If that is the place of another number of workers in their shares of a stream.
         """
-        if (then := self._other_workers(position)) is not None:
+        if (then := self.source.other_workers(position.state)) is not None:
             now = self.loader.num_workers
             raise ConfigurationError(f"{type(self.loader).__name__}(num_workers={now}): {_SHARES.format(then, now)}")
         self._within, self._after, self.early = position.of_today(self.loader), None, []
@@ -173,7 +172,7 @@ class Feed:
     def go_on_after(self, position: Position) -> None:
         """Let the next batch be the first of the epoch after the one of ``position``."""
         position = position.of_today(self.loader)
-        if (then := self._other_workers(position)) is not None:
+        if (then := self.source.other_workers(position.state)) is not None:
             log.warning(_ANEW, type(self.loader).__name__, then, self.loader.num_workers)
             position = position._replace(state=None)
         self._within, self._after, self.early = None, position, []
@@ -188,12 +187,6 @@ class Feed:
         self._at_batch.restore(position.at_batch, exactly=True)
         if (start := position.mark.start) is not None:
             self.source.keep_seed(start.order)
-
-    def _other_workers(self, position: Position) -> int | None:
-        """How many workers the state at ``position`` is of, if there are others now."""
-        if position.state is None or not self.source.shares:
-            return None
-        return None if (then := port.workers_of(position.state)) == self.loader.num_workers else then
 
     def is_within(self) -> Position | None:
         """The position that was asked for, as long as no batch has been taken."""

@@ -88,6 +88,12 @@ class Source:
     def keep_seed(self, order: Order | None) -> None:
         """Go on with the seed of ``order``, in this epoch and later ones."""
 
+    def other_workers(self, state: Any) -> int | None:
+        """How many workers ``state`` is of, if it tells of each one's share and there are others now."""
+        if state is None or not self.shares:
+            return None
+        return None if (then := port.workers_of(state)) == self.loader.num_workers else then
+
     @property
     def limits(self) -> list[str]:
         """What cannot be promised, each as one sentence that says what would help."""
