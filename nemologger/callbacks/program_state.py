@@ -66,6 +66,8 @@ class ProgramState:
         self._of_callbacks = Attributes(self._counting, {}, self._counting, theirs, 0)
         lightning_port.behind_module(trainer, "on_train_start", self._attributes.begin)
         self._named: set[str] = set()
+        #: Of callbacks the attributes by which they change nothing.
+        self._telling: dict[str, set[str]] = {}
         self._looks_left = _LOOKS
         self._strangers = Strangers(self._may_hold_states, theirs)
         self._own_states = OwnStates(self._may_hold_states, self._of_trainer, theirs, self._most)
@@ -141,13 +143,22 @@ class ProgramState:
 
     def _acting_callbacks(self) -> dict[str, str]:
         """Those that change training by what they keep."""
-        told = {}
+        told: dict[str, str] = {}
+        if not any(self._may_act(path, callback) for path, callback in self._counting.items()):
+            return told  # to look for what has changed takes its time where callbacks keep much
         for callback, names in self._changed_of_callbacks().items():
             acting = acts_by(self._counting[callback], self._trainer.lightning_module, names)
             self._named |= {f"{callback}.{name}" for name in acting}
             if acting:
                 told[callback] = not_exact.CALLBACK_ACTS.format(", ".join(acting))
         return told
+
+    def _may_act(self, path: str, callback: Callback) -> bool:
+        """Whether it does so by something that was not named before."""
+        names = {*vars(callback)} - self._telling.setdefault(path, set())
+        acting = set(acts_by(callback, self._trainer.lightning_module, names)) if names else set()
+        self._telling[path] |= names - acting
+        return any(f"{path}.{name}" not in self._named for name in acting)
 
     def _changed_strangers(self, *, deciding: bool) -> dict[str, str]:
         """Those that were not named before: those of the module that decide about training, or the others."""

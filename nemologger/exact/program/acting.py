@@ -13,7 +13,7 @@ from typing import Any, TypeGuard
 from nemologger.exact.program.effects import TELLING, Effects, calls_in, source_of, targets_of
 from nemologger.exact.program.uses import methods_of
 from nemologger.exact.reach.code import codes_of_class, is_function_of_the_program
-from nemologger.exact.reach.kinds import classes_of_the_program
+from nemologger.exact.reach.kinds import SCALARS, classes_of_the_program
 
 #: What is set there tells of training, or ends it.
 _TOLD = {
@@ -44,8 +44,37 @@ class _Acting:
         self._methods = {function.__name__: function for function in methods_of(callback)}
         self._given = {one for function in self._methods.values() for one in _given_to(function)}
         self._name = name
+        self._plain = {one for one, value in vars(callback).items() if type(value) in SCALARS} - self._set_later()
         self._seen: set[tuple[FunctionType, bool]] = set()
-        self.found = any(self._acts(function, anyhow=False) for function in self._methods.values())
+        acts = any(self._acts(function, anyhow=False) for function in self._methods.values())
+        self.found = acts and not all(map(self._sets_first, self._methods.values()))
+
+    def _set_later(self) -> set[str]:
+        """The attributes that are set after it was made."""
+        sources = [source_of(function) for name, function in self._methods.items() if name != "__init__"]
+        nodes = (node for source in sources if source is not None for node in ast.walk(source))
+        return {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+
+    def _sets_first(self, function: FunctionType) -> bool:
+        """Whether a method that has to do with it begins with setting it, by nothing that is kept from call to call."""
+        source = source_of(function)
+        if source is None or not source.args.args:
+            return False
+        arguments = {argument.arg for argument in source.args.args}
+        first = source.args.args[0].arg
+
+        def is_it(node: ast.AST) -> bool:
+            return _is_attribute(node, first, self._name)
+
+        statement = next((one for one in source.body if any(map(is_it, ast.walk(one)))), None)
+        if statement is None or function.__name__ == "__init__":
+            return True
+        if not (isinstance(statement, ast.Assign) and any(map(is_it, statement.targets))):
+            return False
+        read = [*ast.walk(statement.value)]
+        own = {node.attr for node in read if isinstance(node, ast.Attribute) and _is_attribute(node, first)}
+        local = {node.id for node in read if isinstance(node, ast.Name)} & set(function.__code__.co_varnames)
+        return local <= arguments and own <= self._plain
 
     def _acts(self, function: FunctionType, *, anyhow: bool) -> bool:
         source = source_of(function)

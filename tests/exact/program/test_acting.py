@@ -12,6 +12,7 @@ from exact.runs import Case, Net, shuffled, train
 from lightning.pytorch.callbacks import Callback
 
 from nemologger.exact.program.acting import acts_by
+from nemologger.exact.program.attributes import Attributes
 
 
 class Counts(Callback):
@@ -94,10 +95,38 @@ class SetsWhatItKeeps(Counts):
         setattr(self.optimizer, "decay", self.count)  # noqa: B010
 
 
+class SetsLaterWhatItSets(Counts):
+    def on_train_epoch_start(self, trainer, pl_module):
+        self.count = trainer.current_epoch
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        pl_module.weight = self.count
+
+
+class SetsByItself(Counts):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        before = self.count
+        self.count = before + trainer.global_step
+        pl_module.weight = self.count
+
+
 ACTING = [
     Sets, SetsLater, SetsByAName, SetsInPlace, SetsByAMethod, SetsByAFunction, CallsASetter, SetsWhatItWasGiven,
-    SetsWhatItKeeps,
+    SetsWhatItKeeps, SetsLaterWhatItSets, SetsByItself,
 ]  # fmt: skip
+
+
+class SetsByTheStep(Counts):
+    begin = 1.0
+
+    def __init__(self, given=None):
+        super().__init__(given)
+        self.total = 100
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.count = max(0, 1 - trainer.global_step / self.total)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = self.count
 
 
 class Prints(Counts):
@@ -159,7 +188,7 @@ class AtTheEnd(Counts):
         pl_module.losses = self.losses[: self.count]
 
 
-TELLING = [Prints, PrintsBesideASchedule, Stops, Times, KeepsTheBest, Samples, AtTheEnd]
+TELLING = [SetsByTheStep, Prints, PrintsBesideASchedule, Stops, Times, KeepsTheBest, Samples, AtTheEnd]
 
 
 class Staged(Net):
@@ -181,3 +210,10 @@ def test_only_one_that_acts_is_named_by_a_warning(tmp_path, caplog):
     told = [record for record in caplog.records if "keeps count of its own" in record.message]
     assert [record.levelname for record in told] == ["WARNING", "INFO"]
     assert "callback 0 SetsLater" in told[0].message
+
+
+def test_one_that_only_tells_is_looked_through_once_at_each_save(tmp_path, monkeypatch):
+    looks, changed = [], Attributes.changed
+    monkeypatch.setattr(Attributes, "changed", lambda self: looks.append(1) or changed(self))
+    train(Case(shuffled, Staged, steps=3, callbacks=lambda: [Prints()]), tmp_path, 1)
+    assert len(looks) == 3
