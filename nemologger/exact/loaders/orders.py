@@ -23,7 +23,7 @@ def order_of(loader: DataLoader[Any]) -> Order | None:
     if type(sampler) is DistributedSampler and sampler.shuffle:
         return [_SHARED, sampler.seed, sampler.epoch]
     if type(sampler) is RandomSampler and not sampler.replacement and len(sampler) == len(sampler.data_source):
-        return [_RANDOM]
+        return [_RANDOM] if sampler.generator is loader.generator else None
     return [_PLAIN] if type(sampler) is SequentialSampler else None
 
 

@@ -33,6 +33,7 @@ from nemologger.exact.program.uses import Uses
 from nemologger.exact.reach import variables
 from nemologger.exact.reach.configs import is_config
 from nemologger.exact.reach.crowd import Crowd, crowd_of
+from nemologger.exact.reach.hooks import HOOKED
 from nemologger.exact.reach.kinds import SCALARS
 from nemologger.exact.reach.look import Look
 from nemologger.exact.reach.objects import is_long, is_of_the_program
@@ -197,7 +198,7 @@ class Attributes:
         except plain_contents.CannotBeKeptError as error:
             if may_be_record and not self._records.decides(path, value):
                 kept.leave_to_this_life(path, value)
-            else:
+            elif not (HOOKED in path and isinstance(value, torch.Tensor)):  # a hook keeps what it sees of a step
                 kept.lost[path] = str(error)
             return False
         return True

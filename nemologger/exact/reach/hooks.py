@@ -13,6 +13,8 @@ from nemologger.exact.reach.code import is_function_of_the_program
 from nemologger.exact.reach.objects import within
 
 _OF_MODULES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+#: In the path of what hooks keep.
+HOOKED = "_hooks."
 _OF_PARAMETERS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, DistributedSampler, WeightedRandomSampler
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, WeightedRandomSampler
 
 from nemologger.exact.loaders.orders import in_order, keep_seed, order_of
 
@@ -48,6 +48,7 @@ def test_several_go_on_in_the_order_of_one(samples, shuffle):
     [
         of_several(6, 0, 2, shuffle=False),
         DataLoader(range(6), batch_size=2, sampler=WeightedRandomSampler([1.0] * 6, 6)),
+        DataLoader(range(6), batch_size=2, sampler=RandomSampler(range(6), generator=torch.Generator())),
         DataLoader(range(6), batch_size=None),
     ],
 )

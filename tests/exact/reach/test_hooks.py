@@ -107,11 +107,20 @@ def test_generators_that_a_function_was_made_with_go_on_life_after_life(tmp_path
     check_chain(Case(shuffled, Draws, at=[3, 5, 8]), tmp_path)
 
 
+class Features:
+    def __init__(self, part):
+        part.register_forward_hook(self.keep)
+
+    def keep(self, part, given, out):
+        self.out, self.wide = out, out.repeat(1, 150_000)
+
+
 class Looks(Net):
     """Keeps what a hook has seen, for a picture say."""
 
     def __init__(self):
         super().__init__()
+        Features(self.net[0])
         seen, norms = {}, []
         self.net[0].register_forward_hook(lambda part, given, out: seen.update(out=out, wide=out.repeat(1, 150_000)))
         self.net[0].weight.register_hook(lambda gradient: norms.append(gradient.norm()))
