@@ -225,12 +225,12 @@ class ProgramState:
         return plain, limits
 
     def _gradients(self) -> Any:
-        """Those that a later step may want; None if none does, or they are too large."""
+        """Those that a later step may want; None if none does, or they are not kept."""
         module = self._trainer.lightning_module
-        if sharded_state.shards_state(self._trainer.strategy) or not lightning_port.zeroes_by_hand(module):
+        if not lightning_port.zeroes_by_hand(module):
             return None
         try:
-            return keep_gradients(module, self._most)
+            return keep_gradients(module, self._most, sharded=sharded_state.shards_state(self._trainer.strategy))
         except CannotBeKeptError as error:
             self._gradients_lost = str(error)
             return None

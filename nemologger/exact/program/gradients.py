@@ -11,16 +11,21 @@ from typing import Any
 from torch import nn
 
 from nemologger.exact.values import contents, plain_contents
+from nemologger.exact.values.plain_contents import CannotBeKeptError
 
 
-def keep_gradients(module: nn.Module, most: int) -> Any:
+def keep_gradients(module: nn.Module, most: int, *, sharded: bool = False) -> Any:
     """Those that are there, as plain types.
 
     Raises:
-        CannotBeKeptError: They take more than ``most`` bytes.
+        CannotBeKeptError: They take more than ``most`` bytes, are ``sharded``, or sparse.
     """
     there = {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
-    return plain_contents.keep_state({name: one for name, one in there.items() if contents.is_plain(one)}, [most])
+    if there and sharded:
+        raise CannotBeKeptError("is sharded")
+    if not all(map(contents.is_plain, there.values())):
+        raise CannotBeKeptError("is sparse")
+    return plain_contents.keep_state(there, [most])
 
 
 def put_back_gradients(module: nn.Module, plain: Any) -> None:

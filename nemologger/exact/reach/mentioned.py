@@ -81,6 +81,16 @@ class Mentioned:
                 if not (is_filled(value) or type(value) in SCALARS):
                     yield f"{space.get('__name__')}:{name}", value
         self._waiting.clear()
+        yield from self._set_in_classes()
+
+    def _set_in_classes(self) -> Iterator[tuple[str, Any]]:
+        """The objects that code sets as attributes of classes, each once: a class may keep the only one of its kind."""
+        for kind in self._kinds:
+            for name, value in vars(kind).items():
+                plain = is_filled(value) or type(value) in (*SCALARS, FunctionType)
+                if name in self._fills and not (plain or id(value) in self._seen or name.startswith("__")):
+                    self._seen.add(id(value))
+                    yield f"{static_module_of(kind)}:{kind.__qualname__}.{name}", value
 
     def places(self) -> Iterator[tuple[str, Any]]:
         """The variables of files and classes, by path."""

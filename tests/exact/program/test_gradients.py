@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import pytest
 import torch
 from exact.runs import Case, Net, shuffled, train
 from torch import nn
 
 from nemologger.exact.program.gradients import keep_gradients, put_back_gradients
+from nemologger.exact.values.plain_contents import CannotBeKeptError
 
 
 def test_gradients_come_back_where_the_parameters_are_as_they_were():
@@ -22,6 +24,16 @@ def test_gradients_come_back_where_the_parameters_are_as_they_were():
     put_back_gradients(net, plain)
     assert torch.equal(net.weight.grad, torch.ones(3, 2))
     assert net.bias.grad is None
+
+
+def test_what_is_not_kept_says_why():
+    net = nn.Embedding(3, 2, sparse=True)
+    assert keep_gradients(net, 1000, sharded=True) == keep_gradients(net, 1000)
+    net(torch.tensor([1])).sum().backward()
+    with pytest.raises(CannotBeKeptError, match="is sparse"):
+        keep_gradients(net, 1000)
+    with pytest.raises(CannotBeKeptError, match="is sharded"):
+        keep_gradients(net, 1000, sharded=True)
 
 
 class Wide(Net):

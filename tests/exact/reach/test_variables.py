@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
+from exact.runs import BATCH, SAMPLES, Augmented, Case, Net, check, shuffled, train
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, Sampler, default_collate
 
@@ -358,3 +358,46 @@ def test_objects_that_have_changed_places_keep_their_numbers():
     owned, values = changed(samples, list.reverse)
     assert values.counters == {}
     assert "dataset.samples" in owned.lost
+
+
+class Registry:
+    only: Any = None
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    @classmethod
+    def get(cls) -> Registry:
+        if cls.only is None:
+            cls.only = cls()
+        return cls.only
+
+
+class Registered(Net):
+    """Counts in the only object of a class, which that keeps."""
+
+    early = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        Registry.only = Registry() if self.early else None
+
+    def loss(self, batch: Any) -> torch.Tensor:
+        Registry.get().calls += 1
+        return super().loss(batch) * Registry.get().calls
+
+
+def test_the_only_object_of_a_class_goes_on(tmp_path):
+    check(Case(shuffled, Registered, at=[3, 8]), tmp_path)
+
+
+def test_one_that_is_made_while_training_is_named(tmp_path, caplog):
+    class Late(Registered):
+        early = False
+
+    train(Case(shuffled, Late, steps=3), tmp_path, 1)
+    (told,) = [record for record in caplog.records if "exact resume, attribute" in record.message]
+    assert told.levelname == "WARNING"
+    assert (
+        ":Registry.only has changed since training began, and is not saved: it was made after training" in told.message
+    )
