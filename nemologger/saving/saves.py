@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from weakref import proxy
 
 from nemologger import lightning_port
+from nemologger.checkpoint.find import survey
 from nemologger.checkpoint.keeping.decision import Decision, choose, choose_again
 from nemologger.checkpoint.keeping.retention import Kept
 from nemologger.checkpoint.keeping.shelf import claim
@@ -220,6 +222,8 @@ class SavedCheckpoints(KeptCheckpoints):
         if not trainer.is_global_zero or savers[-1:] != [self]:
             return
         newest = max(savers, key=lambda one: max((kept.order for kept in one.shelf.kept), default=(-1, 0, 0.0))).newest
+        if self._disk.can_rename:
+            newest = self._newest_there() or newest
         if newest:
             log.warning(
                 "stopped at step %d by Ctrl-C; the newest checkpoint is %s: start again with "
@@ -227,6 +231,18 @@ class SavedCheckpoints(KeptCheckpoints):
                 trainer.global_step,
                 newest,
             )
+
+    def _newest_there(self) -> str:
+        """As :attr:`newest`, by a look at the disk: Ctrl-C may come between what is published and what is noted of it."""
+        with suppress(OSError):
+            found = survey(self._disk.path(str(self.dirpath)))
+            there = [
+                (one.manifest.order, one.is_last, str(one.path))
+                for one in found
+                if one.manifest and one.manifest.has_optimizer
+            ]
+            return max(there)[2] if there else ""
+        return ""
 
     def _is_saved(self, trainer: pl.Trainer) -> bool:
         return self._last_global_step_saved == trainer.global_step
