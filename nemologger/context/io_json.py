@@ -79,7 +79,8 @@ def _find(path: Path) -> Path:
     checkpoints = path / CHECKPOINTS if is_dir(path / CHECKPOINTS) else path
     inside = sorted(found.parent.parent.name for found in checkpoints.glob(f"*/{CONTEXT}/{IO_JSON}"))
     hint = f" The checkpoints in {checkpoints} have one: {', '.join(inside)}." if inside else ""
-    what = "is a directory without" if is_dir(path) else "is no directory, so it has no"
+    other = "is a file, which has no" if is_file(path) else "does not exist, so it has no"
+    what = "is a directory without" if is_dir(path) else other
     raise NotFoundError(f"{path} {what} {IO_JSON} or {CONTEXT}/{IO_JSON}.{hint}")
 
 

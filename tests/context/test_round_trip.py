@@ -358,6 +358,8 @@ def test_a_checkpoint_or_its_weights_lead_to_the_context(tmp_path):
         load_context(run)
     with pytest.raises(NotFoundError, match="does not exist"):
         load_context(tmp_path / "nowhere")
+    with pytest.raises(NotFoundError, match="is a file, which has no"):
+        load_context(checkpoint / "context" / "io.json")
 
 
 def test_a_missing_class_leaves_a_placeholder_when_not_built(tmp_path):
