@@ -27,6 +27,7 @@ import xxhash
 from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 
+from nemologger import lightning_port
 from nemologger.disk.there import exists
 from nemologger.errors import ConfigurationError
 from nemologger.logger import NeMoLogger
@@ -46,18 +47,20 @@ class Recorder(Callback):
 
     Args:
         directory: Where to write; a file for each rank.
+        end_at: The last step. Lightning ends a run there itself, if it counts its steps.
         kill_at: The step to kill the process after, once it is saved.
     """
 
-    def __init__(self, directory: Path, kill_at: int | None = None) -> None:
+    def __init__(self, directory: Path, end_at: int, kill_at: int | None = None) -> None:
         self.directory = directory
+        self.end_at = end_at
         self.kill_at = kill_at
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Kill."""
-        if self.kill_at is not None and trainer.global_step >= self.kill_at:
+        if self.kill_at is not None and lightning_port.steps_taken(trainer) >= self.kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def on_train_batch_end(
@@ -67,7 +70,9 @@ class Recorder(Callback):
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
         found = f"loss {loss.item()!r}" if isinstance(loss, torch.Tensor) else f"parameters {_checksum(pl_module)}"
         with (self.directory / f"rank-{trainer.global_rank}.jsonl").open("a") as file:
-            file.write(json.dumps([trainer.global_step, found]) + "\n")
+            file.write(json.dumps([lightning_port.steps_taken(trainer), found]) + "\n")
+        if trainer.global_step == 0 and lightning_port.steps_taken(trainer) >= self.end_at:
+            trainer.should_stop = True
 
 
 def load_recipe(where: str) -> Any:
@@ -136,7 +141,7 @@ def live(recipe: Any, directory: Path, steps: int, at: int, kill: bool, seed: in
     recipe.log = fdl.Config(NeMoLogger, name="run", log_dir=str(directory), ckpt=ckpt)
     recipe.resume = fdl.Config(AutoResume, resume_if_exists=True, resume_ignore_no_checkpoint=True)
     run = fdl.build(recipe)
-    run.keywords["trainer"].callbacks.append(Recorder(directory, at if kill else None))
+    run.keywords["trainer"].callbacks.append(Recorder(directory, steps, at if kill else None))
     run()
 
 

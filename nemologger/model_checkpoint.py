@@ -255,7 +255,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         check_shared(self._ranks, self._disk, directory)
         self._keeper = self._keep(shelf, beside=self.async_save, staging=self.staging)
         self._begin_fit()
-        if trainer.global_step == 0:  # else the trainer that it has served before goes on
+        if lightning_port.position(trainer) == (0, 0):  # else the trainer that it has served before goes on
             self._forget()
         self._reflect()
 
@@ -288,13 +288,13 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, check once more now that the length of an epoch is known, and remove what is surplus."""
-        self._due.begin(trainer.global_step)
+        self._due.begin(lightning_port.steps_taken(trainer))
         self._validated = False
         if lightning_port.is_trial(trainer):
             return
         lightning_port.restore_metrics(trainer, self._restored_metrics)
         stay_stopped(trainer)
-        self._life, self._origin = self.shelf.line_from(trainer.global_step)
+        self._life, self._origin = self.shelf.line_from(trainer.global_step, self.consumed_samples)
         check_scratch(trainer, self.shelf, str(self.dirpath))
         self._keeper.prune(lambda: self._needed_by_others(trainer) | self._paths_of(trainer.ckpt_path))
         self._reflect()

@@ -125,10 +125,10 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the weights, or go on with the averages of the checkpoint or of the fit before."""
-        goes_on = self._belongs_to(pl_module) and self._step == trainer.global_step and trainer.ckpt_path is None
+        before, self._step = self._step, lightning_port.steps_taken(trainer)
+        goes_on = self._belongs_to(pl_module) and before == self._step and trainer.ckpt_path is None
         self._module = weakref.ref(pl_module)
         self._averages.attach(trainer.strategy, fresh=not goes_on)
-        self._step = trainer.global_step
         if trainer.ckpt_path is not None and not self._take_over(trainer) and trainer.is_global_zero:
             log.warning(
                 "%s holds no averaged weights: the averages begin with its weights at step %d",
@@ -147,9 +147,9 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update after every n-th optimizer step; the last batch need not have made one."""
-        before, self._step = self._step, trainer.global_step
+        before, self._step = self._step, lightning_port.steps_taken(trainer)
         # Several optimizers count several steps in one batch.
-        if self._step // self.every_n_steps > before // self.every_n_steps:
+        if lightning_port.passes(self.every_n_steps, before, self._step):
             self._averages.update()
 
     def _belongs_to(self, module: torch.nn.Module) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
 
+from nemologger import lightning_port
 from nemologger.condition import holds
 from nemologger.context.mixin import IOMixin
 from nemologger.errors import ConfigurationError
@@ -72,7 +73,7 @@ class ProfileWindow(IOMixin, Callback):
     ) -> None:
         """Begin with the first batch of a step in the range."""
         wanted = not self.ranks or trainer.global_rank in self.ranks
-        if wanted and not self._active and self.start_step <= trainer.global_step < self._end:
+        if wanted and not self._active and self.start_step <= lightning_port.steps_taken(trainer) < self._end:
             self._active = True
             self.begin(trainer)
 
@@ -80,7 +81,7 @@ class ProfileWindow(IOMixin, Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """End with the last batch of the last step."""
-        if trainer.global_step >= self._end:
+        if lightning_port.steps_taken(trainer) >= self._end:
             self._finish(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

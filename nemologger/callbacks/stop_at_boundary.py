@@ -73,14 +73,14 @@ class StopAtBoundary(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Steps count from here."""
-        self._step = trainer.global_step
+        self._step = lightning_port.steps_taken(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After an optimizer step: stop, or do so after the validation that follows."""
         # With manual optimization only the count of steps says whether one was taken.
-        step = trainer.global_step
+        step = lightning_port.steps_taken(trainer)
         self._at_boundary = step != self._step and not lightning_port.is_accumulating(trainer)
         if self._poll is None or not self._at_boundary:
             return

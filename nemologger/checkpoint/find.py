@@ -211,10 +211,10 @@ def _none_is_whole(found: list[Found], passed_over: list[str]) -> CheckpointErro
     )
 
 
-def _newest_last(found: Found) -> tuple[tuple[int, int, float], bool, bool]:
+def _newest_last(found: Found) -> tuple[tuple[int, int, int, float], bool, bool]:
     """By age; then what stands by itself. Whoever reads by way of a link follows it for each file: in a store, a request."""
     if found.manifest is None:
-        return (0, 0, 0.0), False, found.is_last
+        return (0, 0, 0, 0.0), False, found.is_last
     return found.manifest.order, found.manifest.name == found.path.name, found.is_last
 
 

@@ -112,9 +112,12 @@ class Manifest:
     versions: dict[str, str] = field(default_factory=dict)
 
     @property
-    def order(self) -> tuple[int, int, float]:
-        """Newest last: by step, then by time, within the latest line of training."""
-        return self.life, self.step, self.time
+    def order(self) -> tuple[int, int, int, float]:
+        """Newest last: by step, then by samples, then by time, within the latest line of training.
+
+        Where a program steps plain optimizers Lightning counts no steps, and clocks are set back.
+        """
+        return self.life, self.step, self.consumed_samples, self.time
 
     def is_finished(self, *, max_steps: int, max_epochs: int | None) -> bool:
         """Whether a run with these limits (Lightning's, -1 is none) has nothing left to train."""

@@ -103,6 +103,10 @@ from nemologger.lightning_port.progress import is_trial as is_trial
 from nemologger.lightning_port.progress import is_within_step as is_within_step
 from nemologger.lightning_port.progress import leave_fit as leave_fit
 from nemologger.lightning_port.progress import modes_of_training as modes_of_training
+from nemologger.lightning_port.progress import passes as passes
+from nemologger.lightning_port.progress import position as position
+from nemologger.lightning_port.progress import position_in as position_in
+from nemologger.lightning_port.progress import steps_taken as steps_taken
 from nemologger.lightning_port.progress import validate_first as validate_first
 from nemologger.lightning_port.progress import validates_for_stop as validates_for_stop
 from nemologger.lightning_port.progress import validation_follows as validation_follows

@@ -54,6 +54,33 @@ def is_accumulating(trainer: pl.Trainer) -> bool:
     return trainer.lightning_module.automatic_optimization and trainer.fit_loop.epoch_loop._should_accumulate()
 
 
+def position(trainer: pl.Trainer) -> tuple[int, int]:
+    """How many steps optimizers have taken, as Lightning counts them, and how many batches have been trained on."""
+    total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return trainer.global_step, int(total.processed)
+
+
+def position_in(checkpoint: dict[str, Any]) -> tuple[int, int]:
+    """As :func:`position`, of the run that has saved ``checkpoint``."""
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+    return int(checkpoint.get("global_step", 0)), int(progress.get("total", {}).get("processed", 0))
+
+
+def steps_taken(trainer: pl.Trainer) -> int:
+    """``trainer.global_step``; where Lightning counts no step, the batches.
+
+    With manual optimization it counts steps of ``self.optimizers()`` only. A program that has optimizers of its own, takes
+    them with ``use_pl_optimizer=False``, or has none, stays at step 0 for ever.
+    """
+    steps, batches = position(trainer)
+    return steps if steps or trainer.lightning_module.automatic_optimization else batches
+
+
+def passes(every: int, before: int, now: int) -> bool:
+    """Whether a multiple of ``every`` lies between two values of :func:`steps_taken`, which goes back once: to step 1."""
+    return now // every > (before if before <= now else 0) // every
+
+
 def epochs_done(trainer: pl.Trainer) -> int:
     """How many epochs have been trained to their last batch."""
     progress: Any = trainer.fit_loop.epoch_progress.current

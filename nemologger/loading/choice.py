@@ -106,8 +106,8 @@ def warn_of_newer(asked: Found, directory: Path | None) -> None:
     saved = [(one.manifest.order, one) for one in own if one.status is Status.COMPLETE and one.manifest is not None]
     if not saved:
         return
-    (life, step, _), latest = max(saved, key=lambda pair: pair[0])
-    if asked.manifest is not None and asked.manifest.order[:2] == (life, step):
+    order, latest = max(saved, key=lambda pair: pair[0])
+    if asked.manifest is not None and asked.manifest.order[:-1] == order[:-1]:
         return  # it is that one; by its path one cannot tell, which may go through a link
     log.warning(
         "AutoResume(resume_from_path=...) begins at %s, as every start with it does, although this run has got to %s. To go "

@@ -126,7 +126,7 @@ def check_tried_validation(trainer: pl.Trainer, monitor: str | None) -> None:
 
 def check_scratch(trainer: pl.Trainer, shelf: Shelf, directory: str) -> None:
     """Warn if a run that starts from scratch is about to replace the checkpoints of an earlier one."""
-    if trainer.is_global_zero and shelf.kept and trainer.global_step == 0 and not trainer.ckpt_path:
+    if trainer.is_global_zero and shelf.kept and lightning_port.position(trainer) == (0, 0) and not trainer.ckpt_path:
         log.warning(
             "%s holds checkpoints of an earlier run, up to step %d, and this one starts from scratch: they give way to "
             "its own. To go on from them, stop it and set AutoResume(resume_if_exists=True); to keep them, give it "

@@ -49,7 +49,7 @@ class Due:
         """
         before, self._before = self._before, step
         self._has_stepped = before != step
-        return self._steps >= 1 and step // self._steps > before // self._steps
+        return self._steps >= 1 and lightning_port.passes(self._steps, before, step)
 
     def at_this_time(self, ranks: Ranks) -> bool:
         """Whether ``train_time_interval`` has passed since it last had. Collective: clocks differ."""
@@ -67,9 +67,9 @@ class Due:
     def is_accumulating(self, trainer: pl.Trainer) -> bool:
         """Whether gradients are there that a later step is to take, and that a checkpoint would lose.
 
-        With manual optimization that may be so after every batch without a step.
+        With manual optimization that may be so after every batch without a step. A stop does not wait for one.
         """
-        by_hand = not trainer.lightning_module.automatic_optimization
+        by_hand = not trainer.lightning_module.automatic_optimization and not lightning_port.is_stopping(trainer)
         return lightning_port.is_accumulating(trainer) or (by_hand and not self._has_stepped)
 
     def put_off_stop(self, trainer: pl.Trainer) -> None:

@@ -101,7 +101,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
         """Nothing of a fit of another trainer, which this object has served before, counts in the one that begins."""
         self.consumed_samples = self._counted_here = 0
         self._metrics, self._restored_metrics = {}, {}
-        self._last_global_step_saved, self._last_checkpoint_saved = 0, ""
+        self._saved_at, self._last_checkpoint_saved = (0, 0), ""
 
     def _look(self, trainer: pl.Trainer) -> Shelf:
         directory = self._disk.path(str(self.dirpath))
@@ -193,7 +193,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
 
         Lightning hands the state only to a callback of the same interval and metric: what was counted goes on all the same.
         """
-        self._last_global_step_saved = int(checkpoint.get("global_step", 0))
+        self._saved_at = lightning_port.position_in(checkpoint)
         states = checkpoint.get("callbacks", {})
         ours = [s for s in states.values() if isinstance(s, dict) and {"dirpath", "consumed_samples"} <= s.keys()]
         # In older ones nobody says who has made it: who has counted most, then.
@@ -215,7 +215,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
         if not self.last_model_path:
             directory = self._disk.path(lightning_port.checkpoint_directory(trainer, self))
             complete = [f for f in survey(directory) if f.manifest is not None]
-            newest = max(complete, key=lambda f: f.manifest.order if f.manifest else (0, 0, 0.0), default=None)
+            newest = max(complete, key=lambda f: f.manifest.order if f.manifest else (), default=None)
             return {str(newest.path)} if newest else set()
         return {self.last_model_path}
 

@@ -45,7 +45,7 @@ class CheckpointsInTime(SavedCheckpoints):
     ) -> None:
         """Count samples; save if ``every_n_train_steps`` or ``train_time_interval`` say so."""
         self._counted_here += batch_size(batch)
-        step_is_due = self._due.at_step(trainer.global_step)
+        step_is_due = self._due.at_step(lightning_port.steps_taken(trainer))
         self._look_at_stop(trainer)
         if not lightning_port.is_stopping(trainer):  # the module's own hook, called after this, may ask for it
             lightning_port.behind_module(trainer, "on_train_batch_end", partial(self._save_if_stopping, trainer))
@@ -53,7 +53,7 @@ class CheckpointsInTime(SavedCheckpoints):
         if (
             self.async_save
             and not self._is_prepared
-            and trainer.global_step > 0
+            and lightning_port.steps_taken(trainer) > 0
             and not lightning_port.is_trial(trainer)
         ):
             self._prepare(trainer)
@@ -144,7 +144,7 @@ class CheckpointsInTime(SavedCheckpoints):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the final state, if that has not happened yet."""
-        if lightning_port.is_trial(trainer) or trainer.global_step == 0:
+        if lightning_port.is_trial(trainer) or lightning_port.steps_taken(trainer) == 0:
             return
         self._finish(trainer, final=False)
         is_saved = self._is_saved(trainer)
@@ -177,7 +177,7 @@ class CheckpointsInTime(SavedCheckpoints):
         try:
             # Ctrl-C and SIGTERM reach all ranks; an error may be that another one has died.
             self._keeper.finish_alone(others_are_there=not isinstance(exception, Exception))
-            if self._should_save_on_exception(trainer) and trainer.global_step > 0 and self._all_have_stopped(trainer):
+            if self._should_save_on_exception(trainer) and self._all_have_stopped(trainer):
                 self._save(trainer, now=True)
         except Exception:  # after an error of CUDA, whatever asks the device raises it again
             log.exception("the state at the exception could not be saved")

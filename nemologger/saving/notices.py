@@ -13,7 +13,7 @@ log = logging.getLogger("nemologger.model_checkpoint")
 
 _SHOWN = 5
 #: Among what has been said, beside the places of what is left out.
-_GROWN, _NO_METRIC, _NAME = "the model itself", "the metric", "the name"
+_GROWN, _NO_METRIC, _NAME, _UNCOUNTED = "the model itself", "the metric", "the name", "the steps"
 
 
 class Notices:
@@ -34,6 +34,17 @@ class Notices:
             log.info(
                 "checkpoints do not hold %s, which have no plain form: a resumed run takes those that the program makes",
                 ", ".join(own),
+            )
+
+    def uncounted(self, batches: int) -> None:
+        """That Lightning has counted no step in so many ``batches``."""
+        if _UNCOUNTED not in self._said:
+            self._said.add(_UNCOUNTED)
+            log.warning(
+                "%d batches are trained, and Lightning has counted no step of an optimizer: with manual optimization it "
+                "counts those of self.optimizers() only. Until it does, a batch counts as a step here; "
+                "Trainer(max_steps=...) does not end such a run, and what is trained again after a kill is not compared",
+                batches,
             )
 
     def grown(self, name: str, find: Callable[[], Sequence[str]]) -> None:

@@ -88,7 +88,7 @@ class SavedCheckpoints(KeptCheckpoints):
         except SaveFailedError as error:
             self._count_failure(error, final=final or now)
             return
-        self._last_global_step_saved = trainer.global_step
+        self._saved_at = lightning_port.position(trainer)
         self._last_checkpoint_saved = decision.path
         if self._holds:
             self._keeper.hold()
@@ -115,7 +115,7 @@ class SavedCheckpoints(KeptCheckpoints):
         try:
             fresh = self._keeper.finish()
         except SaveFailedError as error:
-            self._last_global_step_saved = 0  # what was saved last is not there: a final save is due
+            self._saved_at = (0, 0)  # what was saved last is not there: a final save is due
             self._count_failure(error, final=final)
             return
         self._reflect()
@@ -129,7 +129,7 @@ class SavedCheckpoints(KeptCheckpoints):
                 self._reflect()
                 self._published(trainer)
         except SaveFailedError as error:
-            self._last_global_step_saved = 0
+            self._saved_at = (0, 0)
             self._count_failure(error, final=False)
 
     def _decide(self, trainer: pl.Trainer, *, again: bool, weights_only: bool, now: bool) -> Decision | None:
@@ -152,7 +152,14 @@ class SavedCheckpoints(KeptCheckpoints):
         if self._validated or not lightning_port.has_validation(trainer):
             self._notices.missing_fields(self.filename or "", self.monitor, self._values(trainer, metrics))
         candidate = Kept(
-            str(path), trainer.global_step, time.time(), score, ranked=True, life=self._life, origin=self._origin
+            str(path),
+            trainer.global_step,
+            time.time(),
+            score,
+            ranked=True,
+            life=self._life,
+            origin=self._origin,
+            samples=self.consumed_samples,
         )
         # Of a run that has ended without optimizer state, the best of k still are to be resumable.
         rankable = weights_only == self.save_weights_only or not self.save_last
@@ -181,6 +188,8 @@ class SavedCheckpoints(KeptCheckpoints):
         name = self._disk.path(decision.path).name
         self._notices.left_out(taken, name)
         if trainer.is_global_zero:
+            if trainer.global_step == 0:
+                self._notices.uncounted(lightning_port.steps_taken(trainer))
             self._notices.grown(name, lambda: self._changes(trainer, taken))
         manifest = Manifest(
             step=trainer.global_step,
@@ -245,7 +254,16 @@ class SavedCheckpoints(KeptCheckpoints):
         return ""
 
     def _is_saved(self, trainer: pl.Trainer) -> bool:
-        return self._last_global_step_saved == trainer.global_step
+        return self._saved_at == lightning_port.position(trainer)
+
+    def _should_skip_saving_checkpoint(self, trainer: pl.Trainer) -> bool:
+        """Whether there is nothing to save now. Lightning compares steps, of which it may count none."""
+        is_fitting = trainer.state.fn == "fit" and not trainer.sanity_checking and not lightning_port.is_trial(trainer)
+        return not is_fitting or self._is_saved(trainer)
+
+    def _should_save_on_exception(self, trainer: pl.Trainer) -> bool:
+        skips = self._should_skip_saving_checkpoint(trainer) or lightning_port.steps_taken(trainer) == 0
+        return self.save_on_exception and not skips
 
     def _published(self, trainer: pl.Trainer) -> None:
         """A checkpoint is there: say so, to the loggers too."""

@@ -59,9 +59,10 @@ class ContinuedSteps(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the loggers how training begins."""
-        resumed = trainer.ckpt_path is not None and trainer.global_step > 0
+        has_trained = lightning_port.steps_taken(trainer) > 0
+        resumed = trainer.ckpt_path is not None and has_trained
         self._step = lightning_port.next_logged_step(trainer) if resumed else None
-        if not resumed and trainer.global_step > 0:
+        if not resumed and has_trained:
             return  # a second fit of this process
         if trainer.is_global_zero:
             for logger in trainer.loggers:

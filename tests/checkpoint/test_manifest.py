@@ -152,8 +152,10 @@ def test_whether_a_run_is_finished(limits, finished):
     assert Manifest(step=10, epoch=1, epochs_done=2).is_finished(**limits) is finished
 
 
-def test_newest_is_by_step_then_time():
+def test_newest_is_by_step_then_samples_then_time():
     ordered = [
+        Manifest(step=0, epoch=0, consumed_samples=4, time=8.0),
+        Manifest(step=0, epoch=0, consumed_samples=8, time=7.0),
         Manifest(step=1, epoch=0, time=9.0),
         Manifest(step=2, epoch=0, time=1.0),
         Manifest(step=2, epoch=0, time=2.0),

@@ -76,7 +76,7 @@ class Saved(Checkpoint):
         self.batches: dict[int, int] = {}
 
     def _look(self, pl_module: Net) -> None:
-        step = self.ckpt._last_global_step_saved
+        step = self.ckpt._saved_at[0]
         if step and step not in self.batches:
             self.batches[step] = len(pl_module.losses)
             if step == self.stop_at:

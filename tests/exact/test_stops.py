@@ -41,6 +41,21 @@ class Waits(Net):
         self.log("val_loss", 1.0 + (self.trainer.global_step == 5))  # worst where a stop is validated
 
 
+class SumsByHand(Net):
+    """Its optimizer takes the gradients of three batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if batch_idx % 3 == 2:
+            optimizer = self.optimizers()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
 STOPS = {
     "before the rate changes": (AfterBatch(5), Case(shuffled, Waits, trainer={"val_check_interval": 4}, ckpt=SELDOM)),
     "after a batch": (AfterBatch(10), Case(shuffled, trainer=NO_VALIDATION, ckpt=SELDOM)),
@@ -52,6 +67,16 @@ STOPS = {
     "while gradients are accumulated": (
         AfterBatch(3),
         Case(shuffled, trainer={**NO_VALIDATION, "accumulate_grad_batches": 2}, ckpt=SELDOM, steps=6),
+    ),
+    "while gradients are summed by hand": (
+        AfterBatch(4),
+        Case(shuffled, SumsByHand, trainer=NO_VALIDATION, ckpt=SELDOM, steps=4),
+    ),
+    "and validated": (AfterBatch(5), Case(shuffled, SumsByHand, ckpt=SELDOM, steps=4)),
+    "before the first step": (AfterBatch(2), Case(shuffled, SumsByHand, trainer=NO_VALIDATION, ckpt=SELDOM, steps=4)),
+    "behind a save of this step": (
+        AfterBatch(4),
+        Case(shuffled, SumsByHand, trainer=NO_VALIDATION, ckpt={"every_n_train_steps": 1, "save_top_k": 1}, steps=4),
     ),
 }
 

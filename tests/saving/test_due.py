@@ -24,6 +24,14 @@ def test_each_multiple_that_is_come_to_or_passed_is_due_once(every, begin, taken
         assert one.at_step(step) == bool(passed)
 
 
+def test_the_first_step_that_is_counted_begins_anew():
+    """Until then batches are counted."""
+    one = Due(2, None, 0)
+    assert [one.at_step(step) for step in (1, 2, 3, 1, 1, 2, 2)] == [False, True, False, False, False, True, False]
+    each = Due(1, None, 0)
+    assert [each.at_step(step) for step in (1, 2, 1, 1, 2)] == [True, True, True, False, True]
+
+
 def test_nothing_is_due_that_was_not_asked_for():
     one = Due(0, None, 0)
     assert not any(one.at_step(step) or one.at_epoch(step) for step in range(10))
@@ -55,9 +63,12 @@ def test_all_ranks_do_what_the_first_ones_clock_says():
 
 
 def test_by_hand_gradients_are_gathered_until_a_batch_takes_a_step():
-    trainer = SimpleNamespace(lightning_module=SimpleNamespace(automatic_optimization=False))
+    module, loop = SimpleNamespace(automatic_optimization=False), SimpleNamespace(_can_stop_early=True)
+    trainer = SimpleNamespace(lightning_module=module, fit_loop=loop, should_stop=False)
     one = Due(0, None, 0)
     one.begin(4)
-    for step, gathers in ((4, True), (5, False), (5, True), (7, False)):
+    for step, gathers in ((4, True), (5, False), (5, True), (7, False), (7, True)):
         one.at_step(step)
         assert one.is_accumulating(trainer) == gathers
+    trainer.should_stop = True  # there may be no further step
+    assert not one.is_accumulating(trainer)

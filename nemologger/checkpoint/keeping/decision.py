@@ -48,8 +48,10 @@ def choose(
     """
     known = not policy.monitored or candidate.score is not None
     ranked = rankable and known and policy.admits(candidate, kept)
-    if _takes_a_name(policy, kept, candidate, ranked=ranked, written=ranked or save_last == "link"):
-        candidate = replace(candidate, path=f"{candidate.path}-step={candidate.step}")
+    taken = _has_the_name(policy, kept, candidate, ranked=ranked, written=ranked or save_last == "link")
+    if taken is not None:
+        other = f"step={candidate.step}" if taken.step != candidate.step else f"consumed_samples={candidate.samples}"
+        candidate = replace(candidate, path=f"{candidate.path}-{other}")
     return _decision(candidate, ranked=ranked, save_last=save_last)
 
 
@@ -71,10 +73,10 @@ def _decision(candidate: Kept, *, ranked: bool, save_last: bool | Literal["link"
     return Decision(last, last, candidate.score, ranked=False)
 
 
-def _takes_a_name(policy: Policy, kept: Sequence[Kept], candidate: Kept, *, ranked: bool, written: bool) -> bool:
-    """Whether the candidate's name is that of another step's checkpoint, which is to stay."""
+def _has_the_name(policy: Policy, kept: Sequence[Kept], candidate: Kept, *, ranked: bool, written: bool) -> Kept | None:
+    """The checkpoint of another moment that has the candidate's name, and is to stay."""
     if not written:
-        return False
+        return None
     ranking = policy.ranking([*kept, candidate] if ranked else kept)
     stays = ranking if policy.top_k == -1 else ranking[: policy.top_k]
-    return any(k.path == candidate.path and k.step != candidate.step for k in stays)
+    return next((k for k in stays if k.path == candidate.path and k.moment != candidate.moment), None)

@@ -25,6 +25,7 @@ class Kept:
         life: Which line of training it belongs to.
         origin: The life that began from scratch and has led to it.
         has_optimizer: Whether training can go on from it.
+        samples: Training samples seen until then.
     """
 
     path: str
@@ -36,11 +37,17 @@ class Kept:
     life: int = 0
     origin: int = 0
     has_optimizer: bool = True
+    samples: int = 0
 
     @property
-    def order(self) -> tuple[int, int, float]:
+    def order(self) -> tuple[int, int, int, float]:
         """Newest last: see :attr:`nemologger.checkpoint.manifest.Manifest.order`."""
-        return self.life, self.step, self.time
+        return self.life, self.step, self.samples, self.time
+
+    @property
+    def moment(self) -> tuple[int, int]:
+        """When in a line of training it was taken."""
+        return self.step, self.samples
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,7 @@ class Policy:
     monitored: bool = True
     states: int = -1
 
-    def merit(self, kept: Kept) -> tuple[float, float, float, float]:
+    def merit(self, kept: Kept) -> tuple[float, ...]:
         """Higher is better. A nan is worse than any number; of equals the older is better.
 
         Scores of one training are compared, from its start from scratch on, however often it was resumed. What another one
@@ -80,7 +87,7 @@ class Policy:
         """Whether ``candidate`` would be among the best ``k``."""
         if self.top_k == -1:
             return True
-        rivals = [k for k in kept if (k.path, k.step) != (candidate.path, candidate.step)]
+        rivals = [k for k in kept if (k.path, k.moment) != (candidate.path, candidate.moment)]
         return candidate in self.ranking([*rivals, candidate])[: self.top_k]
 
     def surplus(self, kept: Sequence[Kept], last: str | None) -> list[Kept]:
@@ -97,6 +104,6 @@ class Policy:
         if self.states == -1:
             return []
         holders = sorted((k for k in kept if k.has_optimizer), key=lambda k: k.order)
-        newest = [(k.life, k.step) for k in holders[-1:]]
+        newest = [(k.life, k.moment) for k in holders[-1:]]
         own = [k for k in holders if not k.last]
-        return [k for k in own[: max(len(own) - self.states, 0)] if (k.life, k.step) not in newest]
+        return [k for k in own[: max(len(own) - self.states, 0)] if (k.life, k.moment) not in newest]

@@ -38,6 +38,7 @@ class Shelf:
         life: The latest line of training in the directory.
         origin: The life that began from scratch and has led to it.
         newest_step: The newest step of that line, -1 without a checkpoint.
+        newest_samples: How many samples it had seen by then.
     """
 
     kept: tuple[Kept, ...] = ()
@@ -46,20 +47,21 @@ class Shelf:
     life: int = 0
     origin: int = 0
     newest_step: int = -1
+    newest_samples: int = 0
 
     @property
     def needed(self) -> set[str]:
         """Paths that must not be touched on somebody else's behalf."""
         return {kept.path for kept in self.kept} | ({self.last} if self.last else set())
 
-    def line_from(self, step: int) -> tuple[int, int]:
-        """Life and origin of a run that begins here at ``step``.
+    def line_from(self, step: int, samples: int) -> tuple[int, int]:
+        """Life and origin of a run that begins here at ``step``, after so many ``samples``.
 
         One that goes back behind what was saved begins another line of training, and the next start follows that one.
         """
-        if step >= self.newest_step:
+        if (step, samples) >= (self.newest_step, self.newest_samples):
             return self.life, self.origin
-        return self.life + 1, self.origin if step else self.life + 1
+        return self.life + 1, self.origin if step or samples else self.life + 1
 
 
 def look(disk: Disk, directory: Path, owner: Owner, *, alone: bool) -> Shelf:
@@ -87,7 +89,14 @@ def look(disk: Disk, directory: Path, owner: Owner, *, alone: bool) -> Shelf:
     if strangers and alone:
         log.info("%s: kept with another monitor, and left alone: %s", directory, ", ".join(strangers))
     last = max(lasts)[1] if lasts else ""
-    return Shelf(kept, last, life=newest.life, origin=newest.origin, newest_step=newest.step)
+    return Shelf(
+        kept,
+        last,
+        life=newest.life,
+        origin=newest.origin,
+        newest_step=newest.step,
+        newest_samples=newest.consumed_samples,
+    )
 
 
 def _is_mine(path: Path, manifest: Manifest, owner: Owner, *, alone: bool) -> bool:
@@ -205,4 +214,5 @@ def as_kept(path: Path, manifest: Manifest, *, last: bool | None = None) -> Kept
         manifest.life,
         manifest.origin,
         manifest.has_optimizer,
+        manifest.consumed_samples,
     )

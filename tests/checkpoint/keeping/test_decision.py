@@ -53,6 +53,14 @@ def test_a_name_that_another_step_has(score, last, k, path):
     assert decision.path == path
 
 
+def test_a_name_that_another_batch_of_the_step_has():
+    """Where a program steps plain optimizers, all checkpoints are of step 0."""
+    before = Kept("a", 0, 1.0, None, ranked=True, samples=8)
+    now = Kept("a", 0, 2.0, None, ranked=True, samples=12)
+    decisions = [choose(Policy(k, monitored=False), [before], now, save_last=False) for k in (1, 2)]
+    assert [decision.path for decision in decisions if decision] == ["a", "a-consumed_samples=12"]
+
+
 def test_once_more():
     assert choose_again([BETTER], "a", 0.1, save_last=True) == Decision("a-last", "a-last", 0.1, ranked=False)
     assert choose_again([BETTER], "a", 0.1, save_last="link") == Decision("a", "a-last", 0.1, ranked=True)

@@ -184,7 +184,7 @@ def test_what_is_promised_is_there_after_any_lives(sequence, k, monitored, last)
         run = Run(Path(temporary), Policy(k, monitored=monitored), last)
         for life in sequence:
             shelf, step = run.begin(life.start)
-            line = shelf.line_from(step)
+            line = shelf.line_from(step, 0)
             for i, score in enumerate(life.scores):
                 step += 1
                 before = complete(run.directory)
@@ -213,10 +213,14 @@ def test_what_is_promised_is_there_after_any_lives(sequence, k, monitored, last)
 
 def test_what_the_next_line_is():
     shelf = Shelf(life=3, origin=2, newest_step=10)
-    assert shelf.line_from(10) == shelf.line_from(12) == (3, 2)
-    assert shelf.line_from(4) == (4, 2)
-    assert shelf.line_from(0) == (4, 4)
-    assert Shelf().line_from(0) == (0, 0)
+    assert shelf.line_from(10, 40) == shelf.line_from(12, 0) == (3, 2)
+    assert shelf.line_from(4, 16) == (4, 2)
+    assert shelf.line_from(0, 0) == (4, 4)
+    assert Shelf().line_from(0, 0) == (0, 0)
+    uncounted = Shelf(life=3, origin=2, newest_step=0, newest_samples=40)
+    assert uncounted.line_from(0, 40) == (3, 2)
+    assert uncounted.line_from(0, 16) == (4, 2)
+    assert uncounted.line_from(0, 0) == (4, 4)
 
 
 @pytest.mark.parametrize("k", [1, 2])
