@@ -136,8 +136,14 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
     def _leave(self, trainer: pl.Trainer, failed: SaveFailedError | None) -> None:
         if failed is not None:
             log.error("the run could not be saved before it stops; the checkpoint before is the newest: %s", failed)
+        for other in lightning_port.callbacks(trainer):
+            if isinstance(other, PreemptionCallback):
+                other.before_exit(trainer, self)
         lightning_port.let_processes_end()
         raise SIGTERMException(self.exit_code) from failed
+
+    def before_exit(self, trainer: pl.Trainer, by: PreemptionCallback) -> None:
+        """All is saved, and the processes are to end because of ``by``. Collective."""
 
 
 def _give_back(trainer: pl.Trainer, workers: DeafWorkers) -> None:

@@ -6,6 +6,7 @@ import atexit
 import hashlib
 import logging
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -46,9 +47,10 @@ class Requeue(PreemptionCallback):
 
     Lightning saves wherever the signal finds it, into a file that other runs take for theirs. This one does as
     PreemptionCallback does, and has rank 0 requeue the job once the checkpoint is durable. Where Slurm refuses that,
-    training goes on for as long as the job may run. A note says where the same job goes on from: a program that does not
-    look for its checkpoints itself would start from scratch. After a fit it stays until the next one begins, or the program
-    ends: a job that is requeued while it tests what it has trained is not to train it again.
+    training goes on for as long as the job may run. A job that is preempted is requeued as well, when SIGTERM stops it. A
+    note says where the same job goes on from: a program that does not look for its checkpoints itself would start from
+    scratch. After a fit it stays until the next one begins, or the program ends: a job that is requeued while it tests what
+    it has trained is not to train it again.
     """
 
     _place: Path | None = None
@@ -118,16 +120,23 @@ class Requeue(PreemptionCallback):
         self._received = False
         if self._ranks is None:
             return
-
-        def requeue() -> str:
-            self._take_note(self._saving(trainer))
-            return self._requeue()
-
-        refused = decide(self._ranks, requeue)
+        refused = decide(self._ranks, lambda: self._requeue_from_here(trainer))
         if not refused:
             super()._leave(trainer, failed)
         elif trainer.is_global_zero:
             log.error("the job was not requeued, and training goes on while it may: %s", refused)
+
+    def before_exit(self, trainer: pl.Trainer, by: PreemptionCallback) -> None:
+        """Slurm requeues a preempted job when the partition's GraceTime is over, but not one that has ended by then."""
+        if by is self or self._ranks is None:
+            return
+        refused = decide(self._ranks, lambda: self._requeue_from_here(trainer) if _is_preempted() else "")
+        if refused and trainer.is_global_zero:
+            log.error("the job is preempted, and was not requeued: %s", refused)
+
+    def _requeue_from_here(self, trainer: pl.Trainer) -> str:
+        self._take_note(self._saving(trainer))
+        return self._requeue()
 
     def _requeue_at_once(self, trainer: pl.Trainer) -> None:
         """Outside of a fit, where there is nothing to save."""
@@ -202,6 +211,16 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, **given)  # type: ignore[call-overload, no-any-return]
     except OSError:  # it is not there; it may be a function of the shell, as Lightning allows for
         return subprocess.run(shlex.join(command), shell=True, **given)  # type: ignore[call-overload, no-any-return]
+
+
+def _is_preempted() -> bool:
+    """Whether SIGTERM came because another job is to have this one's place; not because somebody has cancelled this one."""
+    try:
+        known = _run(["scontrol", "show", "job", _job()]).stdout
+    except (OSError, subprocess.TimeoutExpired) as error:
+        log.warning("Slurm does not say whether this job is preempted, and it is not requeued: %s", error)
+        return False
+    return "JobState=RUNNING" in known and re.search(r"\bPreemptTime=(?!None)", known) is not None
 
 
 def _job() -> str:

@@ -23,6 +23,7 @@ FOREIGN = "hpc_ckpt_1.ckpt"
 
 #: It says what it was called with, and ends as it is told; Slurm then sends SIGTERM to all processes of the job.
 SCONTROL = """#!/bin/sh
+[ "$1" = show ] && echo "$SHOWN" && exit
 echo "$@" >> "$CALLED"
 [ "$CODE" = 0 ] && kill -TERM $PPID
 echo "slurm says something"
@@ -124,6 +125,32 @@ def test_training_goes_on_if_the_job_is_not_requeued(tmp_path, straight):
     assert "training goes on while it may: scontrol requeue 7 ended with 1: slurm says something" in output
     assert job.losses() == straight
     assert job.called.read_text() == "requeue 7\n"
+
+
+#: What Slurm says of a job while SIGTERM stops it. In a partition with a GraceTime it is requeued at the end of that, if it
+#: is still there; one that has ended with an exit code has failed, and stays as it is.
+PREEMPTED = """JobId=7 JobName=train
+   JobState=RUNNING Reason=None Dependency=(null)
+   Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 ExitCode=0:0
+   PreemptEligibleTime=2026-11-30T11:34:57 PreemptTime=2026-11-30T11:35:01"""
+KILLED = PREEMPTED.replace("PreemptTime=2026-11-30T11:35:01", "PreemptTime=None")
+CANCELLED = PREEMPTED.replace("RUNNING", "COMPLETING")
+
+
+@pytest.mark.parametrize(
+    ("shown", "requeued"),
+    [(PREEMPTED, True), (KILLED, False), (CANCELLED, False)],
+    ids=["preempted", "killed", "cancelled"],
+)
+def test_a_preempted_job_is_requeued(tmp_path, straight, shown, requeued):
+    job = Job(tmp_path, "dated", SIGNALS="SIGTERM", SHOWN=shown)
+    code, output = job.run(signal_at=6)
+    assert (code, len(job.losses())) == (143, 7), output
+    assert job.called.exists() == requeued
+    if requeued:
+        assert job.called.read_text() == "requeue 7\n"
+        assert job.run()[0] == 0
+        assert job.losses() == straight
 
 
 @pytest.fixture
