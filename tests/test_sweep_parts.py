@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shlex
+import signal
+import sys
 
 import lightning.pytorch as pl
 import pytest
@@ -17,7 +19,7 @@ from toy import ToyDataModule, ToyModel, quiet_trainer
 import nemologger as nl
 from nemologger.combination import VARIABLE
 from nemologger.run.record import close_log
-from nemologger.sweeps import devices, record
+from nemologger.sweeps import child, devices, record
 from nemologger.sweeps.naming import job_name
 from nemologger.sweeps.program import quoted
 from nemologger.sweeps.record import Record, State
@@ -145,3 +147,21 @@ def test_an_environment_that_was_tampered_with_is_named(monkeypatch):
     monkeypatch.setenv(VARIABLE, shlex.quote("lr=0.1"))
     with pytest.raises(nl.ConfigurationError, match=f"{VARIABLE} is"):
         nl.sweep_job()
+
+
+_TOLD = """
+import os, signal
+from nemologger.sweeps import child
+child.hold_lifeline(os.environ)
+os.kill(os.getpid(), signal.SIGUSR2)
+print("goes on", flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_what_trains_leaves_the_signal_for_submitit_to_the_process_that_waits(tmp_path):
+    """Slurm sends it to both: the one has the job requeued, and SIGTERM then tells the other to save."""
+    output = tmp_path / "output"
+    command = [sys.executable, "-c", _TOLD]
+    assert child.run(command, os.environ, directory=str(tmp_path), output=output, parent=None) == -signal.SIGTERM
+    assert output.read_text() == "goes on\n"

@@ -62,6 +62,10 @@ def hold_lifeline(environment: MutableMapping[str, str]) -> bool:
     descriptor = environment.pop(LIFELINE, None)
     if descriptor is None:
         return False
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGUSR2) is signal.SIG_DFL:
+        # Slurm sends it to all processes when the time is nearly over. It is for submitit, in the process that waits, which
+        # has the job requeued, or gives up: this one gets SIGTERM then, and saves.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     threading.Thread(target=_watch, args=(int(descriptor),), name="sweep-lifeline", daemon=True).start()
     return True
 
