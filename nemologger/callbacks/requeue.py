@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
+from enum import Enum
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -127,10 +128,17 @@ class Requeue(PreemptionCallback):
             log.error("the job was not requeued, and training goes on while it may: %s", refused)
 
     def before_exit(self, trainer: pl.Trainer, by: PreemptionCallback) -> None:
-        """Slurm requeues a preempted job when the partition's GraceTime is over, but not one that has ended by then."""
+        """Slurm requeues a preempted job at once, or when the partition's GraceTime is over, if it has not ended by then."""
         if by is self or self._ranks is None:
             return
-        refused = decide(self._ranks, lambda: self._requeue_from_here(trainer) if _is_preempted() else "")
+
+        def come_back() -> str:
+            fate = _fate()
+            if fate is Fate.REQUEUED:
+                self._take_note(self._saving(trainer))
+            return self._requeue_from_here(trainer) if fate is Fate.PREEMPTED else ""
+
+        refused = decide(self._ranks, come_back)
         if refused and trainer.is_global_zero:
             log.error("the job is preempted, and was not requeued: %s", refused)
 
@@ -213,14 +221,25 @@ def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(shlex.join(command), shell=True, **given)  # type: ignore[call-overload, no-any-return]
 
 
-def _is_preempted() -> bool:
-    """Whether SIGTERM came because another job is to have this one's place; not because somebody has cancelled this one."""
+class Fate(Enum):
+    """Why SIGTERM came."""
+
+    REQUEUED = "the job ends and starts again"
+    PREEMPTED = "it does so in a while, unless it has ended by then"
+    OTHER = "somebody has cancelled it, its time is over, or Slurm knows nothing of it"
+
+
+def _fate() -> Fate:
     try:
         known = _run(["scontrol", "show", "job", _job()]).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         log.warning("Slurm does not say whether this job is preempted, and it is not requeued: %s", error)
-        return False
-    return "JobState=RUNNING" in known and re.search(r"\bPreemptTime=(?!None)", known) is not None
+        return Fate.OTHER
+    restarts = re.search(r"\bRestarts=(\d+)", known)
+    if restarts is not None and int(restarts[1]) > int(os.environ.get("SLURM_RESTART_COUNT") or 0):
+        return Fate.REQUEUED
+    is_preempted = "JobState=RUNNING" in known and re.search(r"\bPreemptTime=(?!None)", known) is not None
+    return Fate.PREEMPTED if is_preempted else Fate.OTHER
 
 
 def _job() -> str:

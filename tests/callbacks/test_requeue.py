@@ -16,6 +16,7 @@ from toy import ToyDataModule, ToyModel, loader, names, quiet_trainer
 
 import nemologger as nl
 from nemologger.callbacks import requeue
+from nemologger.callbacks.requeue import Fate
 from nemologger.checkpoint.verify import problems
 
 SCRIPT = Path(__file__).parents[1] / "train_requeued.py"
@@ -135,22 +136,20 @@ PREEMPTED = """JobId=7 JobName=train
    PreemptEligibleTime=2026-11-30T11:34:57 PreemptTime=2026-11-30T11:35:01"""
 KILLED = PREEMPTED.replace("PreemptTime=2026-11-30T11:35:01", "PreemptTime=None")
 CANCELLED = PREEMPTED.replace("RUNNING", "COMPLETING")
+#: Without a GraceTime, or by ``scontrol requeue``.
+REQUEUED = CANCELLED.replace("Restarts=0", "Restarts=1")
 
 
 @pytest.mark.parametrize(
-    ("shown", "requeued"),
-    [(PREEMPTED, True), (KILLED, False), (CANCELLED, False)],
-    ids=["preempted", "killed", "cancelled"],
+    ("shown", "called"), [(PREEMPTED, ["requeue 7"]), (REQUEUED, [])], ids=["preempted", "requeued"]
 )
-def test_a_preempted_job_is_requeued(tmp_path, straight, shown, requeued):
+def test_a_job_that_slurm_starts_again_after_sigterm_goes_on(tmp_path, straight, shown, called):
     job = Job(tmp_path, "dated", SIGNALS="SIGTERM", SHOWN=shown)
     code, output = job.run(signal_at=6)
     assert (code, len(job.losses())) == (143, 7), output
-    assert job.called.exists() == requeued
-    if requeued:
-        assert job.called.read_text() == "requeue 7\n"
-        assert job.run()[0] == 0
-        assert job.losses() == straight
+    assert (job.called.read_text().splitlines() if job.called.exists() else []) == called
+    assert job.run()[0] == 0
+    assert job.losses() == straight
 
 
 @pytest.fixture
@@ -161,6 +160,25 @@ def here(tmp_path, monkeypatch) -> Job:
     for name, value in job.given.items():
         monkeypatch.setenv(name, value)
     return job
+
+
+@pytest.mark.parametrize(
+    ("shown", "restarts", "fate"),
+    [
+        (PREEMPTED, None, Fate.PREEMPTED),
+        (REQUEUED, None, Fate.REQUEUED),
+        (REQUEUED, "1", Fate.OTHER),  # cancelled, in its second life
+        (KILLED, None, Fate.OTHER),
+        (CANCELLED, None, Fate.OTHER),
+        ("slurm_load_jobs error: Invalid job id specified", None, Fate.OTHER),
+    ],
+)
+def test_why_sigterm_came(tmp_path, monkeypatch, here, shown, restarts, fate):
+    (tmp_path / "bin" / "scontrol").write_text(SCONTROL)
+    monkeypatch.setenv("SHOWN", shown)
+    if restarts is not None:
+        monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    assert requeue._fate() is fate
 
 
 def as_in_another_process(monkeypatch) -> None:
