@@ -162,9 +162,10 @@ def test_they_are_in_no_state_dict(tmp_path):
 
 
 def test_in_workers_they_are_named(tmp_path, caplog):
-    train(
-        Case(lambda: everywhere(num_workers=1, batch_size=2), steps=10, ckpt={"every_n_train_steps": 10}), tmp_path, 1
-    )
+    def loader():
+        return everywhere(num_workers=1, batch_size=2, multiprocessing_context="fork")  # closures cannot be pickled
+
+    train(Case(loader, steps=10, ckpt={"every_n_train_steps": 10}), tmp_path, 1)
     (told,) = [record.getMessage() for record in caplog.records if "in its worker processes" in record.getMessage()]
     assert "collate_fn.collated.calls" in told
     assert "and 8 more change" in told
