@@ -114,10 +114,14 @@ def calls_in(statement: ast.AST) -> Iterator[tuple[ast.Call, str]]:
 
 
 def decides(function: FunctionType, name: str) -> bool:
-    """Whether ``function`` does more with the list ``name``, or for it, than to tell of it or to end a life."""
+    """Whether ``function`` does more with the list ``name``, or for it, than to tell of it or to end a life.
+
+    It may do so if there is no source: where a cell of a notebook begins with ``%%time``, in ``python -``, or in a worker of
+    Ray. A record that goes on costs less than a run that goes on wrong. (A lambda has no statements.)
+    """
     source = source_of(function)
     if source is None:
-        return False
+        return function.__name__ != "<lambda>"
 
     def is_list(node: ast.AST) -> bool:
         its_name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", None)

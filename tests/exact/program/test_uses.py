@@ -90,6 +90,13 @@ def test_code_that_does_not_say_where_its_parts_are_says_nothing():
     assert not Uses({"module": holder}).has("module.kept")
 
 
+def test_a_list_that_is_written_may_decide_where_there_is_no_source():
+    holder = made_with("json.dump(self.kept, x)")
+    function = vars(type(holder))["__call__"]
+    function.__code__ = function.__code__.replace(co_filename="<timed exec>")
+    assert Uses({"module": holder}).has("module.kept")
+
+
 def test_what_functions_do_that_are_made_before_training_counts():
     assert Uses({"module": made_with("return lambda: sum(self.kept)", "setup")}).has("module.kept")
     assert not Uses({"module": made_with("print([len(y) for y in self.kept])", "setup")}).has("module.kept")
