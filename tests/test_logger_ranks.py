@@ -13,7 +13,7 @@ AGENT = Path(__file__).with_name("agent.py")
 DATED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
 
 SCRIPT = """
-    import json, logging, sys
+    import json, logging, os, signal, sys
     from pathlib import Path
     import lightning.pytorch as pl, torch
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -30,6 +30,10 @@ SCRIPT = """
             self.layer = torch.nn.Linear(2, 1)
         def training_step(self, batch, index):
             logging.getLogger("mine").info("rank %d trains", self.global_rank)
+            if "fails" in sys.argv and self.global_rank:
+                raise RuntimeError("boom")
+            if "interrupts" in sys.argv and self.global_rank:
+                os.kill(os.getppid(), signal.SIGINT)
             return self.layer(batch[0]).mean()
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), 0.01)
@@ -99,6 +103,21 @@ def test_processes_that_lightning_forks_have_files_of_their_own(tmp_path):
     for rank in (0, 1):
         text = (directory / f"nemo_log_globalrank-{rank}_localrank-{rank}.txt").read_text()
         assert text.count("trains") == text.count(f"rank {rank} trains") == 1
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("how", "told"), [("fails", "by ProcessRaisedException"), ("interrupts", "by KeyboardInterrupt")]
+)
+def test_what_ends_processes_that_lightning_forks_is_in_the_log(tmp_path, how, told):
+    """The one that waits for them, of a notebook say, is told of it, and is at no step."""
+    code, output = launch(tmp_path, torchrun=False, settings='{"strategy": "ddp_fork"}', extra=("once", how))
+    assert code == 1, output
+    (directory,) = (tmp_path / "base" / "a").iterdir()
+    errors = (directory / "nemo_error_log.txt").read_text()
+    assert f"stopped {told}" in errors
+    assert ("boom" in errors) == (how == "fails")
+    assert "rank 0 trains" in (directory / "nemo_log_globalrank-0_localrank-0.txt").read_text()
 
 
 @pytest.mark.dist

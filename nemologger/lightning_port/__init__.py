@@ -85,6 +85,7 @@ from nemologger.lightning_port.processes import let_processes_end as let_process
 from nemologger.lightning_port.processes import on_sigterm as on_sigterm
 from nemologger.lightning_port.processes import patience as patience
 from nemologger.lightning_port.processes import ranks_before_fit as ranks_before_fit
+from nemologger.lightning_port.processes import step_reached as step_reached
 from nemologger.lightning_port.progress import begin_next_epoch_anew as begin_next_epoch_anew
 from nemologger.lightning_port.progress import close_last_batch as close_last_batch
 from nemologger.lightning_port.progress import close_trained_epoch as close_trained_epoch

@@ -74,6 +74,11 @@ def forks_later(trainer: pl.Trainer) -> bool:
     return isinstance(trainer.strategy.launcher, _MultiProcessingLauncher)
 
 
+def step_reached(trainer: pl.Trainer) -> str:
+    """Where training is, for a message; "" in a process that only waits for those that train."""
+    return "" if forks_later(trainer) else f" at step {trainer.global_step}"
+
+
 def forget_decisions() -> None:
     """Drop what :func:`ranks_before_fit` left in the environment; the processes it was for have started."""
     os.environ.pop(_DECISIONS, None)

@@ -79,7 +79,9 @@ class RunRecord(Callback):
         level = (
             logging.ERROR if isinstance(exception, Exception) else logging.WARNING
         )  # Ctrl-C, SIGTERM: somebody's wish
-        message = f"stopped at step {trainer.global_step} by {type(exception).__name__}: {exception}"
+        message = f"stopped{lightning_port.step_reached(trainer)} by {type(exception).__name__}: {exception}"
+        if lightning_port.forks_later(trainer):  # the ranks had the files, and nobody tells them what has ended them
+            self._log_files.attach(trainer.global_rank, trainer.local_rank)
         self._log_files.note(level, message, exception)
 
     def close_log(self) -> None:

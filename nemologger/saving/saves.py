@@ -235,9 +235,9 @@ class SavedCheckpoints(KeptCheckpoints):
             newest = self._newest_there() or newest
         if newest:
             log.warning(
-                "stopped at step %d by Ctrl-C; the newest checkpoint is %s: start again with "
+                "stopped%s by Ctrl-C; the newest checkpoint is %s: start again with "
                 "AutoResume(resume_if_exists=True) to resume from it, or name it as resume_from_path",
-                trainer.global_step,
+                lightning_port.step_reached(trainer),
                 newest,
             )
 
