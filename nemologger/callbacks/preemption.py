@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_IN_A_THREAD = "{} is not listened to: fit runs in a thread that is not the main one"
+
 
 class PreemptionCallback(IOMixin, StopAtBoundary):
     """On a signal, saves and exits at the next step boundary, so that the next run goes on as if nothing had happened.
@@ -125,8 +127,8 @@ class PreemptionCallback(IOMixin, StopAtBoundary):
     def _listen(self) -> None:
         if signal.getsignal(self.sig) == self._receive:
             return
-        if threading.current_thread() is not threading.main_thread():
-            log.warning("%s is not listened to: fit runs in a thread that is not the main one", self.sig.name)
+        if _hears_nothing():
+            log.warning("%s", _IN_A_THREAD.format(self.sig.name))
             return
         signal.signal(self.sig, self._receive)
 
@@ -171,8 +173,19 @@ class AddedPreemption(PreemptionCallback):
     def _warn_of_no_save(self) -> None:
         """Nobody has asked for it."""
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so if the signal ends the process at once, in the log files: nobody has asked for more."""
+        super().on_train_start(trainer, pl_module)
+        if _hears_nothing():
+            log.info("%s", _IN_A_THREAD.format(self.sig.name))
+
     def _listen(self) -> None:
         """Lightning calls this one, and then the handler that was there."""
+
+
+def _hears_nothing() -> bool:
+    """Whether it is Python's rule that no handler can be put in place here: a worker of Ray trains in a thread."""
+    return threading.current_thread() is not threading.main_thread()
 
 
 def _checked(sig: int) -> signal.Signals:

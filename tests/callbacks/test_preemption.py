@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -375,6 +377,20 @@ def test_loaders_are_given_back(tmp_path):
 
 
 TWO = ("--devices", 2, "--beside", "--every", 4)
+
+
+@pytest.mark.parametrize("callbacks", [(), (PreemptionCallback(),)], ids=["by itself", "asked for"])
+def test_a_run_in_a_thread_hears_no_signal_says_so_and_goes_on(tmp_path, callbacks):
+    """Ray trains so, and some notebooks do."""
+    run = Run(tmp_path, ckpt={"every_n_train_steps": 3, "async_save": True}, trainer={"max_steps": 7})
+    thread = threading.Thread(target=run.train, args=callbacks)
+    thread.start()
+    thread.join()
+    (text,) = (path.read_text() for path in (tmp_path / "toy").glob("nemo_log*"))
+    level = "WARNING" if callbacks else "INFO"
+    assert len(re.findall(f" {level} .* SIGTERM is not listened to", text)) == 1
+    run.trainer = {}
+    run.goes_on()
 
 
 @pytest.fixture(scope="module")
