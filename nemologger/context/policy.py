@@ -194,7 +194,10 @@ class Policy:
             except LookupError as error:
                 hint = ""
                 if wanted.module == "__main__":
-                    hint = " It was defined in the script that wrote the context: move it to a module both can import."
+                    hint = (
+                        " It was defined in the script or notebook that wrote the context: define it here too (run its "
+                        "cell), or move it to a module both can import."
+                    )
                 raise ContextError(f"{where} is {written}, which does not exist here: {error}.{hint}") from None
         refusal = self._refusal(value, wanted)
         if refusal is not None:

@@ -155,8 +155,9 @@ class Writable:
             return wrapped
         name = getattr(value, "__qualname__", repr(value))
         raise _Lost(
-            f"{name} cannot be found by its name: it is a lambda, is defined inside a function, or another object took "
-            "its name; give it a name of its own at the top of a module"
+            f"{name} cannot be found by its name: it is a lambda, is defined inside a function or the script of another "
+            "process (Ray), or another object took its name (a cell was run again: make the object again, too); give it a "
+            "name of its own at the top of a module"
         )
 
     def _items(self, items: Iterable[Any], size: int, path: str) -> list[Any]:

@@ -91,7 +91,8 @@ def test_a_pickled_object_is_read_with_trust_and_only_from_the_context(tmp_path)
 
 def test_a_class_we_lack_is_named_and_leaves_a_placeholder_when_not_built():
     with pytest.raises(
-        ContextError, match=r"model is __main__.M, which does not exist here: module __main__ has no 'M'"
+        ContextError,
+        match=r"model is __main__.M, which does not exist here: module __main__ has no 'M'.*define it here too",
     ):
         load_context(CONTEXTS / "main_module")
     with pytest.warns(UserWarning, match="__main__.M"):

@@ -191,6 +191,14 @@ def test_a_missing_artifact_does_not_cost_the_context_when_the_caller_says_so(tm
     assert load_context(tmp_path / "c", "model").config.dim == 3
 
 
+def test_a_model_that_is_older_than_its_class_is_named(tmp_path, monkeypatch):
+    """The cell of a notebook that defines the class was run again, and the one that makes the object was not."""
+    model = ctxmod.Model(ctxmod.Cfg(), ctxmod.Tok(__file__))
+    monkeypatch.setattr(ctxmod, "Model", type("Model", (ctxmod.Model,), {}))
+    with pytest.warns(UserWarning, match=r"another object took its name \(a cell was run again"):
+        TrainerContext(model, Trainer(max_steps=3, **QUIET)).io_dump(tmp_path)
+
+
 def test_a_model_whose_class_has_no_name_is_named_and_the_trainer_is_kept(tmp_path):
     class Local(pl.LightningModule, ctxmod.IOMixin):
         pass
