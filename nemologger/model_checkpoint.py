@@ -329,6 +329,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
             super().on_exception(trainer, pl_module, exception)
         finally:
             if isinstance(exception, KeyboardInterrupt):
+                lightning_port.end_forked(trainer)
                 self._say_what_is_kept(trainer)
             self._compare.stop(max((kept.step for kept in self.shelf.kept), default=-1))
             self._release()

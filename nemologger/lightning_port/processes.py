@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+_LEAVING = 2.0  # seconds
 _DECISIONS = "NEMOLOGGER_RANK_ZERO_DECISIONS"
 
 
@@ -77,6 +78,20 @@ def forks_later(trainer: pl.Trainer) -> bool:
 def step_reached(trainer: pl.Trainer) -> str:
     """Where training is, for a message; "" in a process that only waits for those that train."""
     return "" if forks_later(trainer) else f" at step {trainer.global_step}"
+
+
+def end_forked(trainer: pl.Trainer) -> None:
+    """After Ctrl-C in a process that only waits for the ranks, end them too; Lightning lets them train on.
+
+    Jupyter and terminals have told the whole group: they are about to leave by themselves. Others tell one process.
+    """
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _MultiProcessingLauncher):
+        for process in launcher.procs:
+            process.join(_LEAVING)
+        launcher.kill(signal.SIGINT)
+        for process in launcher.procs:
+            process.join(_LEAVING)
 
 
 def forget_decisions() -> None:
