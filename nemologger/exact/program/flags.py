@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from nemologger.disk.there import exists
@@ -84,7 +85,7 @@ class Flags:
 
 def is_gone(value: Any) -> bool:
     """Whether it is the path of something that is not there any more: another life had it, or another machine has it."""
-    if type(value) is not str or not os.path.isabs(value):
+    if not (type(value) is str or issubclass(type(value), PurePath)) or not os.path.isabs(value):
         return False
     try:
         return not exists(Path(value))
@@ -94,6 +95,11 @@ def is_gone(value: Any) -> bool:
 
 def is_of_clock(value: Any) -> bool:
     """Whether it may be the time of a moment of this life."""
+    if type(value) is datetime:
+        try:
+            value = value.timestamp()
+        except (OverflowError, OSError, ValueError):  # of a year that no clock shows
+            return False
     return type(value) is float and any(began <= value <= clock() for clock, began in _BEGAN.items())
 
 

@@ -197,7 +197,7 @@ class Owned:
                 self.lost[path] = "was changed before it could be kept"
                 continue
             back = plain_contents.put_back(value, kept, same=same, exactly=exactly)
-            if back is not value:
+            if back is not value and not is_gone(back):
                 set_in(look.holders[where], name, back)
 
     def name_large(self) -> None:

@@ -1,9 +1,10 @@
-"""What a list, dictionary, array or tensor holds: whether it has changed."""
+"""What a list, dictionary, array or tensor holds, or another value that is no number or text: whether it has changed."""
 
 from __future__ import annotations
 
 import pickle
 import sys
+from array import array
 from collections import deque
 from itertools import islice
 from typing import Any
@@ -13,8 +14,11 @@ import torch
 import xxhash
 
 from nemologger.checkpoint.state.plain import can_be_written
+from nemologger.exact.values import atoms
 
-KINDS = (list, tuple, dict, set, frozenset, deque, bytearray, np.ndarray, np.generic, torch.Tensor)
+KINDS: tuple[type, ...] = (
+    list, tuple, dict, set, frozenset, deque, bytearray, np.ndarray, np.generic, torch.Tensor, bytes, *atoms.KINDS,
+)  # fmt: skip
 
 #: What is longer is looked at in so many places.
 _MOST_ITEMS = 2**18
@@ -30,11 +34,14 @@ _TEXTS = (str, bytes, type(None))
 _NUMBERS = (int, float, bool)
 SCALARS = (*_NUMBERS, *_TEXTS)
 _NUMERIC = (np.ndarray, np.generic, torch.Tensor)
+_RAW = (bytes, bytearray, array)
+_ATOMS = frozenset(atoms.KINDS) - {array}
 
 
 def is_small(value: Any) -> bool:
     """Whether to look at ``value`` takes microseconds."""
-    return nbytes(value) <= _SMALL if issubclass(type(value), _NUMERIC) else length(value) <= 1024
+    kind = type(value)
+    return kind in _ATOMS or (nbytes(value) <= _SMALL if issubclass(kind, _NUMERIC) else length(value) <= 1024)
 
 
 def length(value: Any) -> int:
@@ -69,6 +76,10 @@ def fingerprint(value: Any, share: int = 1) -> int:
             _add_tensor(digest, value, share)
         elif isinstance(value, np.ndarray | np.generic) and not np.asarray(value).dtype.hasobject:
             _add_array(digest, np.asarray(value) if type(value) is not np.memmap else value, share)
+        elif type(value) in _RAW:
+            _add_array(digest, np.frombuffer(value, np.uint8), share)
+        elif type(value) in _ATOMS:
+            digest.update(repr(atoms.parts_of(value) or id(value)).encode())
         else:
             _add_items(digest, value.ravel().tolist() if isinstance(value, np.ndarray) else value, share)
     except Exception:  # noqa: BLE001  a class of somebody's that does not let others go through it
@@ -218,4 +229,6 @@ class _Streaming(pickle.Pickler):
             return int, (_numbers_of(value) if is_small(value) else self._of_large(value),)
         if issubclass(kind, dict):
             return int, (list(dict.items(value)),)
+        if kind in atoms.KINDS and (parts := atoms.parts_of(value)) is not None:
+            return int, (parts,)
         return int, (list(value) if issubclass(kind, deque | bytearray) else id(value),)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from array import array
 from collections import deque
 from collections.abc import Iterable
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.plain import name_of_named_tuple, named_tuple
 from nemologger.checkpoint.state.stage import can_be_filled
-from nemologger.exact.values import contents, mappings
+from nemologger.exact.values import atoms, contents, mappings
 from nemologger.exact.values.contents import SCALARS
 from nemologger.exact.values.rows import CannotBeKeptError as CannotBeKeptError
 from nemologger.exact.values.rows import from_rows, rows_of
@@ -143,6 +145,9 @@ def _kept(value: Any, left: list[int], *, outermost: bool = False) -> Any:
     if kind is bytearray:
         _pay(left, len(value))
         return {"bytearray": bytes(value)}
+    if (atom := atoms.parts_of(value)) is not None:
+        _pay(left, sum(map(sys.getsizeof, atom)))
+        return {"atom": atom}
     if (named := name_of_named_tuple(kind)) is not None:
         return {"named": {"class": named, "items": _kept_items(value, left)}}
     raise CannotBeKeptError(f"holds {kind.__name__} objects")
@@ -194,6 +199,8 @@ def unkept(plain: Any) -> Any:
         return inner.clone()
     if name == "bytearray":
         return bytearray(inner)
+    if name == "atom":
+        return atoms.made_of(inner)
     if name == "dict":
         if isinstance(inner, list):  # as it was written before
             return {unkept(key): unkept(item) for key, item in inner}
@@ -249,6 +256,10 @@ def fill(present: Any, value: Any, *, same: bool) -> Any:
         else:
             present[...] = value
         return present
+    if type(present) is array and type(value) is array and present.typecode == value.typecode:
+        row = present if same else copy.copy(present)
+        row[:] = value
+        return row
     kind = next((kind for kind in (list, bytearray, dict, set, deque) if isinstance(present, kind)), None)
     if kind is None or not isinstance(value, kind):
         return value

@@ -13,7 +13,7 @@ import torch
 
 from nemologger.checkpoint.state.plain import name_of_named_tuple, named_tuple
 from nemologger.errors import RefusedError
-from nemologger.exact.values import mappings
+from nemologger.exact.values import atoms, mappings
 from nemologger.exact.values.contents import bytes_of, is_plain
 
 
@@ -67,7 +67,12 @@ def _named(kind: str, items: list[Any]) -> Any:
     return named_tuple(kind, items)
 
 
-_MADE_BY = {made_by.__name__: made_by for made_by in (_array, _number, _tensor, _dictionary, _named, deque, dict)}
+def _atom(parts: list[Any]) -> Any:
+    return atoms.made_of(parts)
+
+
+_FUNCTIONS = (_array, _number, _tensor, _dictionary, _named, _atom, deque, dict)
+_MADE_BY = {made_by.__name__: made_by for made_by in _FUNCTIONS}
 
 
 class _Limited(io.BytesIO):
@@ -104,6 +109,8 @@ class _Writer(pickle.Pickler):
             return _dictionary, (name, list(dict.items(value)))
         if (name := name_of_named_tuple(kind)) is not None:
             return _named, (name, list(value))
+        if (parts := atoms.parts_of(value)) is not None:
+            return _atom, (parts,)
         raise CannotBeKeptError(f"holds {kind.__name__} objects")
 
 

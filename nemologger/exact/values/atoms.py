@@ -1,0 +1,83 @@
+"""Values of python and torch that no file of plain types holds as they are: a complex number, a fraction, a date.
+
+Each is a name and plain parts. To read one back calls what this table has for the name, and nothing else.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from fractions import Fraction
+from operator import index
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+
+class _Sort(NamedTuple):
+    kind: type
+    parts: Callable[[Any], list[Any]]
+    made_of: Callable[..., Any]
+
+
+def _bounds(value: Any) -> list[Any]:
+    return [value.start, value.stop, value.step]
+
+
+def _of_clock(value: Any) -> list[Any]:
+    return [value.isoformat(), value.fold]
+
+
+def _fraction(numerator: int, denominator: int) -> Fraction:
+    return Fraction(index(numerator), index(denominator))  # of a text it would compute any power
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = vars(torch).get(name)
+    if not isinstance(found, torch.dtype):
+        raise ValueError(f"torch has no dtype {name!r}")
+    return found
+
+
+_SORTS = {
+    "complex": _Sort(complex, lambda value: [value.real, value.imag], complex),
+    "fraction": _Sort(Fraction, lambda value: [value.numerator, value.denominator], _fraction),
+    "decimal": _Sort(Decimal, lambda value: [str(value)], Decimal),
+    "range": _Sort(range, _bounds, range),
+    "slice": _Sort(slice, _bounds, slice),
+    "date": _Sort(date, lambda value: [value.isoformat()], date.fromisoformat),
+    "datetime": _Sort(datetime, _of_clock, lambda text, fold: datetime.fromisoformat(text).replace(fold=fold)),
+    "time": _Sort(time, _of_clock, lambda text, fold: time.fromisoformat(text).replace(fold=fold)),
+    "timedelta": _Sort(timedelta, lambda value: [value.days, value.seconds, value.microseconds], timedelta),
+    "path": _Sort(type(Path()), lambda value: [str(value)], Path),
+    "size": _Sort(torch.Size, lambda value: [*value], lambda *sizes: torch.Size(map(index, sizes))),
+    "dtype": _Sort(torch.dtype, lambda value: [str(value).removeprefix("torch.")], _dtype),
+    "array": _Sort(array, lambda value: [value.typecode, value.tobytes()], lambda code, content: array(code, content)),
+}
+_NAMES = {sort.kind: name for name, sort in _SORTS.items()}
+_PARTS = (int, float, str, bytes, type(None))
+
+#: Their classes.
+KINDS: tuple[type, ...] = (*_NAMES,)
+
+
+def parts_of(value: Any) -> list[Any] | None:
+    """A name and plain values; None if it is something else, or more than these say."""
+    name = _NAMES.get(type(value)) if issubclass(type(value), KINDS) else None
+    if name is None or type(getattr(value, "tzinfo", None)) not in (timezone, type(None)):  # a zone has rules
+        return None
+    parts = _SORTS[name].parts(value)
+    return [name, *parts] if all(type(part) in _PARTS for part in parts) else None
+
+
+def made_of(parts: list[Any]) -> Any:
+    """What :func:`parts_of` was given.
+
+    Raises:
+        Exception: It is none of these, as the constructors raise it.
+    """
+    name, *own = parts
+    return _SORTS[name].made_of(*own)
