@@ -23,6 +23,7 @@ from nemologger.exact.program.strangers import Strangers
 from nemologger.exact.program.swapped import Swapped
 from nemologger.exact.reach.code import is_module_of_the_program
 from nemologger.exact.reach.configs import Entries, is_config
+from nemologger.exact.reach.hooks import HOOKED
 from nemologger.exact.reach.objects import is_of_the_program
 from nemologger.exact.reach.paths import root_of
 from nemologger.exact.values.plain_contents import CannotBeKeptError
@@ -59,7 +60,7 @@ class ProgramState:
         self._counters = epoch_results.counters(trainer) if counters is None else counters
         roots, drawing = _roots_of(trainer, module)
         theirs = self._theirs = lightning_port.names_of_lightning()
-        self._attributes = Attributes(roots, drawing, {"module"}, theirs, self._most)
+        self._attributes = Attributes(roots, drawing, {"module"}, theirs, self._most, trainer.optimizers)
         callbacks = {path: one for path, one in drawing.items() if isinstance(one, Callback)}
         self._save_themselves = {p for p, one in callbacks.items() if lightning_port.callback_saves_itself(one)}
         self._counting = {path: one for path, one in callbacks.items() if _saves_nothing(one)}
@@ -85,6 +86,7 @@ class ProgramState:
             path: holder
             for path, holder in self._attributes.holders().items()
             if root_of(path) == "module"
+            or HOOKED in path
             or (isinstance(holder, Callback) and not lightning_port.callback_saves_itself(holder))
         }
         return found | {path: one for path, one in self._of_callbacks.holders().items() if ":" not in path}
@@ -95,7 +97,8 @@ class ProgramState:
         return self._may_hold_states() | {p: one for p, one in more if ":" in p or p in self._save_themselves}
 
     def _metrics_apart(self) -> dict[str, Metric]:
-        return metrics_apart(self._may_hold_states(), self._trainer.lightning_module, self._theirs)
+        """Also those of callbacks with a state, which is rank 0's."""
+        return metrics_apart(self._may_hold_networks(), self._trainer.lightning_module, self._theirs)
 
     def _may_swap(self) -> dict[str, object]:
         """Also datasets, where they stay from epoch to epoch."""
@@ -286,7 +289,8 @@ def _roots_of(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[dict[str
         elif is_config(hyperparameters):
             roots[f"{name}.hparams"] = hyperparameters
     for i, optimizer in enumerate(trainer.optimizers):
-        roots |= {f"optimizer {i}": optimizer} if is_of_the_program(optimizer) else {}
+        plain = is_of_the_program(optimizer) or type(optimizer).__module__.startswith("torch.optim.")
+        roots |= {f"optimizer {i}": optimizer} if plain else {}
     for i, config in enumerate(trainer.lr_scheduler_configs):
         roots |= holders_of_schedule(f"schedule {i}", config.scheduler)
     return roots, drawing

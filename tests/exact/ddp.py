@@ -12,9 +12,11 @@ import torch.distributed as dist
 from exact.loaders.test_loaders import FlaggedStream, LazySampler
 from exact.runs import BATCH, Augmented, Case, Net, check, shuffled
 from exact.test_module_hooks import AfterAll
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins import MixedPrecision
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 from torch.utils.data import DataLoader, get_worker_info
+from torchmetrics import MeanMetric
 
 from nemologger.strategies import FSDP2Strategy, FSDPStrategy
 
@@ -68,7 +70,28 @@ class RemembersByHand(Remembers):
         return self.note(loss.detach())
 
 
+class Measures(Callback):
+    """Its state is a number; what its metric has counted, by which each rank weighs its losses, is not in it."""
+
+    def __init__(self) -> None:
+        self.metric, self.batches = MeanMetric(), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self.batches}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.batches = state_dict["batches"]
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batches += 1
+        self.metric.update(batch.mean())
+        batch.mul_(1 + self.metric.mean_value / self.metric.weight)
+
+
 CASES = {
+    "metric of a callback": Case(
+        lambda: shuffled(batch_size=2), trainer=DDP, at=(3, 5, 7), callbacks=lambda: [Measures()]
+    ),
     "shuffle": Case(lambda: shuffled(batch_size=2), trainer=DDP, at=(1, 3, 5, 6, 7)),
     "in order, epochs": Case(lambda: DataLoader(Augmented(), batch_size=2), trainer=EPOCHS, at=(1, 3, 5, 6, 7, 12, 13)),
     "own sampler": Case(shuffled, trainer={**DDP, "use_distributed_sampler": False}, at=(1, 3, 5, 6, 7)),

@@ -16,7 +16,7 @@ SCRIPT = Path(__file__).with_name("ddp.py")
 @pytest.mark.parametrize(
     "names",
     [
-        ["in order, epochs", "own sampler", "lazy sampler", "by hand"],
+        ["in order, epochs", "own sampler", "lazy sampler", "by hand", "metric of a callback"],
         ["stream", "stream beside", "workers"],
         ["FSDP2", "tensor parallel"],
     ],

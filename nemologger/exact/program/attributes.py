@@ -11,7 +11,7 @@ anew with what may go with it: a buffer of samples has the place for the next on
 from __future__ import annotations
 
 import weakref
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache, partial
 from inspect import getattr_static
 from types import MemberDescriptorType, SimpleNamespace
@@ -63,6 +63,7 @@ class Attributes:
         no_records: The names of those roots whose lists and dictionaries may be records, which are named, and not kept.
         not_theirs: For each root, the names of attributes that belong to the framework.
         most: Bytes that are kept at most.
+        optimizers: Whose hooks are looked into, with those of whichever module or optimizer there is; None for none.
 
     Attributes:
         records: What is not kept because it is most often a record, and of which type it is.
@@ -76,9 +77,10 @@ class Attributes:
         no_records: Collection[str],
         not_theirs: frozenset[str],
         most: int,
+        optimizers: Sequence[Optimizer] | None = None,
     ) -> None:
         self._roots = roots
-        self._holders = Holders(roots, not_theirs)
+        self._holders = Holders(roots, not_theirs, optimizers)
         self._generators_only = generators_only
         self._no_records = tuple(f"{name}." for name in no_records)
         self._not_theirs = not_theirs
@@ -99,6 +101,7 @@ class Attributes:
         self._numbers_back: dict[str, int | float] = {}
         self._waiting: dict[str, Any] = {}
         self._waiting_generators: dict[str, Any] = {}
+        self._waiting_in_crowds: dict[str, Any] = {}
         self._late: dict[str, tuple[weakref.ref[Any], Any]] = {}
 
     def begin(self) -> None:
@@ -114,7 +117,8 @@ class Attributes:
         self.set_anew = [path for path, sign in back.items() if self._started.get(path, sign) != sign]
         self._set(self._waiting)
         self._set_generators(self._waiting_generators)
-        self._waiting, self._waiting_generators = {}, {}
+        self._crowds.begin(self._long_lists(), self._waiting_in_crowds)
+        self._waiting, self._waiting_generators, self._waiting_in_crowds = {}, {}, {}
         self._there = self._places()
         self._records.begin(self._lists())
         self._uses = Uses(dict(self._holders.of_program()), self._generators_only.values())
@@ -141,7 +145,7 @@ class Attributes:
         return [crowd for crowd in found if crowd is not None and is_of_the_program(crowd.items[0])]
 
     def _may_be_record(self, path: str, value: Any, objects: set[str]) -> bool:
-        theirs = path.startswith(self._no_records) or ":" in path
+        theirs = path.startswith(self._no_records) or ":" in path or HOOKED in path
         return theirs and isinstance(value, KINDS_OF_RECORDS) and parent_of(path) not in objects
 
     def _objects(self) -> set[str]:
@@ -161,17 +165,16 @@ class Attributes:
         optimizers = [root for root in self._roots.values() if isinstance(root, Optimizer)]
         in_states = cache(partial(memory_in_states, optimizers))  # a state_dict() may take time
         for may_be_record, path, value, sign in self._changed_in_order(objects):
-            holder = parent_of(path)
+            holder, made = parent_of(path), self._started.get(path, _ABSENT) == sign
             if holder not in self._there:
                 late[path] = value
             elif is_in(in_states, value):
                 continue  # in the place of another the optimizer would no longer know it
             elif may_be_record and self._records.has(path, value):
                 kept.leave_to_this_life(path, value)
-            elif self._keep(kept, path, value, may_be_record=may_be_record):
-                if self._started.get(path, _ABSENT) != sign and not is_of_clock(value):
-                    since_start.append(path)
-            elif holder in objects and isinstance(value, KINDS_OF_RECORDS):
+            elif self._keep(kept, path, value, may_be_record=may_be_record, made=made):
+                since_start += [] if made or is_of_clock(value) else [path]
+            elif not made and holder in objects and isinstance(value, KINDS_OF_RECORDS):
                 lists_lost[path] = value
         kept.leave(self._flags.leave(kept.plain, self._holders.named(), [*kept.lost, *kept.records]))
         kept.leave_parts_of(self._wholes())
@@ -191,11 +194,13 @@ class Attributes:
         ]
         return sorted(changed, key=lambda one: one[0])
 
-    def _keep(self, kept: Kept, path: str, value: Any, *, may_be_record: bool) -> bool:
-        """Keep ``value``, or note that it is not kept."""
+    def _keep(self, kept: Kept, path: str, value: Any, *, may_be_record: bool, made: bool) -> bool:
+        """Keep ``value``, or note that it is not kept, unless the hooks that start training have ``made`` it as it is."""
         try:
             kept.add(path, value, filled=type(self._first.get(path)) is int)  # a fingerprint
         except plain_contents.CannotBeKeptError as error:
+            if made:
+                return False
             if may_be_record and not self._records.decides(path, value):
                 kept.leave_to_this_life(path, value)
             elif not (HOOKED in path and isinstance(value, torch.Tensor)):  # a hook keeps what it sees of a step
@@ -255,7 +260,8 @@ class Attributes:
         # Copies: hooks that start training may empty what is set now.
         late = plain_contents.copied({path: values[path] for path in plain.get("since_start", ()) if path in values})
         self._waiting = self._set(values) | late
-        self._crowds.restore(self._long_lists(), plain.get("in_crowds", {}), exactly=False)
+        self._waiting_in_crowds = plain.get("in_crowds", {})
+        self._crowds.restore(self._long_lists(), self._waiting_in_crowds, exactly=False)
         numbers = {path: value for path, value in values.items() if type(value) in (int, float)}
         self._numbers_back = {path: value for path, value in numbers.items() if path not in self._waiting}
         self._waiting_generators = plain["generators"]

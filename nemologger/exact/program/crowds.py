@@ -36,6 +36,12 @@ class Crowds:
         self._most = most
         self._first = {crowd.path: self._see(crowd) for crowd in crowds}
 
+    def begin(self, crowds: Sequence[Crowd], counters: Mapping[str, Any]) -> None:
+        """The hooks that start training have made some of ``crowds``: these begin with what is among ``counters``."""
+        made = [crowd for crowd in crowds if not [*self._still_there([crowd])]]
+        self._first |= {crowd.path: self._see(crowd) for crowd in made}
+        self.restore(made, counters, exactly=False)
+
     def changed(self, crowds: Sequence[Crowd]) -> tuple[dict[str, Any], dict[str, str]]:
         """The numbers that are others now, by path, and why some of what has changed cannot be kept."""
         numbers: dict[str, Any] = {}

@@ -15,6 +15,7 @@ from typing import Any
 from torch.optim.lr_scheduler import LRScheduler
 
 from nemologger.exact.reach.objects import is_of_the_program
+from nemologger.exact.reach.parts import items_of
 from nemologger.exact.reach.variables import of_function
 
 _DEEPEST = 3
@@ -37,9 +38,18 @@ def _of_schedule(path: str, schedule: Any, seen: set[int]) -> Iterator[tuple[str
                 yield from _holders(below, item, 0)
 
 
+def functions_of_schedules(path: str, value: Any) -> Iterator[tuple[str, object]]:
+    """The same of a schedule that the program steps itself, or of some in a list."""
+    if issubclass(type(value), (LRScheduler, list, tuple, dict)):
+        for place, item in items_of(path, value):
+            if issubclass(type(item), LRScheduler):
+                yield from _of_schedule(place, item, set())
+
+
 def _holders(path: str, function: Any, depth: int) -> Iterator[tuple[str, object]]:
     if isinstance(function, partial):
         yield from _holders(path, function.func, depth)
+        yield from [(f"{path}.partial", function)] if vars(of_function(function)) else []
     elif isinstance(function, MethodType) and is_of_the_program(function.__self__):
         yield path, function.__self__
     elif isinstance(function, FunctionType):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain
 from types import FunctionType
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from nemologger.exact.reach.hooks import hooks_of
+from nemologger.exact.program.functions import functions_of_schedules
+from nemologger.exact.reach.hooks import hooks_of, hooks_of_all
 from nemologger.exact.reach.kinds import SCALARS, classes_of_the_program
 from nemologger.exact.reach.mentioned import Mentioned
 from nemologger.exact.reach.objects import holder_of, within
@@ -33,20 +35,25 @@ class Holders:
     Args:
         roots: The objects by name.
         not_theirs: For each of the holders, the names of attributes that belong to the framework.
+        optimizers: Look into their hooks, and those of whichever module or optimizer there is; None for not.
     """
 
-    def __init__(self, roots: Mapping[str, object], not_theirs: Collection[str]) -> None:
+    def __init__(
+        self, roots: Mapping[str, object], not_theirs: Collection[str], optimizers: Sequence[Optimizer] | None = None
+    ) -> None:
         self._roots = roots
         self._not_theirs = not_theirs
         modules = [root for root in roots.values() if isinstance(root, nn.Module)]
         # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
         self._of_model = {memory_of(t) for module in modules for t in chain(module.parameters(), module.buffers())}
+        self._optimizers = optimizers
         self.look_for_hooks()
 
     def look_for_hooks(self) -> None:
         """See what is hooked into modules: to go through all parameters at each save would take its time."""
         modules = [(path, root) for path, root in self._roots.items() if isinstance(root, nn.Module)]
         self._hooks = [pair for path, module in modules for pair in hooks_of(path, module)]
+        self._hooks += () if self._optimizers is None else hooks_of_all(self._optimizers)
 
     def of_program(self) -> Iterator[tuple[str, Any]]:
         """The objects of the program, and the variables of its files and classes."""
@@ -71,6 +78,7 @@ class Holders:
                 for name, value in inner.items():
                     if name not in self._not_theirs:
                         waiting += within(f"{path}.{name}", value)
+                        waiting += functions_of_schedules(f"{path}.{name}", value)
             waiting, hooks = hooks or [pair for path, value in mentioned.follow() for pair in within(path, value)], []
         yield from mentioned.places()
 

@@ -1,13 +1,16 @@
-"""What a program has hooked into its modules and parameters: functions and objects that each step calls."""
+"""What a program has hooked into its modules, parameters and optimizers: functions and objects that each step calls."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as of_modules
+from torch.optim import Optimizer
+from torch.optim import optimizer as of_optimizers
 
 from nemologger.exact.reach.code import is_function_of_the_program
 from nemologger.exact.reach.objects import within
@@ -16,18 +19,43 @@ _OF_MODULES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_
 #: In the path of what hooks keep.
 HOOKED = "_hooks."
 _OF_PARAMETERS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+_OF_OPTIMIZERS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+#: Those of all modules, and of all optimizers.
+_GLOBAL = (
+    ("torch.modules", of_modules, tuple(f"_global{kind}" for kind in _OF_MODULES)),
+    ("torch.optimizers", of_optimizers, ("_global_optimizer_pre_hooks", "_global_optimizer_post_hooks")),
+)
 
 
 def hooks_of(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Where to look for what hooks of ``module`` and its parts keep, by path."""
     for place, part in module.named_modules(prefix=path):
-        hooked: list[tuple[str, Any, tuple[str, ...]]] = [(place, part, _OF_MODULES)]
-        hooked += [(f"{place}.{name}", one, _OF_PARAMETERS) for name, one in part.named_parameters(recurse=False)]
-        for where, one, kinds in hooked:
-            for kind in kinds:
-                hooks = getattr(one, kind, None)
-                for number, hook in enumerate(filter(_is_of_the_program, hooks.values() if hooks else ())):
-                    yield from within(f"{where}.{kind}.{number}", hook)
+        yield from _hooked(place, part, _OF_MODULES)
+        yield from _in_place_of(place, part, "forward")
+        for name, one in part.named_parameters(recurse=False):
+            yield from _hooked(f"{place}.{name}", one, _OF_PARAMETERS)
+
+
+def hooks_of_all(optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, Any]]:
+    """The same of ``optimizers``, and of what is hooked into whichever module and optimizer there is."""
+    for i, optimizer in enumerate(optimizers):
+        yield from _hooked(f"optimizer {i}", optimizer, _OF_OPTIMIZERS)
+        yield from _in_place_of(f"optimizer {i}", optimizer, "step")
+    for place, one, kinds in _GLOBAL:
+        yield from _hooked(place, one, kinds)
+
+
+def _hooked(path: str, one: Any, kinds: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for kind in kinds:
+        hooks = getattr(one, kind, None)
+        for number, hook in enumerate(filter(_is_of_the_program, hooks.values() if hooks else ())):
+            yield from within(f"{path}.{kind}.{number}", hook)
+
+
+def _in_place_of(path: str, one: Any, name: str) -> list[tuple[str, Any]]:
+    """A function that a program has put in the place of a method."""
+    function = vars(one).get(name)
+    return within(f"{path}.{name}", function) if function is not None and _is_of_the_program(function) else []
 
 
 def _is_of_the_program(hook: Any) -> bool:

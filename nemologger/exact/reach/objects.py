@@ -45,7 +45,7 @@ def _behind(path: str, value: Any) -> list[tuple[str, Any]]:
         return _behind(f"{path}.__self__", value.__self__)
     if issubclass(kind, partial):
         given = [("func", value.func), *enumerate(value.args), *value.keywords.items()]
-        itself = [(path, value)] if any(variables.is_filled(item) for _, item in given) else []
+        itself = [(path, value)] if any(variables.keeps_something(item) for _, item in given) else []
         return itself + [pair for name, item in given for pair in _behind(f"{path}.{name}", item)]
     is_one = kind is FunctionType or is_config(value) or (is_of_the_program(value) and _has_attributes(value))
     return [(path, value)] if is_one else []

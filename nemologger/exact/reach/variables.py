@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from nemologger.exact.reach.code import code_of
+from nemologger.exact.reach.kinds import is_generator
 from nemologger.exact.reach.views import View
 from nemologger.exact.rng import GENERATORS
 
@@ -94,14 +95,14 @@ def cells_of(function: FunctionType) -> dict[str, Any]:
 
 
 def of_call(function: Any) -> dict[str, Any]:
-    """What each call of a function finds again: its variables; lists and the like among its arguments, by number or name."""
+    """What each call of a function finds again: its variables; lists and generators it was made with, by number or name."""
     if isinstance(function, partial):
         given = [*enumerate(function.args), *function.keywords.items()]
-        return {str(name): value for name, value in given if is_filled(value)}
+        return {str(name): value for name, value in given if keeps_something(value)}
     if not (function.__defaults__ or function.__kwdefaults__ or function.__closure__):
         return {}
     defaults = [*enumerate(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).items()]
-    return {str(name): value for name, value in defaults if is_filled(value)} | cells_of(function)
+    return {str(name): value for name, value in defaults if keeps_something(value)} | cells_of(function)
 
 
 def _is_given(function: Any, name: str) -> bool:
@@ -136,6 +137,11 @@ def _cells_of(function: FunctionType) -> dict[str, CellType]:
 
 def _contents(cells: dict[str, CellType]) -> dict[str, Any]:
     return {name: cell.cell_contents for name, cell in cells.items() if cell != _EMPTY}
+
+
+def keeps_something(value: Any) -> bool:
+    """Whether a function that was made with it finds it changed in the next call, without a look into it."""
+    return is_filled(value) or is_generator(value)
 
 
 def is_filled(value: Any) -> bool:

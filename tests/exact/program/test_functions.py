@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 
 import torch
@@ -74,6 +75,47 @@ def test_schedules_that_know_each_other():
 
 def test_they_go_on_as_they_were(tmp_path):
     check(Case(shuffled, Scheduled, at=[2, 7]), tmp_path)
+
+
+class ByHand(Net):
+    """Schedules that the module steps itself: one is an attribute, one in a list."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=1e-2)
+        calls = [0]
+
+        def counted(step):
+            calls[0] += 1
+            return 0.99 ** calls[0]
+
+        self.schedule = LambdaLR(optimizer, counted)
+        self.more = [MultiplicativeLR(optimizer, Counts().next)]
+        return optimizer
+
+    def on_train_batch_end(self, *given):
+        self.schedule.step()
+        self.more[0].step()
+
+
+def test_functions_of_schedules_that_the_module_steps_itself_go_on(tmp_path):
+    check(Case(shuffled, ByHand, at=[2, 7]), tmp_path)
+
+
+class Drawing(Net):
+    """A generator that a function of a schedule was made with."""
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=1e-2)
+
+        def drawn(rng, step, *, more=random.Random(1)):  # noqa: B008
+            return 0.5 + rng.random() * more.random()
+
+        schedule = LambdaLR(optimizer, partial(drawn, random.Random(2)))
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+
+def test_generators_that_a_function_of_a_schedule_was_made_with_go_on(tmp_path):
+    check(Case(shuffled, lambda: Drawing(), at=[2, 7]), tmp_path)
 
 
 def test_what_the_program_gives_today_stays(tmp_path):

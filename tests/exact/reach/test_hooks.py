@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
+import torch
 from exact.runs import Case, Net, check, check_chain, shuffled, train
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 
 def by_list(factor):
@@ -129,3 +134,100 @@ class Looks(Net):
 def test_what_a_hook_only_notes_is_not_named(tmp_path, caplog):
     train(Case(shuffled, Looks, steps=3), tmp_path, 1)
     assert not [record for record in caplog.records if "exact resume, attribute" in record.message]
+
+
+class Warms:
+    """Hooked into an optimizer."""
+
+    def __init__(self):
+        self.steps = 0
+
+    def __call__(self, optimizer, *given):
+        self.steps += 1
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01 * 0.9**self.steps
+
+
+class HookedOptimizer(Net):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.5)
+        optimizer.register_step_post_hook(Warms())
+        rng, step, calls = np.random.default_rng(1), optimizer.step, 0
+
+        def noise(optimizer, *given):
+            optimizer.param_groups[0]["params"][0].data.mul_(0.5 + rng.random() / 2)
+
+        optimizer.register_step_pre_hook(noise)
+
+        def slower(closure=None):
+            nonlocal calls
+            calls += 1
+            optimizer.param_groups[0]["momentum"] = 0.5 * 0.9**calls
+            return step(closure)
+
+        optimizer.step = slower
+        optimizer.rate = 1.0
+        return optimizer
+
+    def on_train_batch_end(self, *given):
+        optimizer = self.optimizers().optimizer
+        optimizer.rate *= 0.9
+        self.net[2].bias.data.mul_(optimizer.rate)
+
+
+def test_hooks_of_optimizers_and_what_is_put_on_them_go_on(tmp_path):
+    check(Case(shuffled, HookedOptimizer, at=[3, 8]), tmp_path)
+
+
+class HookedEverywhere(Net):
+    """In each module and optimizer there is; forward() is replaced in one."""
+
+    handles: ClassVar = []
+
+    def __init__(self):
+        super().__init__()
+        while self.handles:  # they outlive the life before
+            self.handles.pop().remove()
+        times, rng, forward = by_variable(0.99), np.random.default_rng(1), self.net[1].forward
+        linear = {self.net[0], self.net[2]}
+        self.handles += [
+            register_module_forward_hook(lambda part, given, out: times(out) if part in linear else None),
+            register_module_forward_pre_hook(
+                lambda part, given: (given[0] + rng.random(),) if part in linear else None
+            ),
+            register_optimizer_step_post_hook(Warms()),
+        ]
+        again = by_list(0.98)
+        self.net[1].forward = lambda given: again(forward(given))
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.01)
+
+
+def test_hooks_of_all_modules_and_all_optimizers_go_on(tmp_path):
+    try:
+        check(Case(shuffled, HookedEverywhere, at=[3, 8]), tmp_path)
+    finally:
+        while HookedEverywhere.handles:
+            HookedEverywhere.handles.pop().remove()
+
+
+class GivenGenerators(Net):
+    """Hooks with generators in a partial, by place and by name, and as a default."""
+
+    def __init__(self):
+        super().__init__()
+
+        def noise(rng, part, given, out, *, by):
+            return out + torch.randn(out.shape, generator=rng) * by.random()
+
+        self.net[0].register_forward_hook(partial(noise, torch.Generator().manual_seed(1), by=random.Random(2)))
+
+        def more(part, given, out, rng=np.random.default_rng(3)):  # noqa: B008
+            return out + rng.random()
+
+        self.net[2].register_forward_hook(more)
+
+
+def test_generators_that_a_hook_was_made_with_go_on_life_after_life(tmp_path):
+    check_chain(Case(shuffled, GivenGenerators, at=[3, 5, 8]), tmp_path)
