@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 from nemologger.exact.program.effects import TELLING, Effects, calls_in, source_of, targets_of
 from nemologger.exact.program.uses import methods_of
-from nemologger.exact.reach.code import codes_of_class, is_function_of_the_program
+from nemologger.exact.reach.code import codes_of_class, is_function_of_the_program, names_in
 from nemologger.exact.reach.kinds import SCALARS, classes_of_the_program
 
 #: What is set there tells of training, or ends it.
@@ -78,7 +78,9 @@ class _Acting:
 
     def _acts(self, function: FunctionType, *, anyhow: bool) -> bool:
         source = source_of(function)
-        if source is None or (function, anyhow) in self._seen:
+        if source is None:  # nobody can say that it does not
+            return function.__name__ != "__init__" and self._name in names_in(function.__code__)
+        if (function, anyhow) in self._seen:
             return False
         self._seen.add((function, anyhow))
         first = source.args.args[0].arg if source.args.args and function in self._methods.values() else ""

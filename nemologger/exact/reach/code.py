@@ -20,7 +20,12 @@ _CLOSED = (ModuleType, BuiltinFunctionType)
 
 
 def is_module_of_the_program(module: str) -> bool:
-    """Whether the file of ``module`` is the program's, and no library's."""
+    """Whether the file of ``module`` is the program's, and no library's.
+
+    A program runs code that belongs to no module that is imported: a configuration in Python, a file given by its path.
+    """
+    if module.partition(".")[0] not in sys.modules:
+        return module != ""
     file = getattr(sys.modules.get(module), "__file__", None)
     installed = file is None or file.startswith(_INSTALLED) or not _PACKAGES.isdisjoint(Path(file).parts)
     return module == "__main__" or not installed

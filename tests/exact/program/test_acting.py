@@ -217,3 +217,14 @@ def test_one_that_only_tells_is_looked_through_once_at_each_save(tmp_path, monke
     monkeypatch.setattr(Attributes, "changed", lambda self: looks.append(1) or changed(self))
     train(Case(shuffled, Staged, steps=3, callbacks=lambda: [Prints()]), tmp_path, 1)
     assert len(looks) == 3
+
+
+def test_of_a_callback_without_a_source_nobody_can_say_that_it_only_tells():
+    space = {"Callback": Callback, "__name__": "a_configuration"}
+    code = (
+        "class Counts(Callback):\n"
+        " def __init__(self): self.n = self.m = 0\n"
+        " def on_train_batch_end(self, trainer, module, *given): self.n += 1; print(self.n)\n"
+    )
+    exec(code, space)
+    assert acts_by(space["Counts"](), Net(), ["n", "m"]) == ["n"]

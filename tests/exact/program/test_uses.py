@@ -188,3 +188,9 @@ def test_what_a_function_was_made_with_is_used_if_more_comes_of_it():
     uses = Uses(holders)
     paths = ["default.0", "default.1", "default.kept", "partial.1", "partial.2"]
     assert [path for path in paths if uses.has(path)] == ["default.0", "default.kept", "partial.1"]
+
+
+def test_of_a_function_without_a_source_nobody_can_say_that_it_only_tells():
+    space = {"__name__": "a_configuration"}
+    exec("def ends(x, kept=[]):\n kept.append(x)\n if len(kept) == 3: print(x)", space)
+    assert Uses({"default": of_function(space["ends"])}).has("default.0")
