@@ -40,7 +40,7 @@ class Flags:
             if type(value) in (int, float, str) and value not in _NOTHING
         }
         self._with_contents = contents
-        self._plain = (*SCALARS, *KINDS) if contents else SCALARS
+        self._plain: tuple[type, ...] = (*SCALARS, *KINDS) if contents else SCALARS
         self._set_then: dict[str, dict[str, Any]] = {}
         self._restored: set[str] = set()
 

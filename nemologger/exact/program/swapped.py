@@ -22,7 +22,7 @@ from nemologger.exact.values import contents
 
 _FUNCTIONS = (FunctionType, BuiltinFunctionType, MethodType, type)
 #: What these hold is looked at elsewhere. What is there or not is most often made when it is needed.
-_OTHERS = (*contents.SCALARS, *contents.KINDS)
+_OTHERS: tuple[type, ...] = (*contents.SCALARS, *contents.KINDS)
 
 
 class Swapped:
