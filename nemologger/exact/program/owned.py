@@ -293,7 +293,9 @@ class Owned:
             for path, named in look.named.items()
             if self._is_open(path, look) and not module_of(type(look.holders[path])).startswith("lightning.")
             for name, value in named.items()
-            if issubclass(type(value), contents.KINDS) and not (self._light and not contents.is_small(value))
+            if type(value) not in SCALARS  # asked for every batch
+            and issubclass(type(value), contents.KINDS)
+            and not (self._light and not contents.is_small(value))
         ]
 
 
