@@ -326,4 +326,4 @@ def _is_plain(holder: Any, name: str) -> bool:
     if any(name in (own.get(parts) or {}) for parts in ("_parameters", "_buffers", "_modules")):
         return False
     present = own.get(name, getattr_static(type(holder), name, None))
-    return type(present) in (*SCALARS, MemberDescriptorType) or issubclass(type(present), contents.KINDS)
+    return type(present) in (*SCALARS, MemberDescriptorType) or contents.is_content(present)

@@ -100,7 +100,7 @@ def _sign(item: Any) -> dict[str, Any]:
     """What else it has: lists and arrays, and the numbers of objects."""
     found: dict[str, Any] = {}
     for name, value in named_in(item).items():
-        if issubclass(type(value), contents.KINDS):
+        if contents.is_content(value):
             if contents.is_small(value):
                 found[name] = contents.fingerprint(value)
         elif type(value) not in SCALARS and has_attributes(value) and not is_generator(value):

@@ -110,16 +110,20 @@ class Holders:
 
     def values(self) -> Iterator[tuple[str, Any]]:
         """The attributes that may be kept: plain ones, and lists, arrays and the like that are not the model's."""
-        for holders, kinds in ((self.of_program(), contents.KINDS), (self.of_libraries(), _ARRAYS)):
+        for holders, is_kept in ((self.of_program(), contents.is_content), (self.of_libraries(), _is_array)):
             for path, holder in holders:
                 for name, value in with_slots(holder).items():
                     if name in self._not_theirs:
                         continue
-                    holds = issubclass(type(value), kinds) and not is_in(lambda: self._of_model, value)
+                    holds = is_kept(value) and not is_in(lambda: self._of_model, value)
                     if holds or type(value) in SCALARS:
                         yield f"{path}.{name}", value
                 for name, value in unsaved_buffers(holder).items():
                     yield f"{path}.{name}", value
+
+
+def _is_array(value: Any) -> bool:
+    return issubclass(type(value), _ARRAYS)
 
 
 def is_in(memory: Callable[[], Collection[int]], value: Any) -> bool:

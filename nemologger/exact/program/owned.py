@@ -294,7 +294,7 @@ class Owned:
             if self._is_open(path, look) and not module_of(type(look.holders[path])).startswith("lightning.")
             for name, value in named.items()
             if type(value) not in SCALARS  # asked for every batch
-            and issubclass(type(value), contents.KINDS)
+            and contents.is_content(value)
             and not (self._light and not contents.is_small(value))
         ]
 

@@ -60,13 +60,18 @@ _SORTS = {
 _NAMES = {sort.kind: name for name, sort in _SORTS.items()}
 _PARTS = (int, float, str, bytes, type(None))
 
-#: Their classes.
-KINDS: tuple[type, ...] = (*_NAMES,)
+#: Their classes but for fractions: an abstract one asks each class whether it is one of its own, and some raise.
+KINDS: tuple[type, ...] = tuple(kind for kind in _NAMES if kind is not Fraction)
+
+
+def is_atom(value: Any) -> bool:
+    """Whether ``value`` is one of them, or of a class of somebody's that is made of one."""
+    return issubclass(type(value), KINDS) or type(value) is Fraction
 
 
 def parts_of(value: Any) -> list[Any] | None:
     """A name and plain values; None if it is something else, or more than these say."""
-    name = _NAMES.get(type(value)) if issubclass(type(value), KINDS) else None
+    name = _NAMES.get(type(value)) if is_atom(value) else None
     if name is None or type(getattr(value, "tzinfo", None)) not in (timezone, type(None)):  # a zone has rules
         return None
     parts = _SORTS[name].parts(value)

@@ -6,6 +6,7 @@ import pickle
 import sys
 from array import array
 from collections import deque
+from fractions import Fraction
 from itertools import islice
 from typing import Any
 
@@ -35,13 +36,18 @@ _NUMBERS = (int, float, bool)
 SCALARS = (*_NUMBERS, *_TEXTS)
 _NUMERIC = (np.ndarray, np.generic, torch.Tensor)
 _RAW = (bytes, bytearray, array)
-_ATOMS = frozenset(atoms.KINDS) - {array}
+
+
+def is_content(value: Any) -> bool:
+    """Whether it is one of :data:`KINDS`, or a fraction."""
+    return issubclass(type(value), KINDS) or type(value) is Fraction
 
 
 def is_small(value: Any) -> bool:
     """Whether to look at ``value`` takes microseconds."""
-    kind = type(value)
-    return kind in _ATOMS or (nbytes(value) <= _SMALL if issubclass(kind, _NUMERIC) else length(value) <= 1024)
+    if issubclass(type(value), _NUMERIC):
+        return nbytes(value) <= _SMALL
+    return length(value) <= 1024 or (atoms.is_atom(value) and type(value) is not array)
 
 
 def length(value: Any) -> int:
@@ -78,7 +84,7 @@ def fingerprint(value: Any, share: int = 1) -> int:
             _add_array(digest, np.asarray(value) if type(value) is not np.memmap else value, share)
         elif type(value) in _RAW:
             _add_array(digest, np.frombuffer(value, np.uint8), share)
-        elif type(value) in _ATOMS:
+        elif atoms.is_atom(value):
             digest.update(repr(atoms.parts_of(value) or id(value)).encode())
         else:
             _add_items(digest, value.ravel().tolist() if isinstance(value, np.ndarray) else value, share)
@@ -229,6 +235,6 @@ class _Streaming(pickle.Pickler):
             return int, (_numbers_of(value) if is_small(value) else self._of_large(value),)
         if issubclass(kind, dict):
             return int, (list(dict.items(value)),)
-        if kind in atoms.KINDS and (parts := atoms.parts_of(value)) is not None:
+        if (parts := atoms.parts_of(value)) is not None:
             return int, (parts,)
         return int, (list(value) if issubclass(kind, deque | bytearray) else id(value),)
