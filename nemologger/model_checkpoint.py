@@ -27,6 +27,7 @@ from nemologger.loading.stopped_early import stay_stopped
 from nemologger.ranks import Ranks, SingleProcess, connect, decide, together_at_zero
 from nemologger.saving.arguments import check_arguments, given_directory, possible_last
 from nemologger.saving.checks import (
+    check_first_save,
     check_interval,
     check_lengths,
     check_monitor,
@@ -299,6 +300,8 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         self._keeper.prune(lambda: self._needed_by_others(trainer) | self._paths_of(trainer.ckpt_path))
         self._reflect()
         check_interval(trainer, self.monitor)
+        if ours(trainer)[0] is self:
+            check_first_save(trainer, [one.why_seldom(trainer) for one in ours(trainer)])
         check_lengths(self._ranks, trainer)
         check_state(trainer)
         self._beginning = Beginning(trainer)

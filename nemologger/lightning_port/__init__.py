@@ -112,6 +112,7 @@ from nemologger.lightning_port.progress import steps_taken as steps_taken
 from nemologger.lightning_port.progress import validate_first as validate_first
 from nemologger.lightning_port.progress import validates_for_stop as validates_for_stop
 from nemologger.lightning_port.progress import validation_follows as validation_follows
+from nemologger.lightning_port.progress import validation_is_left_out as validation_is_left_out
 from nemologger.lightning_port.requeue import go_on_from as go_on_from
 from nemologger.lightning_port.requeue import goes_on_elsewhere as goes_on_elsewhere
 from nemologger.lightning_port.requeue import leave_requeue_files as leave_requeue_files

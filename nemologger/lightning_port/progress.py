@@ -43,6 +43,19 @@ def validates_for_stop(trainer: pl.Trainer) -> bool:
         trainer.should_stop = True
 
 
+def validation_is_left_out(trainer: pl.Trainer) -> bool:
+    """For ``on_train_epoch_end``: whether the epoch was to have a validation, and has ended before it.
+
+    Data may have fewer batches than ``val_check_interval``, or than their ``__len__()`` says, and hooks may end an epoch.
+    """
+    loop, every = trainer.fit_loop.epoch_loop, trainer.val_check_batch
+    if every is None or trainer.check_val_every_n_epoch is None or not has_validation(trainer):
+        return False
+    progress = loop.batch_progress
+    ended_before = progress.current.ready < every if every < float("inf") else not progress.is_last_batch
+    return loop._should_check_val_epoch() and ended_before
+
+
 def is_within_step(trainer: pl.Trainer) -> bool:
     """Whether a step is under way, or an exception has ended one."""
     progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current

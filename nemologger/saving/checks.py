@@ -173,6 +173,21 @@ def check_interval(trainer: pl.Trainer, monitor: str | None) -> None:
         )
 
 
+def check_first_save(trainer: pl.Trainer, why_seldom: Sequence[str | None]) -> None:
+    """Warn if nothing saves before training ends, or more seldom than it says, when training starts.
+
+    Args:
+        trainer: It knows how many batches an epoch has.
+        why_seldom: What each ModelCheckpoint says of that; None if it saves.
+    """
+    if None not in why_seldom and trainer.is_global_zero and lightning_port.position(trainer) == (0, 0):
+        log.warning(
+            "ModelCheckpoint: %s. A run that is killed before it saves has nothing to go on from: set "
+            "every_n_train_steps=... or train_time_interval=... to save sooner",
+            why_seldom[0],
+        )
+
+
 def check_state(trainer: pl.Trainer) -> None:
     """Refuse a model that no checkpoint could hold, when training starts.
 

@@ -20,6 +20,7 @@ from nemologger.disk import Disk
 from nemologger.disk.lock import DirectoryLock
 from nemologger.errors import ConfigurationError
 from nemologger.ranks import Ranks
+from nemologger.saving.first_save import why_seldom_saved
 from nemologger.stores.client import ADVICE, before_training
 from nemologger.stores.path import in_store
 from nemologger.stores.remote_disk import RemoteDisk
@@ -154,6 +155,24 @@ class KeptCheckpoints(LightningModelCheckpoint):
             files_per_rank=self.files_per_rank,
             beside=beside,
             staging=staging,
+        )
+
+    def why_seldom(self, trainer: pl.Trainer) -> str | None:
+        """See :func:`why_seldom_saved`, when training starts."""
+        by_hand = not trainer.lightning_module.automatic_optimization  # a batch may take several steps, or none
+        val_check_batch = trainer.val_check_batch
+        if val_check_batch is None or self._train_time_interval is not None or (by_hand and self._every_n_train_steps):
+            return None
+        return why_seldom_saved(
+            every_n_train_steps=self._every_n_train_steps,
+            every_n_epochs=self._every_n_epochs,
+            max_epochs=trainer.max_epochs,
+            max_steps=-1 if by_hand else trainer.max_steps,
+            epoch=trainer.num_training_batches,
+            validates=lightning_port.has_validation(trainer) and not self._save_on_train_epoch_end,
+            check_val_every_n_epoch=trainer.check_val_every_n_epoch,
+            val_check_batch=val_check_batch,
+            accumulate_grad_batches=trainer.accumulate_grad_batches,
         )
 
     def _needed_by_others(self, trainer: pl.Trainer) -> set[str]:

@@ -133,7 +133,10 @@ class CheckpointsInTime(SavedCheckpoints):
         self._keeper.hold()
         # Due still: asked for its loaders only now, validation had nothing to do.
         due, self._due_after_validation = self._due_after_validation, False
-        here = self._save_on_train_epoch_end or not lightning_port.has_validation(trainer)
+        left_out = lightning_port.validation_is_left_out(trainer)
+        if left_out and trainer.is_global_zero and not lightning_port.is_over(trainer):
+            self._notices.no_validation(trainer.current_epoch)
+        here = self._save_on_train_epoch_end or left_out or not lightning_port.has_validation(trainer)
         due = due or (here and self._due.at_epoch(trainer.current_epoch)) or lightning_port.is_stopping(trainer)
         if not due or self._should_skip_saving_checkpoint(trainer):
             return

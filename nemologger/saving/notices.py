@@ -13,7 +13,13 @@ log = logging.getLogger("nemologger.model_checkpoint")
 
 _SHOWN = 5
 #: Among what has been said, beside the places of what is left out.
-_GROWN, _NO_METRIC, _NAME, _UNCOUNTED = "the model itself", "the metric", "the name", "the steps"
+_GROWN, _NO_METRIC, _NAME, _UNCOUNTED, _NO_VALIDATION = (
+    "the model itself",
+    "the metric",
+    "the name",
+    "the steps",
+    "validation",
+)
 
 
 class Notices:
@@ -45,6 +51,17 @@ class Notices:
                 "counts those of self.optimizers() only. Until it does, a batch counts as a step here; "
                 "Trainer(max_steps=...) does not end such a run, and what is trained again after a kill is not compared",
                 batches,
+            )
+
+    def no_validation(self, epoch: int) -> None:
+        """That ``epoch`` has ended before the validation that it was to have."""
+        if _NO_VALIDATION not in self._said:
+            self._said.add(_NO_VALIDATION)
+            log.warning(
+                "epoch %d has ended before its validation: it had fewer batches than val_check_interval, or than the "
+                "__len__() of the data says, or a hook has ended it. Such epochs are saved without one; "
+                "Trainer(check_val_every_n_epoch=None, val_check_interval=...) counts batches across epochs",
+                epoch,
             )
 
     def grown(self, name: str, find: Callable[[], Sequence[str]]) -> None:
