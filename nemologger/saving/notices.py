@@ -13,13 +13,8 @@ log = logging.getLogger("nemologger.model_checkpoint")
 
 _SHOWN = 5
 #: Among what has been said, beside the places of what is left out.
-_GROWN, _NO_METRIC, _NAME, _UNCOUNTED, _NO_VALIDATION = (
-    "the model itself",
-    "the metric",
-    "the name",
-    "the steps",
-    "validation",
-)
+_GROWN, _NO_METRIC, _NAME, _UNCOUNTED = "the model itself", "the metric", "the name", "the steps"
+_NO_VALIDATION, _NOT_KEPT = "validation", "the newest"
 
 
 class Notices:
@@ -64,6 +59,18 @@ class Notices:
                 epoch,
             )
 
+    def not_kept(self, step: int, monitor: str | None, newest: str) -> None:
+        """That ``step`` is not one of the best, and nobody keeps the newest: a metric that is NaN never is."""
+        if _NOT_KEPT not in self._said:
+            self._said.add(_NOT_KEPT)
+            log.warning(
+                "step %d, and maybe later ones, are not saved: they are none of the best by %r, and with save_last=False "
+                "nothing else is. A run that is killed then goes on from %s; save_last=True keeps the newest, too",
+                step,
+                monitor,
+                newest,
+            )
+
     def grown(self, name: str, find: Callable[[], Sequence[str]]) -> None:
         """That the model has changed, as ``find`` says: whoever learns it at the next start has lost the training."""
         changes = [] if _GROWN in self._said else find()
@@ -87,6 +94,7 @@ class Notices:
         if validated:
             raise ConfigurationError(
                 f"ModelCheckpoint(monitor={monitor!r}): validation has run, but no such metric was logged; {there}. "
+                "One that is there only when an epoch of training ends needs save_on_train_epoch_end=True. "
                 f"What was trained so far is in {path}."
             )
         if _NO_METRIC not in self._said:

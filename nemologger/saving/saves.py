@@ -166,6 +166,8 @@ class SavedCheckpoints(KeptCheckpoints):
         decision = choose(self._policy, self.shelf.kept, candidate, save_last=self.save_last, rankable=rankable)
         if decision is None and now:
             return choose(self._policy, self.shelf.kept, candidate, save_last=True, rankable=rankable)
+        if decision is None and self.newest and not any(one.save_last or one.monitor is None for one in ours(trainer)):
+            self._notices.not_kept(trainer.global_step, self.monitor, self.newest)
         return decision
 
     def _claim(self, decision: Decision) -> Decision:

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
-from toy import ToyModel, loader, names, quiet_trainer
+from toy import Scored, ToyModel, loader, names, quiet_trainer
 
 from nemologger import ModelCheckpoint
 from nemologger.saving.first_save import why_seldom_saved
@@ -132,3 +132,22 @@ def test_epochs_that_end_before_their_validation_are_saved(tmp_path, caplog, dat
     )
     assert names(tmp_path) == ["0-step=12", "0-step=18", "0-step=6"]
     assert len([message for message in caplog.messages if "epoch 0 has ended before its validation" in message]) == 1
+
+
+@pytest.mark.parametrize(
+    ("scores", "ckpts", "told"),
+    [
+        ([INF - INF], [{"save_last": False}], True),  # NaN
+        ([1.0, 2.0], [{"save_last": False}], True),
+        ([4.0, 3.0, 2.0, 1.0], [{"save_last": False}], False),
+        ([1.0, 2.0], [{"save_last": True}], False),
+        ([1.0, 2.0], [{"save_last": False}, {"monitor": None}], False),  # which keeps the newest
+    ],
+)
+def test_what_is_no_longer_saved_is_told_once(tmp_path, caplog, scores, ckpts, told):
+    settings = {"dirpath": tmp_path, "every_n_train_steps": 1, "save_top_k": 1}
+    savers = [ModelCheckpoint(filename=f"{n}-{{step}}", **settings, **one) for n, one in enumerate(ckpts)]
+    quiet_trainer(max_steps=4, val_check_interval=1, callbacks=savers).fit(Scored(scores=scores), loader(), loader())
+    messages = [message for message in caplog.messages if "with save_last=False nothing else is" in message]
+    assert len(messages) == told
+    assert not told or f"goes on from {tmp_path}/0-step=1;" in messages[0]

@@ -23,7 +23,10 @@ def test_each_thing_is_said_once_and_what_has_been_said_is_not_looked_for_again(
 
 
 def test_a_metric_that_validation_has_not_logged_is_an_error():
-    with pytest.raises(ConfigurationError, match=r"there are \['val_loss'\].*What was trained so far is in x"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"there are \['val_loss'\].* needs save_on_train_epoch_end=True.*What was trained so far is in x",
+    ):
         Notices().missing_metric("vall_loss", "x", ["val_loss"], validated=True)
 
 
