@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class ResumeOnce(Callback):
     """Forgets ``trainer.ckpt_path`` when the fit that resumed from it has ended.
 
-    Lightning keeps it: a ``validate`` or another ``fit`` of the same trainer would go back to that checkpoint.
+    Lightning keeps it: a ``validate`` or another ``fit`` of the same trainer would go back to that checkpoint. A fit with
+    nothing left to train leaves it: a program that raises ``trainer.fit_loop.max_epochs`` then goes on from it.
 
     Args:
         path: The checkpoint.
@@ -23,12 +24,21 @@ class ResumeOnce(Callback):
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._trains = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let what was loaded be used as it is meant, also in a run that saves no checkpoints of ours."""
         checkpoint_io.get_ready(trainer)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """There is something left to train."""
+        self._trains = True
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """What was trained is newer now."""
-        if stage == "fit" and trainer.ckpt_path is not None and str(trainer.ckpt_path) == self.path:
+        if trainer.ckpt_path is None or str(trainer.ckpt_path) != self.path:
+            return
+        if not self._trains:
+            checkpoint_io.keep(trainer, self.path, None)  # it is verified, as it was
+        elif stage == "fit":
             trainer.ckpt_path = None

@@ -54,7 +54,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         self._begins = False
         self._options: dict[str, Mapping[str, Any]] = {}
 
-    def keep(self, path: Path, checkpoint: Opened | None) -> None:
+    def keep(self, path: str | Path, checkpoint: Opened | None) -> None:
         """What :meth:`load_checkpoint` is to read for ``path``, once: part of it has been read already, to verify it.
 
         None if nothing of it was kept: it has been verified all the same.
@@ -338,7 +338,7 @@ def keeps(
     return keep
 
 
-def keep(trainer: pl.Trainer, path: Path, checkpoint: Opened | None) -> None:
+def keep(trainer: pl.Trainer, path: str | Path, checkpoint: Opened | None) -> None:
     """As :meth:`DirectoryCheckpointIO.keep`, if ``trainer`` has one."""
     plugin = trainer.strategy.checkpoint_io
     if isinstance(plugin, DirectoryCheckpointIO):
