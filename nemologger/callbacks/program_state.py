@@ -292,6 +292,7 @@ def _roots_of(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[dict[str
         plain = is_of_the_program(optimizer) or type(optimizer).__module__.startswith("torch.optim.")
         roots |= {f"optimizer {i}": optimizer} if plain else {}
     for i, config in enumerate(trainer.lr_scheduler_configs):
+        roots |= {f"schedule {i}": config.scheduler} if is_of_the_program(config.scheduler) else {}
         roots |= holders_of_schedule(f"schedule {i}", config.scheduler)
     return roots, drawing
 

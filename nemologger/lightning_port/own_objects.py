@@ -22,7 +22,7 @@ Place = tuple[str | int, ...]
 
 
 def places_of(trainer: pl.Trainer) -> Callable[[Any], Place | None]:
-    """Says where the module, data module or a callback has an object among its attributes, and what these hold."""
+    """Says where module, data module, a callback or a schedule has an object among its attributes, and what these hold."""
     known: dict[int, Place] = {}
 
     def place(value: Any) -> Place | None:
@@ -50,7 +50,8 @@ def at(trainer: pl.Trainer, place: object) -> Any:
 def _roots(trainer: pl.Trainer) -> Mapping[str, Any]:
     roots: dict[str, Any] = {"module": trainer.lightning_module, "data": data_module(trainer)}
     roots |= {callback.state_key: callback for callback in callbacks(trainer)}
-    return {name: vars(root) for name, root in roots.items() if root is not None}
+    roots |= {f"schedule {i}": config.scheduler for i, config in enumerate(trainer.lr_scheduler_configs)}
+    return {name: vars(root) for name, root in roots.items() if hasattr(root, "__dict__")}
 
 
 def _walk(roots: Mapping[str, Any]) -> dict[int, Place]:

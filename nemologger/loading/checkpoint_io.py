@@ -23,7 +23,7 @@ from nemologger.checkpoint.reading.load import (
     is_of_model,
     open_checkpoint,
 )
-from nemologger.checkpoint.state.plain import fill_in
+from nemologger.checkpoint.state.plain import fill_in, without_left_out
 from nemologger.disk.there import exists, is_dir
 from nemologger.errors import CheckpointError, DamagedCheckpointError, NotFoundError, RefusedError
 from nemologger.loading.compare import check_model
@@ -134,7 +134,11 @@ class DirectoryCheckpointIO(CheckpointIO):
 
     def _with_own_objects(self, opened: Opened, path: str | Path) -> Opened:
         """``opened``, with objects of the program where its hooks had put such into the checkpoint."""
-        common, missing = fill_in(dict(opened.common), lambda place: lightning_port.at(self._trainer, place))
+        common = dict(opened.common)
+        schedules = common.get("lr_schedulers")  # they are not made yet, and take as attributes what their state has
+        if isinstance(schedules, list):
+            common["lr_schedulers"] = [without_left_out(one) if isinstance(one, dict) else one for one in schedules]
+        common, missing = fill_in(common, lambda place: lightning_port.at(self._trainer, place))
         missing = [name for name in missing if not name.startswith("hyper_parameters.")]  # nobody asks for them
         if missing and self._trainer.is_global_zero:
             log.warning("%s does not hold %s: None takes its place", path, ", ".join(missing))

@@ -190,8 +190,8 @@ class SavedCheckpoints(KeptCheckpoints):
         name = self._disk.path(decision.path).name
         self._notices.left_out(taken, name)
         if trainer.is_global_zero:
-            if trainer.global_step == 0:
-                self._notices.uncounted(lightning_port.steps_taken(trainer))
+            if trainer.global_step == 0 and (batches := lightning_port.steps_taken(trainer)):
+                self._notices.uncounted(batches)
             self._notices.grown(name, lambda: self._changes(trainer, taken))
         manifest = Manifest(
             step=trainer.global_step,

@@ -210,6 +210,11 @@ def fill_in(value: Any, there: Callable[[Any], Any]) -> tuple[Any, list[str]]:
     return (dict(zip(parts, filled, strict=True)) if isinstance(value, dict) else type(value)(filled)), missing
 
 
+def without_left_out(state: dict[str, Any]) -> dict[str, Any]:
+    """The plain form ``state`` of an object, for one that keeps what it has of what is not in its state."""
+    return {key: value for key, value in state.items() if not (isinstance(value, dict) and value.get(TAG) == "left out")}
+
+
 def _text_of(key: Any) -> str:
     """``key`` in a path."""
     try:

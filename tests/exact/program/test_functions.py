@@ -130,3 +130,26 @@ def test_what_the_program_gives_today_stays(tmp_path):
     first = trainer.lr_scheduler_configs[0].scheduler._schedulers[0].lr_lambdas[0]
     variables = dict(zip(first.func.__code__.co_freevars, first.func.__closure__, strict=True))
     assert (variables["base"].cell_contents, variables["counted"].cell_contents) == (0.5, 5)
+
+
+class Noisy(torch.optim.lr_scheduler.LRScheduler):
+    """Has a generator and an object that counts, which torch takes for its state."""
+
+    def __init__(self, optimizer):
+        self.generator, self.counts = torch.Generator().manual_seed(3), Counts()
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        noise = torch.rand(1, generator=self.generator).item() + self.counts.next(self.last_epoch)
+        return [rate * noise for rate in self.base_lrs]
+
+
+class NoisilyScheduled(Net):
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=1e-2)
+        return [optimizer], [{"scheduler": Noisy(optimizer), "interval": "step"}]
+
+
+def test_what_the_state_of_a_schedule_cannot_hold_is_not_lost_with_it(tmp_path, caplog):
+    check(Case(shuffled, NoisilyScheduled, at=(3, 8)), tmp_path)
+    assert "None takes its place" not in caplog.text
