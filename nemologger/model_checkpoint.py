@@ -289,7 +289,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock, check once more now that the length of an epoch is known, and remove what is surplus."""
-        self._due.begin(lightning_port.steps_taken(trainer))
+        self._due.begin(lightning_port.position(trainer))
         self._validated = False
         if lightning_port.is_trial(trainer):
             return

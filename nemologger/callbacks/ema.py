@@ -91,7 +91,7 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         self.cpu_offload = cpu_offload
         self._module: weakref.ref[torch.nn.Module] | None = None
         self._averages = Averages(decay, cpu_offload=cpu_offload)
-        self._step = 0
+        self._position = (0, 0)
         self._saved: dict[str, torch.Tensor] | None = None  # what a checkpoint holds, before it is taken over
         self._saved_names: frozenset[str] | None = None
         self._warned: set[str] = set()
@@ -125,8 +125,8 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin with the weights, or go on with the averages of the checkpoint or of the fit before."""
-        before, self._step = self._step, lightning_port.steps_taken(trainer)
-        goes_on = self._belongs_to(pl_module) and before == self._step and trainer.ckpt_path is None
+        before, self._position = self._position, lightning_port.position(trainer)
+        goes_on = self._belongs_to(pl_module) and before == self._position and trainer.ckpt_path is None
         self._module = weakref.ref(pl_module)
         self._averages.attach(trainer.strategy, fresh=not goes_on)
         if trainer.ckpt_path is not None and not self._take_over(trainer) and trainer.is_global_zero:
@@ -147,9 +147,9 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Update after every n-th optimizer step; the last batch need not have made one."""
-        before, self._step = self._step, lightning_port.steps_taken(trainer)
+        before, self._position = self._position, lightning_port.position(trainer)
         # Several optimizers count several steps in one batch.
-        if lightning_port.passes(self.every_n_steps, before, self._step):
+        if lightning_port.passes(self.every_n_steps, before, self._position):
             self._averages.update()
 
     def _belongs_to(self, module: torch.nn.Module) -> bool:

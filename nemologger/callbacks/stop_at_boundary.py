@@ -46,7 +46,7 @@ class StopAtBoundary(Callback):
         self.rank_timeout = rank_timeout
         self._ranks: Ranks | None = None
         self._poll: Poll | None = None
-        self._step = 0
+        self._position = (0, 0)
         self._at_boundary = False
         self._after_validation = False
 
@@ -73,18 +73,19 @@ class StopAtBoundary(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Steps count from here."""
-        self._step = lightning_port.steps_taken(trainer)
+        self._position = lightning_port.position(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """After an optimizer step: stop, or do so after the validation that follows."""
         # With manual optimization only the count of steps says whether one was taken.
-        step = lightning_port.steps_taken(trainer)
-        self._at_boundary = step != self._step and not lightning_port.is_accumulating(trainer)
+        position = lightning_port.position(trainer)
+        has_stepped = lightning_port.passes(1, self._position, position)
+        self._at_boundary = has_stepped and not lightning_port.is_accumulating(trainer)
         if self._poll is None or not self._at_boundary:
             return
-        self._step = step
+        self._position = position
         if not self._poll(self._reason is not None) or lightning_port.is_over(trainer):
             return
         if lightning_port.has_validation(trainer) and lightning_port.validation_follows(trainer):

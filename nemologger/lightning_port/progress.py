@@ -68,30 +68,35 @@ def is_accumulating(trainer: pl.Trainer) -> bool:
 
 
 def position(trainer: pl.Trainer) -> tuple[int, int]:
-    """How many steps optimizers have taken, as Lightning counts them, and how many batches have been trained on."""
+    """How many steps optimizers have taken; with manual optimization, also how many batches have been trained on.
+
+    Lightning then counts steps of ``self.optimizers()`` only. A program that has optimizers of its own, takes them with
+    ``use_pl_optimizer=False``, or has none, stays at step 0 for ever.
+    """
     total: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-    return trainer.global_step, int(total.processed)
+    return trainer.global_step, 0 if trainer.lightning_module.automatic_optimization else int(total.processed)
 
 
-def position_in(checkpoint: dict[str, Any]) -> tuple[int, int]:
+def position_in(checkpoint: dict[str, Any], module: pl.LightningModule) -> tuple[int, int]:
     """As :func:`position`, of the run that has saved ``checkpoint``."""
     progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
-    return int(checkpoint.get("global_step", 0)), int(progress.get("total", {}).get("processed", 0))
+    batches = 0 if module.automatic_optimization else int(progress.get("total", {}).get("processed", 0))
+    return int(checkpoint.get("global_step", 0)), batches
 
 
 def steps_taken(trainer: pl.Trainer) -> int:
-    """``trainer.global_step``; where Lightning counts no step, the batches.
-
-    With manual optimization it counts steps of ``self.optimizers()`` only. A program that has optimizers of its own, takes
-    them with ``use_pl_optimizer=False``, or has none, stays at step 0 for ever.
-    """
+    """``trainer.global_step``; with manual optimization, the batches while Lightning has counted no step."""
     steps, batches = position(trainer)
-    return steps if steps or trainer.lightning_module.automatic_optimization else batches
+    return steps or batches
 
 
-def passes(every: int, before: int, now: int) -> bool:
-    """Whether a multiple of ``every`` lies between two values of :func:`steps_taken`, which goes back once: to step 1."""
-    return now // every > (before if before <= now else 0) // every
+def passes(every: int, before: tuple[int, int], now: tuple[int, int]) -> bool:
+    """Whether :func:`steps_taken` has come to a multiple of ``every``, or passed one, from one :func:`position` to the next.
+
+    The first step that is counted is the first one, however many batches have been before.
+    """
+    unit = 0 if now[0] else 1
+    return now[unit] // every > before[unit] // every
 
 
 def epochs_done(trainer: pl.Trainer) -> int:

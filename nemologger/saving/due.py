@@ -26,12 +26,12 @@ class Due:
         self._steps = every_n_train_steps
         self._interval = train_time_interval
         self._epochs = every_n_epochs
-        self.begin(0)
+        self.begin((0, 0))
 
-    def begin(self, step: int) -> None:
-        """Training goes on from ``step``, now."""
+    def begin(self, position: tuple[int, int]) -> None:
+        """Training goes on from there (:func:`nemologger.lightning_port.position`), now."""
         self._asked = time.monotonic()
-        self._before, self._has_stepped = step, True
+        self._before, self._has_stepped = position, True
         self._stop_is_due = False
 
     @property
@@ -39,17 +39,17 @@ class Due:
         """Whether it may be due at any time."""
         return self._interval is not None
 
-    def at_step(self, step: int) -> bool:
+    def at_step(self, position: tuple[int, int]) -> bool:
         """Whether the batch that is ending has come to a multiple of ``every_n_train_steps``, or passed one.
 
         With several optimizers a batch takes several steps, and another number of them if one is left out.
 
         Args:
-            step: Where training is now; to be told after every batch.
+            position: Where training is now; to be told after every batch.
         """
-        before, self._before = self._before, step
-        self._has_stepped = before != step
-        return self._steps >= 1 and lightning_port.passes(self._steps, before, step)
+        before, self._before = self._before, position
+        self._has_stepped = lightning_port.passes(1, before, position)
+        return self._steps >= 1 and lightning_port.passes(self._steps, before, position)
 
     def at_this_time(self, ranks: Ranks) -> bool:
         """Whether ``train_time_interval`` has passed since it last had. Collective: clocks differ."""

@@ -48,6 +48,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
     _counted_here: int
     _metrics: dict[str, float]
     _saves = False  # the checkpoint that is being made is this one's
+    _saved_at = (0, 0)  # the position that has its checkpoint
     _restored_metrics: dict[str, float]
 
     def save_now(self, trainer: pl.Trainer) -> None:
@@ -212,7 +213,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
 
         Lightning hands the state only to a callback of the same interval and metric: what was counted goes on all the same.
         """
-        self._saved_at = lightning_port.position_in(checkpoint)
+        self._saved_at = lightning_port.position_in(checkpoint, pl_module)
         states = checkpoint.get("callbacks", {})
         ours = [s for s in states.values() if isinstance(s, dict) and {"dirpath", "consumed_samples"} <= s.keys()]
         # In older ones nobody says who has made it: who has counted most, then.

@@ -45,7 +45,7 @@ class CheckpointsInTime(SavedCheckpoints):
     ) -> None:
         """Count samples; save if ``every_n_train_steps`` or ``train_time_interval`` say so."""
         self._counted_here += batch_size(batch)
-        step_is_due = self._due.at_step(lightning_port.steps_taken(trainer))
+        step_is_due = self._due.at_step(lightning_port.position(trainer))
         self._look_at_stop(trainer)
         if not lightning_port.is_stopping(trainer):  # the module's own hook, called after this, may ask for it
             lightning_port.behind_module(trainer, "on_train_batch_end", partial(self._save_if_stopping, trainer))

@@ -17,24 +17,28 @@ from nemologger.saving.due import Due
 def test_each_multiple_that_is_come_to_or_passed_is_due_once(every, begin, taken):
     """A batch may take no step, one, or several."""
     one, step = Due(every, None, 0), begin
-    one.begin(begin)
+    one.begin((begin, 0))
     for steps in taken:
         passed = [multiple for multiple in range(step + 1, step + steps + 1) if multiple % every == 0]
         step += steps
-        assert one.at_step(step) == bool(passed)
+        assert one.at_step((step, 0)) == bool(passed)
 
 
 def test_the_first_step_that_is_counted_begins_anew():
     """Until then batches are counted."""
     one = Due(2, None, 0)
-    assert [one.at_step(step) for step in (1, 2, 3, 1, 1, 2, 2)] == [False, True, False, False, False, True, False]
+    steps = enumerate((0, 0, 0, 1, 1, 2, 2), start=1)
+    assert [one.at_step((step, batch)) for batch, step in steps] == [False, True, False, False, False, True, False]
     each = Due(1, None, 0)
-    assert [each.at_step(step) for step in (1, 2, 1, 1, 2)] == [True, True, True, False, True]
+    steps = enumerate(
+        (0, 1, 1, 2), start=1
+    )  # the first step comes with the second batch: as many as there were batches before
+    assert [each.at_step((step, batch)) for batch, step in steps] == [True, True, False, True]
 
 
 def test_nothing_is_due_that_was_not_asked_for():
     one = Due(0, None, 0)
-    assert not any(one.at_step(step) or one.at_epoch(step) for step in range(10))
+    assert not any(one.at_step((step, step)) or one.at_epoch(step) for step in range(10))
     assert not one.has_clock
     assert not one.at_this_time(SingleProcess())
 
@@ -50,7 +54,7 @@ def test_a_span_begins_anew_when_it_is_over_and_when_training_begins(monkeypatch
     one, alone = Due(0, timedelta(seconds=10), 0), SingleProcess()
     assert one.has_clock
     clock.now = 105.0
-    one.begin(0)
+    one.begin((0, 0))
     for now, is_due in ((114.0, False), (116.0, True), (125.0, False), (126.0, True)):
         clock.now = now
         assert one.at_this_time(alone) == is_due
@@ -66,9 +70,9 @@ def test_by_hand_gradients_are_gathered_until_a_batch_takes_a_step():
     module, loop = SimpleNamespace(automatic_optimization=False), SimpleNamespace(_can_stop_early=True)
     trainer = SimpleNamespace(lightning_module=module, fit_loop=loop, should_stop=False)
     one = Due(0, None, 0)
-    one.begin(4)
-    for step, gathers in ((4, True), (5, False), (5, True), (7, False), (7, True)):
-        one.at_step(step)
+    one.begin((4, 4))
+    for batch, (step, gathers) in enumerate([(4, True), (5, False), (5, True), (7, False), (7, True)], start=5):
+        one.at_step((step, batch))
         assert one.is_accumulating(trainer) == gathers
     trainer.should_stop = True  # there may be no further step
     assert not one.is_accumulating(trainer)

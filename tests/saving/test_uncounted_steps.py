@@ -135,3 +135,64 @@ def test_averages_of_weights_follow(tmp_path):
         expected = 0.5 * expected + 0.5 * weight
     nl.load_weights(next((tmp_path / "x" / "checkpoints").glob("*-last")), averaged, ema=True)
     torch.testing.assert_close(averaged.net[2].weight.detach(), expected)
+
+
+class InTwos(Plain):
+    """Lightning counts its steps; each takes the gradients of two batches."""
+
+    def step(self):
+        if len(self.seen) % 2 == 0:
+            self.optimizers().step()
+
+
+def test_averages_follow_from_the_first_step_that_is_counted(tmp_path):
+    class Look(Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.on_train_end(trainer, pl_module)
+
+        def on_train_end(self, trainer, pl_module):
+            weights.append(pl_module.net[2].weight.detach().clone())
+
+    weights: list[torch.Tensor] = []
+    average = EMA(decay=0.9)
+    train(InTwos, tmp_path, average, Look())
+    expected = weights[0]
+    for weight in weights[1:]:
+        expected = 0.9 * expected + 0.1 * weight
+    torch.testing.assert_close(average.averages["net.2.weight"], expected)
+
+
+class LeavesOut(DataLoader):
+    """The last batch of an epoch is None: no step is taken."""
+
+    def __iter__(self):
+        yield from [*super().__iter__()][:-1]
+        yield None
+
+
+def test_where_steps_are_counted_each_is_saved_once(tmp_path):
+    ckpt = nl.ModelCheckpoint(
+        dirpath=tmp_path / "a", monitor=None, every_n_train_steps=3, save_top_k=2, save_last=False, filename="{step}"
+    )
+    trainer = quiet_trainer(max_epochs=1, limit_val_batches=0, callbacks=[ckpt])
+    trainer.fit(ToyModel(), LeavesOut(ToyData(), batch_size=BATCH))
+    assert names(tmp_path / "a") == ["step=6", "step=9"]
+    assert {one.consumed_samples for one in manifests(tmp_path / "a").values()} == {6 * BATCH, 9 * BATCH}
+
+
+def test_one_that_a_trainer_is_given_for_its_second_fit(tmp_path):
+    trainer = quiet_trainer(max_epochs=1, limit_val_batches=0, enable_checkpointing=False)
+    trainer.fit(ToyModel(), DataLoader(ToyData(), batch_size=BATCH))
+    trainer.fit_loop.max_epochs = 2
+    trainer.callbacks.append(
+        nl.ModelCheckpoint(dirpath=tmp_path / "a", monitor=None, every_n_train_steps=15, filename="{step}")
+    )
+    trainer.fit(ToyModel(), DataLoader(ToyData(), batch_size=BATCH))
+    assert names(tmp_path / "a") == ["step=15", "step=20", "step=20-last"]
+
+
+def test_a_fit_that_cannot_begin_says_why_and_no_more(tmp_path, caplog):
+    ckpt = nl.ModelCheckpoint(dirpath=tmp_path / "a", monitor="val_loss")
+    with pytest.raises(nl.ConfigurationError, match="can never appear"):
+        quiet_trainer(max_epochs=1, callbacks=[ckpt]).fit(ToyModel(), DataLoader(ToyData(), batch_size=BATCH))
+    assert not [one for one in caplog.messages if "could not be saved" in one]

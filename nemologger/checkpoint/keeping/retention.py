@@ -46,8 +46,8 @@ class Kept:
 
     @property
     def moment(self) -> tuple[int, int]:
-        """When in a line of training it was taken."""
-        return self.step, self.samples
+        """When in a line of training it was taken: where no step is counted, samples tell."""
+        return self.step, self.step or self.samples
 
 
 @dataclass(frozen=True)

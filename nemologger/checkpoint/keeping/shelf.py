@@ -59,7 +59,8 @@ class Shelf:
 
         One that goes back behind what was saved begins another line of training, and the next start follows that one.
         """
-        if (step, samples) >= (self.newest_step, self.newest_samples):
+        # Samples tell where no step is counted.
+        if (step, step or samples) >= (self.newest_step, self.newest_step or self.newest_samples):
             return self.life, self.origin
         return self.life + 1, self.origin if step or samples else self.life + 1
 

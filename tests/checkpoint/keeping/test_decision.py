@@ -61,6 +61,14 @@ def test_a_name_that_another_batch_of_the_step_has():
     assert [decision.path for decision in decisions if decision] == ["a", "a-consumed_samples=12"]
 
 
+def test_a_name_that_a_step_has_which_came_after_more_samples():
+    """A run that began anew, or went back, with batches of another size."""
+    before = Kept("a", 10, 1.0, None, ranked=True, samples=80)
+    now = Kept("a", 10, 2.0, None, ranked=True, life=1, samples=60)
+    decision = choose(Policy(2, monitored=False), [before], now, save_last=False)
+    assert decision == Decision("a", None, None, ranked=True)
+
+
 def test_once_more():
     assert choose_again([BETTER], "a", 0.1, save_last=True) == Decision("a-last", "a-last", 0.1, ranked=False)
     assert choose_again([BETTER], "a", 0.1, save_last="link") == Decision("a", "a-last", 0.1, ranked=True)

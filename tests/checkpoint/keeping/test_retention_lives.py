@@ -217,6 +217,8 @@ def test_what_the_next_line_is():
     assert shelf.line_from(4, 16) == (4, 2)
     assert shelf.line_from(0, 0) == (4, 4)
     assert Shelf().line_from(0, 0) == (0, 0)
+    counted = Shelf(life=3, origin=2, newest_step=10, newest_samples=40)
+    assert counted.line_from(10, 0) == (3, 2)  # samples are not known of a checkpoint of Lightning
     uncounted = Shelf(life=3, origin=2, newest_step=0, newest_samples=40)
     assert uncounted.line_from(0, 40) == (3, 2)
     assert uncounted.line_from(0, 16) == (4, 2)
