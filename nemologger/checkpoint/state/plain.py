@@ -212,7 +212,9 @@ def fill_in(value: Any, there: Callable[[Any], Any]) -> tuple[Any, list[str]]:
 
 def without_left_out(state: dict[str, Any]) -> dict[str, Any]:
     """The plain form ``state`` of an object, for one that keeps what it has of what is not in its state."""
-    return {key: value for key, value in state.items() if not (isinstance(value, dict) and value.get(TAG) == "left out")}
+    return {
+        key: value for key, value in state.items() if not (isinstance(value, dict) and value.get(TAG) == "left out")
+    }
 
 
 def _text_of(key: Any) -> str:
