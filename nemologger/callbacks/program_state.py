@@ -21,7 +21,7 @@ from nemologger.exact.program.own_states import OwnStates
 from nemologger.exact.program.settings import Settings
 from nemologger.exact.program.strangers import Strangers
 from nemologger.exact.program.swapped import Swapped
-from nemologger.exact.reach.code import is_module_of_the_program
+from nemologger.exact.reach.code import is_class_of_the_program
 from nemologger.exact.reach.configs import Entries, is_config
 from nemologger.exact.reach.hooks import HOOKED
 from nemologger.exact.reach.objects import is_of_the_program
@@ -314,4 +314,4 @@ def _plain_number(value: Any) -> float | None:
 
 
 def _saves_nothing(callback: Callback) -> bool:
-    return is_module_of_the_program(type(callback).__module__) and not lightning_port.callback_saves_itself(callback)
+    return is_class_of_the_program(type(callback)) and not lightning_port.callback_saves_itself(callback)

@@ -18,8 +18,8 @@ from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
 from nemologger.exact.program.effects import decides
-from nemologger.exact.reach.code import functions_of, is_module_of_the_program
-from nemologger.exact.reach.kinds import classes_of_the_program, module_of
+from nemologger.exact.reach.code import functions_of, is_class_of_the_program
+from nemologger.exact.reach.kinds import classes_of_the_program
 from nemologger.exact.reach.mentioned import functions_within
 from nemologger.exact.reach.variables import Variables
 
@@ -152,7 +152,7 @@ def _is_of_another_time(name: str) -> bool:
 
 def _of_libraries(kind: type) -> set[str]:
     """The names of what ``kind`` has of libraries, and of python."""
-    return {name for base in kind.__mro__ if not is_module_of_the_program(module_of(base)) for name in vars(base)}
+    return {name for base in kind.__mro__ if not is_class_of_the_program(base) for name in vars(base)}
 
 
 @lru_cache(maxsize=4096)

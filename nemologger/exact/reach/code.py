@@ -20,15 +20,26 @@ _CLOSED = (ModuleType, BuiltinFunctionType)
 
 
 def is_module_of_the_program(module: str) -> bool:
-    """Whether the file of ``module`` is the program's, and no library's.
-
-    A program runs code that belongs to no module that is imported: a configuration in Python, a file given by its path.
-    """
-    if module.partition(".")[0] not in sys.modules:
-        return module != ""
+    """Whether the file of ``module`` is the program's, and no library's."""
     file = getattr(sys.modules.get(module), "__file__", None)
     installed = file is None or file.startswith(_INSTALLED) or not _PACKAGES.isdisjoint(Path(file).parts)
     return module == "__main__" or not installed
+
+
+def is_class_of_the_program(kind: type) -> bool:
+    """Whether it was written in a file of the program, or in code without one.
+
+    What bindings make of C++ belongs to no module that is imported, either, and has no functions of python.
+    """
+    module = static_module_of(kind)
+    if _is_imported(module):
+        return is_module_of_the_program(module)
+    return any(type(value) is FunctionType for value in vars(kind).values())
+
+
+def _is_imported(module: str) -> bool:
+    """A program may run code that belongs to no such module: a configuration in Python, a file given by its path."""
+    return module.partition(".")[0] in sys.modules
 
 
 class Code(NamedTuple):
@@ -96,8 +107,9 @@ def names_in(code: CodeType) -> tuple[str, ...]:
 
 
 def is_function_of_the_program(function: FunctionType) -> bool:
-    """Whether it was written in a file of the program."""
-    return is_module_of_the_program(str(function.__globals__.get("__name__")))
+    """Whether it was written in a file of the program, or in code without one."""
+    module = str(function.__globals__.get("__name__"))
+    return is_module_of_the_program(module) or not _is_imported(module)
 
 
 def code_of(function: FunctionType) -> Code:
@@ -122,7 +134,7 @@ def _look_at(function: FunctionType) -> Code:
             if inner is not None:
                 functions.append(inner)
             elif issubclass(type(value), type):
-                kinds += [value] * is_module_of_the_program(static_module_of(value))
+                kinds += [value] * is_class_of_the_program(value)
             elif not issubclass(type(value), _CLOSED):
                 variables.append((space, name))
     code = Code(frozenset(sets), frozenset(fills), tuple(variables), tuple(functions), tuple(kinds))

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nemologger.exact.reach.code import is_module_of_the_program
+from nemologger.exact.reach.code import is_class_of_the_program
 from nemologger.exact.rng import GENERATORS
 
 #: Numbers, texts and nothing, which have nothing within.
@@ -104,7 +104,7 @@ def _look_at(kind: type) -> Kind:
         data=hasattr(kind, "__array__") or hasattr(kind, "__array_interface__"),  # images of Pillow have the latter
         slots=slots,
         own=own,
-        program=tuple(base for base in own if is_module_of_the_program(module_of(base))),
+        program=tuple(base for base in own if is_class_of_the_program(base)),
         dictionary=dictionary,
         simple=dictionary and not more,
         holds=(dictionary or bool(slots) or shared) and not generator,

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact.reach import variables
-from nemologger.exact.reach.code import is_module_of_the_program
+from nemologger.exact.reach.code import is_class_of_the_program
 from nemologger.exact.reach.configs import Config, is_config
 from nemologger.exact.reach.kinds import has_slots, is_ordinary, module_of
 from nemologger.exact.reach.optimizers import OfOptimizer
@@ -86,4 +86,4 @@ def _is_written_here(kind: type) -> bool:
         return False
     # Those of torch are nothing but the numbers that they are made of, and a program may set these.
     plain = issubclass(kind, (*variables.NAMESPACES, torch.distributions.Distribution))
-    return plain or is_module_of_the_program(module_of(kind))
+    return plain or is_class_of_the_program(kind)

@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Sampler, Subset
 
 from nemologger.exact.program.owned import Owned, Values
+from nemologger.exact.reach.code import is_class_of_the_program
 
 of_this_file = np.random.default_rng(3)
 
@@ -191,3 +192,15 @@ def test_locks_and_queues_are_left_alone(calls):
         holder.queue.put(1)
     values = owned.values()
     assert (values.counters, values.contents, owned.lost) == ({}, {}, {})
+
+
+def test_what_bindings_make_of_cpp_is_not_the_programs():
+    """Their classes may have a module that nobody has imported, as code of the program may that was compiled by itself."""
+    bound = type("instance", (), {"__module__": "Boost.Python"})
+    written = type("Counts", (), {"__module__": "a_configuration", "count": lambda self: None})
+    assert [is_class_of_the_program(kind) for kind in (bound, written, dict, random.Random)] == [
+        False,
+        True,
+        False,
+        False,
+    ]
