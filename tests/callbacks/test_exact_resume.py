@@ -143,6 +143,25 @@ def test_data_that_count_epochs_are_the_same_data(tmp_path, caplog):
     assert "training data is not what it was" not in caplog.text
 
 
+class Cached(Augmented):
+    """Makes a sample when it is first asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.there, self.made = torch.zeros(self.samples, dtype=torch.bool), torch.zeros(self.samples, 4)
+
+    def __getitem__(self, index):
+        if not self.there[index]:
+            self.made[index] = torch.sin(torch.arange(4) + index)
+            self.there[index] = True
+        return self.made[index]
+
+
+def test_data_that_fill_a_cache_are_the_same_data(tmp_path, caplog):
+    check(Case(lambda: DataLoader(Cached(), batch_size=BATCH, shuffle=True), at=(2, 6, 9)), tmp_path)
+    assert "training data is not what it was" not in caplog.text
+
+
 def test_a_checkpoint_without_our_state_goes_on_after_as_many_batches(tmp_path, caplog):
     train(Case(shuffled, ckpt={"exact_resume": False}), tmp_path / "a", 1, stop_at=4)
     losses, _, trainer = train(Case(shuffled, steps=12), tmp_path / "b", 2, tmp_path / "a" / "step=4")

@@ -176,8 +176,7 @@ class Feed:
             log.warning(_ANEW, type(self.loader).__name__, then, self.loader.num_workers)
             position = position._replace(state=None)
         self._within, self._after, self.early = None, position, []
-        # As the program makes them: what is set below, an epoch's number in a tensor say, is no other data.
-        _ = self.data, self.names
+        self._look_at_data()
         if position.state is not None:
             present = RngState.capture()
             self.source.end_of(position.state, position.mark.over)
@@ -202,6 +201,10 @@ class Feed:
             **described(getattr(self.loader, "dataset", None)),
             "batch_size": getattr(self.loader, "batch_size", None),
         }
+
+    def _look_at_data(self) -> None:
+        """As the program makes it: what is loaded later (a cache), or put back (an epoch's number), is no other data."""
+        _ = self.data, self.names
 
     @property
     def has_workers(self) -> bool:
@@ -252,6 +255,7 @@ class Feed:
     def take_first(self, batches: Batches) -> Any:
         """The first batch of ``batches``. Everything that begins an epoch happens here, not when it is announced."""
         self._running = self._ended = None  # ends the workers of the epoch before
+        self._look_at_data()
         within = self._within
         if within is not None and self._repeats_end(within):
             raise StopIteration
