@@ -310,7 +310,7 @@ class AutoResume:
         return self._own_directory
 
     def _check_own_directory(self, trainer: pl.Trainer) -> None:
-        """Warn of looking for earlier checkpoints where there can be none: every start trains from scratch."""
+        """Warn of looking for checkpoints where no start will find one to go on from."""
         record = record_of(trainer)
         if record is None or not self.resume_if_exists or self.resume_from_directory or self.resume_from_path:
             return
@@ -320,6 +320,12 @@ class AutoResume:
                 "checkpoint of another. Call NeMoLogger.setup(trainer, resume_if_exists=True), or give the NeMoLogger a "
                 "version.",
                 record.run.log_dir,
+            )
+        savers = ours(trainer)
+        if savers and all(one.save_weights_only for one in savers):
+            log.warning(
+                "AutoResume(resume_if_exists=True): ModelCheckpoint(save_weights_only=True) saves no optimizer state, "
+                "and no later start can go on from such a checkpoint. Leave it out, or add a ModelCheckpoint that saves all."
             )
 
     def _path(self, where: str | Path) -> Path:

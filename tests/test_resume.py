@@ -266,6 +266,18 @@ def test_a_run_directory_that_is_new_at_every_start_is_warned_of(tmp_path, caplo
     assert "setup(trainer, resume_if_exists=True)" in caplog.text
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_checkpoints_of_weights_only_are_nothing_to_go_on_from(tmp_path, caplog, others):
+    more = [ModelCheckpoint(dirpath=tmp_path / "all", every_n_train_steps=2)] if others else []
+    trainer = quiet_trainer(callbacks=[ModelCheckpoint(dirpath=tmp_path, save_weights_only=True), *more])
+    try:
+        NeMoLogger(name="x", log_dir=tmp_path).setup(trainer, resume_if_exists=True)
+        AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
+    finally:
+        close_log(trainer)
+    assert ("saves no optimizer state" in caplog.text) != others
+
+
 def test_lightnings_own_files_are_found_too(tmp_path):
     from lightning.pytorch.callbacks import ModelCheckpoint as LightningCheckpoint
 
