@@ -9,6 +9,7 @@ It is started, and asked, by :mod:`processes`; it ends when the one who started 
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import select
@@ -75,6 +76,7 @@ def _tell(report: int, text: str) -> None:
 
 def become(asked: dict) -> None:
     """Take over what was asked for, and run the script."""
+    faulthandler.enable()  # where a library has crashed, it is told in which line of python
     if asked["session"]:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where the tests run in the background it is ignored
