@@ -21,7 +21,7 @@ VALUES = [
     slice(None, 3), datetime(2026, 1, 2, 3, 4, 5, 6, fold=1),  # noqa: DTZ001
     datetime(2026, 1, 2, tzinfo=UTC),
     datetime(2026, 1, 2, tzinfo=timezone(timedelta(hours=-3))), date(2026, 1, 2), time(1, 2, fold=1), timedelta(-1, 3, 4),
-    Path("a/b"), torch.Size([1, 2]), torch.bfloat16, array("d", [0.1]), array("u", "äö"), array("b"), b"", b"\0b",
+    Path("a/b"), torch.Size([1, 2]), torch.bfloat16, array("d", [0.1]), array("H", [7]), array("b"), b"", b"\0b",
 ]  # fmt: skip
 
 
