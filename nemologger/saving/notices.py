@@ -23,6 +23,11 @@ class Notices:
     def __init__(self) -> None:
         self._said: set[str] = set()
 
+    def _warn_once(self, what: str, message: str, *values: object) -> None:
+        if what not in self._said:
+            self._said.add(what)
+            log.warning(message, *values)
+
     def left_out(self, taken: Snapshot, name: str) -> None:
         """What the checkpoint ``name`` does not hold."""
         new = [where for where in taken.left_out if where not in self._said]
@@ -39,44 +44,41 @@ class Notices:
 
     def uncounted(self, batches: int) -> None:
         """That Lightning has counted no step in so many ``batches``."""
-        if _UNCOUNTED not in self._said:
-            self._said.add(_UNCOUNTED)
-            log.warning(
-                "%d batches are trained, and Lightning has counted no step of an optimizer: with manual optimization it "
-                "counts those of self.optimizers() only. Until it does, a batch counts as a step here; "
-                "Trainer(max_steps=...) does not end such a run, and what is trained again after a kill is not compared",
-                batches,
-            )
+        self._warn_once(
+            _UNCOUNTED,
+            "%d batches are trained, and Lightning has counted no step of an optimizer: with manual optimization it "
+            "counts those of self.optimizers() only. Until it does, a batch counts as a step here; "
+            "Trainer(max_steps=...) does not end such a run, and what is trained again after a kill is not compared",
+            batches,
+        )
 
     def no_validation(self, epoch: int) -> None:
         """That ``epoch`` has ended before the validation that it was to have."""
-        if _NO_VALIDATION not in self._said:
-            self._said.add(_NO_VALIDATION)
-            log.warning(
-                "epoch %d has ended before its validation: it had fewer batches than val_check_interval, or than the "
-                "__len__() of the data says, or a hook has ended it. Such epochs are saved without one; "
-                "Trainer(check_val_every_n_epoch=None, val_check_interval=...) counts batches across epochs",
-                epoch,
-            )
+        self._warn_once(
+            _NO_VALIDATION,
+            "epoch %d has ended before its validation: it had fewer batches than val_check_interval, or than the "
+            "__len__() of the data says, or a hook has ended it. Such epochs are saved without one; "
+            "Trainer(check_val_every_n_epoch=None, val_check_interval=...) counts batches across epochs",
+            epoch,
+        )
 
     def not_kept(self, step: int, monitor: str | None, newest: str) -> None:
         """That ``step`` is not one of the best, and nobody keeps the newest: a metric that is NaN never is."""
-        if _NOT_KEPT not in self._said:
-            self._said.add(_NOT_KEPT)
-            log.warning(
-                "step %d, and maybe later ones, are not saved: they are none of the best by %r, and with save_last=False "
-                "nothing else is. A run that is killed then goes on from %s; save_last=True keeps the newest, too",
-                step,
-                monitor,
-                newest,
-            )
+        self._warn_once(
+            _NOT_KEPT,
+            "step %d, and maybe later ones, are not saved: they are none of the best by %r, and with save_last=False "
+            "nothing else is. A run that is killed then goes on from %s; save_last=True keeps the newest, too",
+            step,
+            monitor,
+            newest,
+        )
 
     def grown(self, name: str, find: Callable[[], Sequence[str]]) -> None:
         """That the model has changed, as ``find`` says: whoever learns it at the next start has lost the training."""
         changes = [] if _GROWN in self._said else find()
         if changes:
-            self._said.add(_GROWN)
-            log.warning(
+            self._warn_once(
+                _GROWN,
                 "checkpoint %s, and later ones, are not of the model that training started with, so the same program cannot "
                 "go on from them: %s. Let __init__(), configure_model() or configure_optimizers() make what a run comes to, "
                 "as the module's on_load_checkpoint() finds it in the checkpoint",
@@ -97,22 +99,21 @@ class Notices:
                 "One that is there only when an epoch of training ends needs save_on_train_epoch_end=True. "
                 f"What was trained so far is in {path}."
             )
-        if _NO_METRIC not in self._said:
-            self._said.add(_NO_METRIC)
-            log.warning(
-                "ModelCheckpoint(monitor=%r): no such metric has been logged yet, so %s is kept as the newest, not as one "
-                "of the best; %s",
-                monitor,
-                path,
-                there,
-            )
+        self._warn_once(
+            _NO_METRIC,
+            "ModelCheckpoint(monitor=%r): no such metric has been logged yet, so %s is kept as the newest, not as one "
+            "of the best; %s",
+            monitor,
+            path,
+            there,
+        )
 
     def missing_fields(self, filename: str, monitor: str | None, values: Collection[str]) -> None:
         """Which fields of the name nobody logs: a misspelt one is else noticed when the best is looked for."""
         absent = [name for name in fields(filename) if name not in values and name != monitor]
-        if absent and _NAME not in self._said:
-            self._said.add(_NAME)
-            log.warning(
+        if absent:
+            self._warn_once(
+                _NAME,
                 "ModelCheckpoint(filename=%r): nobody has logged %s yet, and names are without it; there are %s",
                 filename,
                 " or ".join(map(repr, absent)),
