@@ -36,7 +36,6 @@ class Sends(pl.Callback):
 
 def main(how: str, directory: Path) -> None:
     torch.set_num_threads(1)
-    torch.multiprocessing.set_start_method("fork", force=True)  # a server that forks gets the signal, too, and ends
     logging.basicConfig(format="%(name)s %(levelname)s %(message)s")
     devices = int(os.environ.get("SLURM_NTASKS", "1"))
     options = {

@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--validate", type=int, default=5, help="batches between validations")
     parser.add_argument("--devices", type=int, default=1)
     parser.add_argument("--workers", type=int, default=0, help="of the loader that is trained from")
+    parser.add_argument("--start", help="how those workers start")
     parser.add_argument("--pause", type=float, default=0.0)
     parser.add_argument("--val-pause", type=float, default=0.0)
     parser.add_argument("--accumulate", type=int, default=1)
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--epochs", action="store_true", help="STEPS are epochs, with a validation at the end of each")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    torch.multiprocessing.set_start_method(options.start, force=True)
     options.directory.mkdir(parents=True, exist_ok=True)
     before = signal.getsignal(signal.SIGTERM)
     stop = (

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Callable
 from functools import cache
+from multiprocessing import forkserver
 from multiprocessing.util import Finalize
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _LEAVING = 5.0  # seconds
+_IN_SERVER = "nemologger.callbacks.deaf_server"
 
 
 class DeafWorkers:
@@ -34,6 +36,7 @@ class DeafWorkers:
         self._sig = sig
         self._listens = torch.ones(1, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
         _end_all_at_exit()
+        forkserver.set_forkserver_preload([*_preloaded(), _IN_SERVER])
 
     def add(self, loader: Any) -> None:
         """Let the workers of ``loader`` be deaf, if it has some."""
@@ -52,6 +55,7 @@ class DeafWorkers:
     def end(self) -> None:
         """The process that trains no longer deals with the signal: it ends those that are still there."""
         self._listens.zero_()
+        forkserver.set_forkserver_preload([module for module in _preloaded() if module != _IN_SERVER])
 
     def _in(self, loader: Any) -> tuple[Any, _Deaf | None]:
         """What ``loader`` has of this, and what holds it, if that is another ``worker_init_fn`` of this package."""
@@ -87,6 +91,11 @@ class _Deaf:
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if not self.listens.item() or os.getppid() != self.parent:
             os._exit(0)  # as torch's handler does
+
+
+def _preloaded() -> list[str]:
+    """The modules that Python's fork server imports when it starts. There is no public way to ask."""
+    return list(forkserver._forkserver._preload_modules)  # type: ignore[attr-defined]  # noqa: SLF001
 
 
 @cache

@@ -56,3 +56,37 @@ def test_one_that_hangs_does_not_keep_the_process_from_ending(tmp_path):
     script = tmp_path / "hangs.py"
     script.write_text(HANGS)
     assert python(script, check=False).returncode == 3
+
+
+SERVED = """
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing import forkserver
+from nemologger.callbacks.deaf_workers import DeafWorkers
+
+if __name__ == "__main__":
+    deaf = DeafWorkers(15)
+    context = multiprocessing.get_context("forkserver")
+    with context.Pool(1) as pool:
+        assert pool.apply(abs, (-1,)) == 1
+        for sig in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(forkserver._forkserver._forkserver_pid, sig)
+        time.sleep(0.2)
+        assert pool.apply(os.getppid) == forkserver._forkserver._forkserver_pid
+    for _ in range(20):
+        hangs = context.Process(target=time.sleep, args=(3600,))
+        hangs.start()
+        hangs.terminate()
+        hangs.join()
+        assert hangs.exitcode == -15
+    deaf.end()
+    print(forkserver._forkserver._preload_modules)
+"""
+
+
+def test_the_server_that_starts_them_does_not_hear_it_and_others_that_it_starts_do(tmp_path):
+    script = tmp_path / "served.py"
+    script.write_text(SERVED)
+    assert python(script).stdout == "['__main__']\n"

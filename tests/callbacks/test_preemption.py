@@ -352,15 +352,16 @@ def test_killed_after_the_grace_period_nothing_published_is_lost(tmp_path):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("devices", [1, 2])
-def test_all_processes_of_the_job_get_the_signal(tmp_path, devices):
-    """Workers of data loaders and writers too: training goes on to the end of the step, and so does a save."""
-    options = ("--devices", devices, "--workers", 2, "--pause", 0.1, "--beside", "--every", 1)
+@pytest.mark.parametrize(("devices", "start"), [(1, "fork"), (2, "fork"), (1, "forkserver")])
+def test_all_processes_of_the_job_get_the_signal(tmp_path, devices, start):
+    """Workers of data loaders, the server that starts them, and writers too: training goes on to the end of the step."""
+    options = ("--devices", devices, "--workers", 2, "--start", start, "--pause", 0.1, "--beside", "--every", 1)
     with started(SCRIPT, tmp_path, 30, *options) as process:
         wait_for(lambda: len(lines(tmp_path, devices - 1)) >= 6)
         main = psutil.Process(process.pid)
         for one in (*main.children(recursive=True), main):  # as Slurm does, whatever sessions they are in
             one.send_signal(signal.SIGTERM)
+            time.sleep(0.1 if start == "forkserver" else 0)  # a server that hears it is gone when its workers are told
         output = process.stdout.read()
         assert process.wait(timeout=60) == 143
     assert "has died" not in output
