@@ -77,6 +77,11 @@ def is_of_nodes(loader: object) -> bool:
     return _comes_from(loader, "torchdata.nodes", "Loader")
 
 
+def is_of_litdata(loader: object) -> bool:
+    """Whether ``loader`` is litdata's."""
+    return any(_is_kind(kind, "litdata.streaming.dataloader", "StreamingDataLoader") for kind in type(loader).__mro__)
+
+
 def iterate_nodes(loader: Any) -> Iterator[Any]:
     """``iter(loader)`` for that of ``torchdata.nodes``.
 

@@ -12,7 +12,7 @@ from nemologger.exact.reach.look import Look
 from nemologger.exact.rng import RngState, Streams, generator_state
 from nemologger.exact.values import contents, plain_contents
 
-log = logging.getLogger("nemologger.exact.loaders.sources")
+log = logging.getLogger(__name__)
 
 #: Of the batches that workers were told to load ahead so many bytes are saved at most.
 _MOST = 2**16

@@ -45,6 +45,10 @@ def has_state(value: Any) -> TypeGuard[HasState]:
     return True
 
 
+AHEAD = (
+    "a thread of its own loads batches ahead of training: what is drawn from torch, numpy.random or random there and by the "
+    "model, at the same time, differs from run to run. Use num_workers and prefetch_factor instead of the thread"
+)
 _KEPT = (
     "it keeps an iterator of its own ({}) from epoch to epoch, which cannot be brought to a place: a resumed run may see "
     "other batches. Use a torch.utils.data.DataLoader with persistent_workers=True, whose workers stay as well"

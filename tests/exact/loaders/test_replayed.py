@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Ra
 from torchdata import nodes
 from torchdata.stateful_dataloader import StatefulDataLoader
 
-from nemologger.exact.loaders import sources
+from nemologger.exact.loaders import replayed
 from nemologger.exact.loaders.position import Mark, Position
 from nemologger.exact.values import contents
 
@@ -79,7 +79,7 @@ def test_checkpoints_of_earlier_versions_have_the_checksum_of_the_last_batch():
 
 
 def test_a_long_way_is_told(monkeypatch, caplog, tmp_path):
-    monkeypatch.setattr(sources, "_SAY_EVERY", -1.0)
+    monkeypatch.setattr(replayed, "_SAY_EVERY", -1.0)
     case = Case(lambda: DataLoader(Steady(), batch_size=BATCH), steps=4)
     train(case, tmp_path, 1)
     with caplog.at_level("INFO"):
@@ -281,3 +281,52 @@ class OfItsOwn(DataLoader):
 
 def test_a_subclass_with_a_state_that_begins_late(tmp_path):
     check(Case(lambda: OfItsOwn(Sized(), batch_size=BATCH), at=(3, 5)), tmp_path)
+
+
+class InEpochs(IterableDataset):
+    epoch = 0
+
+    def __len__(self):
+        return SAMPLES
+
+    def __iter__(self):
+        yield from map(row, random.Random(self.epoch).sample(range(SAMPLES), SAMPLES))
+
+
+class OfLitdata(DataLoader):
+    """As litdata's: where it was resumed it begins again, until it has been asked for one batch more than there are."""
+
+    epoch, taken, restore = 0, 0, False
+
+    def __iter__(self):
+        if not self.restore:
+            self.epoch, self.taken = self.epoch + 1, 0
+        self.dataset.epoch = self.epoch
+        for batch in islice(super().__iter__(), self.taken, None):
+            self.taken += 1
+            yield batch
+        self.restore = False
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "taken": self.taken}
+
+    def load_state_dict(self, state):
+        self.epoch, self.taken, self.restore = state["epoch"], state["taken"], True
+
+
+OfLitdata.__module__, OfLitdata.__name__ = "litdata.streaming.dataloader", "StreamingDataLoader"
+
+
+def test_litdatas_loader_begins_each_epoch_anew(tmp_path):
+    check(Case(lambda: OfLitdata(InEpochs(), batch_size=BATCH), at=(3, 5, 7)), tmp_path)
+
+
+class CombinedStreamingDataset(InEpochs):
+    pass
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_workers_that_combine_streams_of_litdata_are_named(workers, tmp_path, caplog):
+    stream = Case(lambda: OfLitdata(CombinedStreamingDataset(), batch_size=BATCH, num_workers=workers), steps=2)
+    train(stream, tmp_path, 1)
+    assert ("which dataset each worker takes the next sample of" in caplog.text) == bool(workers)

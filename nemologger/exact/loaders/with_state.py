@@ -1,0 +1,179 @@
+"""Streams and loaders that say where they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import GeneratorType
+from typing import Any
+
+from torch.utils.data import DataLoader
+from typing_extensions import override
+
+from nemologger.exact import port, workers
+from nemologger.exact.loaders.in_worker import Watch
+from nemologger.exact.loaders.source import AHEAD, Source, has_state, loading
+
+_MIXED = (
+    "the state of its MultiNodeWeightedSampler does not say all of shuffled nodes that have come to their end: a run that "
+    "is resumed after one has may take other samples. Shuffle the samples once, in the dataset, and take them in order"
+)
+_COMBINED = (
+    "the state of litdata's loader does not say which dataset each worker takes the next sample of: a resumed run may take "
+    "others. Use a StreamingDataset of all samples, or num_workers=0"
+)
+_APPLIED = (
+    "functions of map() and filter() are called ahead of training, by batches or in threads of interleave_datasets(), and "
+    "for some samples again by a resumed run: what they draw from torch, numpy.random or random differs then. Draw in a "
+    "map() after interleave_datasets() that is not batched, or in the collate_fn"
+)
+
+
+class IterableWithState(Source):
+    """A DataLoader without workers, over an iterable dataset with state of its own."""
+
+    draws = True
+    shares = True
+    within_epoch = "beside its state"
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        super().__init__(loader)
+        self._set_back = False
+        self._iterator_has_state = False
+        self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
+
+    @override
+    def at_start(self) -> dict[str, Any]:
+        return {"generator": self.loader.generator, "epoch": port.epoch_of(self.loader.dataset)}
+
+    @override
+    def at_batch(self) -> dict[str, Any]:
+        return loading(self.loader)
+
+    @override
+    def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
+        # In the order that torchdata has made the convention: the dataset, then its iterator, then the iterator's state.
+        if state is not None and has_state(self.loader.dataset):
+            self.loader.dataset.load_state_dict(state["dataset"])
+            self._set_back = port.is_of_hugging_face(self.loader.dataset)
+        elif self._set_back:
+            port.forget_state(self.loader.dataset)
+        batches: Iterator[Any] = iter(self.loader)
+        iterator = port.dataset_iterator(batches)
+        self._iterator_has_state = iterator is not self.loader.dataset and has_state(iterator)
+        if state is not None and state["iterator"] is not None and has_state(iterator):
+            iterator.load_state_dict(state["iterator"])
+        ready()
+        return batches
+
+    @override
+    def end_of(self, state: Any, over: bool) -> None:
+        if has_state(self.loader.dataset) and not port.is_of_hugging_face(self.loader.dataset):
+            self.loader.dataset.load_state_dict(state["dataset"])
+
+    @override
+    def has_ended(self, batches: Iterator[Any]) -> bool:
+        return port.has_ended(batches)  # its state may be that of the next pass by now
+
+    @override
+    def state(self, batches: Iterator[Any] | None) -> Any:
+        own = None
+        if batches is not None and self._iterator_has_state:
+            own = port.dataset_iterator(batches).state_dict()
+        return {"dataset": self.loader.dataset.state_dict(), "iterator": own}
+
+
+class WithState(Source):
+    """A loader that has ``state_dict`` and ``load_state_dict`` itself, or torchdata's in its place."""
+
+    draws = True
+
+    def __init__(self, loader: Any) -> None:
+        super().__init__(loader)
+        self._loader: Any = loader
+        self.indices: port.Indices | None = None
+        self._ready: Callable[[], None] = lambda: None
+        if isinstance(loader, DataLoader):
+            self.shares = port.is_of_torchdata(loader) or not has_state(loader)
+            stays = port.is_of_torchdata(loader) and loader.persistent_workers
+            never_ends = stays and port.is_of_hugging_face(loader.dataset)
+            if never_ends or not has_state(loader):
+                self._loader = port.with_worker_state(loader)
+            self.draws = loader.num_workers == 0
+            if not self.draws:
+                self.watch = Watch(loader.num_workers, "collated")
+            self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
+            combines = port.is_of_litdata(loader) and type(loader.dataset).__name__ == "CombinedStreamingDataset"
+            self._limits += [_COMBINED] * (combines and not self.draws)
+        else:
+            self._limits += [AHEAD] * (port.is_of_nodes(loader) and port.nodes_ahead(loader))
+            self._limits += [_MIXED] * (port.is_of_nodes(loader) and port.mixes_shuffled_nodes(loader))
+            self.counts = False  # its state says where it is, but often not what its samplers will draw
+
+    @override
+    def at_start(self) -> dict[str, Any]:
+        if isinstance(self.loader, DataLoader):
+            return {"generator": self.loader.generator, "epoch": port.epoch_of(self.loader.dataset)}
+        return {"loader": self.loader}
+
+    @override
+    def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
+        if state is not None:
+            self._loader.load_state_dict(state)
+        elif port.is_of_litdata(self._loader):
+            # Only who asks for one batch more than there are lets it end an epoch that was resumed: it would come again.
+            self._loader.restore = False
+        left = [ready]
+        self._ready = lambda: left.pop()() if left else None
+        known = isinstance(self._loader, DataLoader)
+        planned = known and not (self.draws and state is None)
+        if planned:
+            indices = port.indices_of(self._loader) if self.draws else self._prepare_workers()
+            indices.plan = port.Plan(seed, 0, numbered=not self.draws, streams=None, ready=self._ready)
+            self.indices = indices
+        begin = port.iterate if known else port.iterate_nodes if port.is_of_nodes(self._loader) else iter
+        with workers.ended_workers(self._loader, state):
+            batches: Iterator[Any] = begin(self._loader)
+        if not (planned and isinstance(batches, GeneratorType)):  # it begins, and draws for that, with its first batch
+            self._ready()
+        return batches
+
+    @override
+    def beside(self) -> Iterator[Any]:
+        if self._loader is self.loader and not port.is_of_torchdata(self.loader):
+            limit = "it was iterated over a second time beside training, and has one state for both: use another object"
+            self._limits += [limit] * (limit not in self._limits)
+        return super().beside()
+
+    def _prepare_workers(self) -> port.Indices:
+        workers.seed_workers(self._loader, late=False, watch=self.watch)
+        self.indices = port.indices_of(self._loader)
+        return self.indices
+
+    @override
+    def end_of(self, state: Any, over: bool) -> None:
+        if not port.is_of_torchdata(self._loader):
+            self._loader.load_state_dict(state)
+            if port.is_of_nodes(self._loader):  # it counts an epoch only when one more is asked of it after a sample
+                next(port.iterate_nodes(self._loader), None)
+            elif not over:  # Lightning stops at the last batch without asking whether there is another
+                iter(self._loader)
+        elif self._loader.persistent_workers:  # others start each epoch with the dataset as it is in this process
+            self._prepare_workers()
+            port.bring_to_end(self._loader, state, over=over)
+
+    @override
+    def after_first(self, batches: Iterator[Any]) -> None:
+        if self.indices is not None:
+            self.indices.plan = None
+        self._ready()
+
+    @override
+    def state(self, batches: Iterator[Any] | None) -> Any:
+        return self._loader.state_dict()
+
+    @override
+    def release(self) -> None:
+        if isinstance(self._loader, DataLoader):
+            port.release(self._loader)
+        if self._loader is not self.loader:
+            port.end_workers(self._loader)
