@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import get_ident
@@ -206,7 +206,7 @@ def _planned(inner: Any, plan: Plan) -> Iterator[Any]:
     streams = plan.streams
     plan.elsewhere = get_ident() != plan.thread
     with streams or nullcontext():
-        indices = iter(inner if plan.order is None else plan.order)
+        indices = _from_here(iter(inner if plan.order is None else plan.order))
         plan.ahead = list(islice(indices, plan.skip, plan.skip)) if plan.draw is None else plan.draw(indices)
     if not plan.begun:
         plan.begun = True
@@ -231,6 +231,13 @@ def _planned(inner: Any, plan: Plan) -> Iterator[Any]:
         plan.told.append(index)
         yield Numbered(plan.seed, number, index) if plan.numbered else index
         number += 1
+
+
+def _from_here(iterator: Iterator[Any]) -> Iterator[Any]:
+    """``iterator``, of which nobody asks ``iter()`` once more: samplers of lhotse, which are their own, begin anew then."""
+    with suppress(StopIteration):
+        while True:
+            yield next(iterator)
 
 
 def indices_of(loader: DataLoader[Any]) -> Indices:

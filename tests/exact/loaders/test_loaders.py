@@ -249,6 +249,23 @@ def of(dataset, **options):
     return DataLoader(dataset, **{"batch_size": BATCH, **options})
 
 
+class ItsOwnIterator(Sampler):
+    """As lhotse's: it begins anew whenever it is asked for an iterator."""
+
+    def __init__(self):
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        self._order = iter(random.Random(self.epoch).sample(range(SAMPLES), SAMPLES))
+        return self
+
+    def __next__(self):
+        return [next(self._order), next(self._order)]
+
+
 LOADERS = {
     "generator": generator_loader,
     "replacement": replacing,
@@ -264,6 +281,7 @@ LOADERS = {
     "begins late": lambda: of(Late(), sampler=LateSampler(), collate_fn=masking()),
     "stream, collate": lambda: of(Stream(), collate_fn=Masks()),
     "map with state": lambda: of(Remembers(), shuffle=True),
+    "its own iterator": lambda: DataLoader(Augmented(), batch_sampler=ItsOwnIterator()),
     "unsized sampler": lambda: DataLoader(Augmented(), batch_sampler=Unsized()),
     "stream": lambda: of(Stream()),
     "sized stream": lambda: of(SizedStream()),
