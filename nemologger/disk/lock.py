@@ -28,8 +28,11 @@ _HOW = os.O_CREAT | os.O_RDWR
 _TAKEN = {errno.EACCES, errno.EAGAIN}
 #: What a file system without locks answers: Lustre and NFS may be set up so, and many others know none.
 _NONE_HERE = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-#: How often, and after how many seconds, to try again where the file has gone meanwhile.
-_TRIES, _PAUSE = 20, 0.05
+#: What is answered for a file that its owner has removed since it was found there. A network file system goes on finding it
+#: for as long as it remembers names; GlusterFS, for a second, and the second of these is its answer.
+_REMOVED = {errno.ESTALE, errno.ENOENT}
+#: How often, and after how many seconds, to try again then.
+_TRIES, _PAUSE = 100, 0.05
 #: Seconds that a network file system may keep the lock of a host that has crashed: NFS servers give it 90.
 _LEASE = 120.0
 _LOOK_EVERY = 1.0
@@ -92,7 +95,7 @@ class DirectoryLock:
             except OSError as error:
                 owner = _owner(descriptor)
                 _close(descriptor)
-                if error.errno == errno.ESTALE and gone < _TRIES:
+                if error.errno in _REMOVED and gone < _TRIES:
                     gone += 1
                     time.sleep(_PAUSE)
                     continue

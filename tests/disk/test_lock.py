@@ -242,6 +242,27 @@ def test_where_no_lock_can_be_had_the_run_goes_on_and_it_is_said_once(tmp_path, 
     assert what in caplog.text
 
 
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ESTALE])
+def test_a_file_that_is_remembered_after_its_owner_has_removed_it_is_asked_for_again(
+    tmp_path, monkeypatch, caplog, code
+):
+    """For a second, on GlusterFS. To train without a lock would let a third run in."""
+    end, really = time.monotonic() + 1.5, fcntl.fcntl
+
+    def remembers(*arguments):
+        if time.monotonic() < end:
+            raise OSError(code, os.strerror(code))
+        return really(*arguments)
+
+    monkeypatch.setattr(fcntl, "fcntl", remembers)
+    monkeypatch.setattr(fcntl, "lockf", remembers)
+    lock = DirectoryLock(tmp_path)
+    lock.take()
+    assert caplog.text == ""
+    assert taken_elsewhere(tmp_path)
+    lock.release()
+
+
 def test_whoever_cannot_read_who_holds_it_is_refused_all_the_same(tmp_path, script, monkeypatch):
     """A mount may let nobody read what is open for writing too."""
 
