@@ -33,7 +33,8 @@ def open_direct(path: str | os.PathLike[str]) -> int | None:
     """A descriptor that writes ``path`` anew past the page cache, or None where the file system cannot do that.
 
     Some file systems take the flag and refuse what is written then: those of FUSE that hand it on to another one, from
-    memory that does not begin on a page. So a page is written here. It is in nobody's way: the file is longer than that.
+    memory that does not begin on a page. Others say that they have cut a file to its length, which whole pages need in the
+    end, and have not: s3fs. So a page is written here, and cut. It is in nobody's way: the file is longer than that.
     """
     flag = getattr(os, "O_DIRECT", None)
     if flag is None:
@@ -43,13 +44,17 @@ def open_direct(path: str | os.PathLike[str]) -> int | None:
         descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | flag, 0o666)
         with mmap.mmap(-1, mmap.PAGESIZE) as page:
             os.pwrite(descriptor, page, 0)
+        os.ftruncate(descriptor, 1)
+        if os.fstat(descriptor).st_size == 1:
+            return descriptor
     except OSError as error:
         if descriptor is not None:
             os.close(descriptor)
         if error.errno in _REFUSED:
             return None
         raise
-    return descriptor
+    os.close(descriptor)
+    return None
 
 
 def write_direct(descriptor: int, parts: Iterable[memoryview]) -> None:
@@ -82,7 +87,7 @@ def write_direct(descriptor: int, parts: Iterable[memoryview]) -> None:
                 padded = -(-filled // mmap.PAGESIZE) * mmap.PAGESIZE
                 _write_at(descriptor, last[:padded], position)
             os.ftruncate(descriptor, position + filled)
-            os.fsync(descriptor)
+            make_durable(descriptor, position + filled)
         finally:
             for write in pending:
                 write.cancel()
@@ -97,15 +102,33 @@ def write_direct(descriptor: int, parts: Iterable[memoryview]) -> None:
 
 
 def write_pages(descriptor: int, padded: memoryview, size: int) -> None:
-    """Write the first ``size`` bytes of ``padded``, whole pages that begin on a page, durably.
+    """Write the first ``size`` bytes of ``padded``, durably.
+
+    Args:
+        descriptor: To which. One of :func:`open_direct` takes whole pages only.
+        padded: Those bytes, and what fills up the last page if only whole ones can be written; it begins on a page.
+        size: In bytes.
 
     Raises:
         OSError: What the file system says, for example that the disk is full.
     """
     for start in range(0, len(padded), _LARGE):
         _write_at(descriptor, padded[start : start + _LARGE], start)
-    os.ftruncate(descriptor, size)
+    if len(padded) > size:
+        os.ftruncate(descriptor, size)
+    make_durable(descriptor, size)
+
+
+def make_durable(descriptor: int, size: int) -> None:
+    """Sync a file of which ``size`` bytes were written.
+
+    Raises:
+        OSError: What the file system says; EIO if it says nothing, and has kept more bytes, or fewer.
+    """
     os.fsync(descriptor)
+    found = os.fstat(descriptor).st_size
+    if found != size:
+        raise OSError(errno.EIO, f"{size} bytes were written, {found} are there")
 
 
 def _write_at(descriptor: int, block: memoryview, position: int) -> None:

@@ -126,11 +126,13 @@ class LocalDisk:
         partial = path.with_name(f".{path.name}.partial")
         try:
             descriptor = direct_file.open_direct(partial) if size >= direct_file.WORTHWHILE else None
+            content = padded
             if descriptor is None:
                 descriptor = os.open(partial, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666)
+                content = padded[:size]
             try:
                 with naming(partial):
-                    direct_file.write_pages(descriptor, padded, size)
+                    direct_file.write_pages(descriptor, content, size)
             finally:
                 os.close(descriptor)
             os.replace(partial, path)
@@ -225,9 +227,11 @@ def _write_durably(path: Path, parts: Iterator[memoryview]) -> None:
             if direct:
                 direct_file.write_direct(descriptor, chain(first, parts))
             else:
+                size = 0
                 for part in chain(first, parts):
                     write_all(descriptor, part)
-                os.fsync(descriptor)
+                    size += len(part)
+                direct_file.make_durable(descriptor, size)
     finally:
         os.close(descriptor)
 

@@ -99,6 +99,39 @@ def test_a_file_system_that_takes_the_flag_and_refuses_what_is_written(direct, m
     assert names(direct) == ["probe", "x"]
 
 
+@pytest.mark.parametrize("size", [16_489, (6 << 20) - 3])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_system_that_does_not_cut_files(tmp_path, monkeypatch, whole, size):
+    """s3fs says that it has: whole pages were left, longer than the manifest says, and nothing could be resumed."""
+    monkeypatch.setattr(os, "ftruncate", lambda descriptor, length: None)
+    content = os.urandom(1) * size
+    if whole:
+        LocalDisk().write_image(tmp_path / "x", memoryview(content + bytes(-size % 4096)), size)
+    else:
+        LocalDisk().write(tmp_path / "x", [content])
+    assert (tmp_path / "x").read_bytes() == content
+    assert names(tmp_path) == ["x"]
+
+
+@pytest.mark.parametrize("size", [1 << 20, 6 << 20])
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_file_system_that_does_not_keep_all_fails_the_write(tmp_path, monkeypatch, whole, size):
+    """And says so to nobody."""
+    fsync = os.fsync
+
+    def loses(descriptor):
+        os.truncate(f"/proc/self/fd/{descriptor}", size - 1)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", loses)
+    content = bytes(size)
+    with pytest.raises(OSError, match=rf"{size} bytes were written, {size - 1} are there: '.*/\.x\.partial'"):
+        LocalDisk().write_image(tmp_path / "x", memoryview(content), size) if whole else LocalDisk().write(
+            tmp_path / "x", [content]
+        )
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("size", [1 << 20, 6 << 20])
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_limit_to_the_size_of_files_is_told_as_such_and_for_which_file(tmp_path, whole, size):

@@ -112,10 +112,16 @@ def _check_shares(checkpoint: Path, shares: list[dict[str, FileRecord]]) -> None
     for rank, share in enumerate(shares):
         for name, record in share.items():
             path = checkpoint / name
-            if not exists(path) or path.stat().st_size != record.size:
+            if not exists(path):
                 raise CheckpointError(
                     f"rank 0 does not see {path}, which rank {rank} wrote: the run directory must be on a file system "
                     "that all ranks share"
+                )
+            found = path.stat().st_size
+            if found != record.size:
+                raise CheckpointError(
+                    f"rank 0 finds {found} bytes in {path}, and rank {rank} wrote {record.size}: the file system has not "
+                    "kept them, or the ranks do not share it. The run directory must be on one that does both"
                 )
 
 

@@ -100,6 +100,29 @@ def test_a_context_that_fails_fails_the_save(tmp_path):
     assert names_in(tmp_path) == {"a"}
 
 
+class Keeping(LocalDisk):
+    """Says that it has written, and keeps more or nothing."""
+
+    def __init__(self, keeps: bytes | None) -> None:
+        self.keeps = keeps
+
+    def write(self, path, parts):
+        super().write(path, parts)
+        if path.suffix == ".distcp" and self.keeps is None:
+            path.unlink()
+        elif path.suffix == ".distcp":
+            path.write_bytes(path.read_bytes() + self.keeps)
+
+
+def test_a_disk_that_has_not_kept_what_was_written_is_told_apart_from_one_that_is_not_shared(tmp_path):
+    save(tmp_path / "a", 1)
+    with pytest.raises(SaveFailedError, match=r"rank 0 finds \d+ bytes in .*__0_0\.distcp, and rank 0 wrote \d+:"):
+        save(tmp_path / "b", 2, Keeping(b"more"))
+    with pytest.raises(SaveFailedError, match=r"rank 0 does not see .*__0_0\.distcp, which rank 0 wrote: "):
+        save(tmp_path / "b", 2, Keeping(None))
+    assert names_in(tmp_path) == {"a"}
+
+
 def test_saving_changes_nothing_of_the_state(tmp_path):
     state = lightning_state(3)
     state["state_dict"]["layer.weight"].requires_grad_()
