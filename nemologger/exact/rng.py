@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import random
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,12 @@ import xxhash
 from torch import Tensor
 from torch import device as Device
 
+from nemologger.errors import DamagedCheckpointError
 from nemologger.exact import unchanged
 
 _TORCH = torch.default_generator
+#: The generators of the newest streams: another thread may be in the middle of a number of one that nobody else has.
+_NEWEST: deque[np.random.MT19937] = deque(maxlen=32)
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class RngState:
         words = tuple(int(word) for word in _unpacked(python["words"]))
         return RngState(
             python=(python["version"], words, python["gauss"]),
-            numpy=_unplain(plain["numpy"]),
+            numpy=_numpy_state(plain["numpy"]),
             torch=plain["torch"].cpu(),
             device=None if plain["device"] is None else plain["device"].cpu(),
         )
@@ -99,12 +103,14 @@ class Streams:
         self.python: tuple[Any, ...] = random.Random(seed).getstate()
         self.torch = torch.Generator().manual_seed(seed).get_state()
         self.numpy: Any = np.random.MT19937(seed)
+        _NEWEST.append(self.numpy)
         self._outside: tuple[Any, Any, Any] | None = None
 
     def __enter__(self) -> None:
-        self._outside = unchanged.python_state(), np.random.mtrand.get_bit_generator(), _TORCH.get_state()
+        numpy = np.random.mtrand.get_bit_generator()
+        self._outside = unchanged.python_state(), numpy, _TORCH.get_state()
         random.setstate(self.python)
-        np.random.mtrand.set_bit_generator(self.numpy)
+        _draw_from(self.numpy, instead_of=numpy)
         _TORCH.set_state(self.torch)
 
     def __exit__(self, *exception: object) -> None:
@@ -114,8 +120,18 @@ class Streams:
         python, numpy, state = self._outside
         self._outside = None
         random.setstate(python)
-        np.random.mtrand.set_bit_generator(numpy)
+        _draw_from(numpy, instead_of=self.numpy)
         _TORCH.set_state(state)
+
+
+def _draw_from(generator: Any, instead_of: Any) -> None:
+    """Let numpy's functions draw from ``generator``, those too that fill an array in another thread at the moment."""
+    if type(generator) is type(instead_of):
+        np.random.mtrand.set_bit_generator(generator)
+        return
+    # One of another kind has its state in less memory, perhaps: who draws as from the one before is waited for.
+    with generator.lock, instead_of.lock:
+        np.random.mtrand.set_bit_generator(generator)
 
 
 def _has_generator(device: Device | None) -> bool:
@@ -152,6 +168,23 @@ def _unplain(value: Any) -> Any:
     return _unpacked(value["array"]) if "array" in value else {key: _unplain(item) for key, item in value.items()}
 
 
+def _numpy_state(plain: Any) -> Any:
+    """What a numpy generator is set to, of what :func:`_plain` made.
+
+    Raises:
+        DamagedCheckpointError: It is at a place that it does not have: numpy would read memory there that is not its own.
+    """
+    state = _unplain(plain)
+    places = {"pos": (state["state"].get("pos", 0), 624), "buffer_pos": (state.get("buffer_pos", 0), 4)}
+    for name, (place, last) in places.items():
+        if type(place) is not int or not 0 <= place <= last:
+            raise DamagedCheckpointError(
+                f"a state of numpy's {state.get('bit_generator')} in the checkpoint is damaged: it has {name}={place!r}, "
+                f"expected 0 to {last}"
+            )
+    return state
+
+
 _BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
 
 
@@ -175,9 +208,9 @@ def set_generator_state(generator: Any, state: Any) -> None:
         words = tuple(int(word) for word in _unpacked(state["words"]))
         generator.setstate((state["version"], words, state["gauss"]))
     elif isinstance(generator, np.random.RandomState):
-        generator.set_state(_unplain(state))
+        generator.set_state(_numpy_state(state))
     else:
-        generator.bit_generator.state = _unplain(state)
+        generator.bit_generator.state = _numpy_state(state)
 
 
 def reseed(generator: Any, seed: int) -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import io
 import random
+import threading
 
 import numpy as np
 import pytest
 import torch
 
+from nemologger.errors import DamagedCheckpointError
 from nemologger.exact.program.owned import Owned
 from nemologger.exact.rng import RngState, Streams, generator_from, generator_state, set_generator_state
 
@@ -88,6 +90,80 @@ def test_streams_are_left_when_something_is_raised():
     with pytest.raises(ZeroDivisionError), Streams(1):
         [draw(), 1 / 0]
     assert RngState.capture().seed() == state.seed()
+
+
+def is_drawn_from(generator: np.random.BitGenerator) -> bool:
+    """Whether another thread is drawing from it."""
+    if generator.lock.acquire(blocking=False):
+        generator.lock.release()
+        return False
+    return True
+
+
+@pytest.fixture
+def long_draw():
+    """A thread that draws an array for a while: a function that starts it, and waits until it draws from a generator."""
+    threads = []
+
+    def start(generator: np.random.BitGenerator) -> None:
+        while not is_drawn_from(generator):
+            if not threads or not threads[-1].is_alive():  # it may have come to its end unseen
+                threads.append(threading.Thread(target=np.random.standard_normal, args=(5_000_000,)))
+                threads[-1].start()
+
+    yield start
+    for thread in threads:
+        thread.join()
+
+
+def test_a_thread_that_draws_is_waited_for_before_there_is_a_generator_of_another_kind(long_draw):
+    """It would draw from the one as from the other, whose memory is larger."""
+    before = np.random.mtrand.get_bit_generator()
+    try:
+        np.random.mtrand.set_bit_generator(outside := np.random.PCG64(3))
+        streams = Streams(1)
+        long_draw(outside)
+        with streams:
+            assert not is_drawn_from(outside)
+            long_draw(streams.numpy)
+        assert not is_drawn_from(streams.numpy)
+    finally:
+        np.random.mtrand.set_bit_generator(before)
+
+
+def test_memory_that_a_thread_may_still_draw_from_is_given_to_nobody_else():
+    def address() -> int:
+        with (streams := Streams(1)):
+            return id(streams.numpy)
+
+    assert len({address() for _ in range(8)}) == 8
+
+
+@pytest.mark.parametrize("place", [-1, 625, 10**9, "1"])
+def test_a_place_that_numpys_generator_does_not_have_is_refused(place):
+    plain = RngState.capture().to_plain()
+    plain["numpy"]["state"]["pos"] = place
+    with pytest.raises(DamagedCheckpointError, match=r"MT19937.*pos=.*expected 0 to 624"):
+        RngState.from_plain(plain)
+
+
+@pytest.mark.parametrize(
+    ("generator", "name", "last"),
+    [
+        (np.random.Generator(np.random.Philox(1)), "buffer_pos", 4),
+        (np.random.RandomState(1), "pos", 624),
+        (np.random.Generator(np.random.MT19937(1)), "pos", 624),
+    ],
+)
+def test_so_is_one_of_a_generator_of_ones_own(generator, name, last):
+    state = generator_state(generator)
+    (state if name in state else state["state"])[name] = last
+    set_generator_state(generator, state)
+    (state if name in state else state["state"])[name] = last + 1
+    with pytest.raises(DamagedCheckpointError, match=f"{name}={last + 1}, expected 0 to {last}"):
+        set_generator_state(generator, state)
+    with pytest.raises(DamagedCheckpointError):
+        generator_from(state)
 
 
 def test_other_ranks_get_other_states():
