@@ -15,7 +15,7 @@ from nemologger.context.io_json import load_context
 from nemologger.disk.there import is_dir
 from nemologger.errors import CheckpointError, ModelMismatchError, NemologgerError
 from nemologger.loading.compare import check_model
-from nemologger.loading.optimizer_states import align_to
+from nemologger.loading.optimizer_states import align_to, check
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -97,6 +97,8 @@ class RestoreWeights(Callback):
         if is_dir(self.checkpoint):
             opened = open_checkpoint(self.checkpoint, verified=True)
             align_to(trainer, self.checkpoint, opened, checkpoint["optimizer_states"])
+        else:
+            check(trainer, self.checkpoint, checkpoint["optimizer_states"])
         if sharded_state.shards_state(trainer.strategy):
             by_number = lightning_port.optimizer_names(trainer)
             states = checkpoint["optimizer_states"]

@@ -27,7 +27,7 @@ from nemologger.checkpoint.state.plain import fill_in, without_left_out
 from nemologger.disk.there import exists, is_dir
 from nemologger.errors import CheckpointError, DamagedCheckpointError, NotFoundError, RefusedError
 from nemologger.loading.compare import check_model
-from nemologger.loading.optimizer_states import align_to
+from nemologger.loading.optimizer_states import align_to, check
 from nemologger.stores.client import before_training
 from nemologger.stores.path import in_store, storage_path
 
@@ -49,6 +49,7 @@ class DirectoryCheckpointIO(CheckpointIO):
         self._trainer = trainer
         self._inner = inner
         self._loaded: tuple[Path, Opened, list[dict[str, Any]]] | None = None  # optimizers' states
+        self._loaded_file: tuple[str | Path, dict[str, Any]] | None = None
         self._kept: tuple[str, Opened | None] | None = None
         self._asked: tuple[str | Path | None, bool | None] = None, None  # of the fit that is beginning
         self._begins = False
@@ -215,6 +216,9 @@ class DirectoryCheckpointIO(CheckpointIO):
 
     def align_optimizers(self) -> None:
         """Bring the optimizer states that were loaded into the order of the trainer's optimizers."""
+        file, self._loaded_file = self._loaded_file, None
+        if file is not None:
+            check(self._trainer, file[0], file[1].get("optimizer_states", ()))
         if self._loaded is None:
             return
         loaded, self._loaded = self._loaded, None
@@ -261,6 +265,8 @@ class DirectoryCheckpointIO(CheckpointIO):
                 f"{path} is no checkpoint of a Lightning run, from which training could go on: it holds "
                 f"{_shown(loaded)}. If these are weights, load them into the model in your program"
             )
+        if self._is_asked_for(path) and self._trainer.state.fn == "fit":
+            self._loaded_file = (path, loaded)
         return loaded
 
     def _is_of_torch(self, path: str | Path) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import torch
 
 from nemologger import lightning_port, sharded_state
 from nemologger.checkpoint.reading.load import Opened
-from nemologger.checkpoint.state.optimizers import align, keep_as_saved
+from nemologger.checkpoint.state.optimizers import align, check_sizes, keep_as_saved
 from nemologger.errors import ModelMismatchError
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def align_to(trainer: pl.Trainer, directory: Path, opened: Opened, states: list[
     """
     saved = opened.optimizer_names
     if len(saved) != len(states):
+        check(trainer, directory, states)
         return  # another tool wrote it: the order is all there is
     now = lightning_port.optimizer_names(trainer)
     if len(states) not in (0, len(now)):
@@ -58,6 +59,23 @@ def align_to(trainer: pl.Trainer, directory: Path, opened: Opened, states: list[
             if says:
                 _say_other_rate(directory, i, optimizer.param_groups, states[i]["param_groups"])
             keep_as_saved(optimizer, states[i], partial(_dtype_in, opened.shapes, saved[i]))
+    check(trainer, directory, states)
+
+
+def check(trainer: pl.Trainer, source: str | Path, states: Sequence[Mapping[str, Any]]) -> None:
+    """Look whether the trainer's optimizers can work with ``states``, those of the checkpoint ``source``, in their order.
+
+    Raises:
+        ModelMismatchError: If they would write to memory that is not theirs.
+    """
+    if sharded_state.flattened(trainer.strategy) is not None:
+        return  # FSDP gives its optimizers, whose parameters are parts of one row, what it makes of that
+    names = lightning_port.optimizer_names(trainer)
+    for i, (state, optimizer, name_of) in enumerate(zip(states, trainer.optimizers, names, strict=False)):
+        try:
+            check_sizes(optimizer, state, name_of)
+        except ModelMismatchError as error:
+            raise ModelMismatchError(f"{source}, optimizer {i}: {error}") from error
 
 
 def _say_other_rate(directory: Path, number: int, now: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from torch.optim.swa_utils import SWALR
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import AutoResume, ModelCheckpoint, ModelMismatchError
+from nemologger.callbacks.restore_weights import RestoreWeights
 from nemologger.checkpoint.weights.unpickler import MetadataUnpickler
 from nemologger.loading.checkpoint_io import install
 
@@ -174,3 +175,72 @@ def test_what_is_frozen_since_is_named_and_what_to_do(tmp_path):
     again = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
     with pytest.raises(ModelMismatchError, match=r"only there: net\.0\.bias, .*only here: none.*RestoreConfig"):
         quiet_trainer(max_steps=9, callbacks=[again]).fit(Frozen(), loader(), loader(), ckpt_path=str(tmp_path / "x"))
+
+
+class _Stops(pl.Callback):
+    """Before the first step, in which an optimizer whose state is too small would write behind its end."""
+
+    def on_train_start(self, trainer, pl_module):
+        raise InterruptedError
+
+
+class _Fused(ToyModel):
+    """It goes through the memory of the state as far as the parameter reaches."""
+
+    swapped = False
+
+    def configure_optimizers(self):
+        parameters = list(self.net.parameters())
+        return torch.optim.AdamW(parameters[::-1] if self.swapped else parameters, lr=1e-2, fused=True)
+
+
+class _FusedOtherwise(_Fused):
+    swapped = True
+
+
+@pytest.mark.parametrize("restores", [True, False])
+def test_a_fused_optimizer_gets_no_state_of_other_sizes_from_a_file(tmp_path, restores):
+    """Lightning's know no names. Of one that is not fused, torch says so itself."""
+    trainer = quiet_trainer(max_steps=2)
+    trainer.fit(_Fused(), loader(), loader())
+    file = tmp_path / "x.ckpt"
+    trainer.save_checkpoint(file)
+    callbacks = [RestoreWeights(file, optimizer=True)] if restores else []
+    again = quiet_trainer(max_steps=4, callbacks=[*callbacks, _Stops()], enable_checkpointing=False)
+    install(again)
+    with pytest.raises(
+        ModelMismatchError, match=r"x\.ckpt, optimizer 0: it holds exp_avg of shape .* for net\..*order"
+    ):
+        again.fit(_FusedOtherwise(), loader(), loader(), ckpt_path=None if restores else str(file))
+
+
+class _Shrinks(pl.Callback):
+    """Some of the optimizer's state, before it is saved."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.optimizers[0].state[pl_module.net[0].weight]["exp_avg_sq"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize("restores", [True, False])
+def test_nor_from_a_checkpoint(tmp_path, restores):
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", monitor=None, every_n_train_steps=1)
+    quiet_trainer(max_steps=1, callbacks=[_Shrinks(), saves]).fit(_Fused(), loader(), loader())
+    callbacks = [RestoreWeights(tmp_path / "x", optimizer=True)] if restores else []
+    again = quiet_trainer(max_steps=4, callbacks=[*callbacks, _Stops()], enable_checkpointing=False)
+    install(again)
+    with pytest.raises(
+        ModelMismatchError, match=r"exp_avg_sq of shape \(3,\) for net.0.weight, whose shape is \(8, 8\)"
+    ):
+        again.fit(_Fused(), loader(), loader(), ckpt_path=None if restores else str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_a_fused_optimizer_goes_on_with_its_own(tmp_path, file):
+    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", monitor=None, every_n_train_steps=2)
+    trainer = quiet_trainer(max_steps=2, callbacks=[saves])
+    trainer.fit(_Fused(), loader(), loader())
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    again = quiet_trainer(max_steps=4, enable_checkpointing=False)
+    install(again)
+    again.fit(_Fused(), loader(), loader(), ckpt_path=str(tmp_path / ("x.ckpt" if file else "x")))
+    assert again.global_step == 4

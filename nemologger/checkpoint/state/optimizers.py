@@ -53,6 +53,34 @@ def align(
     return {**saved, "param_groups": aligned}
 
 
+def check_sizes(optimizer: Optimizer, state: Mapping[str, Any], names: Mapping[int, str]) -> None:
+    """Whether ``state`` is of as many elements as the parameters of ``optimizer`` are, if that does not look itself.
+
+    torch's fused optimizers do not: they go through the memory of both as far as the parameter reaches.
+
+    Args:
+        optimizer: It has not loaded ``state`` yet.
+        state: Its state dictionary.
+        names: The name of the parameter behind each of its indices.
+
+    Raises:
+        ModelMismatchError: If it is not.
+    """
+    groups = (*optimizer.param_groups, *state.get("param_groups", ()))  # it takes the settings of what it loads
+    if not type(optimizer).__module__.startswith("torch.optim.") or not any(group.get("fused") for group in groups):
+        return
+    numbers = {id(parameter): n for n, parameter in enumerate(p for g in optimizer.param_groups for p in g["params"])}
+    for parameter, index in _pairs(optimizer, state):
+        for field, value in _fields(state, index).items():
+            if isinstance(value, torch.Tensor) and field != "step" and value.shape != parameter.shape:
+                number = numbers[id(parameter)]
+                raise ModelMismatchError(
+                    f"it holds {field} of shape {tuple(value.shape)} for {names.get(number, number)}, whose shape is "
+                    f"{tuple(parameter.shape)}: it is of another model, or of parameters in another order. Give them to the "
+                    "optimizer as in the run that saved it, or start a new run from its weights alone"
+                )
+
+
 def keep_as_saved(
     optimizer: Optimizer, state: Mapping[str, Any], dtype_then: Callable[[int], torch.dtype | None]
 ) -> None:
