@@ -4,6 +4,7 @@ Everything here is collective: every rank calls it, in the same order, from its 
 
     group.py        the processes of the run, and how they reach each other
     tree.py         values up and down between them; who does not answer is named
+    notes.py        what they leave for each other in the store of the run
     failure.py      an exception on its way to the others
     agreement.py    a step's outcome, an error included, is the same on every rank
     shared_work.py  as that, where all ranks work on what rank 0 asks

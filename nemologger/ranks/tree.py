@@ -13,8 +13,9 @@ from __future__ import annotations
 import contextlib
 import json
 import pickle
+import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -26,6 +27,7 @@ from torch.distributed.distributed_c10d import AllreduceOptions, PrefixStore, _g
 
 from nemologger.errors import SilentRankError
 from nemologger.ranks.failure import Failure
+from nemologger.ranks.notes import Notes
 
 FAN_OUT = 32
 #: Seconds that a rank waits longer than those below it, so that the lowest one that knows is the one that tells.
@@ -65,8 +67,10 @@ class RankTree:
         self._group = group
         self._broken = ""
         self._come_to: set[str] = set()
-        self._notes = PrefixStore("nemologger", _get_default_store())  # until the ranks have agreed on a name
-        self._notes = PrefixStore(f"nemologger/{self.broadcast(uuid4().hex, seconds)}", _get_default_store())
+        self._notes = Notes(PrefixStore("nemologger", _get_default_store()))  # until the ranks have agreed on a name
+        self._hosts: list[str] = []
+        name, self._hosts = self.exchange(socket.gethostname(), lambda hosts: (uuid4().hex, hosts), seconds)
+        self._notes = Notes(PrefixStore(f"nemologger/{name}", _get_default_store()))
 
     @property
     def is_broken(self) -> bool:
@@ -141,7 +145,7 @@ class RankTree:
             while missing > 0 and time.monotonic() < end:
                 time.sleep(_LOOK_EVERY)
                 missing = self.world_size - self._notes.add(f"at/{point}", 0)
-        except RuntimeError:  # the store was rank 0's, and went with it
+        except RuntimeError:  # the store was rank 0's, and went or fell silent with it
             return 1
         return max(missing, 0)
 
@@ -176,9 +180,14 @@ class RankTree:
         why = "; ".join(sorted(set(missed.values())))
         self._broken = (
             f"{who} of {self.world_size} did not answer (seen by rank {self.rank}, timeout {seconds:g} s): {why}. It "
-            "has probably died, or hangs; look for the first error in its log file."
+            f"has probably died, or hangs{self._where(missed)}; look for the first error in its log file."
         )
         raise SilentRankError(self._broken) from error
+
+    def _where(self, missed: Iterable[int]) -> str:
+        """Their hosts, which may be what has gone, for the message; "" while these are not known yet."""
+        hosts = sorted({self._hosts[rank] for rank in missed}) if self._hosts else []
+        return f", or its host has gone ({', '.join(hosts)})" if hosts else ""
 
     def _hang_up(self) -> None:
         """Close all connections, as gloo does when a wait is over, and not when a rank has died.
@@ -198,7 +207,7 @@ class RankTree:
             time.sleep(_GRACE)
             count = self._notes.add("missed", 0)
             notes = [tuple(json.loads(self._notes.get(f"missed/{number}"))) for number in range(1, count + 1)]
-        except RuntimeError:  # the store was rank 0's, and went with it
+        except RuntimeError:  # as above
             pass
         here = {by for by, _, _ in notes}
         silent = {missed: reason for _, missed, reason in reversed(notes) if missed not in here}
