@@ -25,8 +25,9 @@ from nemologger import names
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.disk import Disk
+from nemologger.disk.lock import taken_over_by
 from nemologger.disk.there import exists, is_dir, is_file, is_symlink
-from nemologger.errors import DamagedCheckpointError
+from nemologger.errors import DamagedCheckpointError, DirectoryInUseError
 from nemologger.stores.path import in_store
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,9 @@ def begin(disk: Disk, checkpoint: Path, directories: Sequence[str] = (names.WEIG
 
     Raises:
         OSError: If that failed; a FileExistsError if what is there must not be replaced.
+        DirectoryInUseError: Another run has the directory now.
     """
+    _check_ours(disk, checkpoint)
     if disk.can_rename:
         _make_durable(disk, checkpoint.parent)
         aside = _set_aside(checkpoint)
@@ -75,6 +78,7 @@ def publish(disk: Disk, checkpoint: Path, manifest: Manifest) -> None:
     else:
         disk.sync(checkpoint)
         _check_there(checkpoint, manifest)
+    _check_ours(disk, checkpoint)  # hours may have passed since begin(), on a host that stood still
     disk.commit(checkpoint / names.MANIFEST, manifest.dumps())
     try:
         disk.sync(checkpoint)
@@ -93,6 +97,8 @@ def publish(disk: Disk, checkpoint: Path, manifest: Manifest) -> None:
 
 def abandon(disk: Disk, checkpoint: Path) -> None:
     """Undo a :func:`begin` whose save failed."""
+    if disk.can_rename and taken_over_by(checkpoint.parent):  # what is there now is another run's
+        return
     if is_published(checkpoint):  # it failed before it touched the earlier one
         disk.remove(names.marker(checkpoint))
         return
@@ -241,6 +247,21 @@ def is_published(checkpoint: Path) -> bool:
 def holds_a_checkpoint(checkpoint: Path) -> bool:
     """Whether a complete checkpoint lies at ``checkpoint`` itself, not where it points to."""
     return is_published(checkpoint) and not is_symlink(checkpoint)
+
+
+def _check_ours(disk: Disk, checkpoint: Path) -> None:
+    """Leave a directory alone that another run has taken over while this one stood still. A store has no locks.
+
+    Raises:
+        DirectoryInUseError: It has.
+    """
+    owner = taken_over_by(checkpoint.parent) if disk.can_rename else ""
+    if owner:
+        raise DirectoryInUseError(
+            f"another run writes to {checkpoint.parent} now ({owner}): this one has lost the lock of it. Its host may have "
+            "been cut off, or have stood still, for so long that it was taken for dead, or the lock's file was removed. "
+            "Stop one of them"
+        )
 
 
 def _is_of_checkpoint(file: str) -> bool:

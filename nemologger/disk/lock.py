@@ -45,6 +45,7 @@ class _Held:
     path: Path
     descriptor: int
     process: int
+    signed: str  # what this process has written into it, "" if it could not
     takers: int = 1
 
 
@@ -117,8 +118,7 @@ class DirectoryLock:
                     told = True
                 time.sleep(_LOOK_EVERY)
             else:
-                _sign(descriptor)
-                self._held = _HELD[self._path] = _Held(self._path, descriptor, os.getpid())
+                self._held = _HELD[self._path] = _Held(self._path, descriptor, os.getpid(), _sign(descriptor))
 
     def hold(self) -> None:
         """Take it again if its file has been removed by somebody meanwhile: else a second run would not be refused.
@@ -138,7 +138,7 @@ class DirectoryLock:
         except OSError as error:
             _say_without(held.path.parent, error)
             return
-        _sign(descriptor)
+        held.signed = _sign(descriptor)
         _close(held.descriptor)
         held.descriptor = descriptor
 
@@ -159,6 +159,23 @@ class DirectoryLock:
             _close(held.descriptor)
 
 
+def taken_over_by(directory: Path) -> str:
+    """Who has the lock of ``directory`` that this process had, and does not know it has lost; "" for nobody.
+
+    A network file system gives the lock of a host away that it has not heard of for a while. The host may only have stood
+    still, or have been cut off: what runs there goes on as if nothing had happened. It may also be that somebody has removed
+    the file.
+    """
+    held = _HELD.get(directory.resolve() / FILE)
+    if held is None or held.process != os.getpid() or not held.signed:
+        return ""
+    try:  # opened anew: a network file system may say what was there before
+        owner = held.path.read_text(errors="replace").strip()
+    except OSError:
+        return ""
+    return "" if owner == held.signed else owner
+
+
 def _open(path: Path) -> int:
     try:
         return os.open(path, _HOW, 0o666)
@@ -166,11 +183,18 @@ def _open(path: Path) -> int:
         raise ConfigurationError(f"{path.parent} cannot be written to: {error.strerror} ({path.name})") from error
 
 
-def _sign(descriptor: int) -> None:
-    """Say who holds the lock. On a full disk nobody can: what dead runs have left there goes when the lock is taken."""
-    with contextlib.suppress(OSError):
+def _sign(descriptor: int) -> str:
+    """Say who holds the lock, and return that.
+
+    On a full disk nobody can, and "" is returned: what dead runs have left there goes when the lock is taken.
+    """
+    signature = f"process {os.getpid()} on {socket.gethostname()}"
+    try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        written = os.pwrite(descriptor, signature.encode(), 0)
+    except OSError:
+        return ""
+    return signature if written == len(signature.encode()) else ""
 
 
 def _owner(descriptor: int) -> str:

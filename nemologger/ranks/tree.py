@@ -274,6 +274,6 @@ class RankTree:
 
 
 def _short(error: RuntimeError) -> str:
-    """The last part of gloo's message; what comes before is where in its source it was raised."""
-    first = str(error).split("\n")[0]
+    """What gloo's message says; what comes before is where in its source it was raised, and behind it is advice."""
+    first = str(error).split("\n")[0].split(". This is typically")[0]
     return first.rsplit("] ", 1)[-1].rstrip(". ") or type(error).__name__

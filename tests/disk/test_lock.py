@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from processes import started, wait_for
 
-from nemologger.disk.lock import FILE, DirectoryLock
+from nemologger.disk.lock import FILE, DirectoryLock, taken_over_by
 from nemologger.errors import ConfigurationError, DirectoryInUseError
 
 HOLD = """
@@ -305,3 +305,18 @@ def test_a_disk_that_fails_when_it_is_given_back_does_not_replace_what_ends_a_ru
         patch.setattr(os, "close", fails)
         lock.release()
     assert not taken_elsewhere(tmp_path)
+
+
+def test_who_has_lost_it_is_told_who_has_it(tmp_path, script):
+    lock = DirectoryLock(tmp_path)
+    lock.take()
+    assert taken_over_by(tmp_path) == ""
+    (tmp_path / FILE).unlink()
+    assert taken_over_by(tmp_path) == ""  # nobody yet
+    with started(script, tmp_path) as process:
+        wait_for((tmp_path / "held").exists)
+        assert taken_over_by(tmp_path).startswith(f"process {process.pid} on ")
+    lock.hold()
+    assert taken_over_by(tmp_path) == ""
+    lock.release()
+    assert taken_over_by(tmp_path) == ""
