@@ -103,11 +103,8 @@ class DirectoryLock:
                 if error.errno not in _TAKEN:
                     _say_without(self._path.parent, error)
                     return
-                if _is_alive(owner) or time.monotonic() > end:
-                    raise DirectoryInUseError(
-                        f"another run is writing to {self._path.parent} ({owner or 'unknown process'}): two of them would "
-                        "remove each other's checkpoints. Stop that one, or give this run another name or version."
-                    ) from error
+                if (is_alive := _is_alive(owner)) or time.monotonic() > end:
+                    raise DirectoryInUseError(_refusal(self._path, owner, is_alive=is_alive)) from error
                 if not told:
                     log.warning(
                         "%s is locked by another run (%s), which may have ended: waiting for up to %.0f s",
@@ -275,6 +272,14 @@ def _is_gone(held: _Held) -> bool:
         return not os.path.samestat(os.fstat(held.descriptor), there)
     except OSError:
         return False
+
+
+def _refusal(path: Path, owner: str, *, is_alive: bool) -> str:
+    refusal = (
+        f"another run is writing to {path.parent} ({owner or 'unknown process'}): two of them would remove each other's "
+        "checkpoints. Stop that one, or give this run another name or version."
+    )
+    return refusal if is_alive else f"{refusal} If its host has gone for good, remove {path}, which is still locked."
 
 
 def _is_alive(owner: str) -> bool:
