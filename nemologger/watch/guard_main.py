@@ -25,8 +25,8 @@ _END_TIMEOUT = 30.0
 _KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 _STATES = {"T": "stopped by a signal", "D": "in a system call that cannot be interrupted", "Z": "dead"}
 
-# Where a thread that waits for other ranks is. The last one is Lightning asking rank 0 whether to stop.
-_WAITS = re.compile(r"/torch/distributed/|in _broadcast_sigterm_tensor$")
+# Where a thread that waits for other ranks, or for their store, is. The last one is Lightning asking rank 0 whether to stop.
+_WAITS = re.compile(r"/torch/distributed/|/nemologger/ranks/notes\.py|in _broadcast_sigterm_tensor$")
 # Further out it is everybody's who trains, or decides for the others. In ours, torch waits without a frame of Python.
 _WAITS_INNERMOST = re.compile(r"/torch/nn/parallel/distributed\.py|/nemologger/ranks/tree\.py")
 _INNERMOST = 4  # frames

@@ -170,6 +170,7 @@ Current thread 0x00007f0000000002 (most recent call first):
     [
         ("/x/torch/distributed/distributed_c10d.py", True),
         ("/x/torch/nn/parallel/distributed.py", True),
+        ("/x/nemologger/ranks/notes.py", True),
         ("/x/mine.py", False),
     ],
 )
