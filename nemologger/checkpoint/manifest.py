@@ -9,6 +9,7 @@ used in parallel.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import platform
@@ -22,6 +23,7 @@ from typing import Any
 import xxhash
 
 from nemologger import names
+from nemologger.disk.there import exists
 from nemologger.errors import DamagedCheckpointError
 from nemologger.stores.path import is_unknown
 
@@ -35,6 +37,22 @@ class FileRecord:
 
     size: int
     blocks: tuple[str, ...]
+
+
+def check_unpublished(checkpoint: Path) -> None:
+    """Before a file is written into ``checkpoint``, which was begun: let it not be one that somebody else has finished.
+
+    A rank that stood still may find that the others have been started anew meanwhile, and have written the same checkpoint.
+
+    Raises:
+        FileExistsError: It is complete.
+    """
+    if exists(checkpoint / names.MANIFEST):
+        raise FileExistsError(
+            errno.EEXIST,
+            "it is complete already: another run has the directory now, and has written it",
+            str(checkpoint),
+        )
 
 
 class Recorder:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from nemologger.checkpoint.manifest import FileRecord, Recorder
+from nemologger.checkpoint.manifest import FileRecord, Recorder, check_unpublished
 from nemologger.checkpoint.state.shares import Piece
 from nemologger.checkpoint.state.stage import payload
 from nemologger.checkpoint.weights import Place
@@ -27,8 +27,16 @@ def write_share(
 
     Returns:
         The record of each file by the same path.
+
+    Raises:
+        OSError: If that failed; a FileExistsError if ``checkpoint`` is complete already.
     """
-    return {name: write_file(disk, checkpoint / name, _parts(places, read)) for name, places in files.items()}
+    records = {}
+    for name, places in files.items():
+        if disk.can_rename:  # a store overwrites nothing
+            check_unpublished(checkpoint)
+        records[name] = write_file(disk, checkpoint / name, _parts(places, read))
+    return records
 
 
 def write_file(disk: Disk, path: Path, parts: Iterator[bytes | memoryview]) -> FileRecord:

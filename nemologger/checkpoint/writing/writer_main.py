@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from threading import Event
 
-from nemologger.checkpoint.manifest import FileRecord, Recorder
+from nemologger.checkpoint.manifest import FileRecord, Recorder, check_unpublished
 from nemologger.checkpoint.writing.reports import dumps
 from nemologger.disk import LocalDisk
 from nemologger.disk.pages import LARGE, SharedPages
@@ -119,12 +119,14 @@ def _write(job: Job, arena: memoryview) -> dict[str, FileRecord]:
     records: dict[str, FileRecord] = {}
     with ThreadPoolExecutor(1) as pool:
         for name, offset, size in job.images:
+            check_unpublished(directory)
             image = arena[offset : offset + size]
             padded = arena[offset : offset - (-size // mmap.PAGESIZE) * mmap.PAGESIZE]
             writing = pool.submit(disk.write_image, directory / name, padded, size)
             records[name] = _record(image)  # reads the memory that is being written
             writing.result()
     for name, content in job.small.items():
+        check_unpublished(directory)
         path = directory / name
         disk.make_directory(path.parent)
         disk.write(path, [content])

@@ -12,12 +12,14 @@ from helpers.crash import CrashModel, check_resumable, crashes, materialize
 from helpers.disks import FailingDisk, RecordingDisk
 from helpers.engine import faults, lightning_state, names_in, newest_in, save, snapshot_of, step_in
 
+from nemologger import names
 from nemologger.checkpoint import commit
 from nemologger.checkpoint.keeping.thinning import thin
 from nemologger.checkpoint.manifest import Manifest, read
 from nemologger.checkpoint.state.snapshot import take
 from nemologger.checkpoint.writing.plan import Planner
 from nemologger.checkpoint.writing.saver import Saver
+from nemologger.checkpoint.writing.write import write_share
 from nemologger.disk import LocalDisk
 from nemologger.errors import SaveFailedError
 from nemologger.ranks import SingleProcess
@@ -301,3 +303,11 @@ def test_ctrl_c_in_the_middle_leaves_what_was_there(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path / "b", 2, disk=Interrupted())
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["a"]
+
+
+def test_a_rank_that_comes_late_writes_nothing_into_what_is_complete(tmp_path):
+    """It stood still, and those that were started anew have made that checkpoint meanwhile."""
+    (tmp_path / names.MANIFEST).touch()
+    with pytest.raises(FileExistsError, match="it is complete already"):
+        write_share(LocalDisk(), tmp_path, {"file": []}, lambda piece: torch.empty(0))
+    assert names_in(tmp_path) == {names.MANIFEST}

@@ -27,6 +27,7 @@ from nemologger.checkpoint.writing.writer import Writer
 from nemologger.checkpoint.writing.writer_main import Job, perform
 from nemologger.disk.pages import LARGE, SharedPages
 from nemologger.errors import SaveFailedError
+from nemologger.names import MANIFEST
 
 PARENT = """
 import torch, time
@@ -214,6 +215,14 @@ def test_it_ends_when_the_process_that_trains_is_killed(at_work):
         parent.stdout.close()
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+def test_nothing_is_written_into_what_is_complete(arena, tmp_path):
+    """It stood still, and a run that was started anew has made that checkpoint meanwhile."""
+    (tmp_path / MANIFEST).touch()
+    job = replace(_job(arena, tmp_path), report=str(tmp_path / "report"))
+    assert "FileExistsError: [Errno 17] it is complete already" in perform(job, arena.memory, {}).error
+    assert [path.name for path in tmp_path.iterdir()] == [MANIFEST]
 
 
 def test_it_tells_rank_0_through_the_file_system_when_all_is_there(arena, tmp_path):
