@@ -120,7 +120,8 @@ class Watch:
         }
         data = "\n".join(sorted({*paths, *owned.lost})).encode()
         if len(data) > _ROOM:
-            data = data[: data.rindex(b"\n", 0, _ROOM)]
+            whole, _, cut = data[:_ROOM].rpartition(b"\n")
+            data = whole or cut
         self._told[info.id] = torch.frombuffer(bytearray(data.ljust(_ROOM, b"\0")), dtype=torch.uint8)
 
     @property

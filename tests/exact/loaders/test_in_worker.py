@@ -152,12 +152,21 @@ def counting():
     return collate
 
 
+class LongNamed(Augmented):
+    """Counts by a name that is longer than what a worker can tell."""
+
+    def __getitem__(self, index):
+        vars(self)["n" * 3000] = vars(self).get("n" * 3000, 0) + 1
+        return super().__getitem__(index)
+
+
 CHANGES = {
     "map-style": (lambda: DataLoader(Begins(), num_workers=2), "dataset.served change"),
     "beside a state": (
         lambda: DataLoader(StatefulShard(80), num_workers=1, collate_fn=counting()),
         "collate_fn.batches change",
     ),
+    "a long name": (lambda: DataLoader(LongNamed(), num_workers=1), "dataset.nnnnn"),
     "iterator": (Kept, "keeps an iterator of its own (kept)"),
     "stream": (
         lambda: DataLoader(Passes(), batch_size=8, num_workers=1, persistent_workers=True),
