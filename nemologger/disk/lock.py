@@ -46,6 +46,7 @@ class _Held:
     descriptor: int
     process: int
     signed: str  # what this process has written into it, "" if it could not
+    of_process: bool  # the lock is the process's, and lost as soon as anything in it closes the file
     takers: int = 1
 
 
@@ -92,7 +93,7 @@ class DirectoryLock:
         while self._held is None:
             descriptor = _open(self._path)
             try:
-                _lock(self._path, descriptor)
+                of_process = _lock(self._path, descriptor)
             except OSError as error:
                 owner = _owner(descriptor)
                 _close(descriptor)
@@ -115,7 +116,9 @@ class DirectoryLock:
                     told = True
                 time.sleep(_LOOK_EVERY)
             else:
-                self._held = _HELD[self._path] = _Held(self._path, descriptor, os.getpid(), _sign(descriptor))
+                self._held = _HELD[self._path] = _Held(
+                    self._path, descriptor, os.getpid(), _sign(descriptor), of_process
+                )
 
     def hold(self) -> None:
         """Take it again if its file has been removed by somebody meanwhile: else a second run would not be refused.
@@ -128,7 +131,7 @@ class DirectoryLock:
         try:
             descriptor = os.open(held.path, _HOW, 0o666)
             try:
-                _lock(held.path, descriptor)
+                of_process = _lock(held.path, descriptor)
             except OSError:
                 _close(descriptor)
                 raise
@@ -137,7 +140,7 @@ class DirectoryLock:
             return
         held.signed = _sign(descriptor)
         _close(held.descriptor)
-        held.descriptor = descriptor
+        held.descriptor, held.of_process = descriptor, of_process
 
     def release(self) -> None:
         """Give it back; nothing to do if it is not held."""
@@ -166,10 +169,13 @@ def taken_over_by(directory: Path) -> str:
     held = _HELD.get(directory.resolve() / FILE)
     if held is None or held.process != os.getpid() or not held.signed:
         return ""
-    try:  # opened anew: a network file system may say what was there before
-        owner = held.path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
+    if held.of_process and _is_at(held.path, held.descriptor):  # opened anew, it would be lost with closing that
+        owner = _owner(held.descriptor)
+    else:  # opened anew: a network file system may say what was there before
+        try:
+            owner = held.path.read_text(errors="replace").strip()
+        except OSError:
+            return ""
     return "" if owner == held.signed else owner
 
 
@@ -224,21 +230,25 @@ def _say_without(directory: Path, error: OSError) -> None:
     )
 
 
-def _lock(path: Path, descriptor: int) -> None:
-    """Lock the file that is at ``path``.
+def _lock(path: Path, descriptor: int) -> bool:
+    """Lock the file that is at ``path``, as :func:`_lock_opened` does.
 
     Raises:
         OSError: As of :func:`_lock_opened`; ESTALE if its owner has removed it since it was opened.
     """
-    _lock_opened(descriptor)
+    of_process = _lock_opened(descriptor)
     if not _is_at(path, descriptor):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+    return of_process
 
 
-def _lock_opened(descriptor: int) -> None:
+def _lock_opened(descriptor: int) -> bool:
     """Lock the file for this opening of it, where there is such a lock, else for this process.
 
     A lock of the process is lost as soon as anything in it closes the file: a copy of the directory does, or an upload.
+
+    Returns:
+        Whether it is one of the process.
 
     Raises:
         OSError: If somebody else has locked it, or that is not possible here.
@@ -252,8 +262,9 @@ def _lock_opened(descriptor: int) -> None:
             if error.errno in _TAKEN:
                 raise
         else:
-            return
+            return False
     fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return True
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

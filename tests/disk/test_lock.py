@@ -320,3 +320,24 @@ def test_who_has_lost_it_is_told_who_has_it(tmp_path, script):
     assert taken_over_by(tmp_path) == ""
     lock.release()
     assert taken_over_by(tmp_path) == ""
+
+
+def test_to_ask_who_has_it_does_not_release_a_lock_of_the_process(tmp_path, monkeypatch):
+    """The one that is taken where a lock of an opening cannot be had."""
+    really = fcntl.fcntl
+
+    def knows_none(descriptor, command, *arguments):
+        if command == fcntl.F_OFD_SETLK:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return really(descriptor, command, *arguments)
+
+    monkeypatch.setattr(fcntl, "fcntl", knows_none)
+    lock = DirectoryLock(tmp_path)
+    lock.take()
+    assert taken_over_by(tmp_path) == ""
+    assert taken_elsewhere(tmp_path)
+    (tmp_path / FILE).unlink()
+    lock.hold()
+    assert taken_over_by(tmp_path) == ""
+    assert taken_elsewhere(tmp_path)
+    lock.release()
