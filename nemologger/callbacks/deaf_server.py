@@ -17,23 +17,26 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 
 def _let_this_server_be_deaf() -> None:
     server = os.getpid()
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    # The process that trains may ignore some, or have blocked them: this server does so, too, and so do its children.
+    heard = [sig for sig in _SIGNALS if signal.getsignal(sig) is signal.SIG_DFL and sig not in blocked]
 
     def before() -> None:
         if os.getpid() == server:  # a child that is ended as soon as it is there is to hear of it
-            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            signal.pthread_sigmask(signal.SIG_BLOCK, heard)
 
     def in_server() -> None:
         if os.getpid() == server:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
 
     def in_child() -> None:
         if os.getppid() == server:  # not in what a child of the server forks: it may have handlers of its own
-            for sig in _SIGNALS:
+            for sig in heard:
                 signal.signal(sig, signal.SIG_DFL)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
 
     os.register_at_fork(before=before, after_in_parent=in_server, after_in_child=in_child)
-    for sig in _SIGNALS:
+    for sig in heard:
         # Not SIG_IGN, which children would have before they can be told otherwise. The server ends when nobody uses it.
         signal.signal(sig, lambda signum, frame: None)
 

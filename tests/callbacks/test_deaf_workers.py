@@ -90,3 +90,28 @@ def test_the_server_that_starts_them_does_not_hear_it_and_others_that_it_starts_
     script = tmp_path / "served.py"
     script.write_text(SERVED)
     assert python(script).stdout == "['__main__']\n"
+
+
+AS_BEFORE = """
+import multiprocessing
+import signal
+from nemologger.callbacks.deaf_workers import DeafWorkers
+
+def listens():
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    return [(signal.getsignal(sig).name, sig in blocked) for sig in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)]
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGUSR2,))
+    deaf = DeafWorkers(15)
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        print(pool.apply(listens))
+    deaf.end()
+"""
+
+
+def test_what_the_process_that_trains_ignores_or_blocks_the_processes_of_the_server_do_too(tmp_path):
+    script = tmp_path / "as_before.py"
+    script.write_text(AS_BEFORE)
+    assert python(script).stdout == "[('SIG_DFL', False), ('SIG_IGN', False), ('SIG_DFL', True)]\n"
