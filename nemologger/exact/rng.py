@@ -175,12 +175,16 @@ def _numpy_state(plain: Any) -> Any:
         DamagedCheckpointError: It is at a place that it does not have: numpy would read memory there that is not its own.
     """
     state = _unplain(plain)
-    places = {"pos": (state["state"].get("pos", 0), 624), "buffer_pos": (state.get("buffer_pos", 0), 4)}
+    kind = state.get("bit_generator")
+    places: dict[str, tuple[Any, int]] = {}  # those of other libraries have states of other forms
+    if kind == "MT19937":
+        places["pos"] = state["state"].get("pos", 0), 624
+    elif kind == "Philox":
+        places["buffer_pos"] = state.get("buffer_pos", 0), 4
     for name, (place, last) in places.items():
         if type(place) is not int or not 0 <= place <= last:
             raise DamagedCheckpointError(
-                f"a state of numpy's {state.get('bit_generator')} in the checkpoint is damaged: it has {name}={place!r}, "
-                f"expected 0 to {last}"
+                f"a state of numpy's {kind} in the checkpoint is damaged: it has {name}={place!r}, expected 0 to {last}"
             )
     return state
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import random
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -199,6 +200,16 @@ def test_generators_of_ones_own(generator):
     again = generator_from(state)
     assert type(again) is type(generator)
     assert [next_one(again) for _ in range(3)] == expected
+
+
+def test_bit_generators_of_other_libraries_have_states_of_other_forms():
+    state = {"bit_generator": "Xoshiro256", "s": np.arange(4, dtype=np.uint64), "buffer_pos": 7}  # as randomgen's
+    generator = SimpleNamespace(bit_generator=SimpleNamespace(state=state))
+    plain = through_a_file(generator_state(generator))
+    generator.bit_generator.state = None
+    set_generator_state(generator, plain)
+    back = generator.bit_generator.state
+    assert {**back, "s": back["s"].tolist()} == {**state, "s": [0, 1, 2, 3]}
 
 
 class Transform:
