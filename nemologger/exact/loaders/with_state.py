@@ -92,6 +92,7 @@ class WithState(Source):
         self._loader: Any = loader
         self.indices: port.Indices | None = None
         self._ready: Callable[[], None] = lambda: None
+        self._has_begun = False
         if isinstance(loader, DataLoader):
             self.shares = port.is_of_torchdata(loader) or not has_state(loader)
             stays = port.is_of_torchdata(loader) and loader.persistent_workers
@@ -119,9 +120,10 @@ class WithState(Source):
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
         if state is not None:
             self._loader.load_state_dict(state)
-        elif port.is_of_litdata(self._loader):
+        elif port.is_of_litdata(self._loader) and self._has_begun:  # else it may be the program that has set it back
             # Only who asks for one batch more than there are lets it end an epoch that was resumed: it would come again.
             self._loader.restore = False
+        self._has_begun = True
         left = [ready]
         self._ready = lambda: left.pop()() if left else None
         known = isinstance(self._loader, DataLoader)
@@ -151,6 +153,7 @@ class WithState(Source):
 
     @override
     def end_of(self, state: Any, over: bool) -> None:
+        self._has_begun = True
         if not port.is_of_torchdata(self._loader):
             self._loader.load_state_dict(state)
             if port.is_of_nodes(self._loader):  # it counts an epoch only when one more is asked of it after a sample
@@ -173,6 +176,8 @@ class WithState(Source):
 
     @override
     def release(self) -> None:
+        if port.is_of_litdata(self._loader) and self._has_begun:
+            self._loader.restore = False  # as above, for another fit
         if isinstance(self._loader, DataLoader):
             port.release(self._loader)
         if self._loader is not self.loader:

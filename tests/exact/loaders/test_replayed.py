@@ -17,6 +17,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from nemologger.exact.loaders import replayed
 from nemologger.exact.loaders.position import Mark, Position
+from nemologger.exact.loaders.with_state import WithState
 from nemologger.exact.values import contents
 
 
@@ -319,6 +320,18 @@ OfLitdata.__module__, OfLitdata.__name__ = "litdata.streaming.dataloader", "Stre
 
 def test_litdatas_loader_begins_each_epoch_anew(tmp_path):
     check(Case(lambda: OfLitdata(InEpochs(), batch_size=BATCH), at=(3, 5, 7)), tmp_path)
+
+
+def test_litdatas_loader_begins_where_the_program_has_set_it(tmp_path):
+    loader = OfLitdata(InEpochs(), batch_size=BATCH)
+    loader.load_state_dict({"epoch": 1, "taken": 4})
+    source = WithState(loader)
+    first = list(source.begin(1, 0, None, lambda: None))
+    loader.restore = True  # nobody has asked for one batch more
+    assert len(list(source.begin(1, 0, None, lambda: None))) == len(first) + 4
+    loader.restore = True
+    source.release()
+    assert not loader.restore
 
 
 class CombinedStreamingDataset(InEpochs):
