@@ -50,6 +50,18 @@ def is_iterator_of_loader(value: object) -> bool:
 # --- what a loader is -------------------------------------------------------------------------------------------------
 
 
+def loader_within(loader: Any) -> DataLoader[Any] | None:
+    """``loader``, or the one DataLoader among the attributes of what is none, or in a list there; None if there are more."""
+    if isinstance(loader, DataLoader):
+        return loader
+    found: dict[int, DataLoader[Any]] = {}
+    for value in getattr(loader, "__dict__", {}).values():
+        for part in value if type(value) in (list, tuple) else (value,):
+            if issubclass(type(part), DataLoader):
+                found[id(part)] = part
+    return next(iter(found.values())) if len(found) == 1 else None
+
+
 def is_map_style(loader: DataLoader[Any]) -> bool:
     """Whether batches are looked up by index."""
     return not isinstance(loader.dataset, IterableDataset)
@@ -264,13 +276,15 @@ def release(loader: DataLoader[Any]) -> None:
 
 
 def iterate(loader: DataLoader[Any]) -> Iterator[Any]:
-    """``iter(loader)``, which draws as much from the global generators whether or not there are workers already.
+    """``iter(loader)``, which draws as much from the global generators whether or not there are workers already."""
+    draw_for_workers(loader)
+    return iter(loader)
 
-    Making workers draws a seed for them. Workers that stay from epoch to epoch are not there yet in a resumed run.
-    """
+
+def draw_for_workers(loader: DataLoader[Any]) -> None:
+    """Draw what making workers draws, a seed for them, if ``loader`` has some that stayed: a resumed run has none yet."""
     if loader.num_workers > 0 and loader.persistent_workers and loader._iterator is not None:
         torch.empty((), dtype=torch.int64).random_(generator=loader.generator)
-    return iter(loader)
 
 
 def iterate_apart(loader: DataLoader[Any]) -> Iterator[Any]:
@@ -288,13 +302,6 @@ def iterate_apart(loader: DataLoader[Any]) -> Iterator[Any]:
 def kept_iterators(loader: DataLoader[Any]) -> list[str]:
     """The attributes in which a subclass keeps an iterator for all epochs, as timm's MultiEpochsDataLoader does."""
     return [n for n, v in vars(loader).items() if is_iterator_of_loader(v) and n != "_iterator"]
-
-
-def end_workers(loader: DataLoader[Any]) -> None:
-    """Stop the workers of ``loader``, if it has any."""
-    iterator, loader._iterator = loader._iterator, None
-    if iterator is not None and hasattr(iterator, "_shutdown_workers"):
-        iterator._shutdown_workers()
 
 
 # --- datasets with state ----------------------------------------------------------------------------------------------

@@ -69,9 +69,21 @@ class SeededWorkers:
 
 
 def seed_workers(loader: DataLoader[Any], *, late: bool, watch: Watch | None = None) -> None:
-    """Make the workers of ``loader`` :class:`SeededWorkers`."""
+    """Make the workers of ``loader`` :class:`SeededWorkers`.
+
+    Those that stay, and that somebody has begun by looking at a batch before training, would take a :class:`Numbered` index
+    for three samples: they end.
+    """
     if not isinstance(loader.worker_init_fn, SeededWorkers):
+        end_workers(loader)
         loader.worker_init_fn = SeededWorkers(loader.worker_init_fn, late=late, watch=watch)
+
+
+def end_workers(loader: DataLoader[Any]) -> None:
+    """Stop the workers of ``loader``, if it has any."""
+    iterator, loader._iterator = loader._iterator, None
+    if iterator is not None and hasattr(iterator, "_shutdown_workers"):
+        iterator._shutdown_workers()
 
 
 def _let_fetch_seed(kind: Any, watch: Watch | None) -> None:

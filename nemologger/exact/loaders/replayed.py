@@ -30,14 +30,16 @@ _SAY_EVERY = 10.0
 class Replayed(Source):
     """Any iterable without state: it is brought to its place by taking the batches before it once more.
 
-    Without workers it draws from random streams of its own, so that it can be repeated apart from the model.
+    Without workers it draws from random streams of its own, so that it can be repeated apart from the model. Workers of a
+    DataLoader within it are seeded for each batch, as those of one that nobody has put anything around.
     """
 
     repeats = True
 
     def __init__(self, loader: Any) -> None:
         super().__init__(loader)
-        self.workers = isinstance(loader, DataLoader) and loader.num_workers > 0
+        self.inner = port.loader_within(loader)
+        self.workers = self.inner is not None and self.inner.num_workers > 0
         what = f"its {type(loader.dataset).__name__}" if isinstance(loader, DataLoader) else "it"
         if isinstance(loader, DataLoader) and port.has_shuffle_buffer(loader.dataset):
             self._limits.append(
@@ -50,8 +52,8 @@ class Replayed(Source):
                 "to find its place, which is exact if they are the same each time. Add the two methods (and num_workers=0 "
                 "or a torchdata StatefulDataLoader) to go there at once"
             )
-        if self.workers and loader.persistent_workers:
-            self.watch = Watch(loader.num_workers, "epoch")
+        if self.inner is not None and self.workers and self.inner.persistent_workers:
+            self.watch = Watch(self.inner.num_workers, "epoch")
         self._expected = (0, 0)
 
     @override
@@ -67,17 +69,23 @@ class Replayed(Source):
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
-        if self.workers:
-            workers.seed_workers(self.loader, late=True, watch=self.watch)
-            indices = port.indices_of(self.loader)
+        if self.inner is not None and self.workers:
+            workers.seed_workers(self.inner, late=True, watch=self.watch)
+            indices = port.indices_of(self.inner)
             indices.plan = port.Plan(seed, 0, numbered=True, streams=None, ready=lambda: None)
-            batches = port.iterate(self.loader)
-            indices.plan = None
+        if self.inner is not None and self.workers and self.inner is self.loader:
+            batches = port.iterate(self.inner)
+            self.after_first(batches)
         else:
-            batches = _within(Streams(seed), self.loader)
+            batches = _within(Streams(seed), self.loader, self.inner)
         self._repeat(batches, skip)
         ready()
         return batches
+
+    @override
+    def after_first(self, batches: Iterator[Any]) -> None:
+        if self.inner is not None and self.workers:
+            port.indices_of(self.inner).plan = None
 
     def _repeat(self, batches: Iterator[Any], skip: int) -> None:
         said = time.monotonic()
@@ -96,12 +104,14 @@ class Replayed(Source):
 
     @override
     def release(self) -> None:
-        if self.workers:
-            port.release(self.loader)
+        if self.inner is not None and self.workers:
+            port.release(self.inner)
 
 
-def _within(streams: Streams, iterable: Any) -> Iterator[Any]:
+def _within(streams: Streams, iterable: Any, inner: DataLoader[Any] | None) -> Iterator[Any]:
     with streams:
+        if inner is not None:
+            port.draw_for_workers(inner)
         iterator = iter(iterable)
     while True:
         try:

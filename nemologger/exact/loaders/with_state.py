@@ -181,4 +181,4 @@ class WithState(Source):
         if isinstance(self._loader, DataLoader):
             port.release(self._loader)
         if self._loader is not self.loader:
-            port.end_workers(self._loader)
+            workers.end_workers(self._loader)

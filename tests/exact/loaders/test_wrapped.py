@@ -1,0 +1,113 @@
+"""Loaders that others put something around, as webdataset's WebLoader, or one that prefetches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
+from torch.utils.data import DataLoader, IterableDataset
+
+from nemologger.exact.workers import end_workers
+
+
+class Stream(IterableDataset):
+    """Draws from every global generator for each sample."""
+
+    def __iter__(self):
+        samples = Augmented()
+        yield from (samples[index] for index in range(SAMPLES))
+
+
+class Numbered(Stream):
+    """Counts its epochs, as shards of webdataset do that are drawn anew for each."""
+
+    def __init__(self):
+        self.epoch = -1
+
+    def __iter__(self):
+        self.epoch += 1
+        yield from (sample + self.epoch for sample in super().__iter__())
+
+
+class Around:
+    """Has the loader as an attribute."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def __iter__(self):
+        yield from self.loader
+
+
+class Pipeline:
+    """Has it as the first of several stages."""
+
+    def __init__(self, loader):
+        self.pipeline = [loader, lambda batches: (batch * 2 for batch in batches)]
+
+    def __iter__(self):
+        return self.pipeline[1](iter(self.pipeline[0]))
+
+
+class Two(Around):
+    """Has another one beside it."""
+
+    def __init__(self, loader):
+        super().__init__(loader)
+        self.other = DataLoader(Stream(), batch_size=BATCH)
+
+    def __iter__(self):
+        yield from map(sum, zip(self.loader, self.other, strict=True))
+
+
+@pytest.fixture
+def make():
+    """Makes loaders, and ends their workers."""
+    made = []
+
+    def loader(dataset, workers, stays):
+        shuffle = isinstance(dataset, Augmented)
+        made.append(
+            DataLoader(dataset, batch_size=BATCH, num_workers=workers, persistent_workers=stays, shuffle=shuffle)
+        )
+        return made[-1]
+
+    yield loader
+    for one in made:
+        end_workers(one)
+
+
+KINDS = {
+    "stream": (Around, Stream, 1, True), "stages": (Pipeline, Stream, 2, True), "by index": (Around, Augmented, 2, True),
+    "new workers": (Pipeline, Augmented, 1, False), "no workers": (Pipeline, Stream, 0, False),
+    "two": (Two, Stream, 1, False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "dataset", "workers", "stays"), KINDS.values(), ids=KINDS)
+def test_a_loader_within_another(kind, dataset, workers, stays, make, tmp_path, caplog):
+    check(Case(lambda: kind(make(dataset(), workers, stays)), at=(3, 6, 8)), tmp_path)
+    assert "in its worker processes" not in caplog.text
+
+
+def test_what_its_workers_keep_from_epoch_to_epoch_is_named(make, tmp_path, caplog):
+    train(Case(lambda: Pipeline(make(Numbered(), 1, True)), steps=14), tmp_path, 1)
+    assert "in its worker processes dataset.epoch change" in caplog.text
+
+
+class Listed(Augmented):
+    """Finds its samples in a list, where a number that is none of theirs shows."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(range(SAMPLES)[index])
+
+
+@pytest.mark.parametrize("dataset", [Listed, Stream])
+def test_workers_that_began_before_training(dataset, make, tmp_path):
+    def looked_at():
+        loader = make(dataset(), 1, True)
+        next(iter(loader))
+        torch.manual_seed(1)
+        return loader
+
+    check(Case(looked_at, at=(3, 8)), tmp_path)
