@@ -182,7 +182,9 @@ class Owned:
             there = look.named[where].get(name, _ABSENT)
             # Not there yet: the program begins to count when it first has something to count.
             begins = there is _ABSENT and path in counters and may_begin(look.holders[where], name)
-            if begins or (type(there) in SCALARS and there != value):
+            # A list that is made when it is needed, and was needed by now.
+            emptied = value is None and path in counters and contents.is_content(there)
+            if begins or emptied or (type(there) in SCALARS and there != value):
                 set_in(look.holders[where], name, value)
 
     def _restore_contents(self, look: Look, saved: Mapping[str, tuple[Any, bool]], *, exactly: bool) -> None:

@@ -118,7 +118,7 @@ def _is_closed(kind: type) -> bool:
         or any(module_of(base).startswith("lightning.pytorch.") for base in kind.__mro__)
         # Nor are what loaders keep while they are gone through, and what they are wrapped in.
         or kind.__name__.endswith("DataLoaderIter")
-        or module_of(kind).startswith("nemologger.exact.")
+        or module_of(kind).startswith(("nemologger.exact.", "nemologger.callbacks.deaf_workers"))
         or (module_of(kind).partition(".")[0] in _STANDARD and not is_shared_number(kind))
     )
 

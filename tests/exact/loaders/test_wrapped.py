@@ -1,6 +1,8 @@
-"""Loaders that others put something around, as webdataset's WebLoader, or one that prefetches."""
+"""Loaders that others put something around, as webdataset's WebLoader, and those that hold or go through themselves."""
 
 from __future__ import annotations
+
+import random
 
 import pytest
 import torch
@@ -111,3 +113,41 @@ def test_workers_that_began_before_training(dataset, make, tmp_path):
         return loader
 
     check(Case(looked_at, at=(3, 8)), tmp_path)
+
+
+class Bound(DataLoader):
+    """Is reached from its own collate_fn, as those of torch_geometric are."""
+
+    def __init__(self, dataset, **options):
+        super().__init__(dataset, collate_fn=self.stacked, **options)
+
+    def stacked(self, samples):
+        return torch.stack(samples)
+
+
+def test_what_workers_are_prepared_by_is_nobody_elses_state(tmp_path, caplog):
+    train(Case(lambda: Bound(Augmented(), batch_size=BATCH, num_workers=1), steps=3), tmp_path, 1)
+    assert "has changed since training began" not in caplog.text
+
+
+class ItsOwnIterator:
+    """Has no state_dict(), counts its epochs, and makes an order when it is asked to begin."""
+
+    def __init__(self):
+        self.place, self.epoch, self.order = 0, 0, None
+
+    def __iter__(self):
+        if self.order is None:
+            self.order = random.Random(self.epoch).sample(range(SAMPLES), 6)
+        return self
+
+    def __next__(self):
+        if self.place == len(self.order):
+            self.place, self.epoch, self.order = 0, self.epoch + 1, None
+            raise StopIteration
+        self.place += 1
+        return torch.sin(torch.arange(4.0) + self.order[self.place - 1] + 30 * self.epoch)
+
+
+def test_an_order_that_is_made_when_it_is_needed(tmp_path):
+    check(Case(ItsOwnIterator, at=(3, 7, 8, 10)), tmp_path)
