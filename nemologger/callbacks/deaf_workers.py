@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable
 from functools import cache
 from multiprocessing import forkserver
@@ -81,8 +82,11 @@ class _Deaf:
         self.parent = 0
 
     def __call__(self, worker: int) -> None:
-        """Prepare worker number ``worker``: torch has had the signal end it. What it starts itself is not deaf."""
-        if get_worker_info() is not None:
+        """Prepare worker number ``worker``: torch has had the signal end it. What it starts itself is not deaf.
+
+        One that is a thread, as MONAI's ThreadDataLoader makes them, gets no signals, and must not take the trainer's.
+        """
+        if get_worker_info() is not None and threading.current_thread() is threading.main_thread():
             self.parent = os.getppid()
             signal.signal(self.sig, self._receive)
         if self.inner is not None:

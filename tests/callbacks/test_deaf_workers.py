@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import threading
 
+import torch
 from processes import python
 from torch.utils.data import DataLoader
 from toy import BATCH, ToyData
 
+from nemologger.callbacks import deaf_workers
 from nemologger.callbacks.deaf_workers import DeafWorkers
 
 HANGS = """
@@ -64,6 +67,7 @@ import os
 import signal
 import time
 from multiprocessing import forkserver
+from nemologger.callbacks import deaf_workers
 from nemologger.callbacks.deaf_workers import DeafWorkers
 
 if __name__ == "__main__":
@@ -115,3 +119,14 @@ def test_what_the_process_that_trains_ignores_or_blocks_the_processes_of_the_ser
     script = tmp_path / "as_before.py"
     script.write_text(AS_BEFORE)
     assert python(script).stdout == "[('SIG_DFL', False), ('SIG_IGN', False), ('SIG_DFL', True)]\n"
+
+
+def test_workers_that_are_threads_leave_the_signal_alone(monkeypatch):
+    monkeypatch.setattr(deaf_workers, "get_worker_info", lambda: object())
+    before, prepared = signal.getsignal(signal.SIGTERM), []
+    deaf = deaf_workers._Deaf(prepared.append, signal.SIGTERM, torch.zeros(1))
+    thread = threading.Thread(target=deaf, args=(3,))
+    thread.start()
+    thread.join()
+    assert prepared == [3]
+    assert signal.getsignal(signal.SIGTERM) is before
