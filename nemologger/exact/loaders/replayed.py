@@ -38,8 +38,9 @@ class Replayed(Source):
 
     def __init__(self, loader: Any) -> None:
         super().__init__(loader)
-        self.inner = port.loader_within(loader)
-        self.workers = self.inner is not None and self.inner.num_workers > 0
+        inner = port.loader_within(loader)
+        self.inner = inner if inner is not None and inner.num_workers > 0 else None  # whose workers these are
+        self.workers = self.inner is not None
         what = f"its {type(loader.dataset).__name__}" if isinstance(loader, DataLoader) else "it"
         if isinstance(loader, DataLoader) and port.has_shuffle_buffer(loader.dataset):
             self._limits.append(
@@ -52,7 +53,7 @@ class Replayed(Source):
                 "to find its place, which is exact if they are the same each time. Add the two methods (and num_workers=0 "
                 "or a torchdata StatefulDataLoader) to go there at once"
             )
-        if self.inner is not None and self.workers and self.inner.persistent_workers:
+        if self.inner is not None and self.inner.persistent_workers:
             self.watch = Watch(self.inner.num_workers, "epoch")
         self._expected = (0, 0)
 
@@ -69,11 +70,11 @@ class Replayed(Source):
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
-        if self.inner is not None and self.workers:
+        if self.inner is not None:
             workers.seed_workers(self.inner, late=True, watch=self.watch)
             indices = port.indices_of(self.inner)
             indices.plan = port.Plan(seed, 0, numbered=True, streams=None, ready=lambda: None)
-        if self.inner is not None and self.workers and self.inner is self.loader:
+        if self.inner is not None and self.inner is self.loader:
             batches = port.iterate(self.inner)
             self.after_first(batches)
         else:
@@ -84,7 +85,7 @@ class Replayed(Source):
 
     @override
     def after_first(self, batches: Iterator[Any]) -> None:
-        if self.inner is not None and self.workers:
+        if self.inner is not None:
             port.indices_of(self.inner).plan = None
 
     def _repeat(self, batches: Iterator[Any], skip: int) -> None:
@@ -104,7 +105,7 @@ class Replayed(Source):
 
     @override
     def release(self) -> None:
-        if self.inner is not None and self.workers:
+        if self.inner is not None:
             port.release(self.inner)
 
 
