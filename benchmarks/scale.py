@@ -1,4 +1,6 @@
-"""What a save costs with thousands of ranks, apart from the tensors: planning, the exchange with rank 0, manifest, commit.
+"""What a save and a load cost with thousands of ranks, apart from the tensors.
+
+That is planning, the exchange with rank 0, manifest and commit; and for a load, what each rank reads to find its own parts.
 
 No processes are started: every rank's part of the work is done here, one after the other, by the functions that a run uses.
 The model is sharded as FSDP2 does it, each tensor over all ranks. Seconds are of the processor; what a file system or a
@@ -19,10 +21,10 @@ import torch
 
 from nemologger import names
 from nemologger.checkpoint import commit, manifest
-from nemologger.checkpoint.manifest import FileRecord, Manifest
+from nemologger.checkpoint.manifest import BLOCK, FileRecord, Manifest
 from nemologger.checkpoint.state.shares import Part, Shape
 from nemologger.checkpoint.state.snapshot import Snapshot
-from nemologger.checkpoint.weights import metadata
+from nemologger.checkpoint.weights import metadata, payloads, read_metadata
 from nemologger.checkpoint.writing.plan import entries_of, files_of
 from nemologger.disk import LocalDisk
 
@@ -57,8 +59,19 @@ def measure(world: int, tensors: int) -> dict[str, float]:
         described = metadata(snapshot.tensors, snapshot.paths, stored)
     figures["metadata, MB"] = len(described) / 1e6
     del stored
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / names.DCP_METADATA).write_bytes(described)
+        del described
+        with timed(figures, "metadata read, on each rank, s"):
+            read = read_metadata(Path(scratch))
+        last = part_of_rank(world - 1, world)
+        with timed(figures, "own parts found, on each rank, s"):
+            own = payloads(Path(scratch), dict.fromkeys(keys, (last.offsets, last.shape.sizes)), read)
+        figures["files to read, of one rank"] = len({payload.file for group in own.values() for payload in group})
+        del read
+    size = ROWS * COLUMNS * 4 * tensors // world // 2
     records = {
-        names.shard(rank, i): FileRecord(ROWS * COLUMNS * 4 * tensors // world // 2, ("0123456789abcdef",) * 2)
+        names.shard(rank, i): FileRecord(size, ("0123456789abcdef",) * -(-size // BLOCK))
         for rank in range(world)
         for i in range(2)
     }

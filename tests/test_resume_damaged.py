@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers.toy_lives import found_in, ten_steps
+from helpers.weights import places_of
 from toy import ToyModel, loader, names, quiet_trainer
 
 from nemologger import (
@@ -21,7 +22,7 @@ from nemologger import (
 )
 from nemologger.checkpoint.reading.load import load_model
 from nemologger.checkpoint.reading.read import read_tensors
-from nemologger.checkpoint.weights import described, payloads
+from nemologger.checkpoint.weights import described
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +91,7 @@ def test_an_unfinished_newest_falls_back(checkpoints, caplog):
 def _flip(checkpoint: Path, key: str) -> Path:
     """Change the last byte of the tensor ``key``; its file."""
     weights = checkpoint / "weights"
-    (payload,) = payloads(weights, [key])[key]
+    (payload,) = places_of(weights, [key])[key]
     with (weights / payload.file).open("r+b") as file:
         file.seek(payload.header_start + len(payload.header) + payload.piece.nbytes - 1)
         (byte,) = file.read(1)
@@ -150,7 +151,7 @@ def test_what_has_changed_since_it_was_verified_is_named_before_or_while_the_mod
         if damage == "tensor":
             file = _flip(resumed.path, "state_dict.net.0.weight")
         else:
-            (payload,) = payloads(resumed.path / "weights", ["state_dict.net.0.weight"])["state_dict.net.0.weight"]
+            (payload,) = places_of(resumed.path / "weights", ["state_dict.net.0.weight"])["state_dict.net.0.weight"]
             file = resumed.path / "weights" / payload.file
             content = bytearray(file.read_bytes())
             content[payload.header_start + 3] ^= 1

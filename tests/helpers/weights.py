@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ import torch
 from nemologger import names
 from nemologger.checkpoint.state.shards import held, part_of
 from nemologger.checkpoint.state.snapshot import take
-from nemologger.checkpoint.weights import BACKEND, dump_common, metadata
+from nemologger.checkpoint.weights import BACKEND, Payload, described, dump_common, metadata, payloads
 from nemologger.checkpoint.writing.plan import entries_of, files_of
 from nemologger.checkpoint.writing.write import write_share
 from nemologger.disk import LocalDisk
@@ -29,3 +30,10 @@ def write(directory: Path, state: dict[str, torch.Tensor], files: int = 2, world
     (directory / names.COMMON).write_bytes(dump_common(snapshot.common))
     (directory / names.BACKEND).write_bytes(BACKEND)
     return directory
+
+
+def places_of(weights: Path, keys: Iterable[str] | None = None) -> dict[str, list[Payload]]:
+    """Where the bytes of whole tensors lie; default of all."""
+    shapes = described(weights)
+    wholes = {key: ((0,) * len(sizes), sizes) for key, (sizes, _) in shapes.items()}
+    return payloads(weights, wholes if keys is None else {key: wholes[key] for key in keys})

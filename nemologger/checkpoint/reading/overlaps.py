@@ -11,7 +11,7 @@ import torch
 from nemologger.checkpoint.state.shards import part_of
 from nemologger.checkpoint.state.shares import Piece
 from nemologger.checkpoint.state.stage import memory_of
-from nemologger.checkpoint.weights import Payload
+from nemologger.checkpoint.weights import Box, Payload, common
 
 _CHUNK = 16 << 20
 
@@ -22,6 +22,11 @@ class Block:
 
     memory: torch.Tensor
     offsets: tuple[int, ...]
+
+    @property
+    def box(self) -> Box:
+        """Where in the whole it begins, and its sizes."""
+        return self.offsets, tuple(self.memory.shape)
 
 
 @dataclass(frozen=True)
@@ -78,20 +83,20 @@ def to_read(payload: Payload, block: Block) -> Iterator[Run | Rows]:
             payload.file, start, memory_of(block.memory)
         )  # as it nearly always is, of very many small ones
         return
-    common = overlap(payload.piece, block)
-    if common is None:
+    shared = overlap(payload.piece, block)
+    if shared is None:
         return
-    stored = tuple(common.offsets[i] - payload.piece.offsets[i] for i in range(len(common.sizes)))
-    target = part_of(block.memory, common, block.offsets)
-    if is_one_run(payload.piece.sizes, common.sizes) and is_one_run(tuple(block.memory.shape), common.sizes):
+    stored = tuple(shared.offsets[i] - payload.piece.offsets[i] for i in range(len(shared.sizes)))
+    target = part_of(block.memory, shared, block.offsets)
+    if is_one_run(payload.piece.sizes, shared.sizes) and is_one_run(tuple(block.memory.shape), shared.sizes):
         start += _distance(payload.piece.sizes, stored) * block.memory.element_size()
         yield from _runs(payload.file, start, memory_of(target))
         return
     row = payload.piece.nbytes // payload.piece.sizes[0]
     rows = max(1, _CHUNK // row)
-    for first in range(0, common.sizes[0], rows):
+    for first in range(0, shared.sizes[0], rows):
         some = target[first : first + rows]
-        columns = tuple(slice(at, at + size) for at, size in zip(stored[1:], common.sizes[1:], strict=True))
+        columns = tuple(slice(at, at + size) for at, size in zip(stored[1:], shared.sizes[1:], strict=True))
         shape = (len(some), *payload.piece.sizes[1:])
         yield Rows(payload.file, start + (stored[0] + first) * row, shape, columns, some)
 
@@ -103,14 +108,8 @@ def _runs(file: str, start: int, memory: memoryview) -> Iterator[Run]:
 
 def overlap(piece: Piece, block: Block) -> Piece | None:
     """What ``piece`` and ``block`` have in common."""
-    offsets, sizes = [], []
-    for at, size, begin, length in zip(piece.offsets, piece.sizes, block.offsets, block.memory.shape, strict=True):
-        first, end = max(at, begin), min(at + size, begin + length)
-        if end <= first:
-            return None
-        offsets.append(first)
-        sizes.append(end - first)
-    return Piece(piece.key, tuple(offsets), tuple(sizes), math.prod(sizes) * block.memory.element_size())
+    shared = common((piece.offsets, piece.sizes), block.box)
+    return None if shared is None else Piece(piece.key, *shared, math.prod(shared[1]) * block.memory.element_size())
 
 
 def is_one_run(sizes: tuple[int, ...], part: tuple[int, ...]) -> bool:

@@ -153,7 +153,7 @@ def read_blocks(
     """
     if not blocks and not verify:
         return
-    found = payloads(weights, blocks.keys(), metadata)
+    found = payloads(weights, {key: block.box for key, block in blocks.items()}, metadata)
     remote = in_store(weights)
     if remote is not None:
         strange = fetch(remote, found, blocks, records if records and verify else {})

@@ -4,7 +4,7 @@
     metadata_file.py  ``.metadata``, which says so
     unpickler.py      what a ``.metadata`` may name; untouched.py: and must leave as it is
     memo.py           how much memory a ``.metadata`` makes Python set aside before anything of it is seen
-    overlap.py        whether parts of a tensor share elements
+    overlap.py        what parts of a tensor share
     places.py         where the bytes of tensors lie
     ordinary.py       all of it read as DCP does
     common.py         ``common.pt`` and ``metadata.json``
@@ -30,6 +30,8 @@ from nemologger.checkpoint.weights.metadata_file import metadata as metadata
 from nemologger.checkpoint.weights.metadata_file import read_metadata as read_metadata
 from nemologger.checkpoint.weights.metadata_file import shapes_in as shapes_in
 from nemologger.checkpoint.weights.ordinary import read_ordinary as read_ordinary
+from nemologger.checkpoint.weights.overlap import Box as Box
+from nemologger.checkpoint.weights.overlap import common as common
 from nemologger.checkpoint.weights.places import Move as Move
 from nemologger.checkpoint.weights.places import Payload as Payload
 from nemologger.checkpoint.weights.places import payloads as payloads

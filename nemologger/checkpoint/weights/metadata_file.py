@@ -9,7 +9,7 @@ import copyreg
 import io
 import math
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from nemologger import names
 from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.weights.layout import Entry
 from nemologger.checkpoint.weights.memo import check_memo
-from nemologger.checkpoint.weights.overlap import overlap
+from nemologger.checkpoint.weights.overlap import Box, overlap
 from nemologger.checkpoint.weights.reading import reading
 from nemologger.checkpoint.weights.unpickler import CLASSES, MetadataUnpickler
 from nemologger.checkpoint.weights.untouched import untouched
@@ -135,16 +135,13 @@ def _check(read: Metadata) -> None:
             _dim(index.offset, key)
 
 
-def check_parts(path: Path, key: str, read: Metadata) -> None:
-    """Refuse ``key`` of ``read``, if that is a tensor of parts that overlap.
+def check_parts(path: Path, key: str, parts: Iterable[Box]) -> None:
+    """Refuse the tensor ``key`` if ``parts`` of it overlap.
 
     Raises:
-        DamagedCheckpointError: It is one.
+        DamagedCheckpointError: They do.
     """
-    entry = read.state_dict_metadata[key]
-    if isinstance(entry, TensorStorageMetadata) and overlap(
-        (tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks
-    ):
+    if overlap(parts):
         raise DamagedCheckpointError(f"{path}: parts of {key} overlap, which no program writes: it was not read")
 
 

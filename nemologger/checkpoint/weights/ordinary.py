@@ -48,7 +48,7 @@ def _check_chunks(weights: Path, keys: Collection[str]) -> None:
             entry = stored[key]
             if not isinstance(entry, TensorStorageMetadata):
                 continue
-            check_parts(path, key, metadata)
+            check_parts(path, key, ((tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks))
             there = sum(
                 math.prod(chunk.sizes)
                 for chunk in entry.chunks

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from nemologger import names
 from nemologger.checkpoint.state.collector import without_collector
 from nemologger.checkpoint.state.shares import Piece
 from nemologger.checkpoint.weights.layout import PAGE, archive
-from nemologger.checkpoint.weights.metadata_file import check_parts, dump_metadata, read_metadata, shapes_in
+from nemologger.checkpoint.weights.metadata_file import check_parts, dump_metadata, read_metadata
+from nemologger.checkpoint.weights.overlap import Box, common
 from nemologger.checkpoint.weights.reading import is_local, reading
 
 
@@ -30,45 +31,69 @@ class Payload:
 
 
 @without_collector()
-def payloads(weights: Path, keys: Collection[str], metadata: Metadata | None = None) -> dict[str, list[Payload]]:
-    """Where the bytes of the tensors ``keys`` lie, of those that lie there as :func:`lay_out` places them.
+def payloads(weights: Path, parts: Mapping[str, Box], metadata: Metadata | None = None) -> dict[str, list[Payload]]:
+    """Where the bytes of parts of tensors lie: all pieces that have something of them.
+
+    Of thousands of ranks each needs its own part of every tensor, out of millions of pieces in thousands of files.
 
     Args:
         weights: The directory.
-        keys: Which.
+        parts: By flat key, which part of the tensor: where it begins, and its sizes.
         metadata: Its ``.metadata``, if that has been read.
 
+    Returns:
+        By key. What lies elsewhere than :func:`lay_out` would place it, even in part, is left out.
+
     Raises:
-        DamagedCheckpointError: If it cannot be read, or the parts of one overlap.
+        DamagedCheckpointError: If it cannot be read, or such pieces of one tensor overlap.
     """
     read = metadata or read_metadata(weights)
-    found: dict[str, list[Payload]] = {}
     with reading(weights / names.DCP_METADATA):
-        sizes_of = {
-            (key, tuple(chunk.offsets)): tuple(chunk.sizes)
-            for key, entry in read.state_dict_metadata.items()
-            if key in keys and isinstance(entry, TensorStorageMetadata)
-            for chunk in entry.chunks
+        stored = {
+            key: described
+            for key in parts
+            if isinstance(described := read.state_dict_metadata.get(key), TensorStorageMetadata)
         }
+        needed = {
+            key: {
+                tuple(chunk.offsets): tuple(chunk.sizes)
+                for chunk in described.chunks
+                if common((chunk.offsets, chunk.sizes), parts[key]) is not None
+            }
+            for key, described in stored.items()
+        }
+        found: dict[str, list[Payload]] = {key: [] for key in stored}
         for index, info in read.storage_data.items():
-            described = read.state_dict_metadata.get(index.fqn)
-            if index.fqn not in keys or not isinstance(described, TensorStorageMetadata):
+            if (own := needed.get(index.fqn)) is None:
                 continue
-            offsets = tuple(index.offset) if index.offset is not None else (0,) * len(described.size)
-            sizes, dtype = sizes_of.get((index.fqn, offsets)), described.properties.dtype
-            if sizes is None or not is_local(info.relative_path) or getattr(info, "transform_descriptors", None):
-                continue
-            piece = Piece(index.fqn, offsets, sizes, math.prod(sizes) * dtype.itemsize)
-            header, trailer = archive(dtype, sizes)
-            inside = all(o >= 0 and o + s <= whole for o, s, whole in zip(offsets, sizes, described.size, strict=True))
-            if inside and info.length == len(header) + piece.nbytes + len(trailer):
-                found.setdefault(index.fqn, []).append(
-                    Payload(index.fqn, piece, info.relative_path, info.offset, header)
-                )
-        for key in found:
-            check_parts(weights / names.DCP_METADATA, key, read)
-    whole = {key: math.prod(sizes) * dtype.itemsize for key, (sizes, dtype) in shapes_in(read).items()}
-    return {key: group for key, group in found.items() if sum(p.piece.nbytes for p in group) == whole[key]}
+            whole = stored[index.fqn]
+            offsets = (0,) * len(whole.size) if index.offset is None else tuple(index.offset)
+            if (sizes := own.get(offsets)) is not None:
+                payload = _placed(index.fqn, whole, (offsets, sizes), info)
+                found[index.fqn] += [] if payload is None else [payload]
+        for key in stored:
+            check_parts(weights / names.DCP_METADATA, key, needed[key].items())
+    return {key: group for key, group in found.items() if _covered(group, parts[key]) == math.prod(parts[key][1])}
+
+
+def _placed(key: str, whole: TensorStorageMetadata, box: Box, info: _StorageInfo) -> Payload | None:
+    """The piece ``box`` of a tensor, if it lies in its file as :func:`lay_out` places it."""
+    offsets, sizes = box
+    inside = all(o >= 0 and o + s <= end for o, s, end in zip(offsets, sizes, whole.size, strict=True))
+    if not inside or not is_local(info.relative_path) or getattr(info, "transform_descriptors", None):
+        return None
+    dtype = whole.properties.dtype
+    piece = Piece(key, offsets, sizes, math.prod(sizes) * dtype.itemsize)
+    header, trailer = archive(dtype, sizes)
+    if info.length != len(header) + piece.nbytes + len(trailer):
+        return None
+    return Payload(key, piece, info.relative_path, info.offset, header)
+
+
+def _covered(group: Iterable[Payload], part: Box) -> int:
+    """How many elements of ``part`` are in ``group``, of which no two overlap."""
+    shared = (common((one.piece.offsets, one.piece.sizes), part) for one in group)
+    return sum(math.prod(box[1]) for box in shared if box is not None)
 
 
 @dataclass(frozen=True)

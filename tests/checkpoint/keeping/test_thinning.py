@@ -12,6 +12,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from helpers.disks import FailingDisk
 from helpers.engine import faults, lightning_state, names_in, newest_in, save, snapshot_of, step_in
+from helpers.weights import places_of
 from processes import python
 
 from nemologger.checkpoint import commit
@@ -21,7 +22,7 @@ from nemologger.checkpoint.keeping.retention import Kept
 from nemologger.checkpoint.keeping.thinning import thin
 from nemologger.checkpoint.manifest import Manifest, read
 from nemologger.checkpoint.state.snapshot import EMA_STATE, OtherWeights, take
-from nemologger.checkpoint.weights import described, payloads
+from nemologger.checkpoint.weights import described
 from nemologger.checkpoint.writing.plan import Planner
 from nemologger.checkpoint.writing.saver import Saver
 from nemologger.disk import LocalDisk
@@ -93,7 +94,7 @@ def test_large_tensors_and_averages(tmp_path, apart, files):
     one = sum(w.nbytes for w in state["state_dict"].values())  # there were four times that, and two stay
     assert 2 * one - 40_000 < size - sum(r.size for r in read(tmp_path / "a").files.values()) < 2 * one + 40_000
     # As they were placed before: read straight into memory, from the beginning of a page.
-    placed = payloads(tmp_path / "a/weights", [f"state_dict.{name}" for name in "xyz"])
+    placed = places_of(tmp_path / "a/weights", [f"state_dict.{name}" for name in "xyz"])
     assert {(p.header_start + len(p.header)) % 4096 for group in placed.values() for p in group} == {0}
     assert len(placed) == 3
     for directory, key in (("weights", "state_dict"), ("ema_weights", EMA_STATE)):

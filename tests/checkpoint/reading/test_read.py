@@ -12,11 +12,13 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from helpers.engine import save
+from helpers.weights import places_of, write
 
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.checkpoint.reading import read
 from nemologger.checkpoint.reading.load import load_checkpoint, open_verified
-from nemologger.checkpoint.reading.read import read_parts, read_tensors
+from nemologger.checkpoint.reading.overlaps import Block
+from nemologger.checkpoint.reading.read import read_blocks, read_parts, read_tensors
 from nemologger.checkpoint.state.snapshot import take
 from nemologger.checkpoint.verify import problems
 from nemologger.checkpoint.weights import described, payloads
@@ -33,17 +35,13 @@ def weights(tmp_path):
     return tmp_path / "x" / "weights"
 
 
-def _empty(weights):
-    return {key: torch.empty(size, dtype=dtype) for key, (size, dtype) in described(weights).items()}
-
-
 def test_all_of_ours_is_read_directly(weights):
-    assert set(payloads(weights, _empty(weights))) == set(described(weights))
+    assert set(places_of(weights)) == set(described(weights))
 
 
 def test_both_ways_give_the_same(weights, monkeypatch):
     direct = read_tensors(weights)
-    monkeypatch.setattr(read, "payloads", lambda weights, keys, metadata: {})
+    monkeypatch.setattr(read, "payloads", lambda weights, parts, metadata: {})
     ordinary = read_tensors(weights)
     assert direct.keys() == ordinary.keys()
     assert all(torch.equal(direct[key], ordinary[key]) for key in direct)
@@ -63,6 +61,20 @@ def test_parts_are_read_of_what_is_asked_for_and_is_there(weights):
     found = read_parts(weights, like | {"state_dict.new": torch.empty(3)})
     assert found.keys() == like.keys()
     assert all(torch.equal(found[key], whole[key]) for key in like)
+
+
+def test_of_many_ranks_files_only_those_with_a_part_are_looked_at(tmp_path):
+    """Each of thousands of ranks would else open the files of all of them."""
+    whole = torch.arange(64.0).reshape(16, 4)
+    weights = write(tmp_path, {"a": whole, "b": whole + 1}, world=8)
+    (first, last), key = (5, 8), "state_dict.a"
+    (holding,) = payloads(weights, {key: ((first, 0), (last - first, 4))}).values()
+    assert 0 < len(holding) < len(places_of(weights, [key])[key])
+    for file in {file.name for file in weights.glob("*.distcp")} - {payload.file for payload in holding}:
+        (weights / file).unlink()
+    block = Block(torch.empty(last - first, 4), (first, 0))
+    read_blocks(weights, {key: block}, verify=False)
+    assert torch.equal(block.memory, whole[first:last])
 
 
 def test_a_part_of_a_tensor_of_another_size_is_refused(weights):
