@@ -191,6 +191,10 @@ class ProgramState:
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""
+        with self._attributes.at_rest(), self._of_callbacks.at_rest():
+            return self._to_plain()
+
+    def _to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         trainer = self._trainer
         logged, too_large = epoch_results.take(trainer, self._most, self._counters, self._metrics_apart())
         limits = {f"metric {name}": not_exact.TOO_MUCH_LOGGED for name in too_large}
@@ -203,7 +207,8 @@ class ProgramState:
         apart_lost = {path: why for path, why in apart_lost.items() if not self._is_of_callback_with_state(path)}
         named |= {path: not_exact.APART_LOST.format(why) for path, why in apart_lost.items()}
         named |= self._changed_strangers(deciding=True)
-        named |= {path: not_exact.SWAPPED.format(now, then) for path, (then, now) in self._swapped.changed().items()}
+        members, others = self._swapped.changed()
+        named |= {path: not_exact.SWAPPED.format(now, then) for path, (then, now) in others.items()}
         limits |= {f"attribute {path}": why for path, why in named.items() if not self._is_saved_by_hand(path)}
         limits |= self._acting_callbacks()
         if lightning_port.reloads(trainer):
@@ -220,7 +225,7 @@ class ProgramState:
             "apart": apart,
             "inner_optimizers": inner,
             "gradients": self._gradients(),
-            "members": self._swapped.members(),
+            "members": members,
             "settings": self._settings.to_plain(lightning_port.modes_of_training(trainer)),
             "accumulate": trainer.accumulate_grad_batches if changed else None,
             "clip": [] if trainer.gradient_clip_val == self._clip else [_plain_number(trainer.gradient_clip_val)],

@@ -16,6 +16,7 @@ import platform
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -199,8 +200,9 @@ def read(checkpoint: Path) -> Manifest:
     return Manifest.loads(content, path)
 
 
+@cache
 def versions() -> dict[str, str]:
-    """What wrote a checkpoint."""
+    """What wrote a checkpoint. Looked up once: that takes files of all three packages, and some milliseconds."""
     return {
         "nemologger": version("nemologger"),
         "torch": version("torch"),

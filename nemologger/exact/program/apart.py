@@ -12,6 +12,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -74,14 +75,14 @@ class Apart:
         left = [self._most]
         kept: dict[str, Any] = {}
         lost: dict[str, str] = {}
-        shapes = _shapes_in(_tensors_of(self._model))
+        shapes = cache(lambda: _shapes_in(_tensors_of(self._model)))  # a model may have thousands of parts
         for path, (network, state) in self._found().items():
             sign = _sign(state)
             if self._first.get(path, _ABSENT) == sign:
                 kept[path] = {"sign": sign}
                 continue
             is_late = path not in self._first
-            if is_late and not (self._has_changed(path, network, sign) or _shapes_in(leaves(state)) <= shapes):
+            if is_late and not (self._has_changed(path, network, sign) or _shapes_in(leaves(state)) <= shapes()):
                 continue
             try:
                 kept[path] = {"state": plain_contents.keep_state(state, left), "on_device": on_device(state)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cache, partial
 from inspect import getattr_static
 from types import MemberDescriptorType, SimpleNamespace
@@ -154,6 +155,10 @@ class Attributes:
 
     def _places(self) -> set[str]:
         return set(self._holders.all())
+
+    def at_rest(self) -> AbstractContextManager[None]:
+        """While it lasts no object comes or goes: see :meth:`Holders.at_rest`."""
+        return self._holders.at_rest()
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and why the rest of it is not kept."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from types import FunctionType
 from typing import Any
@@ -47,6 +48,8 @@ class Holders:
         # A list of parameters or buffers is to hold those of this program, whose values are in the checkpoint.
         self._of_model = {memory_of(t) for module in modules for t in chain(module.parameters(), module.buffers())}
         self._optimizers = optimizers
+        self._program: list[tuple[str, Any]] | None = None
+        self._modules: list[tuple[str, nn.Module]] | None = None
         self.look_for_hooks()
 
     def look_for_hooks(self) -> None:
@@ -55,8 +58,20 @@ class Holders:
         self._hooks = [pair for path, module in modules for pair in hooks_of(path, module)]
         self._hooks += () if self._optimizers is None else hooks_of_all(self._optimizers)
 
-    def of_program(self) -> Iterator[tuple[str, Any]]:
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """While it lasts nothing changes which objects there are: they are looked for once, and asked for many times."""
+        self._program, self._modules = list(self._look_in_program()), list(self._look_for_parts())
+        try:
+            yield
+        finally:
+            self._program = self._modules = None
+
+    def of_program(self) -> Iterable[tuple[str, Any]]:
         """The objects of the program, and the variables of its files and classes."""
+        return self._look_in_program() if self._program is None else self._program
+
+    def _look_in_program(self) -> Iterator[tuple[str, Any]]:
         seen: set[int] = set()
         mentioned = Mentioned(Dataset, Sampler, DataLoader, *_OF_DATA)
         waiting: list[tuple[str, Any]] = list(self._roots.items())
@@ -98,7 +113,10 @@ class Holders:
         parts = {path: part for path, part in self._parts() if not type(part).__module__.startswith("torch.nn.")}
         return dict(self.of_program()) | parts
 
-    def _parts(self) -> Iterator[tuple[str, nn.Module]]:
+    def _parts(self) -> Iterable[tuple[str, nn.Module]]:
+        return self._look_for_parts() if self._modules is None else self._modules
+
+    def _look_for_parts(self) -> Iterator[tuple[str, nn.Module]]:
         for path, root in self._roots.items():
             if isinstance(root, nn.Module):
                 yield from ((f"{path}.{name}", part) for name, part in root.named_modules() if name)

@@ -51,18 +51,19 @@ class Swapped:
             if _is_member(value) and member in type(value).__members__:
                 set_in(holder, name, type(value)[member])
 
-    def members(self) -> dict[str, str]:
-        """The members of enumerations that have changed, by path."""
-        return {path: str(value.name) for path, value in self._changed() if _is_member(value)}
-
-    def changed(self) -> dict[str, tuple[str, str]]:
-        """What else is another one: what it was, and what it is."""
-        return {p: (self._first[p], _what(value)) for p, value in self._changed() if not _is_member(value)}
-
-    def _changed(self) -> Iterator[tuple[str, Any]]:
+    def changed(self) -> tuple[dict[str, str], dict[str, tuple[str, str]]]:
+        """The members of enumerations that have changed, and what else is another one: what it was, and what it is."""
+        members: dict[str, str] = {}
+        others: dict[str, tuple[str, str]] = {}
         for path, _, _, value in self._found():
-            if self._first.get(path, _what(value)) != _what(value):
-                yield path, value
+            then = self._first.get(path)
+            if then is None or then == (now := _what(value)):
+                continue
+            if _is_member(value):
+                members[path] = now
+            else:
+                others[path] = then, now
+        return members, others
 
     def _found(self) -> Iterator[tuple[str, Any, str, Any]]:
         for path, holder in self._holders().items():
