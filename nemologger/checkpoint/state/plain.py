@@ -287,7 +287,18 @@ def named_tuple(name: str | None, items: Iterable[Any]) -> Any:
 
 def name_of_named_tuple(kind: type) -> str | None:
     """A name of the class for :func:`named_tuple`; None if it is none, or not to be found by its name."""
-    name = _name_of(kind) if issubclass(kind, tuple) and hasattr(kind, "_fields") else None
+    return name_of_class(kind) if issubclass(kind, tuple) and hasattr(kind, "_fields") else None
+
+
+def scalar_of_class(name: str, value: Any) -> Any:
+    """``value`` as one of the class ``name``, or as it is if this program does not know it. No code of it runs."""
+    base, known = type(value), _look_up(name)
+    return base.__new__(known, value) if isinstance(known, type) and issubclass(known, base) else value
+
+
+def name_of_class(kind: type) -> str | None:
+    """A name by which ``kind`` is found again in another process; None if there is none."""
+    name = _name_of(kind)
     return name if _look_up(name) is kind else None
 
 

@@ -1,6 +1,7 @@
 """Values of python and torch that no file of plain types holds as they are: a complex number, a fraction, a date.
 
-Each is a name and plain parts. To read one back calls what this table has for the name, and nothing else.
+Each is a name and plain parts. To read one back calls what this table has for the name, and nothing else. A number or text
+of a class of somebody's (``class Steps(int)``) is the name of that and the plain one; no code of the class runs.
 """
 
 from __future__ import annotations
@@ -9,12 +10,16 @@ from array import array
 from collections.abc import Callable
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
+from enum import Enum
 from fractions import Fraction
 from operator import index
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+
+from nemologger.checkpoint.state.plain import name_of_class, scalar_of_class
 
 
 class _Sort(NamedTuple):
@@ -64,18 +69,41 @@ _PARTS = (int, float, str, bytes, type(None))
 KINDS: tuple[type, ...] = tuple(kind for kind in _NAMES if kind is not Fraction)
 
 
+#: What makes them of what a class of somebody's is made of; members of enumerations are known by their names.
+_PLAIN = {int: int.__int__, float: float.__float__, str: str.__str__}
+_BASES = tuple(_PLAIN)
+_KNOWN_OTHERWISE = (bool, Enum, np.generic)
+_OF_A_CLASS = "of a class"
+
+
 def is_atom(value: Any) -> bool:
-    """Whether ``value`` is one of them, or of a class of somebody's that is made of one."""
-    return issubclass(type(value), KINDS) or type(value) is Fraction
+    """Whether ``value`` is one of them, or of a class of somebody's that is made of one, or of a number or text."""
+    kind = type(value)
+    return issubclass(kind, KINDS) or kind is Fraction or _is_of_a_class(kind)
+
+
+def _is_of_a_class(kind: type) -> bool:
+    return issubclass(kind, _BASES) and kind not in _BASES and not issubclass(kind, _KNOWN_OTHERWISE)
 
 
 def parts_of(value: Any) -> list[Any] | None:
     """A name and plain values; None if it is something else, or more than these say."""
+    if _is_of_a_class(type(value)):
+        return _parts_of_a_class(value)
     name = _NAMES.get(type(value)) if is_atom(value) else None
     if name is None or type(getattr(value, "tzinfo", None)) not in (timezone, type(None)):  # a zone has rules
         return None
     parts = _SORTS[name].parts(value)
     return [name, *parts] if all(type(part) in _PARTS for part in parts) else None
+
+
+def _parts_of_a_class(value: Any) -> list[Any] | None:
+    kind = type(value)
+    name = name_of_class(kind)
+    more = getattr(value, "__dict__", None) or any(vars(base).get("__slots__") for base in kind.__mro__)
+    if name is None or more:
+        return None
+    return [_OF_A_CLASS, name, next(plain(value) for base, plain in _PLAIN.items() if issubclass(kind, base))]
 
 
 def made_of(parts: list[Any]) -> Any:
@@ -85,4 +113,6 @@ def made_of(parts: list[Any]) -> Any:
         Exception: It is none of these, as the constructors raise it.
     """
     name, *own = parts
+    if name == _OF_A_CLASS:
+        return scalar_of_class(*own)
     return _SORTS[name].made_of(*own)

@@ -6,7 +6,6 @@ import pickle
 import sys
 from array import array
 from collections import deque
-from fractions import Fraction
 from itertools import islice
 from typing import Any
 
@@ -39,8 +38,8 @@ _RAW = (bytes, bytearray, array)
 
 
 def is_content(value: Any) -> bool:
-    """Whether it is one of :data:`KINDS`, or a fraction."""
-    return issubclass(type(value), KINDS) or type(value) is Fraction
+    """Whether it is one of :data:`KINDS`, a fraction, or a number or text of a class of somebody's."""
+    return issubclass(type(value), KINDS) or atoms.is_atom(value)
 
 
 def is_small(value: Any) -> bool:

@@ -9,7 +9,13 @@ from fractions import Fraction
 from pathlib import Path
 
 import torch
-from exact.runs import Case, Net, check, check_chain, shuffled, train
+from exact.runs import BATCH, Augmented, Case, Net, check, check_chain, shuffled, train
+from torch.utils.data import DataLoader
+
+
+class Steps(int):
+    def next(self):
+        return Steps(self + 1)
 
 
 class Values:
@@ -20,6 +26,7 @@ class Values:
         self.seen, self.window, self.part, self.shape = b"", range(1), slice(0, 1), torch.Size([1])
         self.at, self.passed, self.place = datetime(2020, 1, 1, tzinfo=UTC), timedelta(0), Path("a")
         self.dtype, self.row, self.late = torch.float32, array("d", [1.0]), None
+        self.steps = Steps(0)
 
     def next(self):
         self.phase *= 0.9 + 0.1j
@@ -35,7 +42,8 @@ class Values:
         self.row[0] *= 0.9
         self.row.append(0.1)
         self.late = (self.late or 0) + 0.1j
-        counts = len(self.seen) + len(self.window) + self.part.stop + self.shape[0] + self.at.second
+        self.steps = self.steps.next()
+        counts = self.steps + len(self.seen) + len(self.window) + self.part.stop + self.shape[0] + self.at.second
         counts += self.passed.seconds + len(self.place.parts) + self.dtype.itemsize
         numbers = self.phase.real + float(self.share) + float(self.price) + sum(self.row) + self.late.imag
         return counts / 100 + numbers
@@ -58,6 +66,37 @@ class Keeps(Net):
 
 def test_they_go_on_as_they_were(tmp_path):
     check(Case(shuffled, Keeps, at=[3, 8]), tmp_path)
+
+
+class Counting(Augmented):
+    def __init__(self):
+        super().__init__()
+        self.steps = Steps(0)
+
+    def __getitem__(self, index):
+        self.steps = self.steps.next()
+        return super().__getitem__(index) + self.steps / 10
+
+
+def test_a_dataset_goes_on_with_a_number_of_a_class_of_its_own(tmp_path):
+    check(Case(lambda: DataLoader(Counting(), batch_size=BATCH, shuffle=True), at=[3, 8]), tmp_path)
+
+
+def test_a_number_of_a_class_that_is_not_found_again_is_named(tmp_path, caplog):
+    class Local(int):
+        pass
+
+    class Counts(Net):
+        def __init__(self):
+            super().__init__()
+            self.steps = Local(0)
+
+        def training_step(self, batch, batch_idx):
+            self.steps = Local(self.steps + 1)
+            return super().training_step(batch, batch_idx)
+
+    train(Case(shuffled, Counts, steps=2), tmp_path, 1)
+    assert "attribute module.steps has changed since training began, and is not saved: it holds Local" in caplog.text
 
 
 class Clock(Net):

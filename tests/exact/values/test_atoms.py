@@ -16,7 +16,32 @@ import torch
 from nemologger.checkpoint.state.plain import Encoder, decode
 from nemologger.exact.values import contents, plain_contents
 
+
+class Steps(int):
+    def __new__(cls, *code_that_must_not_run):
+        raise AssertionError
+
+
+class Share(float):
+    """A number of the program's own."""
+
+
+class Phase(str):
+    """A text of the program's own."""
+
+
+class Named(str):
+    by = "nobody"
+
+
+def named(by):
+    one = Named("a")
+    one.by = by
+    return one
+
+
 VALUES = [
+    int.__new__(Steps, 2**70), Share("nan"), Phase("warm up"),
     -0.0 + 1j, complex(float("nan"), float("inf")), Fraction(-1, 3), Decimal("NaN"), Decimal("-1E+500"), range(3, 9, 2),
     slice(None, 3), datetime(2026, 1, 2, 3, 4, 5, 6, fold=1),  # noqa: DTZ001
     datetime(2026, 1, 2, tzinfo=UTC),
@@ -57,7 +82,16 @@ def test_an_array_is_filled_where_it_is():
     assert back is present == array("d", [2.0, 3.0])
 
 
-@pytest.mark.parametrize("value", [datetime(2026, 1, 2, tzinfo=ZoneInfo("UTC")), slice([1]), array("d", range(1000))])
+@pytest.mark.parametrize(
+    "value",
+    [
+        datetime(2026, 1, 2, tzinfo=ZoneInfo("UTC")),
+        slice([1]),
+        array("d", range(1000)),
+        named("somebody"),
+        type("Local", (int,), {"__module__": __name__})(1),
+    ],
+)
 def test_what_has_more_to_it_or_too_much_is_not_kept(value):
     with pytest.raises(plain_contents.CannotBeKeptError):
         plain_contents.keep(value, [1000])
@@ -72,8 +106,14 @@ def test_what_has_more_to_it_or_too_much_is_not_kept(value):
         ["dtype", "load"],
         ["eval", "1"],
         ["array", "d", 9],
+        ["of a class", "builtins:bool", 1],
     ],
 )
 def test_a_stranger_makes_nothing_else(atom):
     with pytest.raises((TypeError, ValueError, KeyError)):
         plain_contents.unkept({"atom": atom})
+
+
+def test_a_class_that_is_no_number_or_text_stays_unknown():
+    back = plain_contents.unkept({"atom": ["of a class", "builtins:eval", "1"]})
+    assert (type(back), back) == (str, "1")
