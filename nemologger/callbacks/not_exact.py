@@ -95,6 +95,11 @@ SWAPPED = (
     "Set it in on_train_start(), too, where it depends on the epoch, or save which it is in on_save_checkpoint()"
 )
 
+HOOKS = (
+    "of the program are {} now, and were {} when the checkpoint was saved, which has no functions: the run goes on with "
+    "those that the program registers. Do so in on_train_start(), too, where it depends on the epoch or step"
+)
+
 OWN_STATE_NOT_BACK = "was saved, and begins as the program makes it: {}"
 
 GRADIENTS = (

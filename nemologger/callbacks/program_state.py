@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
@@ -23,7 +24,7 @@ from nemologger.exact.program.strangers import Strangers
 from nemologger.exact.program.swapped import Swapped
 from nemologger.exact.reach.code import is_class_of_the_program
 from nemologger.exact.reach.configs import Entries, is_config
-from nemologger.exact.reach.hooks import HOOKED
+from nemologger.exact.reach.hooks import HOOKED, registered
 from nemologger.exact.reach.objects import is_of_the_program
 from nemologger.exact.reach.paths import root_of
 from nemologger.exact.values.plain_contents import CannotBeKeptError
@@ -56,7 +57,7 @@ class ProgramState:
         self._trainer = trainer
         self._most = most_of_each(int(trainer.world_size))
         self._accumulate, self._clip = trainer.accumulate_grad_batches, trainer.gradient_clip_val
-        self._settings = Settings(module)
+        self._settings = Settings(module, trainer.lr_scheduler_configs)
         self._counters = epoch_results.counters(trainer) if counters is None else counters
         roots, drawing = _roots_of(trainer, module)
         theirs = self._theirs = lightning_port.names_of_lightning()
@@ -78,6 +79,7 @@ class ProgramState:
         self._gradients_lost: str | None = None
         self._swapped = Swapped(self._may_swap, module, theirs)
         self._members: dict[str, str] = {}
+        self._say_hooks: Callable[[], None] = lambda: None
         lightning_port.behind_module(trainer, "on_train_start", lambda: self._swapped.begin(self._members))
 
     def _may_hold_states(self) -> dict[str, object]:
@@ -188,6 +190,18 @@ class ProgramState:
             self._attributes.look()
             self._strangers.look()
             self._apart.look()
+            self._say_hooks()
+
+    def _hooks(self) -> dict[str, list[str]]:
+        return registered("module", self._trainer.lightning_module, self._trainer.optimizers)
+
+    def _compare_hooks(self, then: dict[str, list[str]], say: Callable[[str, str], None]) -> None:
+        """After the first step: a program may register them in that, as in each life."""
+        now = self._hooks()
+        for path in sorted({*now, *then}):
+            if (there := now.get(path, [])) != (before := then.get(path, [])):
+                say(path, not_exact.HOOKS.format(", ".join(there) or "none", ", ".join(before) or "none"))
+        self._say_hooks = lambda: None
 
     def to_plain(self) -> tuple[dict[str, Any], dict[str, str]]:
         """What has changed, as plain types, and of what has not been kept, why."""
@@ -226,6 +240,7 @@ class ProgramState:
             "inner_optimizers": inner,
             "gradients": self._gradients(),
             "members": members,
+            "hooks": self._hooks(),
             "settings": self._settings.to_plain(lightning_port.modes_of_training(trainer)),
             "accumulate": trainer.accumulate_grad_batches if changed else None,
             "clip": [] if trainer.gradient_clip_val == self._clip else [_plain_number(trainer.gradient_clip_val)],
@@ -256,6 +271,7 @@ class ProgramState:
         self._attributes.restore(plain["attributes"], trainer.strategy.root_device)
         self._settings.restore(plain["settings"])
         self._members = plain.get("members", {})
+        self._say_hooks = partial(self._compare_hooks, plain.get("hooks", self._hooks()), say)
         if plain.get("gradients") is not None:
             put_back_gradients(trainer.lightning_module, plain["gradients"])
         for path, why in self._inner_optimizers.restore(plain.get("inner_optimizers", {})).items():
@@ -297,7 +313,9 @@ def _roots_of(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[dict[str
         plain = is_of_the_program(optimizer) or type(optimizer).__module__.startswith("torch.optim.")
         roots |= {f"optimizer {i}": optimizer} if plain else {}
     for i, config in enumerate(trainer.lr_scheduler_configs):
-        roots |= {f"schedule {i}": config.scheduler} if is_of_the_program(config.scheduler) else {}
+        # A state_dict() of its own may leave out what it changes; torch's have all attributes.
+        of_torch = type(config.scheduler).__module__.startswith("torch.")
+        roots |= {} if of_torch else {f"schedule {i}": config.scheduler}
         roots |= holders_of_schedule(f"schedule {i}", config.scheduler)
     return roots, drawing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -13,13 +14,14 @@ from torch.optim import Optimizer
 from torch.optim import optimizer as of_optimizers
 
 from nemologger.exact.reach.code import is_function_of_the_program
-from nemologger.exact.reach.objects import within
+from nemologger.exact.reach.objects import is_of_the_program, within
 
 _OF_MODULES = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 #: In the path of what hooks keep.
 HOOKED = "_hooks."
 _OF_PARAMETERS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 _OF_OPTIMIZERS = ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks")
+_CALLED = (FunctionType, MethodType, partial)
 #: Those of all modules, and of all optimizers.
 _GLOBAL = (
     ("torch.modules", of_modules, tuple(f"_global{kind}" for kind in _OF_MODULES)),
@@ -29,11 +31,34 @@ _GLOBAL = (
 
 def hooks_of(path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Where to look for what hooks of ``module`` and its parts keep, by path."""
+    for place, one, kinds in _of_module(path, module):
+        yield from _hooked(place, one, kinds)
+        yield from _in_place_of(place, one, "forward") if isinstance(one, nn.Module) else ()
+
+
+def registered(path: str, module: nn.Module, optimizers: Sequence[Optimizer]) -> dict[str, list[str]]:
+    """The names of the hooks that the program has registered, by where."""
+    theirs = [(f"optimizer {i}", optimizer, _OF_OPTIMIZERS) for i, optimizer in enumerate(optimizers)]
+    found = {}
+    for place, one, kinds in chain(_of_module(path, module), theirs, _GLOBAL):
+        for kind in kinds:
+            hooks = [hook for hook in (getattr(one, kind, None) or {}).values() if _is_of_the_program(hook)]
+            if names := [_name(hook) for hook in hooks if isinstance(hook, _CALLED) or is_of_the_program(hook)]:
+                found[f"{place}.{kind}"] = names
+    return found
+
+
+def _name(hook: Any) -> str:
+    while isinstance(hook, partial):
+        hook = hook.func
+    return str(getattr(hook, "__qualname__", type(hook).__qualname__))
+
+
+def _of_module(path: str, module: nn.Module) -> Iterator[tuple[str, Any, Sequence[str]]]:
     for place, part in module.named_modules(prefix=path):
-        yield from _hooked(place, part, _OF_MODULES)
-        yield from _in_place_of(place, part, "forward")
+        yield place, part, _OF_MODULES
         for name, one in part.named_parameters(recurse=False):
-            yield from _hooked(f"{place}.{name}", one, _OF_PARAMETERS)
+            yield f"{place}.{name}", one, _OF_PARAMETERS
 
 
 def hooks_of_all(optimizers: Sequence[Optimizer]) -> Iterator[tuple[str, Any]]:

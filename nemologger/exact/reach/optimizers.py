@@ -22,7 +22,7 @@ _SAVED = ("state", "param_groups", "defaults")
 
 
 class OfOptimizer(View):
-    """The attributes of an optimizer that are not torch's, nor another name for those of one within."""
+    """The attributes of an optimizer that no checkpoint has, and that are no other name for those of one within."""
 
     __slots__ = ("_optimizer",)
     _optimizer: Optimizer
@@ -34,7 +34,9 @@ class OfOptimizer(View):
         own = {name: value for name, value in vars(self._optimizer).items() if name not in _OF_TORCH}
         inner = [one for one in own.values() if issubclass(type(one), Optimizer)]
         theirs = {id(vars(one).get(name)) for one in (self._optimizer, *inner) for name in _SAVED}
-        return {name: value for name, value in own.items() if id(value) not in theirs}
+        own = {name: value for name, value in own.items() if id(value) not in theirs}
+        defaults = vars(self._optimizer).get("defaults")  # a step may read them, and only param_groups are saved
+        return own if any(vars(one).get("defaults") is defaults for one in inner) else own | {"defaults": defaults}
 
     def _set(self, name: str, value: Any) -> None:
         setattr(self._optimizer, name, value)

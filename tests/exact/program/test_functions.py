@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import random
 from functools import partial
 
+import pytest
 import torch
 from exact.runs import Case, Net, check, shuffled, train
 from torch.optim.lr_scheduler import ChainedScheduler, LambdaLR, MultiplicativeLR
@@ -153,3 +155,51 @@ class NoisilyScheduled(Net):
 def test_what_the_state_of_a_schedule_cannot_hold_is_not_lost_with_it(tmp_path, caplog):
     check(Case(shuffled, NoisilyScheduled, at=(3, 8)), tmp_path)
     assert "None takes its place" not in caplog.text
+
+
+LIBRARY = """
+from torch.optim.lr_scheduler import LRScheduler
+
+class Counts(LRScheduler):
+    def __init__(self, optimizer):
+        self.calls, self.factors, self.parameters = 0, [], optimizer.param_groups[0]["params"]
+        super().__init__(optimizer)
+    def get_lr(self):
+        self.calls += 1
+        self.factors.append(0.9**self.calls)
+        return [rate * self.factors[-1] * self.factors[-2:][0] for rate in self.base_lrs]
+    def state_dict(self):
+        return {"last_epoch": self.last_epoch}
+    def load_state_dict(self, state_dict):
+        self.last_epoch = state_dict["last_epoch"]
+
+class Alone:
+    def __init__(self, optimizer):
+        self.optimizer, self.calls = optimizer, 0
+    def step(self):
+        self.calls += 1
+        self.optimizer.param_groups[0]["lr"] = 0.9**self.calls / 100
+    def state_dict(self):
+        return {}
+    def load_state_dict(self, state_dict):
+        pass
+"""
+
+
+@pytest.mark.parametrize("name", ["Counts", "Alone"])
+def test_what_a_librarys_schedule_leaves_out_of_its_state_goes_on(name, tmp_path, monkeypatch, caplog):
+    (tmp_path / "site-packages").mkdir()
+    (tmp_path / "site-packages" / "some_schedules.py").write_text(LIBRARY)
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    kind = getattr(importlib.import_module("some_schedules"), name)
+
+    class Has(Net):
+        def configure_optimizers(self):
+            optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
+            return [optimizer], [{"scheduler": kind(optimizer), "interval": "step"}]
+
+        def lr_scheduler_step(self, scheduler, metric):
+            scheduler.step()
+
+    check(Case(shuffled, Has, at=[3, 8]), tmp_path)
+    assert "schedule 0" not in caplog.text

@@ -231,3 +231,43 @@ class GivenGenerators(Net):
 
 def test_generators_that_a_hook_was_made_with_go_on_life_after_life(tmp_path):
     check_chain(Case(shuffled, GivenGenerators, at=[3, 5, 8]), tmp_path)
+
+
+class Looked:
+    def __call__(self, *given):
+        pass
+
+
+def doubled(module, given, output):
+    return output * 2
+
+
+class HookedLater(Net):
+    """Registers one in mid-training, takes another away, and has one that each life registers when it is needed."""
+
+    needed = None
+
+    def __init__(self):
+        super().__init__()
+        self.first = self.net[0].register_forward_hook(doubled)
+
+    def training_step(self, batch, batch_idx):
+        self.needed = self.needed or self.net[2].register_forward_hook(doubled)
+        if self.global_step == 4:
+            self.first.remove()
+            self.net[2].weight.register_hook(lambda gradient: gradient * 2)
+            self.optimizers().optimizer.register_step_post_hook(Looked())
+        return super().training_step(batch, batch_idx)
+
+
+def test_hooks_that_a_resumed_run_lacks_are_named_after_its_first_step(tmp_path, caplog):
+    case = Case(shuffled, HookedLater, steps=7)
+    train(case, tmp_path, 1)
+    train(case, tmp_path / "before", 1, tmp_path / "step=3")
+    assert "of the program are" not in caplog.text
+    train(case, tmp_path / "after", 1, tmp_path / "step=6")
+    told = [record.getMessage() for record in caplog.records if "of the program are" in record.getMessage()]
+    there, weight, optimizer = told
+    assert "module.net.0._forward_hooks of the program are doubled now, and were none when" in there
+    assert "module.net.2.weight._backward_hooks of the program are none now" in weight
+    assert "optimizer 0._optimizer_step_post_hooks of the program are none now, and were Looked when" in optimizer
