@@ -43,7 +43,7 @@ class Watch:
         self._counts: dict[str, list[Any]] = {}
         self._fetcher: Any = None
         self._fetched = 0
-        self._again = False
+        self._again = self._decides = False
         self._fleeting: set[str] = set()
 
     def before(self, fetcher: Any, seed: int) -> None:
@@ -53,6 +53,8 @@ class Watch:
             self._owned = Owned({**dataset, "collate_fn": fetcher.collate_fn}, light=True)
             self._first = self._owned.generators
             self._names = _first_alike(self._first)
+            # Who has a state says that what it changes decides.
+            self._decides = self._each == "batch" and hasattr(fetcher.dataset, "state_dict")
         if self._each != "epoch":
             for path, generator in self._first.items():
                 reseed(generator, xxhash.xxh3_64_intdigest(self._names[path].encode(), seed & (2**64 - 1)))
@@ -97,7 +99,7 @@ class Watch:
         often = self._fetched <= _STEPS or self._fetched & (self._fetched - 1) == 0
         if self._each != "epoch" and self._owned is not None and often:
             values = self._owned.values()
-            counts = {path: value for path, value in values.counters.items() if self._counts_on(path, value)}
+            counts = {p: value for p, value in values.counters.items() if self._counts_on(p, value) or self._decides}
             late = [path for path in values.generators if path not in self._first]
             self._tell(replace(values, counters=counts), late)
 

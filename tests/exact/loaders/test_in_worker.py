@@ -249,3 +249,26 @@ def test_every_kind_can_be_seeded(make):
             else made.random()
         )
     assert drawn[0] == drawn[2] != drawn[1]
+
+
+class CountsItsSamples(Augmented):
+    """Says itself that its count decides; there are new workers before they have counted for long."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __getitem__(self, index):
+        self.count += 1
+        return super().__getitem__(index) + self.count
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def test_what_a_dataset_with_a_state_changes_in_a_worker_is_named_at_once(tmp_path, caplog):
+    train(Case(lambda: DataLoader(CountsItsSamples(), batch_size=BATCH, num_workers=2), steps=2), tmp_path, 1)
+    assert "in its worker processes dataset.count change" in caplog.text
