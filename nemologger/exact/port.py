@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from threading import get_ident
@@ -60,6 +60,33 @@ def loader_within(loader: Any) -> DataLoader[Any] | None:
             if issubclass(type(part), DataLoader):
                 found[id(part)] = part
     return next(iter(found.values())) if len(found) == 1 else None
+
+
+@contextmanager
+def first_index_within(loader: Any, then: Callable[[_BaseDataLoaderIter], None]) -> Iterator[None]:
+    """While this lasts, call ``then`` when a DataLoader that ``loader`` goes through has drawn its first index."""
+    plain, thread = _BaseDataLoaderIter._next_index, get_ident()
+    own = loader.dataset if isinstance(loader, DataLoader) else None
+
+    def draw(self: _BaseDataLoaderIter) -> Any:
+        index = plain(self)  # type: ignore[no-untyped-call]
+        if self._dataset is not own and get_ident() == thread:
+            _BaseDataLoaderIter._next_index = plain  # type: ignore[method-assign]
+            then(self)
+        return index
+
+    _BaseDataLoaderIter._next_index = draw  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        _BaseDataLoaderIter._next_index = plain  # type: ignore[method-assign]
+
+
+def draws_elsewhere(batches: Any) -> bool:
+    """Whether a DataLoader, as ``batches`` goes through it, has workers, or is shuffled by what has no state."""
+    order = getattr(batches._index_sampler, "sampler", batches._index_sampler)
+    in_order = type(order) in (SequentialSampler, _InfiniteConstantSampler, range, list, tuple)
+    return batches._num_workers > 0 or not (in_order or hasattr(order, "state_dict"))
 
 
 def is_map_style(loader: DataLoader[Any]) -> bool:

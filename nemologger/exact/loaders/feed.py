@@ -266,7 +266,8 @@ class Feed:
             self._begin(batches, 0 if within is None else within.mark.batches)
         self._running = batches
         try:
-            return self.take(batches)
+            with self.source.first():
+                return self.take(batches)
         except StopIteration:
             if within is None or not within.mark.restarts:
                 raise

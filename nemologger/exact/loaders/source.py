@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from inspect import signature
 from typing import Any, Literal, Protocol, TypeGuard
 
@@ -131,6 +132,10 @@ class Source:
 
     def end_of(self, state: Any, over: bool) -> None:
         """Bring the loader to the end of the epoch that ``state`` was saved in; ``over`` if it has said so itself."""
+
+    def first(self) -> AbstractContextManager[None]:
+        """Entered while the first batch of an epoch is taken."""
+        return nullcontext()
 
     def after_first(self, batches: Iterator[Any]) -> None:
         """Called when the first batch is out, or there was none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from types import GeneratorType
 from typing import Any
 
@@ -12,6 +13,7 @@ from typing_extensions import override
 from nemologger.exact import port, workers
 from nemologger.exact.loaders.in_worker import Watch
 from nemologger.exact.loaders.source import AHEAD, Source, has_state, loading
+from nemologger.exact.rng import RngState
 
 _MIXED = (
     "the state of its MultiNodeWeightedSampler does not say all of shuffled nodes that have come to their end: a run that "
@@ -28,7 +30,33 @@ _APPLIED = (
 )
 
 
-class IterableWithState(Source):
+_WITHIN = (
+    "a DataLoader begins within it with the first batch of an epoch, or of a resumed run: its workers draw other numbers "
+    "then, and a shuffle=True gives another order. Draw the order from a generator that is seeded with the number of the "
+    "epoch, and for samples in this process; or leave out state_dict(): the batches of the epoch are loaded once more then"
+)
+
+
+class Stateful(Source):
+    """What may go through a DataLoader of its own, which begins, and draws for that, only with the first batch."""
+
+    _present: RngState | None = None
+
+    @override
+    def first(self) -> AbstractContextManager[None]:
+        return port.first_index_within(self.loader, self._begun_within)
+
+    def _begun_within(self, batches: Any) -> None:
+        if self._present is not None:  # one that was not resumed had begun before
+            self._present.restore()
+        self._limits += [_WITHIN] * (port.draws_elsewhere(batches) and _WITHIN not in self._limits)
+
+    @override
+    def after_first(self, batches: Iterator[Any]) -> None:
+        self._present = None
+
+
+class IterableWithState(Stateful):
     """A DataLoader without workers, over an iterable dataset with state of its own."""
 
     draws = True
@@ -63,6 +91,7 @@ class IterableWithState(Source):
         if state is not None and state["iterator"] is not None and has_state(iterator):
             iterator.load_state_dict(state["iterator"])
         ready()
+        self._present = None if state is None else RngState.capture()
         return batches
 
     @override
@@ -82,7 +111,7 @@ class IterableWithState(Source):
         return {"dataset": self.loader.dataset.state_dict(), "iterator": own}
 
 
-class WithState(Source):
+class WithState(Stateful):
     """A loader that has ``state_dict`` and ``load_state_dict`` itself, or torchdata's in its place."""
 
     draws = True
@@ -137,7 +166,12 @@ class WithState(Source):
             batches: Iterator[Any] = begin(self._loader)
         if not (planned and isinstance(batches, GeneratorType)):  # it begins, and draws for that, with its first batch
             self._ready()
+        self._present = None if state is None or known else RngState.capture()
         return batches
+
+    @override
+    def first(self) -> AbstractContextManager[None]:
+        return nullcontext() if isinstance(self.loader, DataLoader) else super().first()
 
     @override
     def beside(self) -> Iterator[Any]:
@@ -169,6 +203,7 @@ class WithState(Source):
         if self.indices is not None:
             self.indices.plan = None
         self._ready()
+        super().after_first(batches)
 
     @override
     def state(self, batches: Iterator[Any] | None) -> Any:

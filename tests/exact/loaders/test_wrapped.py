@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, Subset
 
 from nemologger.exact.workers import end_workers
 
@@ -60,6 +60,46 @@ class Two(Around):
 
     def __iter__(self):
         yield from map(sum, zip(self.loader, self.other, strict=True))
+
+
+class Within:
+    """Says how many batches are out, and makes the loader of the others anew."""
+
+    def __init__(self, dataset, **options):
+        self.dataset, self.options = dataset, options
+        self.epoch, self.batches = 0, 0
+
+    def __iter__(self):
+        order = random.Random(self.epoch).sample(range(SAMPLES), SAMPLES)
+        rest = Subset(self.dataset, order[BATCH * self.batches :])
+        for batch in DataLoader(rest, batch_size=BATCH, **self.options):
+            self.batches += 1
+            yield batch
+        self.epoch, self.batches = self.epoch + 1, 0
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "batches": self.batches}
+
+    def load_state_dict(self, state):
+        self.epoch, self.batches = state["epoch"], state["batches"]
+
+
+class StreamWithin(Within, IterableDataset):
+    pass
+
+
+@pytest.mark.parametrize(
+    "data", [lambda: Within(Augmented()), lambda: DataLoader(StreamWithin(Augmented()), batch_size=None)]
+)
+def test_one_with_a_state_whose_loader_begins_with_the_first_batch(data, tmp_path, caplog):
+    check(Case(data, at=(3, 8)), tmp_path)
+    assert "begins within it" not in caplog.text
+
+
+@pytest.mark.parametrize("options", [{"num_workers": 1}, {"shuffle": True}])
+def test_what_such_a_loader_draws_elsewhere_is_named(options, tmp_path, caplog):
+    train(Case(lambda: Within(Augmented(), **options), steps=2), tmp_path, 1)
+    assert caplog.text.count("training loader Within: a DataLoader begins within it with the first batch") == 1
 
 
 @pytest.fixture
