@@ -313,9 +313,6 @@ def _roots_of(trainer: pl.Trainer, module: pl.LightningModule) -> tuple[dict[str
         plain = is_of_the_program(optimizer) or type(optimizer).__module__.startswith("torch.optim.")
         roots |= {f"optimizer {i}": optimizer} if plain else {}
     for i, config in enumerate(trainer.lr_scheduler_configs):
-        # A state_dict() of its own may leave out what it changes; torch's have all attributes.
-        of_torch = type(config.scheduler).__module__.startswith("torch.")
-        roots |= {} if of_torch else {f"schedule {i}": config.scheduler}
         roots |= holders_of_schedule(f"schedule {i}", config.scheduler)
     return roots, drawing
 

@@ -1,7 +1,8 @@
 """What functions that make learning rates keep from step to step beside the state dictionaries of their schedules.
 
-torch saves the attributes of a callable object that is given to ``LambdaLR``. A function that counts its calls does so in a
-variable of where it was made. Here it is an object with attributes, as
+Those of torch have all attributes of a schedule. Another class may have a ``state_dict()`` that leaves out what it changes:
+it is looked at itself. torch saves the attributes of a callable object that is given to ``LambdaLR``. A function that counts
+its calls does so in a variable of where it was made. Here it is an object with attributes, as
 :class:`~nemologger.exact.program.attributes.Attributes` looks at.
 """
 
@@ -22,12 +23,14 @@ _DEEPEST = 3
 
 
 def holders_of_schedule(path: str, schedule: Any) -> dict[str, object]:
-    """What the functions of ``schedule``, and of those that it is made of, keep: by path below that of ``schedule``."""
+    """``schedule`` and those that it is made of, unless they are torch's, and what their functions keep, by path."""
     return dict(_of_schedule(path, schedule, set()))
 
 
 def _of_schedule(path: str, schedule: Any, seen: set[int]) -> Iterator[tuple[str, object]]:
     seen.add(id(schedule))  # those that are combined may know by what
+    if not type(schedule).__module__.startswith("torch."):
+        yield path, schedule
     for name, value in getattr(schedule, "__dict__", {}).items():
         for place, item in enumerate(value) if isinstance(value, list | tuple) else [(-1, value)]:
             below = f"{path}.{name}" if place < 0 else f"{path}.{name}.{place}"

@@ -186,8 +186,8 @@ class Alone:
 """
 
 
-@pytest.mark.parametrize("name", ["Counts", "Alone"])
-def test_what_a_librarys_schedule_leaves_out_of_its_state_goes_on(name, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(("name", "within"), [("Counts", False), ("Counts", True), ("Alone", False)])
+def test_what_a_librarys_schedule_leaves_out_of_its_state_goes_on(name, within, tmp_path, monkeypatch, caplog):
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages" / "some_schedules.py").write_text(LIBRARY)
     monkeypatch.syspath_prepend(tmp_path / "site-packages")
@@ -196,7 +196,8 @@ def test_what_a_librarys_schedule_leaves_out_of_its_state_goes_on(name, tmp_path
     class Has(Net):
         def configure_optimizers(self):
             optimizer = torch.optim.Adam(self.parameters(), lr=1e-2)
-            return [optimizer], [{"scheduler": kind(optimizer), "interval": "step"}]
+            schedule = ChainedScheduler([kind(optimizer)]) if within else kind(optimizer)
+            return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
         def lr_scheduler_step(self, scheduler, metric):
             scheduler.step()
