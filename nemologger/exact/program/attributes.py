@@ -236,7 +236,7 @@ class Attributes:
             holder, (seen, before) = holders[where], self._late.get(path, (None, sign))
             if seen is not None and seen() is holder and before != sign:
                 lost[where] = "was made after training began"
-            if hasattr(holder, "__weakref__"):
+            if hasattr(type(holder), "__weakref__"):
                 self._late[path] = weakref.ref(holder), sign
         return lost
 

@@ -55,8 +55,17 @@ def attributes(value: Any) -> dict[str, Any]:
 
 def with_slots(value: Any) -> dict[str, Any]:
     """What ``vars()`` says of ``value``, and what it has in slots."""
-    own: dict[str, Any] = getattr(value, "__dict__", {})
+    own = _dictionary_of(value)
     return _in_slots(value) | own if has_slots(type(value)) else own
+
+
+def _dictionary_of(value: Any) -> dict[str, Any]:
+    """Its ``__dict__``, if it has one: a class with slots may answer for any name by ``__getattr__()``."""
+    try:
+        found: dict[str, Any] = object.__getattribute__(value, "__dict__")
+    except AttributeError:
+        return {}
+    return found
 
 
 def _in_slots(value: Any) -> dict[str, Any]:
@@ -71,7 +80,7 @@ def _in_slots(value: Any) -> dict[str, Any]:
 
 def generators_of_class(value: Any) -> dict[str, Any]:
     """The generators among the attributes of the class of ``value``, by name, that it has none of its own for."""
-    own = getattr(value, "__dict__", {})
+    own = _dictionary_of(value)
     return {
         name: item
         for kind in kind_of(type(value)).own

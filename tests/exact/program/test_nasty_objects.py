@@ -44,6 +44,18 @@ class Missing:
         raise ZeroDivisionError
 
 
+class AnyName:
+    """It has an answer for each name and no ``__dict__``, as what llvmlite, and so numba, calls its library by."""
+
+    __slots__ = ("known",)
+
+    def __init__(self):
+        self.known = {}
+
+    def __getattr__(self, name):
+        return self.known.setdefault(name, AnyName())
+
+
 class OddClass(type):
     def __getattr__(cls, name):
         raise ZeroDivisionError
@@ -112,7 +124,7 @@ def holding_itself():
 
 
 NASTY = [
-    Raises, Lies, IsNoModule, Missing, Compared, OwnState, OddMethods, holding_itself, mock.MagicMock,
+    Raises, Lies, IsNoModule, Missing, AnyName, Compared, OwnState, OddMethods, holding_itself, mock.MagicMock,
     lambda: mock.MagicMock(spec=nn.Module), lambda: OddClass("A", (), {})(), lambda: WithoutHash("B", (), {})(),
     lambda: Unnamed("C", (), {})(), lambda: {Nameless(): Nameless()}, lambda: Closed([1]),
     lambda: np.array([Compared()], dtype=object), NoArray, WithoutSize,
