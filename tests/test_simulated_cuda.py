@@ -9,12 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from simulated_cuda import building
 
 HERE = Path(__file__).parent
 REPEATS = "test_a_resumed_run_repeats_the_one_that_was_not_stopped"
 
-pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("c++") is None, reason="needs a compiler"),
+    pytest.mark.skipif(torch.backends.cuda.is_built(), reason="needs a torch that was built for the CPU"),
+]
 
 
 @pytest.fixture(scope="module")

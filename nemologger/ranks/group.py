@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 from uuid import uuid4
 from weakref import WeakKeyDictionary
 
@@ -160,7 +160,7 @@ def _new_tree(timeout: timedelta) -> RankTree:
             f"name stands for: {error}\nName the one that connects the hosts in the environment of all ranks, for example "
             "GLOO_SOCKET_IFNAME=eth0"
         ) from error
-    return RankTree(group, timeout.total_seconds())
+    return RankTree(cast(dist.ProcessGroup, group), timeout.total_seconds())  # all ranks are members
 
 
 def _make_room(connections: int) -> None:

@@ -11,6 +11,7 @@ Each stream is a thread (device.cpp), and:
 
 So a missing wait, a tensor on the wrong device, or memory that goes too early shows. How fast a GPU is does not.
 
-It needs a compiler, and what torch calls its backends' interfaces, which may change: ``test_simulated_cuda.py`` skips
-without the one, and says what is missing of the other.
+It needs a compiler, a torch without CUDA of its own (PyPI's has it, on a machine without a GPU too), and what torch calls
+its backends' interfaces, which may change: ``test_simulated_cuda.py`` skips without the first two, and says what is missing
+of the last.
 """
