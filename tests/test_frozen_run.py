@@ -32,10 +32,26 @@ def test_a_run_that_was_taken_for_dead_publishes_and_removes_nothing_more(tmp_pa
                 assert (checkpoints / "step=6" / "manifest.json").read_bytes() == published
             assert frozen.wait(timeout=60) == 1
             told = frozen.stdout.read()
-            assert f"another run writes to {checkpoints} now (process {fresh.pid} on " in told
+            assert f"another run has had {checkpoints} since this one began (process {fresh.pid} on " in told
             step = newest_in(checkpoints).manifest.step
             wait_for(lambda: newest_in(checkpoints).manifest.step > step)
             time.sleep(0.1)
             assert fresh.poll() is None
     newest = newest_in(checkpoints)
     assert faults(newest.path) == []
+
+
+def test_it_leaves_it_alone_when_the_other_one_has_ended(tmp_path):
+    checkpoints = tmp_path / "toy" / "checkpoints"
+    with started(HELPERS / "frozen_run.py", tmp_path, 60, "--every", 3, "--pause", 0.05) as frozen:
+        wait_for(lambda: psutil.Process(frozen.pid).status() == psutil.STATUS_STOPPED)
+        with started(TRAIN, tmp_path, 12, "--every", 3) as fresh:
+            assert fresh.wait(timeout=60) == 0
+        names = sorted(path.name for path in checkpoints.iterdir())
+        published = (checkpoints / "step=9" / "manifest.json").read_bytes()
+        os.killpg(frozen.pid, signal.SIGCONT)
+        assert frozen.wait(timeout=60) == 1
+        told = frozen.stdout.read()
+    assert f"another run has had {checkpoints} since this one began (process {fresh.pid} on " in told
+    assert sorted(path.name for path in checkpoints.iterdir()) == names
+    assert (checkpoints / "step=9" / "manifest.json").read_bytes() == published

@@ -258,9 +258,9 @@ def _check_ours(disk: Disk, checkpoint: Path) -> None:
     owner = taken_over_by(checkpoint.parent) if disk.can_rename else ""
     if owner:
         raise DirectoryInUseError(
-            f"another run writes to {checkpoint.parent} now ({owner}): this one has lost the lock of it. Its host may have "
-            "been cut off, or have stood still, for so long that it was taken for dead, or the lock's file was removed. "
-            "Stop one of them"
+            f"another run has had {checkpoint.parent} since this one began ({owner}), and may write there now: this one has "
+            "lost the lock of it. Its host may have been cut off, or have stood still, for so long that it was taken for "
+            "dead, or the lock's file was removed. Stop one of them"
         )
 
 

@@ -12,6 +12,7 @@ import struct
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from nemologger.disk.there import exists, is_dir
 from nemologger.errors import ConfigurationError, DirectoryInUseError
@@ -47,6 +48,9 @@ class _Held:
     process: int
     signed: str  # what this process has written into it, "" if it could not
     of_process: bool  # the lock is the process's, and lost as soon as anything in it closes the file
+    #: Its owner before has not given it back: most have been killed, but one that stands still goes on some day, and must
+    #: find then that somebody had it meanwhile. So the file stays, with what this process has written into it.
+    inherited: bool
     takers: int = 1
 
 
@@ -95,7 +99,7 @@ class DirectoryLock:
             try:
                 of_process = _lock(self._path, descriptor)
             except OSError as error:
-                owner = _owner(descriptor)
+                owner = _who(_owner(descriptor))
                 _close(descriptor)
                 if error.errno in _REMOVED and gone < _TRIES:
                     gone += 1
@@ -116,14 +120,16 @@ class DirectoryLock:
                     told = True
                 time.sleep(_LOOK_EVERY)
             else:
+                inherited = bool(_owner(descriptor))
                 self._held = _HELD[self._path] = _Held(
-                    self._path, descriptor, os.getpid(), _sign(descriptor), of_process
+                    self._path, descriptor, os.getpid(), _sign(descriptor), of_process, inherited
                 )
 
     def hold(self) -> None:
         """Take it again if its file has been removed by somebody meanwhile: else a second run would not be refused.
 
-        The run goes on in any case. That another run has it now is said, once.
+        The run goes on in any case. That another run has it now is said, once. One that had it, and has left the file, is
+        what :func:`taken_over_by` tells of.
         """
         held = self._held
         if held is None or held.process != os.getpid() or _HELD.get(held.path) is not held or not _is_gone(held):
@@ -138,6 +144,9 @@ class DirectoryLock:
         except OSError as error:
             _say_without(held.path.parent, error)
             return
+        if _owner(descriptor):
+            _close(descriptor)
+            return
         held.signed = _sign(descriptor)
         _close(held.descriptor)
         held.descriptor, held.of_process = descriptor, of_process
@@ -151,7 +160,8 @@ class DirectoryLock:
         if held.takers == 0:
             if _HELD.get(held.path) is held:
                 del _HELD[held.path]
-            if _is_at(held.path, held.descriptor):
+            is_ours = not held.inherited and _owner(held.descriptor) in (held.signed, "")
+            if is_ours and _is_at(held.path, held.descriptor):
                 # Where the disk has become read-only the file stays, which nobody minds: it is not locked. An error here
                 # would replace the one that the run ends with.
                 with contextlib.suppress(OSError):
@@ -164,7 +174,7 @@ def taken_over_by(directory: Path) -> str:
 
     A network file system gives the lock of a host away that it has not heard of for a while. The host may only have stood
     still, or have been cut off: what runs there goes on as if nothing had happened. It may also be that somebody has removed
-    the file.
+    the file. Who had it meanwhile may have ended by now.
     """
     held = _HELD.get(directory.resolve() / FILE)
     if held is None or held.process != os.getpid() or not held.signed:
@@ -176,22 +186,31 @@ def taken_over_by(directory: Path) -> str:
             owner = held.path.read_text(errors="replace").strip()
         except OSError:
             return ""
-    return "" if owner == held.signed else owner
+    return "" if owner == held.signed else _who(owner)
 
 
 def _open(path: Path) -> int:
-    try:
-        return os.open(path, _HOW, 0o666)
-    except OSError as error:
-        raise ConfigurationError(f"{path.parent} cannot be written to: {error.strerror} ({path.name})") from error
+    tries = 0
+    while True:
+        try:
+            return os.open(path, _HOW, 0o666)
+        except OSError as error:
+            # A network file system may find the file of an owner who removes it just now, and then not find it.
+            if error.errno not in _REMOVED or tries == _TRIES or not os.path.isdir(path.parent):
+                raise ConfigurationError(
+                    f"{path.parent} cannot be written to: {error.strerror} ({path.name})"
+                ) from error
+        tries += 1
+        time.sleep(_PAUSE)
 
 
 def _sign(descriptor: int) -> str:
-    """Say who holds the lock, and return that.
+    """Say who holds the lock, and return that: a line to be read, and one that no other process has.
 
-    On a full disk nobody can, and "" is returned: what dead runs have left there goes when the lock is taken.
+    Containers may have the same number of the process and the same name of the host. On a full disk nobody can sign, and ""
+    is returned: what dead runs have left there goes when the lock is taken.
     """
-    signature = f"process {os.getpid()} on {socket.gethostname()}"
+    signature = f"process {os.getpid()} on {socket.gethostname()}\n{uuid4().hex}"
     try:
         os.ftruncate(descriptor, 0)
         written = os.pwrite(descriptor, signature.encode(), 0)
@@ -206,6 +225,11 @@ def _owner(descriptor: int) -> str:
         return os.pread(descriptor, 200, 0).decode(errors="replace").strip()
     except OSError:
         return ""
+
+
+def _who(owner: str) -> str:
+    """The line of it that is to be read."""
+    return owner.split("\n")[0]
 
 
 def _close(descriptor: int) -> None:

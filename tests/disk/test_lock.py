@@ -10,6 +10,7 @@ import os
 import re
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 from processes import started, wait_for
 
-from nemologger.disk.lock import FILE, DirectoryLock, taken_over_by
+from nemologger.disk.lock import _HELD, FILE, DirectoryLock, taken_over_by
 from nemologger.errors import ConfigurationError, DirectoryInUseError
 
 HOLD = """
@@ -46,7 +47,22 @@ def test_a_second_process_is_told_who_holds_it_and_it_dies_with_its_owner(tmp_pa
     lock = DirectoryLock(tmp_path)  # the process was killed
     lock.take()
     lock.release()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["held"]
+    assert not taken_elsewhere(tmp_path)
+
+
+def test_its_file_goes_with_the_owner_unless_the_one_before_may_ask_for_it(tmp_path, script):
+    lock = DirectoryLock(tmp_path)
+    lock.take()
+    lock.release()
+    assert list(tmp_path.iterdir()) == []
+    with started(script, tmp_path):
+        wait_for((tmp_path / "held").exists)
+    before = (tmp_path / FILE).read_text()
+    for _ in range(2):  # killed, or so it seems
+        lock = DirectoryLock(tmp_path)
+        lock.take()
+        lock.release()
+        assert (tmp_path / FILE).read_text() not in (before, "")
 
 
 def test_taking_and_releasing_twice_is_fine(tmp_path):
@@ -213,7 +229,26 @@ def test_that_its_file_cannot_be_removed_does_not_replace_what_ends_a_run(tmp_pa
     again = DirectoryLock(tmp_path)
     again.take()  # it was given back all the same
     again.release()
-    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("code", [errno.ENOENT, errno.ESTALE])
+def test_a_file_that_goes_while_it_is_opened_is_made_anew(tmp_path, monkeypatch, code):
+    """sshfs asks whether it is there, and then opens it."""
+    really, gone = os.open, [tmp_path / FILE] * 2
+
+    def goes(path, *arguments):
+        if path in gone:
+            gone.remove(path)
+            raise OSError(code, os.strerror(code), str(path))
+        return really(path, *arguments)
+
+    monkeypatch.setattr(os, "open", goes)
+    lock = DirectoryLock(tmp_path)
+    lock.take()
+    assert taken_elsewhere(tmp_path)
+    lock.release()
+    with pytest.raises(ConfigurationError, match="No such file or directory"):
+        DirectoryLock(tmp_path / "none").take()
 
 
 def test_a_directory_that_cannot_be_written_to_is_named(tmp_path):
@@ -317,9 +352,25 @@ def test_who_has_lost_it_is_told_who_has_it(tmp_path, script):
         wait_for((tmp_path / "held").exists)
         assert taken_over_by(tmp_path).startswith(f"process {process.pid} on ")
     lock.hold()
-    assert taken_over_by(tmp_path) == ""
+    assert taken_over_by(tmp_path).startswith(f"process {process.pid} on "), "it may have saved there"
     lock.release()
     assert taken_over_by(tmp_path) == ""
+
+
+def test_who_stood_still_is_told_who_has_had_it_since(tmp_path, monkeypatch):
+    """Another container, with the same number of the process and the same name of the host."""
+    lock, other = DirectoryLock(tmp_path), DirectoryLock(tmp_path)
+    lock.take()
+    mine = dict(_HELD)
+    fcntl.fcntl(mine[tmp_path / FILE].descriptor, fcntl.F_OFD_SETLK, struct.pack("hhqqi4x", fcntl.F_UNLCK, 0, 0, 0, 0))
+    _HELD.clear()
+    other.take()
+    other.release()
+    _HELD.update(mine)
+    lock.hold()
+    assert taken_over_by(tmp_path).startswith(f"process {os.getpid()} on ")
+    lock.release()
+    assert (tmp_path / FILE).exists(), "the next one may ask for it, too"
 
 
 def test_to_ask_who_has_it_does_not_release_a_lock_of_the_process(tmp_path, monkeypatch):
