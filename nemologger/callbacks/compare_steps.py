@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +23,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE = ".trained_steps"
-# Seconds from one look at new values to the next: it waits for the GPU, and writes to the file.
+# Seconds from one look at new values to the next: it waits for the GPU, and has them written to the file.
 _LOOK_EVERY, _WRITE_EVERY = 1.0, 0.02
+# So many steps are remembered while the disk does not answer.
+_WAITING = 10_000
 # Where kernels differ from run to run: how many steps say something, and what is the same.
 _ROUGHLY, _SHARE, _APART = 10, 0.01, 0.001
 
@@ -55,7 +59,9 @@ class CompareSteps:
     def _forget(self) -> None:
         self._steps: TrainedSteps | None = None
         self._then: dict[int, str] = {}
-        self._new: list[tuple[int, torch.Tensor | float]] = []
+        self._new: deque[tuple[int, torch.Tensor | float]] = deque(maxlen=_WAITING)
+        self._pool: ThreadPoolExecutor | None = None
+        self._job: Future[None] | None = None  # what compares and writes, beside training
         self._last = self._repeated = 0
         self._looked = 0.0
         self._exactly = self._waits = False
@@ -69,7 +75,7 @@ class CompareSteps:
         """For ``on_train_start``: read what was trained behind the checkpoint; forget another line of training."""
         # Lightning's tuners load what they had saved, at step 0.
         resumes, self._resumes = self._resumes and trainer.global_step > 0, False
-        self._forget()
+        self.close()
         if self.directory is None or not trainer.is_global_zero:
             return
         device = trainer.strategy.root_device
@@ -107,7 +113,9 @@ class CompareSteps:
 
     def finish(self) -> None:
         """For ``on_train_end``, behind the last save: no step is trained again."""
+        self._wait()
         self._look()
+        self._wait()
         self._say_repeated()
         self._end(all_is_saved=True)
 
@@ -118,6 +126,7 @@ class CompareSteps:
             newest_saved: The step of the newest checkpoint, on rank 0.
         """
         if not self._waits:  # a device may never be done
+            self._wait()
             self._look()
         self._end(all_is_saved=self._steps is not None and self._last <= newest_saved)
 
@@ -126,8 +135,11 @@ class CompareSteps:
         self._end(all_is_saved=False)
 
     def _end(self, *, all_is_saved: bool) -> None:
-        steps = self._steps
+        self._wait()
+        steps, pool = self._steps, self._pool
         self._forget()
+        if pool is not None:
+            pool.shutdown()
         if steps is not None:
             steps.close()
             if all_is_saved:
@@ -135,14 +147,31 @@ class CompareSteps:
                     steps.remove()
 
     def _look(self) -> None:
-        new, self._new, self._looked = self._new, [], time.monotonic()
-        if not new or self._steps is None:
+        """Have what is new compared and written down; not while the disk has not taken what was new before."""
+        if self._job is not None and not self._job.done():
             return
+        self._looked = time.monotonic()
+        self._wait()
+        steps, new = self._steps, list(self._new)
+        self._new.clear()
+        if not new or steps is None:
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="nemologger-compare")
+        numbers = _on_host([value for _, value in new])
+        self._job = self._pool.submit(self._compare_all, steps, [step for step, _ in new], numbers)
+
+    def _wait(self) -> None:
+        job, self._job = self._job, None
         try:
-            for (step, _), number in zip(new, _on_host([value for _, value in new]), strict=True):
-                self._compare(self._steps, step, number)
+            if job is not None:
+                job.result()
         except OSError as error:
             self._give_up(error)
+
+    def _compare_all(self, steps: TrainedSteps, new: Sequence[int], numbers: Sequence[float]) -> None:
+        for step, number in zip(new, numbers, strict=True):
+            self._compare(steps, step, number)
 
     def _compare(self, steps: TrainedSteps, step: int, value: float) -> None:
         """Compare a step with the one before, and write it down unless that is there already."""
@@ -192,7 +221,8 @@ class CompareSteps:
         log.info("what steps come to is not written down, and not compared when this run goes on: %s", error)
         if self._steps is not None:
             self._steps.close()
-        self._steps, self._then, self._new = None, {}, []
+        self._steps, self._then = None, {}
+        self._new.clear()
 
 
 def _machine(ranks: int, device: torch.device) -> str:

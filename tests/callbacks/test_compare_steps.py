@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from contextlib import suppress
+from threading import Event
 
 import lightning.pytorch as pl
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader
 import nemologger as nl
 from nemologger.callbacks import compare_steps
 from nemologger.callbacks.compare_steps import FILE, CompareSteps
+from nemologger.exact import trained_steps
 from nemologger.exact.trained_steps import TrainedSteps
 
 SAME, OTHER = "are the same again, to the bit", "is not what it was before the run ended"
@@ -96,6 +98,30 @@ def said(caplog):
         return found
 
     return get
+
+
+def test_a_disk_that_does_not_answer_holds_up_no_step(tmp_path, said, monkeypatch):
+    """Nothing but the end of training waits for it; what was new meanwhile is written then."""
+    begun, trained, write, waited = Event(), Event(), trained_steps.write_all, []
+
+    def hangs(*arguments):
+        waited.append(not begun.is_set() or trained.wait(timeout=10))
+        write(*arguments)
+
+    class Trained(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            begun.set()
+            if trainer.global_step == 8:
+                trained.set()
+
+    monkeypatch.setattr(trained_steps, "write_all", hangs)
+    monkeypatch.setattr(compare_steps, "_WRITE_EVERY", 0.0)
+    life(tmp_path / "c", 9, callbacks=[Trained()])
+    assert len(waited) > 1
+    assert all(waited)
+    assert (tmp_path / "c" / FILE).read_text().count("\n") == 10
+    life(tmp_path / "c", 13)
+    assert said() == [f"4 steps that had been trained before the run ended, behind its checkpoint, {SAME}"]
 
 
 @pytest.mark.parametrize("model", [Net, ByHand])
@@ -194,10 +220,12 @@ def test_values_of_any_types_are_read(other, tmp_path):
     """A loss is missing in some steps of a GPU, and the parameter that stands for it has a type of its own."""
     compare = CompareSteps(tmp_path)
     compare._steps = TrainedSteps(tmp_path / FILE, "1 x cuda")
-    compare._new = [(1, torch.tensor(1.0)), (2, torch.tensor(1.5).to(other)), (3, torch.tensor(1.75).to(other))]
+    compare._new.extend([(1, torch.tensor(1.0)), (2, torch.tensor(1.5).to(other)), (3, torch.tensor(1.75).to(other))])
     compare._look()
+    compare._wait()
     assert compare._steps.behind(0) == {1: "1.0", 2: "1.5", 3: "1.75"}
-    compare._new = [(4, torch.tensor(2.0).to(other)), (5, torch.tensor(2.5).to(other))]
+    compare._new.extend([(4, torch.tensor(2.0).to(other)), (5, torch.tensor(2.5).to(other))])
     compare._look()
+    compare._wait()
     assert compare._steps.behind(3) == {4: "2.0", 5: "2.5"}
-    compare._steps.close()
+    compare.close()
