@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers.toy_lives import found_in, live, ten_steps
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
+from lightning.pytorch.tuner import Tuner
 from toy import ToyModel, loader, manifests, names, quiet_trainer
 
 from nemologger import (
@@ -23,6 +24,7 @@ from nemologger import (
     NotFoundError,
     RestoreConfig,
     RunCompletedError,
+    Trainer,
 )
 from nemologger.checkpoint.reading.load import load_model
 from nemologger.run.record import close_log
@@ -317,6 +319,24 @@ def test_a_checkpoint_is_for_one_fit(checkpoints):
     trainer.fit_loop.epoch_loop.max_steps = 17
     trainer.fit(model, loader(), loader())
     assert sorted(model.losses) == [*range(10, 17)]
+
+
+def test_a_tuner_in_between_changes_nothing(checkpoints, tmp_path, monkeypatch):
+    """Lightning's puts back what was there before from a file of its own, and leaves the trainer with that file's path."""
+    shutil.copytree(checkpoints, tmp_path / "tuned" / "toy" / "checkpoints", symlinks=True)
+    _, straight, _ = live(checkpoints.parent.parent, 15)
+    fit = Trainer.fit
+
+    def tuned(trainer, model, *data):
+        monkeypatch.setattr(Trainer, "fit", fit)
+        Tuner(trainer).lr_find(model, *data, num_training=12, update_attr=False)
+        model.losses.clear()
+        trainer.fit(model, *data)
+
+    monkeypatch.setattr(Trainer, "fit", tuned)
+    _, model, _ = live(tmp_path / "tuned", 15)
+    assert model.losses == straight.losses
+    assert sorted(model.losses) == [*range(10, 15)]
 
 
 def test_a_directory_that_the_checkpoint_callback_was_given_is_looked_in(tmp_path):
