@@ -75,9 +75,10 @@ class Policy:
         if not self.monitored:
             return (*kept.order, 0.0)
         score = math.nan if kept.score is None else kept.score
+        age = tuple(-part for part in kept.order)  # by time alone, a clock that is set back would change what is kept
         if math.isnan(score):
-            return kept.origin, 0.0, 0.0, -kept.time
-        return kept.origin, 1.0, -score if self.mode == "min" else score, -kept.time
+            return kept.origin, 0.0, 0.0, *age
+        return kept.origin, 1.0, -score if self.mode == "min" else score, *age
 
     def ranking(self, kept: Iterable[Kept]) -> list[Kept]:
         """The checkpoints that compete, the best first."""

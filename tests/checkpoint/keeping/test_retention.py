@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -115,6 +116,13 @@ def test_the_ranking(mode, scores, best):
 
 def test_a_score_that_is_not_there_yet_counts_as_nan():
     assert [one.step for one in Policy(3).ranking([kept(0, None), kept(1, NAN), kept(2, 9.0)])] == [2, 0, 1]
+
+
+@pytest.mark.parametrize("score", [1.0, NAN])
+def test_a_clock_that_is_set_back_makes_none_older(score):
+    later = [replace(kept(step, score), time=1000.0 - step) for step in (1, 2, 3)]
+    assert [one.step for one in Policy(2).ranking(later)] == [1, 2, 3]
+    assert [one.step for one in Policy(2).surplus(later, None)] == [3]
 
 
 def test_an_equal_score_does_not_push_out_an_older_one():
