@@ -43,6 +43,7 @@ from nemologger.saving.due import Due
 from nemologger.saving.kept_checkpoints import ours
 from nemologger.saving.moments import CheckpointsInTime
 from nemologger.saving.notices import Failures, Notices
+from nemologger.stores.owner import StoreOwner
 from nemologger.stores.path import in_store, storage_path
 from nemologger.stores.remote_disk import disk_of
 
@@ -100,7 +101,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
             ``s3://bucket/key``. On such a store nothing is overwritten or renamed: where a complete checkpoint has the name
             already, the new one is called ``<filename>-v1`` and the other is removed once it is published; ``-last`` is a
             small object that names a checkpoint, or a directory where there is no such checkpoint. There is no lock there
-            that keeps a second run out.
+            that keeps a second run out: of two, the one that has begun last goes on saving.
         filename: A name with fields, for example ``"{model_name}--{val_loss:.2f}-{step}-{consumed_samples}"``; fields are
             the logged metrics, ``epoch``, ``step``, ``consumed_samples`` and ``model_name``.
         auto_insert_metric_name: Write ``val_loss=1.23`` rather than ``1.23`` into names.
@@ -212,7 +213,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
         self._disk = disk or (directory is not None and disk_of(directory)) or LocalDisk()
         self._check_disk()
         self._ranks: Ranks = SingleProcess()
-        self._lock: DirectoryLock | None = None  # rank 0 holds it while it trains
+        self._lock: DirectoryLock | StoreOwner | None = None  # rank 0 holds it while it trains
         self._beginning: Beginning | None = None
         self._compare = CompareSteps()
         self._holds = False

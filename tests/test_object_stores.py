@@ -321,3 +321,30 @@ def test_two_ranks(s3, tmp_path):
     for rank in (0, 1):
         one, other = ((tmp_path / run / f"losses-{rank}.txt").read_text() for run in ("straight", "store"))
         assert one == other
+
+
+def test_of_two_runs_in_one_directory_the_older_one_saves_no_more(s3, tmp_path):
+    """A store has no locks. What the newer one has saved stays as it is, also when that has ended."""
+    newer = []
+
+    def start():
+        newer.append(python(SCRIPT, tmp_path, 10, "--dirpath", s3.url, timeout=100))
+        newer.extend((name, s3.objects()) for name in [names_in(s3.url)])
+
+    with pytest.raises(
+        nl.SaveFailedError, match=rf"another run has had {s3.url} since this one began \(process \d+ on"
+    ):
+        life(s3.url, 40, others=[At({7: start})])
+    _, (names, objects) = newer
+    assert names == names_in(s3.url)
+    assert objects == s3.objects()
+    assert {"step=10", "step=10-last"} <= set(names)
+    assert all(nl.verify_checkpoint(f"{s3.url}/{name}").ok for name in ("step=10", "step=10-last"))
+
+
+def test_a_run_that_was_killed_does_not_keep_the_next_one_out(s3, tmp_path):
+    with started(SCRIPT, tmp_path, 200, "--dirpath", s3.url, "--pause", 0.1) as killed:
+        wait_for(lambda: "step=5" in names_in(s3.url))
+        kill(killed)
+    life(s3.url, 15)
+    assert {"step=15", "step=15-last"} <= set(names_in(s3.url))

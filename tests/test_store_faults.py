@@ -78,7 +78,8 @@ def test_after_three_failed_saves_the_run_stops_and_the_one_before_is_the_newest
     assert resumed.step == 5
     _, model = life(s3.url, 10)
     assert sorted(model.losses) == list(range(5, 10))
-    assert names_in(s3.url) == ["step=10", "step=10-last", "step=5"]
+    left = set(names_in(s3.url)) - {".owner"}  # which the first run could not take back
+    assert left == {"step=10", "step=10-last", "step=5"}
 
 
 def test_beside_training_too_a_failed_save_is_counted(s3, caplog):

@@ -24,10 +24,10 @@ from pathlib import Path
 from nemologger import names
 from nemologger.checkpoint import manifest as manifests
 from nemologger.checkpoint.manifest import Manifest
-from nemologger.disk import Disk
-from nemologger.disk.lock import taken_over_by
+from nemologger.disk import Disk, lock
 from nemologger.disk.there import exists, is_dir, is_file, is_symlink
 from nemologger.errors import DamagedCheckpointError, DirectoryInUseError
+from nemologger.stores import owner
 from nemologger.stores.path import in_store
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def begin(disk: Disk, checkpoint: Path, directories: Sequence[str] = (names.WEIG
         OSError: If that failed; a FileExistsError if what is there must not be replaced.
         DirectoryInUseError: Another run has the directory now.
     """
-    _check_ours(disk, checkpoint)
+    _check_ours(checkpoint)
     if disk.can_rename:
         _make_durable(disk, checkpoint.parent)
         aside = _set_aside(checkpoint)
@@ -78,7 +78,7 @@ def publish(disk: Disk, checkpoint: Path, manifest: Manifest) -> None:
     else:
         disk.sync(checkpoint)
         _check_there(checkpoint, manifest)
-    _check_ours(disk, checkpoint)  # hours may have passed since begin(), on a host that stood still
+    _check_ours(checkpoint)  # hours may have passed since begin(), on a host that stood still
     disk.commit(checkpoint / names.MANIFEST, manifest.dumps())
     try:
         disk.sync(checkpoint)
@@ -97,7 +97,7 @@ def publish(disk: Disk, checkpoint: Path, manifest: Manifest) -> None:
 
 def abandon(disk: Disk, checkpoint: Path) -> None:
     """Undo a :func:`begin` whose save failed."""
-    if disk.can_rename and taken_over_by(checkpoint.parent):  # what is there now is another run's
+    if _taken_over_by(checkpoint.parent):  # what is there now is another run's
         return
     if is_published(checkpoint):  # it failed before it touched the earlier one
         disk.remove(names.marker(checkpoint))
@@ -249,19 +249,31 @@ def holds_a_checkpoint(checkpoint: Path) -> bool:
     return is_published(checkpoint) and not is_symlink(checkpoint)
 
 
-def _check_ours(disk: Disk, checkpoint: Path) -> None:
-    """Leave a directory alone that another run has taken over while this one stood still. A store has no locks.
+def _check_ours(checkpoint: Path) -> None:
+    """Leave a directory alone that another run has taken over: while this one stood still, or, in a store, at any time.
 
     Raises:
         DirectoryInUseError: It has.
     """
-    owner = taken_over_by(checkpoint.parent) if disk.can_rename else ""
-    if owner:
-        raise DirectoryInUseError(
-            f"another run has had {checkpoint.parent} since this one began ({owner}), and may write there now: this one has "
-            "lost the lock of it. Its host may have been cut off, or have stood still, for so long that it was taken for "
-            "dead, or the lock's file was removed. Stop one of them"
+    whose = _taken_over_by(checkpoint.parent)
+    if not whose:
+        return
+    if in_store(checkpoint) is None:
+        why = (
+            "this one has lost the lock of it. Its host may have been cut off, or have stood still, for so long that it was "
+            "taken for dead, or the lock's file was removed"
         )
+    else:
+        why = "a store has no locks, and the run that has begun last has the directory"
+    raise DirectoryInUseError(
+        f"another run has had {checkpoint.parent} since this one began ({whose}), and may write there now: {why}. "
+        "Stop one of them"
+    )
+
+
+def _taken_over_by(directory: Path) -> str:
+    remote = in_store(directory)
+    return lock.taken_over_by(directory) if remote is None else owner.taken_over_by(remote)
 
 
 def _is_of_checkpoint(file: str) -> bool:

@@ -22,6 +22,7 @@ from nemologger.errors import ConfigurationError
 from nemologger.ranks import Ranks
 from nemologger.saving.first_save import why_seldom_saved
 from nemologger.stores.client import ADVICE, before_training
+from nemologger.stores.owner import StoreOwner
 from nemologger.stores.path import in_store
 from nemologger.stores.remote_disk import RemoteDisk
 
@@ -44,7 +45,7 @@ class KeptCheckpoints(LightningModelCheckpoint):
     _disk: Disk
     _ranks: Ranks
     _keeper: Keeper
-    _lock: DirectoryLock | None
+    _lock: DirectoryLock | StoreOwner | None
     _counted_here: int
     _metrics: dict[str, float]
     _saves = False  # the checkpoint that is being made is this one's
@@ -114,11 +115,14 @@ class KeptCheckpoints(LightningModelCheckpoint):
             self._disk.make_directory(directory)
             if isinstance(self._disk, RemoteDisk):
                 self._disk.try_out(directory)  # an hour of training would be lost at the first save
+            if (remote := in_store(directory)) is not None:
+                self._lock = StoreOwner(remote)
+                self._lock.take()
         except OSError as error:
             raise ConfigurationError(
                 f"dirpath={str(directory)!r} cannot be used: {error.strerror}. {advice}"
             ) from error
-        if self._disk.can_rename:  # a store has no locks
+        if self._disk.can_rename:
             self._lock = DirectoryLock(directory)
             self._lock.take()
         twins = [c for c in ours(trainer) if (c.dirpath, c.monitor, c.mode) == (self.dirpath, self.monitor, self.mode)]
