@@ -55,8 +55,11 @@ class Ranks(Protocol):
     def largest(self, values: Sequence[float]) -> list[float]:
         """The largest of all ranks at each place, on every rank. Far cheaper than the others: nothing is pickled."""
 
-    def missing_at(self, point: str, seconds: float) -> int:
-        """How many ranks do not come to ``point`` within ``seconds``. For where it is not known that all of them will."""
+    def missing_at(self, point: str, seconds: float) -> int | None:
+        """How many ranks do not come to ``point`` within ``seconds``. For where it is not known that all of them will.
+
+        None if nobody can tell any more.
+        """
 
 
 @dataclass(frozen=True)
@@ -82,8 +85,8 @@ class SingleProcess:
         """This one's."""
         return list(values)
 
-    def missing_at(self, point: str, seconds: float) -> int:
-        """None: this one is there."""
+    def missing_at(self, point: str, seconds: float) -> int | None:
+        """No rank: this one is there."""
         return 0
 
 
@@ -131,7 +134,7 @@ class ProcessGroup:
         """See :class:`Ranks`."""
         return self._tree.largest(values, self._seconds)
 
-    def missing_at(self, point: str, seconds: float) -> int:
+    def missing_at(self, point: str, seconds: float) -> int | None:
         """See :class:`Ranks`."""
         return self._tree.missing_at(f"{self._name}/{point}", seconds)
 

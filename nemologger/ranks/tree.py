@@ -131,10 +131,10 @@ class RankTree:
             self._miss([*([self._above] if self.rank else []), *self._below], error, seconds)
         return shared.tolist()
 
-    def missing_at(self, point: str, seconds: float) -> int:
+    def missing_at(self, point: str, seconds: float) -> int | None:
         """How many ranks do not come to ``point`` within ``seconds``; asks the store, so nobody is waited for longer.
 
-        This rank has come with its first call, and may ask again.
+        This rank has come with its first call, and may ask again. None if nobody can tell: the store does not answer.
         """
         if self._broken:
             return 1
@@ -145,8 +145,8 @@ class RankTree:
             while missing > 0 and time.monotonic() < end:
                 time.sleep(_LOOK_EVERY)
                 missing = self.world_size - self._notes.add(f"at/{point}", 0)
-        except RuntimeError:  # the store was rank 0's, and went or fell silent with it
-            return 1
+        except RuntimeError:  # it was rank 0's, or its launcher's, and went or fell silent with it
+            return None
         return max(missing, 0)
 
     def _hear_below(self, value: Any, seconds: float) -> dict[int, Any]:

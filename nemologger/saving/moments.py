@@ -193,11 +193,16 @@ class CheckpointsInTime(SavedCheckpoints):
             log.error("the state at the exception is not saved: the GPU waits for a rank that has stopped")
             return False
         missing = self._ranks.missing_at("exception", patience)
-        if missing:
+        if missing is None:
+            log.error(
+                "the state at the exception is not saved: whether all ranks have stopped is not known. Rank 0, or its "
+                "launcher (at MASTER_ADDR), does not answer: it has probably died, or its host has gone"
+            )
+        elif missing:
             log.error(
                 "the state at the exception is not saved: %d of %d ranks did not stop", missing, self._ranks.world_size
             )
-        return not missing
+        return missing == 0
 
     def _prepare(self, trainer: pl.Trainer) -> None:
         """Make memory and writer for saves beside training, as soon as the optimizer has its state."""

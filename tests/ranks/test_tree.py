@@ -10,6 +10,8 @@ import pytest
 from helpers.five_ranks import LONG, WORLD
 from processes import ranks, seen_by_ranks
 
+from nemologger.ranks.tree import RankTree
+
 SCRIPT = Path(__file__).parents[1] / "helpers" / "five_ranks.py"
 DYING = SCRIPT.with_name("dying_rank.py")
 
@@ -66,3 +68,13 @@ def test_a_rank_that_falls_silent_with_the_store_is_named_and_waited_for_no_long
         assert seen["told"].startswith(f"rank 0 of 3 did not answer (seen by rank {rank}, timeout 2 s): ")
         assert f"or its host has gone ({socket.gethostname()})" in seen["told"]
         assert seen["missing"] == 1
+
+
+def test_who_is_missing_is_not_known_without_the_store():
+    class Silent:
+        def add(self, key, amount):
+            raise RuntimeError("the store did not answer within 10 s")
+
+    tree = object.__new__(RankTree)
+    tree._broken, tree.world_size, tree._come_to, tree._notes = "", 3, set(), Silent()
+    assert tree.missing_at("the end", 1.0) is None

@@ -16,6 +16,7 @@ from nemologger import ConfigurationError, ModelCheckpoint, SaveFailedError, lig
 from nemologger.callbacks import EMA
 from nemologger.disk import LocalDisk
 from nemologger.disk.lock import FILE
+from nemologger.ranks import SingleProcess
 
 
 class _FullDisk(LocalDisk):
@@ -212,3 +213,17 @@ def test_save_now_keeps_what_nobody_asked_for_until_the_next_save(tmp_path, besi
     trainer.fit(Scored(scores=scores), loader(), loader())
     assert seen[7] == ["step=3", "step=7-last"]
     assert [name for name in names(tmp_path) if not name.startswith(".")] == ["step=9"]
+
+
+def test_that_nobody_knows_whether_all_ranks_have_stopped_is_said(caplog):
+    """Rank 0's host has gone, say, and the store with it: that all others have stopped cannot be told."""
+
+    class Silent(SingleProcess):
+        def missing_at(self, point, seconds):
+            return None
+
+    checkpoint = ModelCheckpoint()
+    checkpoint._ranks = Silent()
+    assert not checkpoint._all_have_stopped(quiet_trainer())
+    assert "whether all ranks have stopped is not known" in caplog.text
+    assert "did not stop" not in caplog.text
