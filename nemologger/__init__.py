@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from nemologger.export import load_weights as load_weights
     from nemologger.logger import NeMoLogger as NeMoLogger
     from nemologger.model_checkpoint import ModelCheckpoint as ModelCheckpoint
+    from nemologger.one_lightning import use_one_lightning as use_one_lightning
     from nemologger.resume import AutoResume as AutoResume
     from nemologger.resume import RestoreConfig as RestoreConfig
     from nemologger.resume import Resumed as Resumed
@@ -76,6 +77,7 @@ _HOMES = {
     "nemologger.export": ("export_weights", "load_model", "load_weights"),
     "nemologger.logger": ("NeMoLogger",),
     "nemologger.model_checkpoint": ("ModelCheckpoint",),
+    "nemologger.one_lightning": ("use_one_lightning",),
     "nemologger.resume": ("AutoResume", "RestoreConfig", "Resumed"),
     "nemologger.run.directory": ("RunDirectory",),
     "nemologger.run.record": ("run_of",),

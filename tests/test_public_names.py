@@ -17,7 +17,7 @@ PUBLIC = {
     "load_weights", "ModelCheckpoint", "ModelMismatchError", "NeMoLogger", "NemologgerError", "NotFoundError", "pretrain",
     "RankError", "RefusedError", "RestoreConfig", "Resumed", "run_of", "RunCompletedError", "RunDirectory",
     "SaveFailedError", "sweep_job", "SweepError", "SweepJob",
-    "tensorboard_logger", "train", "Trainer", "UnfinishedCheckpointError", "validate",
+    "tensorboard_logger", "train", "Trainer", "UnfinishedCheckpointError", "use_one_lightning", "validate",
     "Verification", "verify_checkpoint", "wandb_logger",
 }  # fmt: skip
 

@@ -58,7 +58,8 @@ def why_not(instance: object) -> str:
         return "Lightning's Trainer does not keep its arguments; use nemologger.Trainer, which takes the same"
     if isinstance(instance, (torch.Tensor, float, int, str)) or not hasattr(instance, "__dict__"):
         return "a value of this type or size cannot be written as JSON"
-    kept = ", or call self.save_hyperparameters() in it" if isinstance(instance, HyperparametersMixin) else ""
+    keeps = isinstance(instance, HyperparametersMixin)
+    kept = ", or call self.save_hyperparameters() in it, without ignore=" if keeps else ""
     return (
         "its constructor arguments were not captured; let its class inherit nemologger.io.IOMixin, or call "
         f"nemologger.io.track_io({class_of(instance).__qualname__}) before making it{kept}"

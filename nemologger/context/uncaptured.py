@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 _WARNED = "_nemologger_warned"
+_OF_A_VALUE = re.compile(r"(\S+) (\(.*)", re.DOTALL)
 _BETWEEN = ("nemologger", "lightning", "torch", "contextlib")
 
 
@@ -59,7 +61,18 @@ def warn_once(owner: Any, messages: Iterable[str], heading: str) -> None:
     """
     fresh = _fresh(owner, messages)
     if fresh:
-        warnings.warn("\n".join([heading, *(f"  - {message}" for message in fresh)]), stacklevel=_of_user())
+        warnings.warn("\n".join([heading, *(f"  - {line}" for line in _together(fresh))]), stacklevel=_of_user())
+
+
+def _together(messages: Iterable[str]) -> Iterator[str]:
+    """One line for all values of a class that have the same to be said of them."""
+    paths: dict[str, list[str]] = {}
+    for message in messages:
+        found = _OF_A_VALUE.fullmatch(message)
+        path, what = found.groups() if found else ("", message)
+        paths.setdefault(what, []).append(path)
+    for what, (first, *more) in paths.items():
+        yield " ".join(filter(None, [first, f"and {len(more)} more" if more else "", what]))
 
 
 def log_once(owner: Any, messages: Iterable[str], heading: str) -> None:

@@ -163,6 +163,15 @@ def test_one_argument_that_cannot_be_written_is_named_and_the_rest_is_kept(tmp_p
     assert again.name == "kept"
 
 
+def test_many_values_of_a_class_are_named_in_one_line(tmp_path):
+    model = Model(Cfg(), parts=[ctxmod.Plain(), 1, ctxmod.Plain(), (lambda: 1), ctxmod.Plain()])
+    with pytest.warns(UserWarning, match="does not hold everything that was passed") as caught:
+        model.io_dump(tmp_path)
+    _, plain, function = str(caught[0].message).splitlines()
+    assert plain.startswith("  - parts[0] and 2 more (ctxmod.Plain): its constructor arguments were not captured")
+    assert function.startswith("  - parts[3] (function): ")
+
+
 def test_the_same_loss_is_said_once_per_object(tmp_path):
     model = Model(Cfg(), parts=[ctxmod.Plain()])
     with pytest.warns(UserWarning, match="does not hold everything"):
