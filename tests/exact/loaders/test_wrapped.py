@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
 
 import pytest
 import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, Subset
 
 from nemologger.exact.workers import end_workers
 
@@ -84,6 +85,13 @@ class Within:
         self.epoch, self.batches = state["epoch"], state["batches"]
 
 
+class Plain(Augmented):
+    """Draws nothing."""
+
+    def __getitem__(self, index):
+        return torch.sin(torch.arange(4.0) + index)
+
+
 class StreamWithin(Within, IterableDataset):
     pass
 
@@ -93,6 +101,33 @@ class StreamWithin(Within, IterableDataset):
 )
 def test_one_with_a_state_whose_loader_begins_with_the_first_batch(data, tmp_path, caplog):
     check(Case(data, at=(3, 8)), tmp_path)
+    assert "begins within it" not in caplog.text
+
+
+class Skips(Within):
+    """Draws the order of the number of the epoch, and goes past what is out already."""
+
+    def __iter__(self):
+        batches = DataLoader(self.dataset, batch_size=BATCH, sampler=self.sampler())
+        for batch in islice(batches, self.batches, None):
+            self.batches += 1
+            yield batch
+        self.epoch, self.batches = self.epoch + 1, 0
+
+    def sampler(self):
+        return RandomSampler(self.dataset, generator=torch.Generator().manual_seed(self.epoch))
+
+
+class SkipsAsRanksDo(Skips):
+    def sampler(self):
+        sampler = DistributedSampler(self.dataset, num_replicas=1, rank=0)
+        sampler.set_epoch(self.epoch)
+        return sampler
+
+
+@pytest.mark.parametrize("kind", [Skips, SkipsAsRanksDo])
+def test_an_order_that_is_drawn_of_the_number_of_the_epoch_is_not_named(kind, tmp_path, caplog):
+    check(Case(lambda: kind(Plain()), at=(3, 8)), tmp_path)
     assert "begins within it" not in caplog.text
 
 
