@@ -1,9 +1,9 @@
 """What functions that make learning rates keep from step to step beside the state dictionaries of their schedules.
 
-Those of torch have all attributes of a schedule. Another class may have a ``state_dict()`` that leaves out what it changes:
-it is looked at itself. torch saves the attributes of a callable object that is given to ``LambdaLR``. A function that counts
-its calls does so in a variable of where it was made. Here it is an object with attributes, as
-:class:`~nemologger.exact.program.attributes.Attributes` looks at.
+Those of torch have all attributes of a schedule. Another class may have a ``state_dict()`` that leaves out what it changes,
+also of one of torch's within it: these are looked at themselves. torch saves the attributes of a callable object that is
+given to ``LambdaLR``. A function that counts its calls does so in a variable of where it was made. Here it is an object with
+attributes, as :class:`~nemologger.exact.program.attributes.Attributes` looks at.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ _DEEPEST = 3
 
 
 def holders_of_schedule(path: str, schedule: Any) -> dict[str, object]:
-    """``schedule`` and those that it is made of, unless they are torch's, and what their functions keep, by path."""
+    """``schedule`` and those that it is made of, unless torch saves them, and what their functions keep, by path."""
     return dict(_of_schedule(path, schedule, set()))
 
 
-def _of_schedule(path: str, schedule: Any, seen: set[int]) -> Iterator[tuple[str, object]]:
+def _of_schedule(path: str, schedule: Any, seen: set[int], *, saved: bool = True) -> Iterator[tuple[str, object]]:
     seen.add(id(schedule))  # those that are combined may know by what
-    if not type(schedule).__module__.startswith("torch."):
+    saved = saved and type(schedule).__module__.startswith("torch.")
+    if not saved:
         yield path, schedule
     for name, value in getattr(schedule, "__dict__", {}).items():
         for place, item in enumerate(value) if isinstance(value, list | tuple) else [(-1, value)]:
             below = f"{path}.{name}" if place < 0 else f"{path}.{name}.{place}"
             if isinstance(item, LRScheduler):
                 if id(item) not in seen:
-                    yield from _of_schedule(below, item, seen)
+                    yield from _of_schedule(below, item, seen, saved=saved)
             elif callable(item):
                 yield from _holders(below, item, 0)
 

@@ -158,7 +158,7 @@ def test_what_the_state_of_a_schedule_cannot_hold_is_not_lost_with_it(tmp_path, 
 
 
 LIBRARY = """
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 class Counts(LRScheduler):
     def __init__(self, optimizer):
@@ -183,10 +183,21 @@ class Alone:
         return {}
     def load_state_dict(self, state_dict):
         pass
+
+class Waits:
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.within = ReduceLROnPlateau(optimizer, factor=0.5, patience=1, cooldown=2)
+    def step(self):
+        self.within.step(1.0)
+    def state_dict(self):
+        return {"best": self.within.best}
+    def load_state_dict(self, state_dict):
+        self.within.best = state_dict["best"]
 """
 
 
-@pytest.mark.parametrize(("name", "within"), [("Counts", False), ("Counts", True), ("Alone", False)])
+@pytest.mark.parametrize(("name", "within"), [("Counts", False), ("Counts", True), ("Alone", False), ("Waits", False)])
 def test_what_a_librarys_schedule_leaves_out_of_its_state_goes_on(name, within, tmp_path, monkeypatch, caplog):
     (tmp_path / "site-packages").mkdir()
     (tmp_path / "site-packages" / "some_schedules.py").write_text(LIBRARY)
