@@ -291,8 +291,14 @@ def name_of_named_tuple(kind: type) -> str | None:
 
 
 def scalar_of_class(name: str, value: Any) -> Any:
-    """``value`` as one of the class ``name``, or as it is if this program does not know it. No code of it runs."""
+    """``value`` as one of the class ``name``, or as it is if this program does not know it. No code of it runs.
+
+    Raises:
+        TypeError: It is none of the plain numbers and texts.
+    """
     base, known = type(value), _look_up(name)
+    if base not in (int, float, str):  # to make one of another base may do things, and so may what ends it
+        raise TypeError(f"{name} is to be made of a {base.__name__}")
     return base.__new__(known, value) if isinstance(known, type) and issubclass(known, base) else value
 
 

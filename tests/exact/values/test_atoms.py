@@ -107,6 +107,7 @@ def test_what_has_more_to_it_or_too_much_is_not_kept(value):
         ["eval", "1"],
         ["array", "d", 9],
         ["of a class", "builtins:bool", 1],
+        ["of a class", "collections:OrderedDict", {}],
     ],
 )
 def test_a_stranger_makes_nothing_else(atom):
