@@ -212,6 +212,13 @@ class ExactResume(Callback):
                 trainer, "on_train_epoch_end", partial(lightning_port.step_plateau_at_epoch_end, trainer)
             )
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Look at what the program has set, before it sets something for this batch alone."""
+        if self._program is not None:
+            self._program.begin_batch()
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:

@@ -190,13 +190,17 @@ class ProgramState:
             self._attributes.look()
             self._strangers.look()
             self._apart.look()
-            self._say_hooks()
 
     def _hooks(self) -> dict[str, list[str]]:
         return registered("module", self._trainer.lightning_module, self._trainer.optimizers)
 
+    def begin_batch(self) -> None:
+        """Before anybody sets or registers something for a batch alone: nothing of that is there at a save either."""
+        self._settings.begin_batch()
+        if self._looks_left < _LOOKS:  # behind the first one: a program may register them in that, as in each life
+            self._say_hooks()
+
     def _compare_hooks(self, then: dict[str, list[str]], say: Callable[[str, str], None]) -> None:
-        """After the first step: a program may register them in that, as in each life."""
         now = self._hooks()
         for path in sorted({*now, *then}):
             if (there := now.get(path, [])) != (before := then.get(path, [])):
@@ -241,7 +245,9 @@ class ProgramState:
             "gradients": self._gradients(),
             "members": members,
             "hooks": self._hooks(),
-            "settings": self._settings.to_plain(lightning_port.modes_of_training(trainer)),
+            "settings": self._settings.to_plain(
+                lightning_port.modes_of_training(trainer), within_step=lightning_port.is_within_step(trainer)
+            ),
             "accumulate": trainer.accumulate_grad_batches if changed else None,
             "clip": [] if trainer.gradient_clip_val == self._clip else [_plain_number(trainer.gradient_clip_val)],
         }

@@ -24,7 +24,7 @@ class Settings:
     def __init__(self, module: nn.Module, schedules: Sequence[object] = ()) -> None:
         self._module = module
         self._schedules = schedules
-        self._dtype = torch.get_default_dtype()
+        self._dtype = self._of_program = torch.get_default_dtype()
         self._parameters = [(path, one, one.requires_grad) for path, one in module.named_parameters()]
         self._modes = [(path, one, one.training) for path, one in module.named_modules()]
         of_torch = {p: one for p, one in module.named_modules() if type(one).__module__.startswith("torch.nn.")}
@@ -37,8 +37,17 @@ class Settings:
             if type(value) in SCALARS and name not in _PLAIN
         ]
 
-    def to_plain(self, modes: Mapping[str, bool]) -> dict[str, Any]:
-        """What has changed. ``modes``: for validation, what parts were in training mode before."""
+    def begin_batch(self) -> None:
+        """A step may have another default dtype, set by Lightning for that alone: ``Trainer(precision="64-true")``."""
+        self._of_program = torch.get_default_dtype()
+
+    def to_plain(self, modes: Mapping[str, bool], *, within_step: bool = False) -> dict[str, Any]:
+        """What has changed.
+
+        Args:
+            modes: For validation, what parts were in training mode before.
+            within_step: One is under way.
+        """
         changed: dict[str, Any] = {
             f"parameter:{path}:requires_grad": one.requires_grad
             for path, one, first in self._parameters
@@ -51,8 +60,9 @@ class Settings:
             value = attributes.get(name)
             if type(value) in SCALARS and value != first:
                 changed[key] = value
-        if torch.get_default_dtype() != self._dtype:
-            changed[_DTYPE] = str(torch.get_default_dtype()).removeprefix("torch.")
+        dtype = self._of_program if within_step else torch.get_default_dtype()
+        if dtype != self._dtype:
+            changed[_DTYPE] = str(dtype).removeprefix("torch.")
         return changed
 
     def restore(self, plain: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exact.runs import Case, Net, check, shuffled
+from exact.runs import Case, Net, check, shuffled, train
 
 
 class SteppedLater(Net):
@@ -59,3 +59,21 @@ def dtype():
 @pytest.mark.parametrize("model", [SteppedLater, SetsDefaults, InDouble])
 def test_what_is_set_in_mid_training_goes_on(model, tmp_path):
     check(Case(shuffled, model, at=[3, 5, 8]), tmp_path)
+
+
+class SavesWithinStep(Net):
+    def __init__(self, path=None):
+        super().__init__()
+        self.path = path
+
+    def training_step(self, batch, batch_idx):
+        if self.path and self.global_step == 2:
+            self.trainer.save_checkpoint(self.path)
+        return (self.net(batch.double()) - 1).pow(2).mean()
+
+
+def test_a_default_dtype_of_a_step_alone_is_not_kept(tmp_path):
+    options = {"precision": "64-true", "limit_val_batches": 0}
+    train(Case(shuffled, lambda: SavesWithinStep(tmp_path / "within"), steps=3, trainer=options), tmp_path, 1)
+    train(Case(shuffled, SavesWithinStep, steps=4, trainer=options), tmp_path / "after", 1, tmp_path / "within")
+    assert torch.get_default_dtype() == torch.float32

@@ -6,7 +6,9 @@ import random
 from functools import partial
 from typing import ClassVar
 
+import lightning.pytorch as pl
 import numpy as np
+import pytest
 import torch
 from exact.runs import Case, Net, check, check_chain, shuffled, train
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
@@ -260,8 +262,34 @@ class HookedLater(Net):
         return super().training_step(batch, batch_idx)
 
 
+class LooksIntoBatches(pl.Callback):
+    """Looks into each batch, and at nothing between two."""
+
+    def on_train_batch_start(self, trainer, pl_module, *_):
+        self.handle = pl_module.net[2].register_forward_hook(lambda *given: None)
+
+    def on_train_batch_end(self, *_):
+        self.handle.remove()
+
+
+class LooksItself(Net):
+    def on_train_batch_start(self, *_):
+        self.handle = self.net[2].register_forward_hook(lambda *given: None)
+
+    def on_train_batch_end(self, *_):
+        self.handle.remove()
+
+
+@pytest.mark.parametrize(("model", "callbacks"), [(Net, lambda: [LooksIntoBatches()]), (LooksItself, list)])
+def test_hooks_of_one_batch_are_not_named(model, callbacks, tmp_path, caplog):
+    case = Case(shuffled, model, steps=4, callbacks=callbacks)
+    train(case, tmp_path, 1)
+    train(case, tmp_path / "after", 1, tmp_path / "step=2")
+    assert "of the program are" not in caplog.text
+
+
 def test_hooks_that_a_resumed_run_lacks_are_named_after_its_first_step(tmp_path, caplog):
-    case = Case(shuffled, HookedLater, steps=7)
+    case = Case(shuffled, HookedLater, steps=8)
     train(case, tmp_path, 1)
     train(case, tmp_path / "before", 1, tmp_path / "step=3")
     assert "of the program are" not in caplog.text
