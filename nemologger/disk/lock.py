@@ -144,7 +144,7 @@ class DirectoryLock:
         except OSError as error:
             _say_without(held.path.parent, error)
             return
-        if _owner(descriptor):
+        if _owner(descriptor) not in ("", held.signed):  # ours is there again where the directory has been copied back
             _close(descriptor)
             return
         held.signed = _sign(descriptor)

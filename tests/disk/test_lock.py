@@ -138,6 +138,20 @@ def test_a_directory_that_was_made_anew_is_locked_anew(tmp_path):
     assert list(directory.iterdir()) == []
 
 
+def test_a_directory_that_was_copied_back_is_locked_anew(tmp_path):
+    directory = tmp_path / "runs"
+    directory.mkdir()
+    lock = DirectoryLock(directory)
+    lock.take()
+    shutil.move(directory, tmp_path / "aside")
+    shutil.copytree(tmp_path / "aside", directory)
+    lock.hold()
+    assert taken_elsewhere(directory)
+    assert taken_over_by(directory) == ""
+    lock.release()
+    assert not (directory / FILE).exists()
+
+
 @pytest.mark.parametrize("other", [False, True])
 def test_who_finds_the_file_gone_takes_it_again_unless_somebody_has_it(tmp_path, script, caplog, other):
     lock = DirectoryLock(tmp_path)
