@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from itertools import islice
+from os import getpid
 from threading import get_ident
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -65,12 +66,13 @@ def loader_within(loader: Any) -> DataLoader[Any] | None:
 @contextmanager
 def first_index_within(loader: Any, then: Callable[[_BaseDataLoaderIter], None]) -> Iterator[None]:
     """While this lasts, call ``then`` when a DataLoader that ``loader`` goes through has drawn its first index."""
-    plain, thread = _BaseDataLoaderIter._next_index, get_ident()
+    plain, process, thread = _BaseDataLoaderIter._next_index, getpid(), get_ident()
     own = loader.dataset if isinstance(loader, DataLoader) else None
 
     def draw(self: _BaseDataLoaderIter) -> Any:
         index = plain(self)  # type: ignore[no-untyped-call]
-        if self._dataset is not own and get_ident() == thread:
+        # A worker that is started meanwhile has this, too, and may have loaders of its own.
+        if self._dataset is not own and (getpid(), get_ident()) == (process, thread):
             _BaseDataLoaderIter._next_index = plain  # type: ignore[method-assign]
             then(self)
         return index

@@ -10,6 +10,7 @@ import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, RandomSampler, Subset
 
+from nemologger.exact import port
 from nemologger.exact.workers import end_workers
 
 
@@ -102,6 +103,18 @@ class StreamWithin(Within, IterableDataset):
 def test_one_with_a_state_whose_loader_begins_with_the_first_batch(data, tmp_path, caplog):
     check(Case(data, at=(3, 8)), tmp_path)
     assert "begins within it" not in caplog.text
+
+
+class LoadsWithin(Plain):
+    def __getitem__(self, index):
+        return next(iter(DataLoader(range(index, SAMPLES))))
+
+
+def test_loaders_of_a_worker_are_not_taken_for_that_of_the_stream():
+    begun = torch.zeros(1).share_memory_()
+    with port.first_index_within(None, lambda batches: begun.add_(1)):
+        assert len(list(DataLoader(LoadsWithin(), batch_size=BATCH, num_workers=1))) == 6
+    assert begun == 1
 
 
 class Skips(Within):
