@@ -43,7 +43,9 @@ class Watch:
         self._counts: dict[str, list[Any]] = {}
         self._fetcher: Any = None
         self._fetched = 0
-        self._again = self._decides = False
+        self._again = False
+        self._dataset: Any = None
+        self._state: int | None = None
         self._fleeting: set[str] = set()
 
     def before(self, fetcher: Any, seed: int) -> None:
@@ -53,8 +55,8 @@ class Watch:
             self._owned = Owned({**dataset, "collate_fn": fetcher.collate_fn}, light=True)
             self._first = self._owned.generators
             self._names = _first_alike(self._first)
-            # Who has a state says that what it changes decides.
-            self._decides = self._each == "batch" and hasattr(fetcher.dataset, "state_dict")
+            self._dataset = fetcher.dataset if self._each == "batch" else None
+            self._state = _state_of(self._dataset)
         if self._each != "epoch":
             for path, generator in self._first.items():
                 reseed(generator, xxhash.xxh3_64_intdigest(self._names[path].encode(), seed & (2**64 - 1)))
@@ -99,7 +101,9 @@ class Watch:
         often = self._fetched <= _STEPS or self._fetched & (self._fetched - 1) == 0
         if self._each != "epoch" and self._owned is not None and often:
             values = self._owned.values()
-            counts = {p: value for p, value in values.counters.items() if self._counts_on(p, value) or self._decides}
+            # A dataset with a state that has changed says itself that it decides.
+            decides = _state_of(self._dataset) != self._state
+            counts = {p: value for p, value in values.counters.items() if self._counts_on(p, value) or decides}
             late = [path for path in values.generators if path not in self._first]
             self._tell(replace(values, counters=counts), late)
 
@@ -131,6 +135,14 @@ class Watch:
         """The paths of what has changed in any worker, as far as they have said so."""
         texts = (bytes(row.tolist()).rstrip(b"\0").decode(errors="replace") for row in self._told if row[0])
         return sorted({path for text in texts for path in text.split("\n")})
+
+
+def _state_of(dataset: Any) -> int | None:
+    """A number for what its ``state_dict()`` says; None if it has none, or that cannot be told."""
+    try:
+        return contents.fingerprint(dataset.state_dict()) if hasattr(dataset, "state_dict") else None
+    except Exception:  # noqa: BLE001  it is the program's
+        return None
 
 
 def _first_alike(generators: dict[str, Any]) -> dict[str, str]:

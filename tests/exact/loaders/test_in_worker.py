@@ -269,6 +269,21 @@ class CountsItsSamples(Augmented):
         self.count = state["count"]
 
 
+class CountsBesideItsState(CountsItsSamples):
+    """Notes what it has loaded, and has a state that says nothing of that."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) - self.count
+
+    def state_dict(self):
+        return {"version": 1}
+
+
+def test_what_a_dataset_notes_beside_its_state_is_not_named_at_once(tmp_path, caplog):
+    train(Case(lambda: DataLoader(CountsBesideItsState(), batch_size=BATCH, num_workers=2), steps=2), tmp_path, 1)
+    assert "in its worker processes" not in caplog.text
+
+
 def test_what_a_dataset_with_a_state_changes_in_a_worker_is_named_at_once(tmp_path, caplog):
     train(Case(lambda: DataLoader(CountsItsSamples(), batch_size=BATCH, num_workers=2), steps=2), tmp_path, 1)
     assert "in its worker processes dataset.count change" in caplog.text
