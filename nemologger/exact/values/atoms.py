@@ -97,13 +97,20 @@ def parts_of(value: Any) -> list[Any] | None:
     return [name, *parts] if all(type(part) in _PARTS for part in parts) else None
 
 
+def sign_of(value: Any) -> Any:
+    """The same for values that are equal, also where :func:`parts_of` has no name for their class."""
+    return parts_of(value) or (_plain(value) if _is_of_a_class(type(value)) else id(value))
+
+
 def _parts_of_a_class(value: Any) -> list[Any] | None:
     kind = type(value)
     name = name_of_class(kind)
     more = getattr(value, "__dict__", None) or any(vars(base).get("__slots__") for base in kind.__mro__)
-    if name is None or more:
-        return None
-    return [_OF_A_CLASS, name, next(plain(value) for base, plain in _PLAIN.items() if issubclass(kind, base))]
+    return None if name is None or more else [_OF_A_CLASS, name, _plain(value)]
+
+
+def _plain(value: Any) -> Any:
+    return next(plain(value) for base, plain in _PLAIN.items() if issubclass(type(value), base))
 
 
 def made_of(parts: list[Any]) -> Any:

@@ -84,7 +84,7 @@ def fingerprint(value: Any, share: int = 1) -> int:
         elif type(value) in _RAW:
             _add_array(digest, np.frombuffer(value, np.uint8), share)
         elif atoms.is_atom(value):
-            digest.update(repr(atoms.parts_of(value) or id(value)).encode())
+            digest.update(repr(atoms.sign_of(value)).encode())
         else:
             _add_items(digest, value.ravel().tolist() if isinstance(value, np.ndarray) else value, share)
     except Exception:  # noqa: BLE001  a class of somebody's that does not let others go through it

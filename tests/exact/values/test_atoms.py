@@ -118,3 +118,8 @@ def test_a_stranger_makes_nothing_else(atom):
 def test_a_class_that_is_no_number_or_text_stays_unknown():
     back = plain_contents.unkept({"atom": ["of a class", "builtins:eval", "1"]})
     assert (type(back), back) == (str, "1")
+
+
+def test_equal_ones_of_a_class_that_is_not_found_by_name_are_the_same():
+    local = type("Local", (str,), {"__module__": __name__})
+    assert contents.fingerprint(local("a")) == contents.fingerprint(local("a")) != contents.fingerprint(local("b"))
