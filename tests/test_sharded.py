@@ -39,7 +39,7 @@ def matrix(tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.mark.parametrize(("saved", "loaded"), product(WAYS, WAYS))
+@pytest.mark.parametrize(("saved", "loaded"), list(product(WAYS, WAYS)))
 def test_what_one_way_saved_another_loads(matrix, saved, loaded):
     wanted = torch.load(matrix / "state" / f"{saved}.pt")
     found = torch.load(matrix / "loaded" / f"{saved}-as-{loaded}.pt")
