@@ -41,16 +41,12 @@ def kind_of(value: object) -> str:
     """
     if isinstance(value, type):
         return f"the class {value.__qualname__} itself, not an object of it"
+    is_of_twin = any(base.__module__.partition(".")[0] == "pytorch_lightning" for base in type(value).__mro__)
     hint = (
         " of the package pytorch_lightning (use `import lightning.pytorch as pl` everywhere; for a library that imports "
         "pytorch_lightning, call nemologger.use_one_lightning() before it is imported)"
     )
-    return f"a {type(value).__qualname__}{hint if is_of_twin(value) else ''}"
-
-
-def is_of_twin(value: object) -> bool:
-    """Whether its class is made of one of the package pytorch_lightning."""
-    return any(base.__module__.partition(".")[0] == "pytorch_lightning" for base in type(value).__mro__)
+    return f"a {type(value).__qualname__}{hint if is_of_twin else ''}"
 
 
 def unexpected(called: str, name: str, known: Iterable[str]) -> TypeError:

@@ -7,9 +7,8 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from nemologger.condition import is_of_twin, kind_of, suggests_arguments
+from nemologger.condition import suggests_arguments
 from nemologger.context.mixin import IOMixin
-from nemologger.errors import ConfigurationError
 from nemologger.loading import checkpoint_io
 
 
@@ -29,10 +28,3 @@ class Trainer(IOMixin, pl.Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         checkpoint_io.install(self)
-
-    @wraps(pl.Trainer.fit)
-    def fit(self, model: pl.LightningModule, *args: Any, **kwargs: Any) -> None:  # type: ignore[override]
-        """Train; a ``model`` that was made with the package pytorch_lightning is named (ConfigurationError)."""
-        if is_of_twin(model):  # Lightning would only say that a LightningModule is expected
-            raise ConfigurationError(f"fit: expected a LightningModule of lightning.pytorch, found {kind_of(model)}")
-        super().fit(model, *args, **kwargs)

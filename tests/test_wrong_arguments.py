@@ -147,14 +147,6 @@ def test_a_tracker_that_is_none_is_named(tmp_path):
         nl.NeMoLogger(log_dir=tmp_path, wandb=True).setup(quiet_trainer())
 
 
-def test_a_model_of_the_other_package_is_named():
-    """A library that imports pytorch_lightning hands it to the trainer itself."""
-    with pytest.raises(
-        ConfigurationError, match=r"fit: expected .* found a BoringModel of .* nemologger.use_one_lightning"
-    ):
-        nl.Trainer(logger=False).fit(pytorch_lightning.demos.boring_classes.BoringModel())
-
-
 def test_a_trainer_of_the_other_package_is_named(tmp_path):
     """Libraries that import pytorch_lightning make one, and take callbacks for it."""
     ckpt = nl.ModelCheckpoint(dirpath=tmp_path / "checkpoints", every_n_train_steps=2, monitor=None)
