@@ -37,7 +37,7 @@ def use_one_lightning() -> None:
     """
     if any(isinstance(finder, _OtherNames) for finder in sys.meta_path):
         return
-    if there := sorted(_NAMES.keys() & sys.modules.keys()):
+    if there := [name for name in _NAMES if name in sys.modules]:  # the one that people know comes first
         raise ConfigurationError(
             f"{there[0]} has been imported already, and what was made with it stays apart from lightning.pytorch: call "
             "nemologger.use_one_lightning() in the first lines of the script, before the library that imports it"

@@ -53,5 +53,5 @@ def test_a_library_of_the_other_package_trains(tmp_path):
 
 def test_it_comes_before_what_it_is_for(tmp_path):
     done = _run(tmp_path, _TOO_LATE)
-    assert "has been imported already" in done.stderr
+    assert "pytorch_lightning has been imported already" in done.stderr
     assert done.returncode == 1
