@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from nemologger.exact.reach.code import names_in
+from nemologger.exact.reach.code import functions_of, names_in
 from nemologger.exact.reach.crowd import crowd_of
 from nemologger.exact.reach.kinds import Kind, kind_of, module_of
 from nemologger.exact.reach.mentioned import Mentioned
@@ -95,10 +95,7 @@ def _globals_of(value: Any, kind: Kind, looked_at: set[int]) -> list[tuple[str, 
 
 @cache
 def _names_in_class(kind: type) -> tuple[str, ...]:
-    methods = (staticmethod, classmethod)
-    functions = [item.__func__ if type(item) in methods else item for item in vars(kind).values()]
-    codes = [item.__code__ for item in functions if isinstance(item, FunctionType)]
-    return tuple(sorted(frozenset().union(*map(names_in, codes))))
+    return tuple(sorted({name for function in functions_of(kind) for name in names_in(function.__code__)}))
 
 
 def _mention(value: Any, kind: Kind, mentioned: Mentioned) -> None:
@@ -110,5 +107,6 @@ def _mention(value: Any, kind: Kind, mentioned: Mentioned) -> None:
 
 
 def _is_followed(value: Any) -> bool:
-    """Whether to look into a global variable: at functions and objects of the program."""
-    return issubclass(type(value), (FunctionType, partial, *NAMESPACES)) or bool(kind_of(type(value)).program)
+    """Whether to look into a global variable: at functions and objects of the program, and generators."""
+    kind = kind_of(type(value))
+    return kind.generator or bool(kind.program) or issubclass(type(value), (FunctionType, partial, *NAMESPACES))

@@ -22,6 +22,7 @@ from nemologger.exact.program.owned import Owned, Values
 from nemologger.exact.reach.code import is_class_of_the_program
 
 of_this_file = np.random.default_rng(3)
+of_functions = random.Random(9)
 
 
 class OfClass:
@@ -60,6 +61,21 @@ def of_function(value):
     return value + of_this_file.random()
 
 
+def drawn():
+    return of_functions.random()
+
+
+class Draws:
+    """What draws is named by a property, and what it draws from by that alone."""
+
+    @property
+    def noise(self):
+        return drawn()
+
+    def __call__(self, value):
+        return value + self.noise
+
+
 def with_argument(rng, value):
     return value + rng.random()
 
@@ -85,10 +101,11 @@ class Transformed(Augmented):
 
 def transforms():
     OfClass.rng, globals()["of_this_file"] = np.random.RandomState(4), np.random.default_rng(3)  # a new process
+    globals()["of_functions"] = random.Random(9)
     bound = InSlots()
     return [
         OfClass(), InSlots(), nn.Sequential(Module()), of_function, partial(with_argument, np.random.default_rng(8)),
-        closure(), bound.__call__,
+        closure(), bound.__call__, Draws(),
     ]  # fmt: skip
 
 
