@@ -75,28 +75,12 @@ _TORCH_FUNCTIONS = (
     "torch.distributed.algorithms.ddp_comm_hooks",
 )
 # Of torch's functions written in C those that compute; from_file, for one, creates files.
-_TORCH_BUILTINS = frozenset(
-    (
-        *("abs", "acos", "asin", "atan", "ceil", "clamp", "cos", "cosh", "erf", "exp", "expm1", "floor"),
-        *(
-            "gelu",
-            "leaky_relu",
-            "log",
-            "log10",
-            "log1p",
-            "log2",
-            "log_softmax",
-            "logsumexp",
-            "max",
-            "mean",
-            "min",
-            "mul",
-        ),
-        *("neg", "norm", "ones", "pow", "prod", "relu", "relu_", "round", "rsqrt", "selu", "sigmoid", "sign"),
-        *("sin", "sinh", "softmax", "sqrt", "square", "std", "sub", "sum", "tan", "tanh", "var", "where"),
-        *("zeros"),
-    )
-)
+_TORCH_BUILTINS = frozenset({
+    "abs", "acos", "asin", "atan", "ceil", "clamp", "cos", "cosh", "erf", "exp", "expm1", "floor", "gelu", "leaky_relu",
+    "log", "log10", "log1p", "log2", "log_softmax", "logsumexp", "max", "mean", "min", "mul", "neg", "norm", "ones", "pow",
+    "prod", "relu", "relu_", "round", "rsqrt", "selu", "sigmoid", "sign", "sin", "sinh", "softmax", "sqrt", "square", "std",
+    "sub", "sum", "tan", "tanh", "var", "where", "zeros",
+})  # fmt: skip
 _LIGHTNING = (
     # Not the loggers that open a session with a server when they are made.
     *("lightning.pytorch.loggers.tensorboard", "lightning.pytorch.loggers.csv_logs", "lightning.pytorch.loggers.wandb"),

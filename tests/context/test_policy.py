@@ -327,6 +327,7 @@ def test_what_people_configure_is_admitted():
         ("torch.nn.functional", "relu"),
         ("torch.nn.init", "xavier_uniform_"),
         ("torch", "tanh"),
+        ("torch", "zeros"),
         ("torch", "bfloat16"),
         ("torch.utils.data.dataloader", "DataLoader"),
         ("torch.distributed.fsdp.wrap", "size_based_auto_wrap_policy"),
