@@ -6,7 +6,8 @@ import os
 import re
 import signal
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from operator import attrgetter
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -222,17 +223,8 @@ class ExpManagerConfig:
 
 
 # The nested section of each field that has one; a section that is null has its defaults.
-NESTED: dict[str, type] = {
-    "mlflow_logger_kwargs": MLFlowParams,
-    "dllogger_logger_kwargs": DLLoggerParams,
-    "clearml_logger_kwargs": ClearMLParams,
-    "checkpoint_callback_params": CallbackParams,
-    "early_stopping_callback_params": EarlyStoppingParams,
-    "ipl_epoch_stopper_callback_params": IPLEpochStopperParams,
-    "step_timing_kwargs": StepTimingParams,
-    "ema": EMAParams,
-    "straggler_detection_params": StragglerDetectionParams,
-    "fault_tolerance": FaultToleranceParams,
+NESTED: dict[str, Any] = {
+    one.name: one.default_factory for one in fields(ExpManagerConfig) if isinstance(one.default_factory, type)
 }
 
 
@@ -254,7 +246,7 @@ class Section:
     def asks_for(self, name: str) -> list[str]:
         """What it has below ``name``, or for it, that is not as good as nothing: NeMo 1's default, or null or false."""
         keys = [key for key in self.given if key == name or key.startswith(f"{name}.")]
-        return sorted(key for key in keys if _says_something(_at(self.config, key), default_of(key)))
+        return sorted(key for key in keys if _says_something(attrgetter(key)(self.config), default_of(key)))
 
 
 def read(cfg: Mapping[Any, Any] | DictConfig) -> Section:
@@ -306,15 +298,13 @@ def read(cfg: Mapping[Any, Any] | DictConfig) -> Section:
 
 def default_of(key: str) -> Any:
     """What NeMo 1 has for the field ``key`` when nobody sets it."""
-    value = _at(ExpManagerConfig(), key)
+    value = attrgetter(key)(ExpManagerConfig())
     return None if is_dataclass(value) else value
 
 
-def _at(config: ExpManagerConfig, key: str) -> Any:
-    value: Any = config
-    for name in key.split("."):
-        value = getattr(value, name)
-    return value
+def plain(section: Any) -> dict[str, Any]:
+    """A nested section, none of which is None in a :class:`Section`, as a dictionary of its own."""
+    return asdict(section)
 
 
 def _says_something(value: Any, default: Any) -> bool:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 from nemologger import names
 from nemologger.exp_manager import trackers
 from nemologger.exp_manager.calls import Call, Name
 from nemologger.exp_manager.checkpoints import checkpoint_call, export_call
-from nemologger.exp_manager.config import ExpManagerConfig, Section
+from nemologger.exp_manager.config import ExpManagerConfig, Section, plain
 from nemologger.exp_manager.notes import Notes
 
 CALLBACKS = "nemologger.callbacks"
@@ -100,9 +101,8 @@ def _without_directories(section: Section, notes: Notes) -> Section:
     notes.tell(
         "name", f"has a directory in it, where the run is as in NeMo 1; its checkpoints begin with {name!r} alone"
     )
-    mlflow = config.mlflow_logger_kwargs
-    if mlflow is not None:
-        mlflow = replace(mlflow, experiment_name=mlflow.experiment_name or config.name)
+    mlflow: Any = config.mlflow_logger_kwargs
+    mlflow = replace(mlflow, experiment_name=mlflow.experiment_name or config.name)
     base = None if config.explicit_log_dir else os.path.join(config.exp_dir or names.EXPERIMENTS, above)
     return replace(
         section, config=replace(config, name=name, exp_dir=base or config.exp_dir, mlflow_logger_kwargs=mlflow)
@@ -170,7 +170,7 @@ def _timing(config: ExpManagerConfig) -> list[Call]:
     name = "DeltaTimingCallback" if config.log_delta_step_timing else "TimingCallback"
     if not (config.log_delta_step_timing or config.log_step_timing):
         return []
-    return [Call(Name(CALLBACKS, name), {"timer_kwargs": _plain(config.step_timing_kwargs)})]
+    return [Call(Name(CALLBACKS, name), {"timer_kwargs": plain(config.step_timing_kwargs)})]
 
 
 def _callbacks(section: Section, notes: Notes) -> list[Call]:
@@ -180,13 +180,13 @@ def _callbacks(section: Section, notes: Notes) -> list[Call]:
     def add(name: str, module: str = CALLBACKS, **arguments: Any) -> None:
         calls.append(Call(Name(module, name), arguments))
 
-    ema = _plain(config.ema)
+    ema = plain(config.ema)
     if ema.pop("enable"):
         add("EMA", **ema)
     if config.create_early_stopping_callback:
-        add("EarlyStopping", "lightning.pytorch.callbacks", **_plain(config.early_stopping_callback_params))
+        add("EarlyStopping", "lightning.pytorch.callbacks", **plain(config.early_stopping_callback_params))
     if config.create_ipl_epoch_stopper_callback:
-        add("IPLEpochStopper", **_plain(config.ipl_epoch_stopper_callback_params))
+        add("IPLEpochStopper", **plain(config.ipl_epoch_stopper_callback_params))
     if config.create_preemption_callback and config.create_checkpoint_callback:
         add("PreemptionCallback")
     elif "create_preemption_callback" in section.given and config.create_preemption_callback:
@@ -198,9 +198,9 @@ def _callbacks(section: Section, notes: Notes) -> list[Call]:
     if config.max_time_per_run is not None:
         add("MaxTimePerRun", duration=config.max_time_per_run)
     if config.create_straggler_detection_callback:
-        add("StragglerDetection", **_plain(config.straggler_detection_params))
+        add("StragglerDetection", **plain(config.straggler_detection_params))
     if config.create_fault_tolerance_callback:
-        faults = _plain(config.fault_tolerance)
+        faults = plain(config.fault_tolerance)
         faults["rank_termination_signal"] = faults["rank_termination_signal"].name
         add("FaultTolerance", **faults)
     if config.log_tflops_per_sec_per_gpu:
@@ -209,18 +209,10 @@ def _callbacks(section: Section, notes: Notes) -> list[Call]:
 
 
 def _warn_of_switched_off(section: Section, notes: Notes) -> None:
-    config = section.config
-    for switch, parameters in _SWITCHED.items():
-        is_on = ema_is_on(config) if switch == "ema.enable" else getattr(config, switch)
-        if switch == "log_step_timing":
-            is_on = is_on or config.log_delta_step_timing
-        if not is_on and section.asks_for(parameters):
+    for switch, parameters in {**trackers.SWITCHES, **_SWITCHED}.items():
+        also = switch == "log_step_timing" and section.config.log_delta_step_timing
+        if not (attrgetter(switch)(section.config) or also) and section.asks_for(parameters):
             notes.warn(parameters, f"has no effect: {switch} is off")
-
-
-def ema_is_on(config: ExpManagerConfig) -> bool:
-    """Whether the section asks for a moving average."""
-    return bool(config.ema and config.ema.enable)
 
 
 _SWITCHED = {
@@ -231,7 +223,3 @@ _SWITCHED = {
     "create_straggler_detection_callback": "straggler_detection_params",
     "create_fault_tolerance_callback": "fault_tolerance",
 }
-
-
-def _plain(parameters: Any) -> dict[str, Any]:
-    return asdict(parameters)

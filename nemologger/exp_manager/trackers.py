@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from keyword import iskeyword
 from typing import Any
 
 from nemologger.exp_manager.calls import Call, Name
-from nemologger.exp_manager.config import ExpManagerConfig, Section
+from nemologger.exp_manager.config import ExpManagerConfig, Section, plain
 from nemologger.exp_manager.notes import Notes
 
 TRACKERS = "nemologger.trackers"
@@ -29,9 +28,6 @@ SWITCHES = {
 def calls(section: Section, notes: Notes) -> dict[str, Any]:
     """The arguments ``tensorboard``, ``wandb`` and ``extra_loggers`` of NeMoLogger, as far as they are needed."""
     config = section.config
-    for switch, parameters in SWITCHES.items():
-        if section.asks_for(parameters) and not getattr(config, switch):
-            notes.warn(parameters, f"has no effect: {switch} is off")
     arguments: dict[str, Any] = {}
     if config.create_tensorboard_logger:
         arguments["tensorboard"] = _tensorboard(config, notes)
@@ -42,8 +38,8 @@ def calls(section: Section, notes: Notes) -> dict[str, Any]:
         extra.append(_mlflow(config, notes))
     if config.create_dllogger_logger:
         extra.append(_dllogger(config, notes))
-    if config.create_clearml_logger and config.clearml_logger_kwargs is not None:
-        extra.append(Call(Name(TRACKERS, "ClearMLLogger"), asdict(config.clearml_logger_kwargs)))
+    if config.create_clearml_logger:
+        extra.append(Call(Name(TRACKERS, "ClearMLLogger"), plain(config.clearml_logger_kwargs)))
     if config.create_neptune_logger:
         notes.refuse(
             "create_neptune_logger",
@@ -100,13 +96,13 @@ def _wandb(config: ExpManagerConfig, notes: Notes) -> Call:
 
 
 def _mlflow(config: ExpManagerConfig, notes: Notes) -> Call:
-    kwargs = asdict(config.mlflow_logger_kwargs) if config.mlflow_logger_kwargs else {}
-    kwargs["experiment_name"] = kwargs.get("experiment_name") or config.name or "default"
+    kwargs = plain(config.mlflow_logger_kwargs)
+    kwargs["experiment_name"] = kwargs["experiment_name"] or config.name or "default"
     if config.version:
         kwargs["run_name"] = config.version
     else:
         notes.tell("create_mlflow_logger", "lets MLflow name its run; NeMo 1 took the version, which is not known yet")
-    if not kwargs.get("tracking_uri"):
+    if not kwargs["tracking_uri"]:
         notes.tell(
             "mlflow_logger_kwargs.tracking_uri",
             "is not set: MLFLOW_TRACKING_URI counts, else there is a mlflow.db (MLflow 3 has no file store) in save_dir, "
@@ -116,8 +112,8 @@ def _mlflow(config: ExpManagerConfig, notes: Notes) -> Call:
 
 
 def _dllogger(config: ExpManagerConfig, notes: Notes) -> Call:
-    kwargs = asdict(config.dllogger_logger_kwargs) if config.dllogger_logger_kwargs else {}
-    if kwargs.get("json_file") and not os.path.isabs(kwargs["json_file"]):
+    kwargs = plain(config.dllogger_logger_kwargs)
+    if kwargs["json_file"] and not os.path.isabs(kwargs["json_file"]):
         notes.tell(
             "dllogger_logger_kwargs.json_file",
             "is below the run directory if relative, not below the working directory",
