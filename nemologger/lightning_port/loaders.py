@@ -18,29 +18,24 @@ def wrap_training_loaders(trainer: pl.Trainer, wrap: Callable[[object], object])
 
     ``wrap`` sees them as they will be iterated over: with a distributed sampler, if Lightning has put one in.
     """
-    strategy = trainer.strategy
-    inner = strategy.process_dataloader
-
-    def process(loader: object) -> object:
-        loader = inner(loader)
-        return wrap(loader) if trainer.training else loader
-
-    strategy.process_dataloader = process  # type: ignore[method-assign,assignment]
-    return lambda: strategy.__dict__.pop("process_dataloader", None)
+    return _process_loaders(trainer, lambda loader: wrap(loader) if trainer.training else loader)
 
 
 def see_loaders(trainer: pl.Trainer, see: Callable[[Any], None]) -> Callable[[], None]:
     """Have ``see(loader)`` called for each loader before it is iterated over, and return what undoes that."""
-    strategy = trainer.strategy
-    inner = strategy.process_dataloader
 
     def process(loader: object) -> object:
-        loader = inner(loader)
         _auto_add_worker_init_fn(loader, trainer.global_rank)  # Lightning does so next, where there is none
         see(loader)
         return loader
 
-    strategy.process_dataloader = process  # type: ignore[method-assign,assignment]
+    return _process_loaders(trainer, process)
+
+
+def _process_loaders(trainer: pl.Trainer, process: Callable[[object], object]) -> Callable[[], None]:
+    strategy = trainer.strategy
+    inner = strategy.process_dataloader
+    strategy.process_dataloader = lambda dataloader: process(inner(dataloader))  # type: ignore[method-assign]
     return lambda: strategy.__dict__.pop("process_dataloader", None)
 
 
