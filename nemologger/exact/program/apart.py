@@ -21,7 +21,7 @@ import xxhash
 from torch import nn
 
 from nemologger.exact.program.own_states import IN_TIME
-from nemologger.exact.reach.parts import items_of, with_slots
+from nemologger.exact.reach.parts import held_by
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import leaves, memory_of, moved, on_device
 
@@ -117,21 +117,19 @@ class Apart:
         found: dict[str, tuple[nn.Module, Any]] = {}
         seen = {id(part) for part in self._model.modules()}
         saved: set[int] = set()
-        for path, holder in self._holders().items():
-            for name, value in with_slots(holder).items():
-                for place, item in () if name in self._not_theirs else items_of(f"{path}.{name}", value, _MOST):
-                    if not issubclass(type(item), nn.Module) or id(item) in seen:
-                        continue
-                    seen.add(id(item))
-                    saved = saved or {memory_of(tensor) for tensor in _tensors_of(self._model)}
-                    try:
-                        if {memory_of(tensor) for tensor in _tensors_of(item)} <= saved:
-                            continue  # another way to the model, or nothing to keep
-                        state = item.state_dict()
-                        deque(leaves(state), maxlen=0)  # it may hold itself
-                    except Exception:  # noqa: BLE001  nobody has called its __init__(), or it is of a class that raises
-                        continue
-                    found[place] = item, state
+        for place, item in held_by(self._holders(), self._not_theirs, _MOST):
+            if not issubclass(type(item), nn.Module) or id(item) in seen:
+                continue
+            seen.add(id(item))
+            saved = saved or {memory_of(tensor) for tensor in _tensors_of(self._model)}
+            try:
+                if {memory_of(tensor) for tensor in _tensors_of(item)} <= saved:
+                    continue  # another way to the model, or nothing to keep
+                state = item.state_dict()
+                deque(leaves(state), maxlen=0)  # it may hold itself
+            except Exception:  # noqa: BLE001  nobody has called its __init__(), or it is of a class that raises
+                continue
+            found[place] = item, state
         return found
 
 

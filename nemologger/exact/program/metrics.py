@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from torch import nn
 from torchmetrics import Metric
 
-from nemologger.exact.reach.parts import items_of, with_slots
+from nemologger.exact.reach.parts import held_by
 
 
 def metrics_apart(holders: Mapping[str, object], model: nn.Module, not_theirs: Collection[str]) -> dict[str, Metric]:
@@ -23,13 +23,11 @@ def metrics_apart(holders: Mapping[str, object], model: nn.Module, not_theirs: C
     """
     seen = {id(part) for part in model.modules()}
     found: dict[str, Metric] = {}
-    for path, holder in holders.items():
-        for name, value in with_slots(holder).items():
-            for place, item in () if name in not_theirs else items_of(f"{path}.{name}", value):
-                if not issubclass(type(item), nn.Module) or id(item) in seen or "_modules" not in vars(item):
-                    continue
-                for inner, part in item.named_modules(prefix=place):
-                    if isinstance(part, Metric) and id(part) not in seen:
-                        seen.add(id(part))
-                        found[inner] = part
+    for place, item in held_by(holders, not_theirs):
+        if not issubclass(type(item), nn.Module) or id(item) in seen or "_modules" not in vars(item):
+            continue
+        for inner, part in item.named_modules(prefix=place):
+            if isinstance(part, Metric) and id(part) not in seen:
+                seen.add(id(part))
+                found[inner] = part
     return found

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from nemologger.exact.reach.kinds import is_ordinary, module_of
-from nemologger.exact.reach.parts import items_of, with_slots
+from nemologger.exact.reach.parts import held_by, items_of
 from nemologger.exact.values import contents, plain_contents
 from nemologger.exact.values.tensors import leaves, moved, on_device
 
@@ -98,12 +98,10 @@ class OwnStates:
     def _found(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
         seen = {id(item) for one in self._saved() for item in _with_parts(one)}
-        for path, holder in self._holders().items():
-            for name, value in with_slots(holder).items():
-                for place, item in () if name in self._not_theirs else items_of(f"{path}.{name}", value):
-                    if has_state(item) and id(item) not in seen:
-                        seen.add(id(item))
-                        found[place] = item
+        for place, item in held_by(self._holders(), self._not_theirs):
+            if has_state(item) and id(item) not in seen:
+                seen.add(id(item))
+                found[place] = item
         return found
 
 

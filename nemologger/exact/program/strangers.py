@@ -18,7 +18,7 @@ from nemologger.exact.port import is_iterator_of_loader
 from nemologger.exact.program.own_states import OTHERS, has_state
 from nemologger.exact.reach.kinds import has_place, is_ordinary, may_hold_numbers
 from nemologger.exact.reach.objects import is_of_the_program
-from nemologger.exact.reach.parts import attributes, items_of
+from nemologger.exact.reach.parts import attributes, held_by
 from nemologger.exact.values import contents
 
 _LOOKED_AT = 64
@@ -61,12 +61,10 @@ class Strangers:
 
     def _found(self) -> Iterator[tuple[str, Any]]:
         seen: set[int] = set()
-        for path, holder in self._holders().items():
-            for name, value in attributes(holder).items():
-                for place, one in () if name in self._not_theirs else items_of(f"{path}.{name}", value):
-                    if id(one) not in seen and _is_stranger(one):
-                        seen.add(id(one))
-                        yield place, one
+        for place, one in held_by(self._holders(), self._not_theirs):
+            if id(one) not in seen and _is_stranger(one):
+                seen.add(id(one))
+                yield place, one
 
 
 def _is_stranger(value: Any) -> bool:

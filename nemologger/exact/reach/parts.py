@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, MethodType
 from typing import Any
@@ -108,6 +108,14 @@ def items_of(path: str, value: Any, most: int = _MOST_ITEMS) -> Iterator[tuple[s
     if type(value) in (list, tuple, dict) and 0 < len(value) <= most:
         for name, item in entries(value):
             yield from items_of(f"{path}.{name}", item, most // _MOST_ITEMS)
+
+
+def held_by(holders: Mapping[str, Any], without: Collection[str], most: int = _MOST_ITEMS) -> Iterator[tuple[str, Any]]:
+    """The :func:`items_of` the attributes of ``holders``, but for those of the names ``without``."""
+    for path, holder in holders.items():
+        for name, value in with_slots(holder).items():
+            if name not in without:
+                yield from items_of(f"{path}.{name}", value, most)
 
 
 def text_of(key: Any, number: int) -> str:
