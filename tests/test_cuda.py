@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -101,8 +102,7 @@ def test_a_save_behind_a_busy_device(tmp_path, mode):
     """What the device has yet to do is in the checkpoint; overlapped, the host does not wait for it."""
     module = _Deep().cuda()
     state = {"state_dict": module.state_dict()}
-    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging=mode)
-    try:
+    with closing(AsyncSaver(LocalDisk(), SingleProcess(), staging=mode)) as saver:
         for number in (1.0, 2.0):  # memory is made, and pinned, for the first
             torch.cuda._sleep(1_000_000_000)  # cycles
             with torch.no_grad():
@@ -113,8 +113,6 @@ def test_a_save_behind_a_busy_device(tmp_path, mode):
             assert saver.finish() is not None
             assert all((t == number).all() for t in tensors_of(load_checkpoint(tmp_path / "a"))), number
         assert busy == (mode == "overlapped")
-    finally:
-        saver.close()
 
 
 class _NoMemory:
@@ -146,16 +144,15 @@ def test_saves_go_on_where_memory_cannot_be_pinned(tmp_path, monkeypatch, caplog
         raise RuntimeError("CUDA error: out of memory")
 
     module = _Deep().cuda()
-    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
-    try:
-        with monkeypatch.context() as patched:
-            patched.setattr(torch.cuda, "cudart", refuses)
-            saver.prepare(take({"state_dict": module.state_dict()}))
-            for _ in range(2):
-                saver.start(take({"state_dict": module.state_dict()}), tmp_path / "a", Manifest(1, 0))
-                assert saver.finish() is not None
-    finally:
-        saver.close()
+    with (
+        closing(AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")) as saver,
+        monkeypatch.context() as patched,
+    ):
+        patched.setattr(torch.cuda, "cudart", refuses)
+        saver.prepare(take({"state_dict": module.state_dict()}))
+        for _ in range(2):
+            saver.start(take({"state_dict": module.state_dict()}), tmp_path / "a", Manifest(1, 0))
+            assert saver.finish() is not None
     assert caplog.text.count("could not be pinned (RuntimeError: CUDA error: out of memory)") == 1
     saved = load_checkpoint(tmp_path / "a")["state_dict"]
     assert all(torch.equal(saved[name], value.cpu()) for name, value in module.state_dict().items())
@@ -192,12 +189,9 @@ def test_the_memory_for_saves_is_pinned(nccl, kind):
     tensor = torch.zeros(4, device="cuda")
     if kind == "FSDP":
         tensor = ShardedTensor._init_from_local_shards([Shard.from_tensor_and_offsets(tensor, [0], 0)], 4)
-    arena = Arena({}, {"w": tensor})
-    try:
+    with closing(Arena({}, {"w": tensor})) as arena:
         arena.copies(lambda piece: torch.empty(piece.sizes))
         assert torch.frombuffer(arena.memory, dtype=torch.uint8).is_pinned()
-    finally:
-        arena.close()
 
 
 # --- runs ---------------------------------------------------------------------------------------------------------------

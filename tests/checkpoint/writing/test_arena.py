@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 import pytest
 import torch
 from helpers.engine import lightning_state
@@ -50,8 +52,7 @@ def test_the_image_is_the_file(tmp_path, make):
 
     (tmp_path / "weights").mkdir()
     write_share(LocalDisk(), tmp_path, files, read)
-    arena = Arena(files, {key: torch.zeros_like(tensor) for key, tensor in tensors.items()})
-    try:
+    with closing(Arena(files, {key: torch.zeros_like(tensor) for key, tensor in tensors.items()})) as arena:
         for _ in range(2):  # a place is used again for the next save
             arena.stage(read)
             for image in arena.images:
@@ -59,5 +60,3 @@ def test_the_image_is_the_file(tmp_path, make):
                     bytes(arena.memory[image.offset : image.offset + image.size])
                     == (tmp_path / image.name).read_bytes()
                 )
-    finally:
-        arena.close()

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import closing
 
 import pytest
 from helpers.engine import faults, snapshot_of
@@ -28,8 +29,7 @@ class _OtherLosesItsWriter(SingleProcess):
 
 
 def test_what_rank_zero_has_published_is_saved_though_another_loses_its_writer_after_that(tmp_path):
-    saver = AsyncSaver(LocalDisk(), _OtherLosesItsWriter())
-    try:
+    with closing(AsyncSaver(LocalDisk(), _OtherLosesItsWriter())) as saver:
         saver.start(snapshot_of(1), tmp_path / "a", Manifest(1, 0))
         while saver.poll() is None:
             time.sleep(0.01)
@@ -39,8 +39,6 @@ def test_what_rank_zero_has_published_is_saved_though_another_loses_its_writer_a
         saver.start(snapshot_of(2), tmp_path / "b", Manifest(2, 0))
         with pytest.raises(SaveFailedError, match="rank 1: the writer process has died"):  # not published yet
             saver.finish()
-    finally:
-        saver.close()
 
 
 class _GoesSilent(SingleProcess):
@@ -56,8 +54,7 @@ class _GoesSilent(SingleProcess):
 
 def test_when_a_rank_dies_while_all_wait_what_is_written_is_published_all_the_same(tmp_path, monkeypatch):
     """Whoever waits is told at once, with the own writer at work: that may be all that is missing."""
-    saver = AsyncSaver(LocalDisk(), _GoesSilent())
-    try:
+    with closing(AsyncSaver(LocalDisk(), _GoesSilent())) as saver:
         saver.prepare(snapshot_of(1))
         os.kill(saver._equipment.layout.writer.pid, signal.SIGSTOP)
         saver.start(snapshot_of(1), tmp_path / "a", Manifest(1, 0))
@@ -67,8 +64,6 @@ def test_when_a_rank_dies_while_all_wait_what_is_written_is_published_all_the_sa
             saver.finish()
         os.kill(saver._equipment.layout.writer.pid, signal.SIGCONT)
         assert saver.finish_alone(others_are_there=False) is not None
-    finally:
-        saver.close()
     assert faults(tmp_path / "a") == []
 
 

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import closing
 
 import pytest
 import torch
@@ -138,8 +139,7 @@ def test_the_forward_goes_on_while_it_is_copied(tmp_path, monkeypatch):
 def test_a_parameter_that_somebody_else_changes_fails_the_save_and_the_next_is_at_once(tmp_path, slow, caplog):
     training = _Training("adam")
     training.step()
-    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
-    try:
+    with closing(AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")) as saver:
         saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
         with torch.no_grad():
             training.net[0].weight.clamp_(-0.01, 0.01)
@@ -151,17 +151,14 @@ def test_a_parameter_that_somebody_else_changes_fails_the_save_and_the_next_is_a
         with torch.no_grad():
             training.net[0].weight.clamp_(-0.001, 0.001)
         assert saver.finish() is not None
-    finally:
-        saver.close()
     assert torch.equal(load_checkpoint(tmp_path / "b")["state_dict"]["0.weight"], before)
 
 
 def test_a_parameter_that_is_replaced_or_waited_for_is_saved_as_it_was(tmp_path, slow):
     training = _Training("adam")
     training.step()
-    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
     before = training.net[0].weight.detach().clone()
-    try:
+    with closing(AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")) as saver:
         saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
         training.net[0].weight.data = torch.zeros(WIDTH, WIDTH)
         assert saver.finish() is not None
@@ -170,8 +167,6 @@ def test_a_parameter_that_is_replaced_or_waited_for_is_saved_as_it_was(tmp_path,
         saver.hold()
         training.net[0].weight.data.zero_()
         assert saver.finish() is not None
-    finally:
-        saver.close()
     for name in ("a", "b"):
         assert torch.equal(load_checkpoint(tmp_path / name)["state_dict"]["0.weight"], before)
 
@@ -203,13 +198,10 @@ def test_a_save_that_is_given_up_leaves_no_hook_and_no_thread(tmp_path, slow):
 def test_a_state_of_one_large_tensor_or_none(tmp_path, mode):
     copy_at_once([])  # a rank that has nothing to write
     net = nn.Linear(WIDTH, WIDTH, bias=False)
-    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging=mode)
-    try:
+    with closing(AsyncSaver(LocalDisk(), SingleProcess(), staging=mode)) as saver:
         for name, state in (("one", net.state_dict()), ("none", {})):
             saver.start(take({"state_dict": state}), tmp_path / name, Manifest(step=1, epoch=0))
             assert saver.finish() is not None
-    finally:
-        saver.close()
     assert torch.equal(load_checkpoint(tmp_path / "one")["state_dict"]["weight"], net.weight)
     assert not load_checkpoint(tmp_path / "none")["state_dict"]
 
@@ -227,8 +219,7 @@ class _OtherRank(SingleProcess):
 def test_when_another_rank_cannot_copy_nothing_is_left_of_it_here(tmp_path, slow, monkeypatch):
     training = _Training("adam")
     training.step()
-    saver = AsyncSaver(LocalDisk(), _OtherRank(), staging="overlapped")
-    try:
+    with closing(AsyncSaver(LocalDisk(), _OtherRank(), staging="overlapped")) as saver:
         saver.prepare(training.snapshot())
         with monkeypatch.context() as patched:
             patched.setattr(_OtherRank, "fails", True)
@@ -239,8 +230,6 @@ def test_when_another_rank_cannot_copy_nothing_is_left_of_it_here(tmp_path, slow
         assert not [thread for thread in threading.enumerate() if thread.name == "nemologger-stage"]
         saver.start(training.snapshot(), tmp_path / "b", Manifest(step=1, epoch=0))
         assert saver.finish() is not None
-    finally:
-        saver.close()
     assert names_in(tmp_path) == {"b"}
 
 
@@ -261,8 +250,7 @@ def test_what_a_device_reports_fails_the_save(tmp_path, slow, monkeypatch, ask):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Broken())
     training = _Training("adam")
     training.step()
-    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
-    try:
+    with closing(AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")) as saver:
         saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
         staging = saver._in_flight.staging
         staging._events.append((torch.device("cuda"), _Broken()))
@@ -272,8 +260,6 @@ def test_what_a_device_reports_fails_the_save(tmp_path, slow, monkeypatch, ask):
         else:
             with pytest.raises(SaveFailedError, match="could not be copied: CUDA error: an illegal memory access"):
                 getattr(saver, ask)()
-    finally:
-        saver.close()
     assert not _global_optimizer_pre_hooks
     assert not [thread for thread in threading.enumerate() if thread.name == "nemologger-stage"]
 
@@ -305,8 +291,7 @@ def test_copies_behind_a_rank_that_is_gone_are_not_waited_for(tmp_path, monkeypa
         monkeypatch.setattr(in_flight, limit, 0.1)
     training = _Training("adam")
     training.step()
-    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
-    try:
+    with closing(AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")) as saver:
         saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
         saver._in_flight.staging._events.append((torch.device("cuda"), _Waits()))
         arena, began = saver._equipment.layout.arena, time.monotonic()
@@ -323,8 +308,6 @@ def test_copies_behind_a_rank_that_is_gone_are_not_waited_for(tmp_path, monkeypa
             monkeypatch.setattr(in_flight, "STALLED", 60.0)
             saver.start(training.snapshot(), tmp_path / "b", Manifest(step=1, epoch=0))
             assert saver.finish() is not None
-    finally:
-        saver.close()
 
 
 def test_one_device_that_has_failed_does_not_end_the_wait_for_others(tmp_path, monkeypatch):
@@ -332,8 +315,7 @@ def test_one_device_that_has_failed_does_not_end_the_wait_for_others(tmp_path, m
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: _Goes())
     training = _Training("adam")
     training.step()
-    saver = AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")
-    try:
+    with closing(AsyncSaver(LocalDisk(), SingleProcess(), staging="overlapped")) as saver:
         saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
         late = _Waits(time.monotonic() + 0.3)
         events = [(torch.device("cuda", 0), _Broken()), (torch.device("cuda", 1), late)]
@@ -341,8 +323,6 @@ def test_one_device_that_has_failed_does_not_end_the_wait_for_others(tmp_path, m
         with pytest.raises(SaveFailedError, match="an illegal memory access"):
             saver.finish()
         assert late.query()
-    finally:
-        saver.close()
 
 
 def test_a_device_that_waits_for_ever_is_not_waited_for(monkeypatch):
@@ -367,8 +347,7 @@ def test_while_it_waits_it_says_how_far_the_writer_is(tmp_path, monkeypatch, cap
     monkeypatch.setattr(in_flight, "STALLED", 10.0)
     said = f"checkpoint {tmp_path / 'a'}: 0 of 0 MB written"
     training = _Training("adam")
-    saver = AsyncSaver(LocalDisk(), SingleProcess())
-    try:
+    with closing(AsyncSaver(LocalDisk(), SingleProcess())) as saver:
         saver.prepare(training.snapshot())
         pid = saver._equipment.layout.writer.pid
         os.kill(pid, signal.SIGSTOP)
@@ -382,15 +361,12 @@ def test_while_it_waits_it_says_how_far_the_writer_is(tmp_path, monkeypatch, cap
         saver.start(training.snapshot(), tmp_path / "a", Manifest(step=1, epoch=0))
         with caplog.at_level("INFO"):
             assert saver.finish() is not None
-    finally:
-        saver.close()
     assert said in caplog.text
 
 
 def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
     training = _Training("adam")
-    saver = AsyncSaver(LocalDisk(), SingleProcess())
-    try:
+    with closing(AsyncSaver(LocalDisk(), SingleProcess())) as saver:
         with monkeypatch.context() as impatient:
             impatient.setattr(in_flight, "TURN", 0.05)
             impatient.setattr(in_flight, "STALLED", 0.2)
@@ -402,18 +378,15 @@ def test_storage_that_does_not_answer_is_an_error(tmp_path, monkeypatch):
             assert names_in(tmp_path) == set()
         saver.start(training.snapshot(), tmp_path / "b", Manifest(step=2, epoch=0))
         assert saver.finish() is not None
-    finally:
-        saver.close()
 
 
 def test_a_writer_that_takes_no_job_holds_training_up_for_a_bounded_time(tmp_path, monkeypatch):
     training = _Training("adam")
-    saver = AsyncSaver(LocalDisk(), SingleProcess())
 
     def more_than_fits_on_the_way(directory, disk):
         disk.write(directory / "large", [bytes(2**21)])
 
-    try:
+    with closing(AsyncSaver(LocalDisk(), SingleProcess())) as saver:
         with monkeypatch.context() as impatient:
             impatient.setattr(writer, "_SEND_TIMEOUT", 0.2)
             saver.prepare(training.snapshot())
@@ -424,5 +397,3 @@ def test_a_writer_that_takes_no_job_holds_training_up_for_a_bounded_time(tmp_pat
             assert names_in(tmp_path) == set()
         saver.start(training.snapshot(), tmp_path / "b", Manifest(step=2, epoch=0), more_than_fits_on_the_way)
         assert saver.finish() is not None
-    finally:
-        saver.close()

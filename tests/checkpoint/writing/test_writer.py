@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Pipe
 from pathlib import Path
@@ -77,8 +77,7 @@ def _job(arena: Arena, directory: Path) -> Job:
 
 
 def test_it_writes_what_it_is_told_and_records_it(arena, tmp_path):
-    writer = Writer(arena, {"deep/always": b"the same"})
-    try:
+    with closing(Writer(arena, {"deep/always": b"the same"})) as writer:
         (tmp_path / "earlier").mkdir()
         writer.submit(_job(arena, tmp_path / "earlier"))
         assert writer.outcome(None) is not None
@@ -91,8 +90,6 @@ def test_it_writes_what_it_is_told_and_records_it(arena, tmp_path):
         assert (tmp_path / "deep/always").read_bytes() == b"the same"
         assert outcome.records["deep/er/small"] == FileRecord(5, outcome.records["deep/er/small"].blocks)
         assert (tmp_path / "file").stat().st_size == outcome.records["file"].size
-    finally:
-        writer.close()
     assert _gone(writer.pid)
 
 
@@ -130,15 +127,12 @@ def test_with_nothing_else_to_do_it_joins_the_pages(tmp_path):
 
 def test_what_goes_wrong_comes_back_with_its_traceback(arena, tmp_path):
     (tmp_path / "file").mkdir()
-    writer = Writer(arena, {})
-    try:
+    with closing(Writer(arena, {})) as writer:
         writer.submit(_job(arena, tmp_path))
         outcome = writer.outcome(None)
         assert outcome is not None
         assert "IsADirectoryError" in outcome.error
         assert "write_image" in outcome.details
-    finally:
-        writer.close()
 
 
 def test_its_death_is_an_error_that_says_so(arena, tmp_path):
@@ -152,8 +146,7 @@ def test_its_death_is_an_error_that_says_so(arena, tmp_path):
 
 def test_signals_to_all_processes_of_a_job_do_not_end_it(arena, tmp_path):
     """``--signal`` of Slurm, a preemption, Ctrl-C: the process that trains wants to save then."""
-    writer = Writer(arena, {})
-    try:
+    with closing(Writer(arena, {})) as writer:
         writer.submit(_job(arena, tmp_path))
         for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             os.kill(writer.pid, number)
@@ -161,8 +154,6 @@ def test_signals_to_all_processes_of_a_job_do_not_end_it(arena, tmp_path):
         assert outcome is not None
         assert outcome.error == ""
         assert writer.alive
-    finally:
-        writer.close()
     assert _gone(writer.pid)
 
 
@@ -239,14 +230,11 @@ def test_it_tells_rank_0_through_the_file_system_when_all_is_there(arena, tmp_pa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="priorities as Linux has them")
 def test_it_leaves_processor_and_disk_to_the_process_that_trains(arena):
-    writer = Writer(arena, {})
-    try:
+    with closing(Writer(arena, {})) as writer:
         assert writer.begins(60.0)
         process = psutil.Process(writer.pid)
         assert process.nice() == 19
         assert tuple(process.ionice()) == (psutil.IOPRIO_CLASS_BE, 7)
-    finally:
-        writer.close()
 
 
 #: As a service with ``SystemCallFilter=~@resources``: a filter of four instructions refuses one call of the system.
