@@ -7,7 +7,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import Logger
 
 from nemologger.disk.there import is_dir, is_file
-from nemologger.trackers.tracker import Logged, Tracker, Uploaded, require
+from nemologger.trackers.tracker import Logged, Tracker, Uploaded, environment, require
 
 if TYPE_CHECKING:
     from clearml import OutputModel, Task
@@ -196,7 +195,8 @@ class ClearMLLogger(Tracker, Logger):
             # Its reports would come from a process that it forks while a thread of its own asks git. If the child gets hold
             # of that pipe, closing the task waits for ever.
             Task._report_subprocess_enabled = False  # noqa: SLF001  there is only a configuration file for it
-            with _cache_in(Path(self.save_dir) if offline else None):
+            # Where an offline task has its files, only this says.
+            with environment(_CACHE, self.save_dir if offline else None):
                 self._task = _init_without_signals(
                     project_name=self.name,
                     task_name=os.environ.get("CLEARML_TASK") or self._title or self._run_title(),
@@ -306,18 +306,3 @@ def _title_and_series(key: str) -> tuple[str, str]:
     """ClearML draws the series of one title into one plot: ``train/loss`` into ``train``."""
     title, slash, series = key.rpartition("/")
     return (title, series) if slash and title and series else (key, key)
-
-
-@contextmanager
-def _cache_in(directory: Path | None) -> Iterator[None]:
-    """Let a task that begins now have its files in ``directory``: ClearML has only an environment variable for it."""
-    before = os.environ.get(_CACHE)
-    if directory is not None:
-        os.environ[_CACHE] = str(directory)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[_CACHE] = before
-        elif directory is not None:
-            del os.environ[_CACHE]

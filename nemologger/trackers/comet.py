@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -17,7 +16,7 @@ from lightning.pytorch.loggers import CometLogger as LightningCometLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger.disk import LocalDisk
-from nemologger.trackers.tracker import Logged, Tracker, require
+from nemologger.trackers.tracker import Logged, Tracker, environment, require
 
 if TYPE_CHECKING:
     from comet_ml import CometExperiment
@@ -269,13 +268,9 @@ def _started_offline(directory: Path) -> Iterator[None]:
 
     Comet keeps them in the directory for temporary files, where nobody would look for them after a crash.
     """
-    before, temporary = os.environ.get(_ONLINE), tempfile.tempdir
-    os.environ[_ONLINE], tempfile.tempdir = "0", str(directory)
+    temporary, tempfile.tempdir = tempfile.tempdir, str(directory)
     try:
-        yield
+        with environment(_ONLINE, "0"):
+            yield
     finally:
         tempfile.tempdir = temporary
-        if before is None:
-            del os.environ[_ONLINE]
-        else:
-            os.environ[_ONLINE] = before

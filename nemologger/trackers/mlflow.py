@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -18,7 +17,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from nemologger import lightning_port
 from nemologger.disk.there import is_file
 from nemologger.trackers.outbox import PATIENCE
-from nemologger.trackers.tracker import KeptId, Logged, Tracker, Uploaded, require
+from nemologger.trackers.tracker import KeptId, Logged, Tracker, Uploaded, environment, require
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import ModelCheckpoint
@@ -115,7 +114,7 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
         """MLflow's client. Opens the run."""
         if not self._made:
             self._make(self._given_id or self._kept_id().read())
-        with _environment_as_it_is(_URI):
+        with environment(_URI):  # MLflow's would lead the next run into this one's store
             return super().experiment
 
     @property
@@ -223,7 +222,7 @@ class MLFlowLogger(Tracker, LightningMLFlowLogger):
             run_id=run_id,
             synchronous=self._synchronous,
         )
-        with _environment_as_it_is(_URI):
+        with environment(_URI):
             client = super().experiment
         self._made, self._is_kept = True, run_id is not None
         if run_id is not None:
@@ -303,16 +302,3 @@ def _run_in(client: MlflowClient, run_id: str) -> Run | None:
             return None
         raise
     return run if run.info.lifecycle_stage == "active" else None
-
-
-@contextmanager
-def _environment_as_it_is(name: str) -> Iterator[None]:
-    """Undo what is done to an environment variable: MLflow's would lead the next run into this one's store."""
-    before = os.environ.get(name)
-    try:
-        yield
-    finally:
-        if before is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = before

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -271,6 +272,21 @@ def require(package: str, extra: str, what: str) -> None:
         raise ConfigurationError(
             f"{what} needs the package {package}, which is not installed: pip install 'nemologger[{extra}]'"
         )
+
+
+@contextmanager
+def environment(name: str, value: str | None = None) -> Iterator[None]:
+    """Let an environment variable be ``value``, or stay if that is None; what others do to it meanwhile is undone."""
+    before = os.environ.get(name)
+    if value is not None:
+        os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = before
 
 
 def check_apart(loggers: Iterable[object]) -> None:
