@@ -33,8 +33,8 @@ def _moments(model: ToyModel) -> dict[str, torch.Tensor]:
     return {name: state[p]["exp_avg_sq"].clone() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize("saves_again", [True, False])
-def test_optimizer_state_follows_the_names_not_the_order(tmp_path, saves_again):
+@pytest.mark.parametrize("how", ["with a callback", "without", "AutoResume"])
+def test_optimizer_state_follows_the_names_not_the_order(tmp_path, how):
     saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
     first = _Two()
     quiet_trainer(max_steps=5, callbacks=[saves]).fit(first, loader(), loader())
@@ -45,13 +45,14 @@ def test_optimizer_state_follows_the_names_not_the_order(tmp_path, saves_again):
         def on_train_start(self):
             seen.update(_moments(self))
 
-    if saves_again:
-        again = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
-        trainer = quiet_trainer(max_steps=6, callbacks=[again])
-    else:
-        trainer = quiet_trainer(max_steps=7, enable_checkpointing=False)
+    again = [ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)] if how == "with a callback" else []
+    trainer = quiet_trainer(max_steps=6, callbacks=again, enable_checkpointing=bool(again))
+    if how == "AutoResume":
+        AutoResume(resume_from_path=tmp_path / "x").setup(trainer)
+    elif how == "without":
         install(trainer)
-    trainer.fit(Swapped(swapped=True), loader(), loader(), ckpt_path=str(tmp_path / "x"))
+    given = None if how == "AutoResume" else str(tmp_path / "x")
+    trainer.fit(Swapped(swapped=True), loader(), loader(), ckpt_path=given)
     assert seen
     assert all(torch.equal(expected[name], value) for name, value in seen.items())
 
@@ -99,23 +100,6 @@ def test_a_scheduler_can_be_added_on_resume(tmp_path):
     momenta = [state["momentum_buffer"] for state in trainer.optimizers[0].state.values()]
     assert all(torch.equal(*pair) for pair in zip(momenta, rest.momenta, strict=True))
     assert sorted(rest.losses) == [5, 6]
-
-
-def test_optimizer_state_follows_the_names_without_a_checkpoint_callback(tmp_path):
-    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
-    first = _Two()
-    quiet_trainer(max_steps=5, callbacks=[saves]).fit(first, loader(), loader())
-    expected = _moments(first)
-    seen = {}
-
-    class Swapped(_Two):
-        def on_train_start(self):
-            seen.update(_moments(self))
-
-    trainer = quiet_trainer(max_steps=6, enable_checkpointing=False)
-    AutoResume(resume_from_path=tmp_path / "x").setup(trainer)
-    trainer.fit(Swapped(swapped=True), loader(), loader())
-    assert all(torch.equal(expected[name], value) for name, value in seen.items())
 
 
 class _InDouble(torch.optim.Optimizer):

@@ -21,7 +21,9 @@ _CLOSED = (ModuleType, BuiltinFunctionType)
 
 def is_module_of_the_program(module: str) -> bool:
     """Whether the file of ``module`` is the program's, and no library's."""
-    file = getattr(sys.modules.get(module), "__file__", None)
+    found = sys.modules.get(module)
+    # A directory without __init__.py is a package, too.
+    file = getattr(found, "__file__", None) or next(iter(getattr(found, "__path__", ())), None)
     installed = file is None or file.startswith(_INSTALLED) or not _PACKAGES.isdisjoint(Path(file).parts)
     return module == "__main__" or not installed
 
@@ -123,9 +125,10 @@ def code_of(function: FunctionType) -> Code:
 def _look_at(function: FunctionType) -> Code:
     sets, fills, names = _read(function.__code__)
     spaces = [function.__globals__]
-    for value in map(function.__globals__.get, names):
-        if type(value) is ModuleType and is_module_of_the_program(value.__name__):
-            spaces.append(vars(value))
+    for space in spaces:  # and what is appended meanwhile, as modules of packages are: ``project.data.noise()``
+        modules = [value for value in map(space.get, names) if type(value) is ModuleType]
+        theirs = [vars(module) for module in modules if is_module_of_the_program(module.__name__)]
+        spaces += [one for one in theirs if not any(one is known for known in spaces)]
     variables, functions, kinds = [], [], []
     for space in spaces:
         for name in sorted(names.intersection(space)):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import multiprocessing
 import random
+import sys
 from collections.abc import Mapping
 from functools import partial
 from queue import Queue
@@ -221,3 +223,34 @@ def test_what_bindings_make_of_cpp_is_not_the_programs():
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("packages", ["with a file", "without"])
+def test_what_a_function_of_a_package_draws_from_and_counts_goes_on(tmp_path, monkeypatch, packages):
+    inner = tmp_path / "a_project" / "data"
+    inner.mkdir(parents=True)
+    for directory in (inner, inner.parent) if packages == "with a file" else ():
+        (directory / "__init__.py").touch()
+    (inner / "noise.py").write_text(
+        "import random\nrng, calls = random.Random(1), 0\n"
+        "def drawn():\n    global calls\n    calls += 1\n    return calls + rng.random()\n"
+    )
+    (tmp_path / "a_dataset.py").write_text(
+        "import a_project.data.noise\nclass Noisy:\n"
+        "    def __getitem__(self, index):\n        return a_project.data.noise.drawn()\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def new():
+        for name in [name for name in sys.modules if name.startswith(("a_project", "a_dataset"))]:
+            monkeypatch.delitem(sys.modules, name)
+        dataset = importlib.import_module("a_dataset").Noisy()
+        return dataset, Owned({"dataset": dataset})
+
+    dataset, owned = new()
+    dataset[0]
+    saved = owned.values()
+    expected = [dataset[0] for _ in range(3)]
+    again, owned = new()
+    owned.restore(saved)
+    assert [again[0] for _ in range(3)] == expected
