@@ -14,8 +14,9 @@ from nemologger.exact.reach.code import (
     is_function_of_the_program,
     static_module_of,
 )
-from nemologger.exact.reach.kinds import SCALARS
+from nemologger.exact.reach.kinds import SCALARS, has_place, is_generator
 from nemologger.exact.reach.variables import CHANGES, FILLED, OfClass, Variables, cells_of, is_filled
+from nemologger.exact.rng import GENERATORS
 
 _MOST_FUNCTIONS = 1000
 
@@ -61,7 +62,7 @@ class Mentioned:
         self._add(functions)
 
     def follow(self) -> Iterator[tuple[str, Any]]:
-        """What may be looked into, by path: global variables that are set by nobody, and functions that keep something."""
+        """What may be looked into, by path: global variables, and those of classes; and functions that keep something."""
         for function, code in self._waiting:
             if function.__closure__ or function.__defaults__ or function.__kwdefaults__ or function.__dict__:
                 yield f"{function.__module__}:{function.__qualname__}", function
@@ -76,19 +77,20 @@ class Mentioned:
                 self.add_class(kind)
             for space, name in code.variables:
                 value = space.get(name)
-                if issubclass(type(value), CHANGES) or (space is not there and name in code.fills):
+                if issubclass(type(value), CHANGES) or has_place(value) or (space is not there and name in code.fills):
                     self._note(space, {name})
-                if not (is_filled(value) or type(value) in SCALARS):
+                if type(value) in (list, dict) or not (is_filled(value) or type(value) in SCALARS):
                     yield f"{space.get('__name__')}:{name}", value
         self._waiting.clear()
-        yield from self._set_in_classes()
+        yield from self._of_classes()
 
-    def _set_in_classes(self) -> Iterator[tuple[str, Any]]:
-        """The objects that code sets as attributes of classes, each once: a class may keep the only one of its kind."""
+    def _of_classes(self) -> Iterator[tuple[str, Any]]:
+        """Generators, and objects that code sets as attributes: a class may keep the only one of its kind. Each once."""
         for kind in self._kinds:
             for name, value in vars(kind).items():
                 plain = is_filled(value) or type(value) in (*SCALARS, FunctionType)
-                if name in self._fills and not (plain or id(value) in self._seen or name.startswith("__")):
+                wanted = is_generator(value) or (name in self._fills and not plain)
+                if wanted and not (id(value) in self._seen or name.startswith("__")):
                     self._seen.add(id(value))
                     yield f"{static_module_of(kind)}:{kind.__qualname__}.{name}", value
 
@@ -100,7 +102,7 @@ class Mentioned:
             names = {
                 name
                 for name, value in vars(kind).items()
-                if (name in self._fills or (type(value) is not FunctionType and issubclass(type(value), FILLED)))
+                if (name in self._fills or issubclass(type(value), (*FILLED, *GENERATORS)))
                 and not name.startswith("__")
             }
             if names:

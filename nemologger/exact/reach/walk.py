@@ -14,7 +14,7 @@ from nemologger.exact.reach.code import functions_of, names_in
 from nemologger.exact.reach.crowd import crowd_of
 from nemologger.exact.reach.kinds import Kind, kind_of, module_of
 from nemologger.exact.reach.mentioned import Mentioned
-from nemologger.exact.reach.parts import many, parts
+from nemologger.exact.reach.parts import items_of, many, parts
 from nemologger.exact.reach.variables import NAMESPACES
 
 _DEEPEST = 12
@@ -58,7 +58,7 @@ def walk(roots: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 waiting += [(name, item, depth + 1) for name, item in _globals_of(value, kind, looked_at)]
                 _mention(value, kind, mentioned)
         most = len(seen) + _MOST_OBJECTS
-        named = mentioned.follow()
+        named = [pair for path, value in mentioned.follow() for pair in items_of(path, value)]
         waiting = [(path, item, 1) for path, item in named if _is_followed(item) and id(item) not in seen]
     yield from mentioned.places()
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exact.runs import BATCH, SAMPLES, Augmented, Case, check, train
+from exact.runs import BATCH, SAMPLES, Augmented, Case, Net, check, shuffled, train
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Sampler, Subset
 
@@ -225,20 +225,9 @@ def test_what_bindings_make_of_cpp_is_not_the_programs():
     ]
 
 
-@pytest.mark.parametrize("packages", ["with a file", "without"])
-def test_what_a_function_of_a_package_draws_from_and_counts_goes_on(tmp_path, monkeypatch, packages):
-    inner = tmp_path / "a_project" / "data"
-    inner.mkdir(parents=True)
-    for directory in (inner, inner.parent) if packages == "with a file" else ():
-        (directory / "__init__.py").touch()
-    (inner / "noise.py").write_text(
-        "import random\nrng, calls = random.Random(1), 0\n"
-        "def drawn():\n    global calls\n    calls += 1\n    return calls + rng.random()\n"
-    )
-    (tmp_path / "a_dataset.py").write_text(
-        "import a_project.data.noise\nclass Noisy:\n"
-        "    def __getitem__(self, index):\n        return a_project.data.noise.drawn()\n"
-    )
+@pytest.fixture
+def goes_on(tmp_path, monkeypatch):
+    """Whether the dataset ``Noisy`` of a module of this source gives the same after a resume as without."""
     monkeypatch.syspath_prepend(tmp_path)
 
     def new():
@@ -247,10 +236,104 @@ def test_what_a_function_of_a_package_draws_from_and_counts_goes_on(tmp_path, mo
         dataset = importlib.import_module("a_dataset").Noisy()
         return dataset, Owned({"dataset": dataset})
 
-    dataset, owned = new()
-    dataset[0]
-    saved = owned.values()
-    expected = [dataset[0] for _ in range(3)]
-    again, owned = new()
-    owned.restore(saved)
-    assert [again[0] for _ in range(3)] == expected
+    def see(source):
+        (tmp_path / "a_dataset.py").write_text(source)
+        dataset, owned = new()
+        dataset[0]
+        saved = owned.values()
+        expected = [dataset[0] for _ in range(3)]
+        again, owned = new()
+        owned.restore(saved)
+        return [again[0] for _ in range(3)] == expected
+
+    return see
+
+
+DRAWS = """
+import random
+
+class Of:
+    rng = random.Random(1)
+
+    @classmethod
+    def drawn(cls):
+        return cls.rng.random()
+
+class Step:
+    calls = 0
+
+    def __call__(self):
+        self.calls += 1
+        return self.calls
+
+LISTED, NAMED, STEPS, CHOSEN = [random.Random(2)], {"a": random.Random(3)}, [Step()], {"first": Step()}
+
+class Noisy:
+    def __getitem__(self, index):
+        return """
+
+
+@pytest.mark.parametrize(
+    "drawn",
+    ["Of.rng.random()", "Of.drawn()", "LISTED[0].random()", "NAMED['a'].random()", "STEPS[0]()", "CHOSEN['first']()"],
+)
+def test_what_a_class_and_lists_of_a_file_hold_goes_on(goes_on, drawn):
+    assert goes_on(f"{DRAWS}{drawn}\n")
+
+
+class Step:
+    def __init__(self):
+        self.calls, self.rng = 0, random.Random(3)
+
+    def __call__(self):
+        self.calls += 1
+        return self.calls / 10 + self.rng.random()
+
+
+class Weighted(Net):
+    def training_step(self, batch, batch_idx):
+        return self.note(self.loss(batch) * (1 + of_a_list[0]() + Drawn.rng.random()))
+
+
+class Drawn:
+    rng = random.Random(1)
+
+
+of_a_list = [Step()]
+
+
+def test_so_does_what_a_module_uses_of_them(tmp_path):
+    def model():
+        of_a_list[:], Drawn.rng = [Step()], random.Random(1)  # a new process
+        return Weighted()
+
+    check(Case(shuffled, model, at=(3,)), tmp_path)
+
+
+def test_an_iterator_of_a_file_is_named():
+    global numbers
+    numbers = itertools.count()
+    owned = Owned({"dataset": Counted()})
+    owned.values()
+    assert owned.lost == {f"{__name__}:globals.numbers": "is an iterator, whose place cannot be kept"}
+
+
+class Counted:
+    def __getitem__(self, index):
+        return next(numbers)
+
+
+@pytest.mark.parametrize("packages", ["with a file", "without"])
+def test_what_a_function_of_a_package_draws_from_and_counts_goes_on(goes_on, tmp_path, packages):
+    inner = tmp_path / "a_project" / "data"
+    inner.mkdir(parents=True)
+    for directory in (inner, inner.parent) if packages == "with a file" else ():
+        (directory / "__init__.py").touch()
+    (inner / "noise.py").write_text(
+        "import random\nrng, calls = random.Random(1), 0\n"
+        "def drawn():\n    global calls\n    calls += 1\n    return calls + rng.random()\n"
+    )
+    assert goes_on(
+        "import a_project.data.noise\nclass Noisy:\n"
+        "    def __getitem__(self, index):\n        return a_project.data.noise.drawn()\n"
+    )
