@@ -187,8 +187,7 @@ def _values(trainer: DictConfig) -> tuple[dict[str, Any], list[Note]]:
     return settings, notes
 
 
-def _interpolations(section: DictConfig, above: str = "") -> list[tuple[str, str]]:
-    raw = OmegaConf.to_container(section, resolve=False)
+def _interpolations(section: DictConfig) -> list[tuple[str, str]]:
     found: list[tuple[str, str]] = []
 
     def look(value: Any, path: str) -> None:
@@ -201,7 +200,7 @@ def _interpolations(section: DictConfig, above: str = "") -> list[tuple[str, str
         elif isinstance(value, str) and "${" in value:
             found.append((path, value))
 
-    look(raw, above)
+    look(OmegaConf.to_container(section, resolve=False), "")
     return found
 
 

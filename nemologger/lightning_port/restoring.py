@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def use_checkpoint_io(
     trainer: pl.Trainer,
     plugin: CheckpointIO,
-    load: Callable[[str | Path], dict[str, Any] | None] | None = None,
-    align: Callable[[], None] | None = None,
+    load: Callable[[str | Path], dict[str, Any] | None],
+    align: Callable[[], None],
 ) -> None:
     """Let the trainer's strategy read and write checkpoints through ``plugin``.
 
@@ -38,10 +38,7 @@ def use_checkpoint_io(
     strategy = trainer.strategy
     strategy.checkpoint_io = plugin
     if not sharded_state.shards_state(strategy):
-        if align is not None:
-            strategy.load_optimizer_state_dict = _Aligned(strategy, align)  # type: ignore[method-assign]
-        return
-    if load is None:
+        strategy.load_optimizer_state_dict = _Aligned(strategy, align)  # type: ignore[method-assign]
         return
     inner = strategy.load_checkpoint
 

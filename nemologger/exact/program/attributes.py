@@ -87,8 +87,7 @@ class Attributes:
         self._not_theirs = not_theirs
         #: Lists and dictionaries that have changed and are not kept: what kind each is.
         self.records: dict[str, str] = {}
-        self._uses = Uses({})
-        self._records = Records(lambda path: self._uses.has(path), lambda path: self._uses.is_cache(path))
+        self._records = Records()
         self._most = most
         self._flags = Flags(self._holders.named(), contents=True)
         self._crowds = Crowds(self._long_lists(), _MOST_COUNTED)
@@ -121,8 +120,7 @@ class Attributes:
         self._crowds.begin(self._long_lists(), self._waiting_in_crowds)
         self._waiting, self._waiting_generators, self._waiting_in_crowds = {}, {}, {}
         self._there = self._places()
-        self._records.begin(self._lists())
-        self._uses = Uses(dict(self._holders.of_program()), self._generators_only.values())
+        self._records.begin(self._lists(), Uses(dict(self._holders.of_program()), self._generators_only.values()))
 
     def look(self) -> None:
         """For the first steps: how lists and dictionaries change says whether they are records."""

@@ -8,7 +8,7 @@ goes on wrong without it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from itertools import islice
 from typing import Any
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from nemologger.exact.program.uses import Uses
 from nemologger.exact.values import contents
 
 KINDS = (list, dict, set, deque)
@@ -34,25 +35,19 @@ class Records:
     A record is only ever added to, and holds numbers and texts: it has in it, in its place, all that it had when it was last
     looked at. What has been brought back from a checkpoint is none, nor is a queue of limited length, nor what code looks
     into or empties while it trains.
-
-    Args:
-        is_used: Whether code does that with what is at a path.
-        is_cache: Whether code deals with a dictionary there as with one.
     """
 
-    def __init__(
-        self, is_used: Callable[[str], bool] = lambda path: False, is_cache: Callable[[str], bool] = lambda path: True
-    ) -> None:
-        self._is_used = is_used
-        self._is_cache = is_cache
+    def __init__(self) -> None:
+        self._uses = Uses({})
         self._heads: dict[str, tuple[int, int]] = {}
         self._others: set[str] = set()
         #: Dictionaries that have been seen to grow. What each step fills anew, activations for example, does not.
         self._growing: set[str] = set()
         self._entries: dict[str, tuple[int, int]] = {}
 
-    def begin(self, present: Iterable[tuple[str, Any]]) -> None:
-        """Training begins; path and value of what is there."""
+    def begin(self, present: Iterable[tuple[str, Any]], uses: Uses) -> None:
+        """Training begins; path and value of what is there, and what code does with it."""
+        self._uses = uses
         self._heads = {}
         for path, value in present:
             with suppress(Exception):  # a class of somebody's that does not let others go through it; so it is a record
@@ -72,7 +67,7 @@ class Records:
                     _is_limited(value)
                     or not self._has_grown(path, value)
                     or _holds_arrays(value)
-                    or self._is_used(path)
+                    or self._uses.has(path)
                 ):
                     self._others.add(path)
         return path not in self._others
@@ -80,10 +75,10 @@ class Records:
     def decides(self, path: str, value: Any) -> bool:
         """Whether a run certainly goes on wrong without it; a cache is filled again."""
         with suppress(Exception):  # as above
-            if not self._is_used(path):
+            if not self._uses.has(path):
                 return False
             fills_itself = hasattr(type(value), "__missing__")
-            is_other = path in self._growing and not fills_itself and not self._is_cache(path)
+            is_other = path in self._growing and not fills_itself and not self._uses.is_cache(path)
             return is_other or _is_limited(value) or not _may_be_cache(value)
         return False
 

@@ -43,18 +43,8 @@ _EMPTY = {"BUILD_LIST", "BUILD_MAP"}
 _EMPTYING = {"clear", "pop", "popleft", "popitem", "remove"}
 #: A function that names one of these writes what it looks into.
 _WRITING = {
-    "dump",
-    "dumps",
-    "write",
-    "write_text",
-    "write_bytes",
-    "writelines",
-    "writerow",
-    "writerows",
-    "save",
-    "savez",
-    "savetxt",
-}
+    "dump", "dumps", "write", "write_text", "write_bytes", "writelines", "writerow", "writerows", "save", "savez", "savetxt",
+}  # fmt: skip
 _ADDS, _COUNTS, _EMPTIES, _LOOKS, _ASKS, _GOES_THROUGH = "adds", "counts", "empties", "looks", "asks", "goes through"
 _OF_DICTIONARIES = {"get": _ASKS, "values": _GOES_THROUGH, "items": _GOES_THROUGH}
 #: Of no interest.

@@ -16,6 +16,7 @@ from exact.runs import Case, Net, check, shuffled, train
 from torch.optim.lr_scheduler import LambdaLR
 
 from nemologger.exact.program.records import Records
+from nemologger.exact.program.uses import Uses
 
 
 class Weighs(Net):
@@ -316,7 +317,7 @@ def test_a_record_of_losses_is_of_this_life(tmp_path):
 )
 def test_a_record_is_only_added_to(before, change, is_record):
     records = Records()
-    records.begin([("there", before)])
+    records.begin([("there", before)], Uses({}))
     change(before)
     assert records.has("there", before) == is_record
     assert records.has("there", before) == is_record
@@ -325,5 +326,5 @@ def test_a_record_is_only_added_to(before, change, is_record):
 def test_what_is_brought_back_is_none():
     records = Records()
     records.go_on_with(["there"])
-    records.begin([])
+    records.begin([], Uses({}))
     assert not records.has("there", [1.0])
