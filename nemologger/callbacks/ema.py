@@ -236,8 +236,9 @@ class EMA(IOMixin, lightning_port.KeepsWeights):
             self._warn(trainer, "what another callback saves as %r is lost: EMA saves its averages under it", EMA_STATE)
         checkpoint[EMA_STATE] = OtherWeights(averages)
         missing = sorted(self._averages.values.keys() - averages.keys())
-        if missing and trainer.is_global_zero:
-            log.warning("the model's state dictionary lacks %s, so their averages are not saved", ", ".join(missing))
+        if missing:
+            said = "the model's state dictionary lacks %s, so their averages are not saved"
+            self._warn(trainer, said, ", ".join(missing))
 
     def _leave_to_lightning(self, trainer: pl.Trainer, checkpoint: dict[str, Any]) -> None:
         """Its own checkpoints of sharded models hold the tensors of model and optimizers, and no others."""

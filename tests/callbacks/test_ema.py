@@ -296,6 +296,16 @@ def test_the_averages_of_somebody_elses_callback_are_its_own(tmp_path, caplog):
     assert "'ema_state_dict' is lost: EMA saves its averages under it" in caplog.text
 
 
+def test_what_the_models_state_lacks_is_said_once(tmp_path, caplog):
+    class Lacks(ToyModel):
+        def state_dict(self, *args, **kwargs):
+            return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name != "net.0.bias"}
+
+    ckpt = ModelCheckpoint(dirpath=tmp_path, monitor=None, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+    quiet_trainer(max_steps=3, callbacks=[EMA(), ckpt]).fit(Lacks(), loader())
+    assert caplog.text.count("lacks net.0.bias, so their averages are not saved") == 1
+
+
 def test_damage_is_found(tmp_path):
     run(tmp_path, EMA(DECAY), steps=2, save_last=False)
     checkpoint = tmp_path / "step=2"
