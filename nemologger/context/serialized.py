@@ -243,7 +243,7 @@ class Reader:
             keys = self._keys(node["metadata"], where)
             return {key: self._value(item, step(where, key)) for key, (_, item) in zip(keys, items, strict=True)}
         if kind == Reference("collections", "defaultdict"):
-            _, factory, keys = self._defaultdict(node["metadata"], where)
+            factory, keys = self._defaultdict(node["metadata"], where)
             values = (self._value(item, step(where, key)) for key, (_, item) in zip(keys, items, strict=True))
             return collections.defaultdict(factory, zip(keys, values, strict=True))
         if kind.module != "builtins" and len(items) == 1 and items[0][0] == "IdentityElement()":
@@ -256,9 +256,9 @@ class Reader:
     def _keys(self, node: Node, where: str) -> tuple[Any, ...]:
         return tuple(self._value(item, f"{where}.keys()") for _, item in self._follow(node)["items"])
 
-    def _defaultdict(self, node: Node, where: str) -> tuple[None, Any, tuple[Any, ...]]:
+    def _defaultdict(self, node: Node, where: str) -> tuple[Any, tuple[Any, ...]]:
         (_, factory), (_, keys) = self._follow(node)["items"]
-        return None, self._value(factory, f"{where}.default_factory"), self._keys(keys, where)
+        return self._value(factory, f"{where}.default_factory"), self._keys(keys, where)
 
     def _fiddle(self, node: Node, kind: Reference, where: str) -> Any:
         if kind.symbol == "NoValue":

@@ -144,17 +144,7 @@ def _next_after_module(trainer: pl.Trainer) -> dict[str, tuple[Any, str]]:
 
 def hooks_between_steps(module: pl.LightningModule) -> list[str]:
     """The hooks of ``module`` that run after a checkpoint callback and before the optimizer's next step."""
-    between = (
-        "on_train_batch_end",
-        "on_train_batch_start",
-        "on_train_epoch_end",
-        "on_train_epoch_start",
-        "on_before_zero_grad",
-        "on_before_backward",
-        "on_after_backward",
-        "on_before_optimizer_step",
-    )
-    return [hook for hook in between if is_overridden(hook, module)]
+    return [hook for hook in (*_OF_STEP, _EPOCH_END, _EPOCH_START) if is_overridden(hook, module)]
 
 
 def at_end_of_backward(loss: torch.Tensor, call: Callable[[], None]) -> None:

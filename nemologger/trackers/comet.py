@@ -82,9 +82,10 @@ class CometLogger(Tracker, LightningCometLogger):
             "project": project,
             "mode": mode,
             "prefix": prefix,
+            # Else Comet also takes down what TensorBoard and others log: every step twice.
+            "auto_metric_logging": False,
+            **kwargs,
         }
-        # Else Comet also takes down what TensorBoard and others log: every step twice.
-        self._more: dict[str, Any] = {"auto_metric_logging": False, **kwargs}
         self._earlier: list[Path] = []
 
     @property
@@ -178,7 +179,7 @@ class CometLogger(Tracker, LightningCometLogger):
                 experiment_key=key,
                 online=None if offline else self._wants_online,  # it takes False for "log nothing"
                 offline_directory=self.save_dir,
-                **{**self._settings, **self._more},
+                **self._settings,
             )
         self._made, self._is_kept = True, given is not None
         self._kept("comet").write(str(self.version))
