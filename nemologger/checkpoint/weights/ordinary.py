@@ -48,13 +48,14 @@ def _check_chunks(weights: Path, keys: Collection[str]) -> None:
             entry = stored[key]
             if not isinstance(entry, TensorStorageMetadata):
                 continue
-            check_parts(path, key, ((tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks))
+            parts = {
+                (tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks
+            }  # named twice, it counts once
+            check_parts(path, key, parts)
             there = sum(
-                math.prod(chunk.sizes)
-                for chunk in entry.chunks
-                if all(
-                    0 <= at <= at + n <= end for at, n, end in zip(chunk.offsets, chunk.sizes, entry.size, strict=True)
-                )
+                math.prod(sizes)
+                for offsets, sizes in parts
+                if all(0 <= at <= at + n <= end for at, n, end in zip(offsets, sizes, entry.size, strict=True))
             )
             if there < math.prod(entry.size):
                 raise DamagedCheckpointError(

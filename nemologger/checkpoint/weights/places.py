@@ -17,6 +17,7 @@ from nemologger.checkpoint.weights.layout import PAGE, archive
 from nemologger.checkpoint.weights.metadata_file import check_parts, dump_metadata, read_metadata
 from nemologger.checkpoint.weights.overlap import Box, common
 from nemologger.checkpoint.weights.reading import is_local, reading
+from nemologger.errors import DamagedCheckpointError
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ def payloads(weights: Path, parts: Mapping[str, Box], metadata: Metadata | None 
         By key. What lies elsewhere than :func:`lay_out` would place it, even in part, is left out.
 
     Raises:
-        DamagedCheckpointError: If it cannot be read, or such pieces of one tensor overlap.
+        DamagedCheckpointError: If it cannot be read, or such pieces of one tensor overlap, or one is in two places.
     """
-    read = metadata or read_metadata(weights)
-    with reading(weights / names.DCP_METADATA):
+    read, path = metadata or read_metadata(weights), weights / names.DCP_METADATA
+    with reading(path):
         stored = {
             key: described
             for key in parts
@@ -62,18 +63,20 @@ def payloads(weights: Path, parts: Mapping[str, Box], metadata: Metadata | None 
             }
             for key, described in stored.items()
         }
-        found: dict[str, list[Payload]] = {key: [] for key in stored}
+        found: dict[str, dict[tuple[int, ...], Payload | None]] = {key: {} for key in stored}
         for index, info in read.storage_data.items():
             if (own := needed.get(index.fqn)) is None:
                 continue
             whole = stored[index.fqn]
             offsets = (0,) * len(whole.size) if index.offset is None else tuple(index.offset)
             if (sizes := own.get(offsets)) is not None:
-                payload = _placed(index.fqn, whole, (offsets, sizes), info)
-                found[index.fqn] += [] if payload is None else [payload]
+                if offsets in found[index.fqn]:  # counted twice, it would stand for one that is in no file
+                    raise DamagedCheckpointError(f"{path}: a part of {index.fqn} is in two places: it was not read")
+                found[index.fqn][offsets] = _placed(index.fqn, whole, (offsets, sizes), info)
         for key in stored:
-            check_parts(weights / names.DCP_METADATA, key, needed[key].items())
-    return {key: group for key, group in found.items() if _covered(group, parts[key]) == math.prod(parts[key][1])}
+            check_parts(path, key, needed[key].items())
+    groups = {key: [one for one in group.values() if one is not None] for key, group in found.items()}
+    return {key: group for key, group in groups.items() if _covered(group, parts[key]) == math.prod(parts[key][1])}
 
 
 def _placed(key: str, whole: TensorStorageMetadata, box: Box, info: _StorageInfo) -> Payload | None:

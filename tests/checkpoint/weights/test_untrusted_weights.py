@@ -330,18 +330,12 @@ def test_a_tensor_that_no_file_holds_as_a_whole_is_damaged(tmp_path, chunks):
         read_tensors(tmp_path)
 
 
-@pytest.mark.parametrize("crc", [False, True])  # without, they lie as those that we write
-@pytest.mark.parametrize("columns", [False, True])
-@pytest.mark.parametrize(
-    ("parts", "is_whole"),
-    [([(0, 2), (2, 3), (3, 6)], True), ([(0, 2), (1, 4), (4, 6)], False), ([(0, 2), (1, 3), (4, 6)], False)],
-)
-def test_a_tensor_of_parts_that_overlap_is_refused_by_name(tmp_path, parts, is_whole, columns, crc):
-    """Which of them counts would be chance; as many elements as it has may leave some that nobody has written."""
-    write(tmp_path, {"good": torch.ones(6, 6)})
-    (weights := tmp_path / "b").mkdir()
-    (weights / "common.pt").write_bytes((tmp_path / "common.pt").read_bytes())
-    read = read_metadata(tmp_path)
+def _in_parts(directory: Path, parts: list[tuple[int, int]], *, columns: bool, crc: bool) -> tuple[Path, Metadata]:
+    """Weights in which a tensor of 6 x 6 ones is kept in ``parts``, rows or columns from one to before another."""
+    write(directory, {"good": torch.ones(6, 6)})
+    (weights := directory / "b").mkdir()
+    (weights / "common.pt").write_bytes((directory / "common.pt").read_bytes())
+    read = read_metadata(directory)
     entry = read.state_dict_metadata[_GOOD]
     read.storage_data.clear()
     entry.chunks.clear()
@@ -359,11 +353,48 @@ def test_a_tensor_of_parts_that_overlap_is_refused_by_name(tmp_path, parts, is_w
         read.storage_data[MetadataIndex(_GOOD, turned((start, 0)))] = _StorageInfo(file, 0, len(content))
     torch.serialization.set_crc32_options(before)
     (weights / ".metadata").write_bytes(pickle.dumps(read))
+    return weights, read
+
+
+@pytest.mark.parametrize("crc", [False, True])  # without, they lie as those that we write
+@pytest.mark.parametrize("columns", [False, True])
+@pytest.mark.parametrize(
+    ("parts", "is_whole"),
+    [([(0, 2), (2, 3), (3, 6)], True), ([(0, 2), (1, 4), (4, 6)], False), ([(0, 2), (1, 3), (4, 6)], False)],
+)
+def test_a_tensor_of_parts_that_overlap_is_refused_by_name(tmp_path, parts, is_whole, columns, crc):
+    """Which of them counts would be chance; as many elements as it has may leave some that nobody has written."""
+    weights, _ = _in_parts(tmp_path, parts, columns=columns, crc=crc)
     if is_whole:
         assert torch.equal(read_tensors(weights)[_GOOD], torch.ones(6, 6))
     else:
         with pytest.raises(DamagedCheckpointError, match=rf"\.metadata: parts of {_GOOD} overlap"):
             read_tensors(weights)
+
+
+@pytest.mark.parametrize("crc", [False, True])
+@pytest.mark.parametrize("columns", [False, True])
+def test_a_part_that_is_named_twice_does_not_stand_for_one_that_is_missing(tmp_path, columns, crc):
+    """As many elements as the tensor has: those of the missing part would stay as they are in memory."""
+    weights, _ = _in_parts(tmp_path, [(0, 3), (0, 3)], columns=columns, crc=crc)
+    mine = torch.full((6, 6), 7.0)
+    with pytest.raises(DamagedCheckpointError, match=rf"\.metadata: of {_GOOD}, 18 of 36 elements are in the files"):
+        read_tensors(weights, into=lambda stored: {_GOOD: mine})
+
+
+def test_a_part_that_lies_in_two_places_is_refused_by_name(tmp_path):
+    weights, read = _in_parts(tmp_path, [(0, 3), (3, 6)], columns=False, crc=False)
+    _, other = read.storage_data.popitem()
+    read.storage_data[MetadataIndex(_GOOD)] = other  # without an offset it begins with the tensor
+    (weights / ".metadata").write_bytes(pickle.dumps(read))
+    with pytest.raises(DamagedCheckpointError, match=rf"\.metadata: a part of {_GOOD} is in two places"):
+        read_tensors(weights)
+
+
+def test_a_part_that_is_named_twice_is_read_once(tmp_path):
+    """Tools that let every rank name what all of them hold have written such."""
+    weights, _ = _in_parts(tmp_path, [(0, 3), (0, 3), (3, 6)], columns=False, crc=False)
+    assert torch.equal(read_tensors(weights)[_GOOD], torch.ones(6, 6))
 
 
 @pytest.mark.parametrize("elsewhere", ["../__9_0.distcp", "{}/__9_0.distcp"])
