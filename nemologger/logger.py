@@ -145,25 +145,26 @@ class NeMoLogger:
         loggers = self._loggers(trainer)
         ranks = lightning_port.ranks_before_fit(trainer)
         saving = [f"{type(c).__module__}.{type(c).__qualname__}" for c in callbacks if isinstance(c, Checkpoint)]
-        plan = decide(
-            ranks, lambda: self._prepare(trainer, loggers, resume_if_exists, task_config) | {"saving": saving}
-        )
+        plan = decide(ranks, lambda: self._choose_directory(trainer, callbacks, resume_if_exists) | {"saving": saving})
         run = RunDirectory(Path(plan["exp_dir"]), Path(plan["log_dir"]), plan["name"], plan["version"])
         if self.ckpt is not None:
             unsettle(self.ckpt, run)
+
+        def settle_here() -> None:
+            _check_saving(plan["saving"], saving)
+            self._move(trainer, loggers, run)
+
+        together(ranks, settle_here)
+        # What is refused is refused by now: from here on the directory is this run's.
+        notes, wandb_id = decide(ranks, lambda: self._write(trainer, run, plan["copies"], loggers, task_config))
         log_files = LogFiles(
             run.log_dir,
             local_rank_0_only=self.log_local_rank_0_only,
             global_rank_0_only=self.log_global_rank_0_only,
         )
-
-        def attach() -> None:
-            _check_saving(plan["saving"], saving)
-            log_files.attach(trainer.global_rank, trainer.local_rank)
-
         try:
-            together(ranks, attach)
-            together(ranks, lambda: self._move(trainer, loggers, run, plan["wandb_id"]))
+            together(ranks, lambda: log_files.attach(trainer.global_rank, trainer.local_rank))
+            together(ranks, lambda: self._join_wandb(trainer, loggers, run, wandb_id))
         except BaseException:
             log_files.release()
             raise
@@ -172,7 +173,7 @@ class NeMoLogger:
             unversioned = resume_if_exists and run.version is None and self.use_datetime_version
             why = " (without a version, so that the next start finds it again)" if unversioned else ""
             log.info("run directory: %s%s", run.log_dir, why)
-            for note in filter(None, [*plan["notes"], *replaced, why_restarts_may_hang(trainer.world_size)]):
+            for note in filter(None, [*plan["notes"], *notes, *replaced, why_restarts_may_hang(trainer.world_size)]):
                 log.warning("%s", note)
         settle(callbacks, run)
         record = RunRecord(run, settings, log_files, is_for_one_start=plan["is_for_one_start"])
@@ -220,15 +221,15 @@ class NeMoLogger:
 
     # --- directory and files: rank 0 ------------------------------------------------------------------------------
 
-    def _prepare(
-        self, trainer: pl.Trainer, loggers: Sequence[Logger], resume_if_exists: bool, task_config: Any
+    def _choose_directory(
+        self, trainer: pl.Trainer, callbacks: Sequence[Callback], resume_if_exists: bool
     ) -> dict[str, Any]:
-        """Choose the run directory and write what describes the run. Plain values: they travel to the other ranks."""
+        """Choose the run directory and make it, or refuse. Plain values: they travel to the other ranks."""
         here = Path.cwd()
         run, notes, version = self._choose(trainer, here, resume_if_exists)
         # Lightning's launcher on several nodes has each node's first process come here; one of them writes.
         if trainer.global_rank != 0:
-            return _plan(run, notes, None, version)
+            return _plan(run, notes, {}, version)
         copies = run_files.to_copy(self.files_to_copy or [], here)
         if version.numbered:
             log_dir = run_files.create_numbered(run.log_dir)
@@ -239,29 +240,19 @@ class NeMoLogger:
         job = sweep_job()
         if job is not None:
             job.claim(run.log_dir)
-        self._refuse_if_in_use(run)
+        _refuse_if_in_use(run, callbacks)
+        return _plan(run, notes, copies, version)
+
+    def _write(
+        self, trainer: pl.Trainer, run: RunDirectory, copies: dict[str, Path], loggers: Sequence[Logger], task: Any
+    ) -> tuple[list[str], str | None]:
+        """Write what describes the run, where an earlier life of it has moved aside: warnings, and the id for W&B."""
+        if trainer.global_rank != 0:
+            return [], None
         run_files.put_aside(run.log_dir, [*copies])
-        notes += run_files.write(run, copies, task_config, here=here)
+        notes = run_files.write(run, copies, task, here=Path.cwd())
         wandb_loggers = [logger for logger in loggers if isinstance(logger, WandbLogger)]
-        wandb_id = None
-        if wandb_loggers:
-            wandb_id = wandb.run_id(run.log_dir, wandb_loggers)
-        return _plan(run, notes, wandb_id, version)
-
-    def _refuse_if_in_use(self, run: RunDirectory) -> None:
-        """Before anything is moved: the log files of a live run stay where they are.
-
-        Raises:
-            DirectoryInUseError: If another process trains there.
-        """
-        given = getattr(self.ckpt, "dirpath", None)
-        directory = run.checkpoint_dir if given is None else Path(given)
-        if "://" not in str(given) and is_dir(directory):
-            lock = DirectoryLock(directory)
-            # Where nothing can be written nobody trains, and this run may only read there.
-            with contextlib.suppress(ConfigurationError):
-                lock.take()
-            lock.release()
+        return notes, wandb.run_id(run.log_dir, wandb_loggers) if wandb_loggers else None
 
     def _choose(
         self, trainer: pl.Trainer, here: Path, resume_if_exists: bool
@@ -317,9 +308,26 @@ class NeMoLogger:
                 loggers.append(logger)
         return loggers
 
-    def _move(self, trainer: pl.Trainer, loggers: Sequence[Logger], run: RunDirectory, wandb_id: str | None) -> None:
-        """Tell the trackers their run and its directory, as far as they have not started to write."""
-        homes: list[str | Path] = [Path.cwd(), os.path.abspath(trainer.default_root_dir)]
+    def _move(self, trainer: pl.Trainer, loggers: Sequence[Logger], run: RunDirectory) -> None:
+        """Tell trackers but W&B their run and its directory, as far as they have not started to write.
+
+        Raises:
+            ConfigurationError: If two of them would write to one place.
+        """
+        for logger in loggers:
+            if isinstance(logger, Tracker) and not logger.is_open:
+                logger.settle(run, move=self.update_logger_directory)
+            elif isinstance(logger, TensorBoardLogger) and not lightning_port.is_open(logger):
+                is_default = lightning_port.is_default_logger(trainer, logger)
+                if self.update_logger_directory and "://" not in str(logger.save_dir):
+                    tensorboard.move(logger, run, _homes(trainer), is_default=is_default)
+        check_apart(loggers)
+        tensorboard.check_apart(loggers)
+
+    def _join_wandb(
+        self, trainer: pl.Trainer, loggers: Sequence[Logger], run: RunDirectory, wandb_id: str | None
+    ) -> None:
+        """Tell W&B's the run that its id names; name the loggers that stay where they are."""
         for logger in loggers:
             if not isinstance(logger, (TensorBoardLogger, WandbLogger, Tracker)):
                 continue
@@ -332,16 +340,30 @@ class NeMoLogger:
                         type(logger).__name__,
                         logger.save_dir,
                     )
-            elif isinstance(logger, Tracker):
-                logger.settle(run, move=self.update_logger_directory)
-            elif isinstance(logger, TensorBoardLogger):
-                if self.update_logger_directory and "://" not in str(logger.save_dir):
-                    is_default = lightning_port.is_default_logger(trainer, logger)
-                    tensorboard.move(logger, run, homes, is_default=is_default)
-            elif wandb_id is not None:
-                wandb.move(logger, run, homes, wandb_id, directory=self.update_logger_directory)
-        check_apart(loggers)
-        tensorboard.check_apart(loggers)
+            elif isinstance(logger, WandbLogger) and wandb_id is not None:
+                wandb.move(logger, run, _homes(trainer), wandb_id, directory=self.update_logger_directory)
+
+
+def _homes(trainer: pl.Trainer) -> list[str | Path]:
+    """What trackers are told to write to when nobody has told them where."""
+    return [Path.cwd(), os.path.abspath(trainer.default_root_dir)]
+
+
+def _refuse_if_in_use(run: RunDirectory, callbacks: Sequence[Callback]) -> None:
+    """Before anything is moved: the log files of a live run stay where they are.
+
+    Raises:
+        DirectoryInUseError: If another process writes checkpoints to where this run would.
+    """
+    savers = [callback for callback in callbacks if isinstance(callback, ModelCheckpoint)]
+    own = str(run.checkpoint_dir)
+    for directory in {str(one.dirpath or own) for one in savers} or {own}:
+        if "://" not in directory and is_dir(Path(directory)):
+            lock = DirectoryLock(Path(directory))
+            # Where nothing can be written nobody trains, and this run may only read there.
+            with contextlib.suppress(ConfigurationError):
+                lock.take()
+            lock.release()
 
 
 def _check_saving(on_rank_0: list[str], here: list[str]) -> None:
@@ -353,14 +375,14 @@ def _check_saving(on_rank_0: list[str], here: list[str]) -> None:
         )
 
 
-def _plan(run: RunDirectory, notes: list[str], wandb_id: str | None, version: Version) -> dict[str, Any]:
+def _plan(run: RunDirectory, notes: list[str], copies: dict[str, Path], version: Version) -> dict[str, Any]:
     return {
         "exp_dir": str(run.exp_dir),
         "log_dir": str(run.log_dir),
         "name": run.name,
         "version": run.version,
         "notes": notes,
-        "wandb_id": wandb_id,
+        "copies": copies,
         "is_for_one_start": version.dated or version.numbered,
     }
 

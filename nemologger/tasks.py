@@ -89,6 +89,7 @@ def train(
         ...     )
     """
     _check_trainer(trainer)
+    _check_optimizer(optim)
     try:
         model, run = _set_up(model, data, trainer, log, resume, tokenizer, model_transform, task_config)
         if optim is not None:
@@ -281,13 +282,16 @@ def _share_tokenizer(model: Any, data: Any, tokenizer: Any) -> None:
         data.tokenizer = shared
 
 
-def _use_optimizer(model: pl.LightningModule, optim: Any) -> None:
-    if hasattr(optim, "connect"):
-        optim.connect(model)
-    elif callable(optim):
-        model.configure_optimizers = lambda: optim(model.parameters())  # type: ignore[method-assign]
-    else:
+def _check_optimizer(optim: Any) -> None:
+    if optim is not None and not hasattr(optim, "connect") and not callable(optim):
         raise ConfigurationError(
             f"optim is a {type(optim).__name__}: an object with connect(model) is needed, or a function of the parameters, "
             "for example functools.partial(torch.optim.AdamW, lr=1e-3)"
         )
+
+
+def _use_optimizer(model: pl.LightningModule, optim: Any) -> None:
+    if hasattr(optim, "connect"):
+        optim.connect(model)
+    else:
+        model.configure_optimizers = lambda: optim(model.parameters())  # type: ignore[method-assign]

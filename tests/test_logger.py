@@ -7,6 +7,8 @@ import functools
 import logging
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import fiddle as fdl
@@ -17,9 +19,9 @@ from lightning.fabric import Fabric
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from nemologger.errors import ConfigurationError, NotFoundError
+from nemologger.errors import ConfigurationError, DirectoryInUseError, NotFoundError
 from nemologger.logger import NeMoLogger
-from nemologger.run.record import RunRecord, run_of
+from nemologger.run.record import RunRecord, close_log, run_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -37,6 +39,41 @@ def test_the_run_directory_is_base_name_version(tmp_path, make):
     assert run.log_dir.is_dir()
     with pytest.raises(AttributeError):
         run.name = "other"
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_start_that_is_refused_for_a_live_run_leaves_the_run_directory_as_it_was(tmp_path, make):
+    """Wherever that run keeps its checkpoints: what is in the way may be a callback of the trainer."""
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    lock = (
+        "import sys, time; from pathlib import Path; from nemologger.disk.lock import DirectoryLock\n"
+        "DirectoryLock(Path(sys.argv[1])).take(); print(flush=True); time.sleep(60)"
+    )
+    run = NeMoLogger(version="v1").setup(earlier := make())
+    close_log(earlier)
+    with subprocess.Popen([sys.executable, "-c", lock, str(kept)], stdout=subprocess.PIPE) as live:
+        live.stdout.readline()
+        before = _files(run.log_dir)
+        with pytest.raises(DirectoryInUseError, match="another run is writing to"):
+            NeMoLogger(version="v1").setup(make(callbacks=[ModelCheckpoint(dirpath=kept)]))
+        live.kill()
+    assert _files(run.log_dir) == before
+
+
+def test_a_start_that_is_refused_for_its_loggers_leaves_the_run_directory_as_it_was(make):
+    def pair():
+        return [TensorBoardLogger("tb", name="x"), TensorBoardLogger("tb", name="x")]
+
+    run = NeMoLogger(version="v1").setup(earlier := make())
+    close_log(earlier)
+    before = _files(run.log_dir)
+    with pytest.raises(ConfigurationError, match="two TensorBoardLoggers would both write to"):
+        NeMoLogger(version="v1").setup(make(logger=pair()))
+    assert _files(run.log_dir) == before
 
 
 def test_checkpoints_that_are_only_read_may_be_where_nothing_can_be_written(tmp_path, make, monkeypatch):

@@ -125,6 +125,7 @@ def test_the_optimizer_can_be_given(tmp_path, optim):
 def test_what_is_no_optimizer_is_refused(tmp_path):
     with pytest.raises(nl.ConfigurationError, match=r"connect\(model\).*functools.partial"):
         nl.train(ToyModel(), ToyDataModule(), quiet_trainer(max_steps=5), _log(tmp_path), optim=0.1)
+    assert not any(tmp_path.iterdir()), "an earlier run's log files would have moved"
 
 
 class _Tokenizer(nl.io.IOMixin):
