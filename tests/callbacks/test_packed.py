@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import zlib
 from datetime import timedelta
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from nemologger.callbacks.packed import pack, unpack
 from nemologger.checkpoint.weights import dump_common
 from nemologger.errors import DamagedCheckpointError, RefusedError
+from nemologger.exact.rng import RngState
 
 
 def test_it_comes_back_as_it_was():
@@ -39,3 +41,21 @@ def test_nothing_of_it_is_run():
         unpack(dump_common({"state": _Runs()}))
     with pytest.raises(DamagedCheckpointError, match="what a rank has added"):
         unpack(pack({"state": 1}, print)[:-30])
+
+
+def test_it_takes_less_than_half_the_room_of_what_generators_hold():
+    states = {"rng": RngState.capture().to_plain(), "start": RngState.capture().to_plain()}
+    packed = pack(states, print)
+    assert len(packed) < 0.5 * len(dump_common(states))
+    assert torch.equal(unpack(packed)["start"]["torch"], torch.get_rng_state())
+
+
+def test_what_older_versions_have_packed_is_read():
+    assert unpack(dump_common({"next": 4})) == {"next": 4}
+
+
+def test_what_would_take_all_memory_is_damaged_and_what_is_all_zeros_is_not():
+    zeros = torch.zeros(1 << 22)
+    assert torch.equal(unpack(pack({"mask": zeros}, print))["mask"], zeros)
+    with pytest.raises(DamagedCheckpointError, match="more than 100 times as long as it is written"):
+        unpack(zlib.compress(bytes(1 << 22)))
