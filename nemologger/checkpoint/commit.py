@@ -97,7 +97,7 @@ def publish(disk: Disk, checkpoint: Path, manifest: Manifest) -> None:
 
 def abandon(disk: Disk, checkpoint: Path) -> None:
     """Undo a :func:`begin` whose save failed."""
-    if _taken_over_by(checkpoint.parent):  # what is there now is another run's
+    if taken_over_by(checkpoint.parent):  # what is there now is another run's
         return
     if is_published(checkpoint):  # it failed before it touched the earlier one
         disk.remove(names.marker(checkpoint))
@@ -255,7 +255,7 @@ def _check_ours(checkpoint: Path) -> None:
     Raises:
         DirectoryInUseError: It has.
     """
-    whose = _taken_over_by(checkpoint.parent)
+    whose = taken_over_by(checkpoint.parent)
     if not whose:
         return
     if in_store(checkpoint) is None:
@@ -271,7 +271,8 @@ def _check_ours(checkpoint: Path) -> None:
     )
 
 
-def _taken_over_by(directory: Path) -> str:
+def taken_over_by(directory: Path) -> str:
+    """Who has ``directory`` that this process had; "" for nobody. A file there is opened to know."""
     remote = in_store(directory)
     return lock.taken_over_by(directory) if remote is None else owner.taken_over_by(remote)
 

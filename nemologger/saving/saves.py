@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from weakref import proxy
 
 from nemologger import lightning_port
+from nemologger.checkpoint.commit import taken_over_by
 from nemologger.checkpoint.find import survey
 from nemologger.checkpoint.keeping.decision import Decision, choose, choose_again
 from nemologger.checkpoint.keeping.retention import Kept
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 log = logging.getLogger("nemologger.model_checkpoint")
+
+#: Seconds that a disk has to answer, with ``on_busy="skip"``, before the next save begins.
+_ANSWER = 1.0
 
 
 class SavedCheckpoints(KeptCheckpoints):
@@ -77,7 +81,11 @@ class SavedCheckpoints(KeptCheckpoints):
         again = final and self._is_saved(trainer)
         drop_optimizer = final and not self.save_optim_on_train_end and not (again and self.save_last == "link")
         weights_only = self.save_weights_only or drop_optimizer
-        decision = decide(self._ranks, lambda: self._decide(trainer, again=again, weights_only=weights_only, now=now))
+        seconds = _ANSWER if self.async_save and self.on_busy == "skip" and not (final or now) else None
+        decision = decide(
+            self._ranks,
+            lambda: self._decide(trainer, again=again, weights_only=weights_only, now=now, seconds=seconds),
+        )
         if decision is None:
             return
         # The last state of a run is durable before fit returns.
@@ -132,7 +140,9 @@ class SavedCheckpoints(KeptCheckpoints):
             self._saved_at = (0, 0)
             self._count_failure(error, final=False)
 
-    def _decide(self, trainer: pl.Trainer, *, again: bool, weights_only: bool, now: bool) -> Decision | None:
+    def _decide(
+        self, trainer: pl.Trainer, *, again: bool, weights_only: bool, now: bool, seconds: float | None
+    ) -> Decision | None:
         """What to write now; None if nothing is to be kept. Rank 0 only: metrics may differ between ranks.
 
         Args:
@@ -140,14 +150,15 @@ class SavedCheckpoints(KeptCheckpoints):
             again: This step has a checkpoint already, which the final one only complements.
             weights_only: Whether it will lack what a resume needs.
             now: The run stops: something is to be kept of this moment in any case.
+            seconds: How long the disk may take to answer; else nothing is kept. None is as long as it takes.
         """
         metrics = floats(trainer.callback_metrics)
         score = metrics.get(self.monitor) if self.monitor is not None else None
         if again:
             return choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
-        self._keeper.look_again()
-        if self._lock is not None:
-            self._lock.hold()
+        if not self._keeper.get_ready(self._ask_disk, seconds):
+            log.warning("step %d is not saved: %s does not answer", trainer.global_step, self.dirpath)
+            return None
         path = self._path(trainer, metrics)
         if self._validated or not lightning_port.has_validation(trainer):
             self._notices.missing_fields(self.filename or "", self.monitor, self._values(trainer, metrics))
@@ -169,6 +180,14 @@ class SavedCheckpoints(KeptCheckpoints):
         if decision is None and self.newest and not any(one.save_last or one.monitor is None for one in ours(trainer)):
             self._notices.not_kept(trainer.global_step, self.monitor, self.newest)
         return decision
+
+    def _ask_disk(self) -> None:
+        """Hold the lock. To open its file gets an answer of a network file system, which remembers what it is asked else."""
+        if self._lock is None:
+            return
+        self._lock.hold()
+        if self.on_busy == "skip" and self._disk.can_rename:
+            taken_over_by(self._disk.path(str(self.dirpath)))
 
     def _claim(self, decision: Decision) -> Decision:
         """The decision, under a name that is free. Collective."""

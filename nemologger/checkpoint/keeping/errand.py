@@ -39,15 +39,17 @@ class Errand:
             return False
         return not self._thread.is_alive() and self.wait()
 
-    def wait(self) -> bool:
-        """As :meth:`poll`, after the call that is under way; begins no other.
+    def wait(self, seconds: float | None = None) -> bool:
+        """As :meth:`poll`, after the call that is under way, if that ends within ``seconds``; begins no other.
 
         Raises:
             BaseException: What the function raised.
         """
         if self._thread is None:
             return False
-        self._thread.join()  # Ctrl-C may end this: the call is still under way then
+        self._thread.join(seconds)  # Ctrl-C may end this: the call is still under way then
+        if self._thread.is_alive():
+            return False
         self._thread = None
         self._next = time.monotonic() + _PAUSE
         error, self._error = self._error, None

@@ -83,6 +83,7 @@ class Keeper:
         self._pending: _Pending | None = None
         self._settled: Shelf | None = None
         self._errand: Errand | None = None
+        self._getting_ready: Errand | None = None
 
     @property
     def shelf(self) -> Shelf:
@@ -113,11 +114,41 @@ class Keeper:
             (self._settled is not None, beside.over or stalled, beside.failed or stalled), answer
         )
 
-    def look_again(self) -> None:
-        """Before it is chosen what to keep: what is gone (its disk is no longer mounted, say) keeps nothing else out.
+    def get_ready(self, lock: Callable[[], None], seconds: float | None = None) -> bool:
+        """Before it is chosen what to keep: whether the disk answers. On rank 0, with nothing under way.
 
-        On rank 0, with nothing under way.
+        Where it has not answered within ``seconds`` it is waited for beside training, and no save begins before it has.
+
+        Args:
+            lock: Looks after the lock of the directory.
+            seconds: How long it may take; None is as long as it takes.
         """
+        errand = self._getting_ready
+        if errand is None and seconds is None:
+            return self._look_again(lock)
+        if errand is None:
+            errand = self._getting_ready = Errand(partial(self._look_again, lock))
+            errand.poll()
+        elif seconds is not None:
+            seconds = 0.0  # it has had its time
+        try:
+            is_ready = errand.wait(seconds)
+        except Exception:
+            self._getting_ready = None
+            raise
+        if is_ready:
+            self._getting_ready = None
+        return is_ready
+
+    def _look_again(self, lock: Callable[[], None]) -> bool:
+        self._remover.wait()
+        self._abandon_lost()
+        self._drop_what_is_gone()
+        lock()
+        return True
+
+    def _drop_what_is_gone(self) -> None:
+        """What is gone (its disk is no longer mounted, say) keeps nothing else out."""
         kept = sorted(self._shelf.kept, key=lambda kept: kept.order)
         with contextlib.suppress(OSError):  # then nothing is known, and the save will tell
             if not kept or not self._disk.can_rename or exists(self._disk.path(kept[-1].path)):
@@ -293,12 +324,16 @@ class Keeper:
 
     def give_up(self) -> None:
         """Wait no longer for a save under way. It is lost, and what was published before stays the newest."""
-        self._errand = self._pending = self._settled = None
+        self._errand = self._getting_ready = self._pending = self._settled = None
         if self._beside is not None:
             self._beside.give_up()
 
     def finish_removals(self) -> None:
         """Wait until nothing changes on disk any more, other than by a save."""
+        if self._getting_ready is not None:
+            with contextlib.suppress(Exception):  # whoever saves next asks anew
+                self._getting_ready.wait()
+            self._getting_ready = None
         self._remover.wait()
 
     def close(self) -> None:
@@ -307,7 +342,7 @@ class Keeper:
             with contextlib.suppress(SaveFailedError):
                 self._errand.wait()
             self._errand = None
-        self._remover.wait()
+        self.finish_removals()
         if self._beside is not None:
             self._beside.close()
 
@@ -351,7 +386,10 @@ class Keeper:
 
     def _make_room(self) -> None:
         """What is being removed goes before something is saved: its name, or its space, may be wanted again."""
-        self._remover.wait()
+        self.finish_removals()
+        self._abandon_lost()
+
+    def _abandon_lost(self) -> None:
         for path in self._lost:
             with contextlib.suppress(OSError):  # the disk is still away
                 commit.abandon(self._disk, self._disk.path(path))

@@ -47,7 +47,7 @@ class InFlight:
         details: The traceback of it, from the writer process, or "".
         gathered: The files of all ranks, on the rank that publishes, once it knows them.
         published: The manifest, on the rank that has published it.
-        uploaded: Bytes that this rank has sent to a store.
+        written: Bytes of this rank's large files that are there, or on their way to a store, as the writer has said last.
         reported: On rank 0, what the other ranks have reported, from rank 1 on.
     """
 
@@ -61,7 +61,7 @@ class InFlight:
     details: str = ""
     gathered: dict[str, FileRecord] | None = None
     published: Manifest | None = None
-    uploaded: int = 0
+    written: int = 0
     reported: list[dict[str, FileRecord]] = field(default_factory=list)
     _seen: object = None
     _moved: float = 0.0
@@ -74,7 +74,6 @@ class InFlight:
     @property
     def stalled(self) -> bool:
         """Whether nothing has moved of it for too long."""
-        # Who uploads knows whether the store answers, and says now and then that it is there.
         return not self.over and self.idle((self.written, self.staging, self.equipment.heard)) > STALLED
 
     def stage(self, snapshot: Snapshot, layout: Layout) -> None:
@@ -131,7 +130,7 @@ class InFlight:
             self.error = str(error)  # the next save gets another writer
             return
         if outcome is None:
-            self.uploaded = layout.writer.sent
+            self.written = min(layout.writer.sent, self.size)
             return
         self.outcome, self.error, self.details = outcome, outcome.error, outcome.details
         if outcome.error:
@@ -168,20 +167,6 @@ class InFlight:
     def size(self) -> int:
         """Bytes of this rank's large files."""
         return sum(size for _, _, size in self.job.images)
-
-    @property
-    def written(self) -> int:
-        """How many of them are there, or on their way to a store, which shows a file when all of it is there."""
-        if self.job.store is not None:
-            return min(self.uploaded, self.size)
-        total = 0
-        for name, _, _ in self.job.images:
-            path = self.checkpoint / name
-            for file in (path, path.with_name(f".{path.name}.partial")):
-                with contextlib.suppress(OSError):  # it is renamed between one look and the next
-                    total += file.stat().st_size
-                    break
-        return total
 
     @property
     def size_on_disk(self) -> int:

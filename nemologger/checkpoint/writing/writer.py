@@ -42,7 +42,7 @@ class Writer:
             takes hundreds of MB.
 
     Attributes:
-        sent: Bytes of the job that have gone to a store, as the process has said last.
+        sent: Bytes of the job that are on disk, or have gone to a store, as the process has said last.
         heard: How often it has said so.
 
     """
@@ -122,7 +122,7 @@ class Writer:
     def outcome(self, timeout: float | None = 0.0) -> Outcome | None:
         """The outcome of the job, or None if it is not known within ``timeout`` seconds (None waits for ever).
 
-        How far it is by then, if the job is for a store, is :attr:`sent`.
+        How far it is by then is :attr:`sent`.
 
         Raises:
             SaveFailedError: If the process has died.

@@ -136,6 +136,18 @@ def _write(job: Job, arena: memoryview) -> dict[str, FileRecord]:
     return records
 
 
+def _written(job: Job) -> int:
+    """Bytes of the large files of ``job`` that are on disk."""
+    total = 0
+    for name, _, _ in job.images:
+        path = Path(job.directory, name)
+        for file in (path, path.with_name(f".{path.name}.partial")):
+            with contextlib.suppress(OSError):  # it is renamed between one look and the next
+                total += file.stat().st_size
+                break
+    return total
+
+
 def _record(content: memoryview) -> FileRecord:
     recorder = Recorder()
     for _ in recorder.over([content]):
@@ -161,19 +173,25 @@ def _end_with(parent: int) -> None:
 
 
 @contextlib.contextmanager
-def _telling(connection: Connection, store: Store | None) -> Iterator[None]:
-    """Say now and then how many bytes have gone to ``store``: it shows an object when all of it is there."""
-    done = Event()
+def _telling(connection: Connection, job: Job) -> Iterator[None]:
+    """Say now and then how many bytes are written: the process that trains does not ask a disk, which may hang.
 
-    def tell(store: Store) -> None:
-        before = store.sent
+    Who uploads knows whether the store answers, and says each time that it is there; of a disk only what is new is said.
+    """
+    done = Event()
+    before = job.store.sent if job.store is not None else 0
+
+    def tell() -> None:
+        told = 0
         while not done.wait(_TOLD_EVERY):
+            written = job.store.sent - before if job.store is not None else _written(job)
+            if written == told and job.store is None:
+                continue
             if select.select((), (connection,), (), 0)[1]:  # else nobody has listened for hours
-                connection.send(store.sent - before)
+                connection.send(told := written)
 
     with ThreadPoolExecutor(1, thread_name_prefix="nemologger-tell") as beside:
-        if store is not None:
-            beside.submit(tell, store)
+        beside.submit(tell)
         try:
             yield
         finally:
@@ -210,7 +228,7 @@ def main(channel: int, descriptor: int, size: int, parent: int, may_join: bool) 
                 job = connection.recv()
             if job is None:
                 return
-            with _telling(connection, job.store):
+            with _telling(connection, job):
                 outcome = perform(job, arena, always)
             connection.send(outcome)
     except (EOFError, BrokenPipeError, ConnectionResetError):

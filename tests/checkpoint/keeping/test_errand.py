@@ -30,6 +30,7 @@ def test_nobody_waits_for_it_who_does_not_want_to():
     one = Errand(lambda: go.wait(30))
     assert not one.poll()
     assert not one.poll()
+    assert not one.wait(seconds=0.01)
     go.set()
     assert one.wait()
 

@@ -1,0 +1,96 @@
+"""A disk that does not answer for a while, as that of a server which is away: training goes on without its saves."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+from toy import ToyModel, loader, manifests, names, quiet_trainer
+
+from nemologger import ModelCheckpoint
+from nemologger.checkpoint.verify import problems
+from nemologger.saving import saves
+
+CALLS = ["lstat", "mkdir", "open", "readlink", "rename", "replace", "rmdir", "scandir", "stat", "symlink", "unlink"]
+
+
+class Mount:
+    """Everything that asks for a path below ``directory`` waits while it hangs; so do the writer processes."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = str(directory)
+        self.answers = threading.Event()
+        self.answers.set()
+        self.waited: list[threading.Thread] = []
+        self.stopped: list[int] = []
+        for module, name in [(os, call) for call in CALLS] + [(io, "open")]:
+            monkeypatch.setattr(module, name, self._waiting(getattr(module, name)))
+
+    def _waiting(self, call):
+        def waits(path, *arguments, **named):
+            if not self.answers.is_set() and str(path).startswith(self.directory):
+                self.waited.append(threading.current_thread())
+                self.answers.wait(timeout=10)
+            return call(path, *arguments, **named)
+
+        return waits
+
+    def hang(self) -> None:
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        self.stopped = [int(p) for p in children if b"writer_main" in Path(f"/proc/{p}/cmdline").read_bytes()]
+        for pid in self.stopped:
+            os.kill(pid, signal.SIGSTOP)
+        self.answers.clear()
+
+    def come_back(self) -> None:
+        self.answers.set()
+        while self.stopped:
+            os.kill(self.stopped.pop(), signal.SIGCONT)
+
+
+class Hangs(pl.Callback):
+    """The mount hangs from one step to another; while it does not, each save is published before the next step."""
+
+    def __init__(self, mount: Mount, begin: int, end: int) -> None:
+        self.mount, self.begin, self.end = mount, begin, end
+
+    def on_train_batch_start(self, trainer, *args):
+        if trainer.global_step == self.begin:
+            self.mount.hang()
+        if trainer.global_step == self.end:
+            self.mount.come_back()
+            time.sleep(0.5)  # for who has waited for it
+        end = time.monotonic() + 30
+        while self.mount.answers.is_set() and trainer.checkpoint_callback.busy and time.monotonic() < end:
+            trainer.checkpoint_callback._poll(trainer)
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def mount(tmp_path, monkeypatch):
+    mount = Mount(tmp_path, monkeypatch)
+    yield mount
+    mount.come_back()
+
+
+@pytest.mark.parametrize("begin", [3, 4], ids=["between_two_saves", "while_one_is_written"])
+def test_saves_are_skipped_while_the_disk_hangs(tmp_path, mount, begin, monkeypatch, caplog):
+    """Before and while one is written: no step waits for what only the disk can answer."""
+    monkeypatch.setattr(saves, "_ANSWER", 0.2)
+    hangs = Hangs(mount, begin, end=9)
+    ckpt = ModelCheckpoint(
+        monitor=None, dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1, async_save=True,
+        on_busy="skip",
+    )  # fmt: skip
+    quiet_trainer(max_steps=14, callbacks=[hangs, ckpt], logger=False).fit(ToyModel(), loader())
+    assert threading.main_thread() not in mount.waited
+    skipped = {4, 6, 8} if begin == 3 else {6, 8}
+    assert {m.step for m in manifests(tmp_path).values()} == set(range(2, 15, 2)) - skipped
+    assert all(f"step {step} is not saved" in caplog.text for step in skipped)
+    assert all(problems(tmp_path / name) == [] for name in names(tmp_path) if name.startswith("step"))
