@@ -13,6 +13,7 @@ from os import getpid
 from threading import get_ident
 from types import SimpleNamespace
 from typing import Any, Protocol
+from weakref import ref as weakref
 
 import torch
 from torch.utils.data import (
@@ -329,9 +330,10 @@ def iterate_apart(loader: DataLoader[Any]) -> Iterator[Any]:
     yield from batches
 
 
-def kept_iterators(loader: DataLoader[Any]) -> list[str]:
-    """The attributes in which a subclass keeps an iterator for all epochs, as timm's MultiEpochsDataLoader does."""
-    return [n for n, v in vars(loader).items() if is_iterator_of_loader(v) and n != "_iterator"]
+def kept_iterators(loader: Any) -> dict[str, weakref[Any]]:
+    """The iterators that are attributes of ``loader``: for all epochs, as timm's MultiEpochsDataLoader, or the newest."""
+    own = getattr(loader, "__dict__", {})
+    return {name: weakref(v) for name, v in own.items() if is_iterator_of_loader(v) and name != "_iterator"}
 
 
 # --- datasets with state ----------------------------------------------------------------------------------------------

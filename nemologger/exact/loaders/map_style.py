@@ -64,6 +64,7 @@ class MapStyle(Source):
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
+        self.note_kept()
         if state is not None and has_state(self.loader.dataset):
             self.loader.dataset.load_state_dict(state)
         self.indices = port.indices_of(self.loader)

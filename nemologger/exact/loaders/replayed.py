@@ -70,6 +70,7 @@ class Replayed(Source):
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
+        self.note_kept()
         if self.inner is not None:
             workers.seed_workers(self.inner, late=True, watch=self.watch)
             indices = port.indices_of(self.inner)

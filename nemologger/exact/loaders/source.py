@@ -80,6 +80,7 @@ class Source:
         self.loader = loader
         self._limits: list[str] = []
         self.watch: Watch | None = None
+        self._before: dict[str, Any] | None = None
 
     @property
     def order(self) -> Order | None:
@@ -102,13 +103,20 @@ class Source:
     @property
     def limits(self) -> list[str]:
         """What cannot be promised, each as one sentence that says what would help."""
-        kept = port.kept_iterators(self.loader) if isinstance(self.loader, DataLoader) else []
+        before, now = self._before, port.kept_iterators(self.loader)
+        if not isinstance(self.loader, DataLoader) and has_state(self.loader):
+            now = {}  # its own state brings it to a place
+        kept = [name for name, iterator in now.items() if before is None or before.get(name) == iterator]
         limits = [*self._limits, *(_KEPT.format(name) for name in kept)]
         told = [] if self.watch is None else self.watch.told
         if not told:
             return limits
         names = ", ".join(told[:_NAMED]) + (f" and {len(told) - _NAMED} more" if len(told) > _NAMED else "")
         return [*limits, _OF_WORKERS.format(names)]
+
+    def note_kept(self) -> None:
+        """An epoch is about to begin: an iterator for all epochs stays, and another takes the place of the newest one."""
+        self._before = port.kept_iterators(self.loader)
 
     def at_start(self) -> dict[str, Any]:
         """The objects whose state at the beginning of an epoch decides about its batches."""

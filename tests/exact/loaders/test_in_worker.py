@@ -77,6 +77,40 @@ class Kept(DataLoader):
         return (next(self.kept) for _ in range(2))
 
 
+class KeptLate(DataLoader):
+    """The same, made when it is first needed."""
+
+    kept = None
+
+    def __init__(self):
+        super().__init__(Augmented(4 * SAMPLES), batch_size=BATCH)
+
+    def __iter__(self):
+        self.kept = self.kept or super().__iter__()
+        return (next(self.kept) for _ in range(4))
+
+
+class Around:
+    """Goes through a loader as long as it lasts, four batches in an epoch, as speechbrain's LoopedLoader."""
+
+    def __init__(self):
+        self.loader = DataLoader(Augmented(4 * SAMPLES), batch_size=BATCH)
+        self.kept = iter(self.loader)
+
+    def __iter__(self):
+        return (next(self.kept) for _ in range(4))
+
+
+class Newest(DataLoader):
+    """Remembers the newest iterator, to ask it how many batches it has given, as speechbrain's."""
+
+    newest = None
+
+    def __iter__(self):
+        self.newest = super().__iter__()
+        return self.newest
+
+
 class Passes(IterableDataset):
     """Counts how often it was gone through."""
 
@@ -168,6 +202,8 @@ CHANGES = {
     ),
     "a long name": (lambda: DataLoader(LongNamed(), num_workers=1), "dataset.nnnnn"),
     "iterator": (Kept, "keeps an iterator of its own (kept)"),
+    "around one": (Around, "keeps an iterator of its own (kept)"),
+    "late iterator": (KeptLate, "keeps an iterator of its own (kept)"),
     "stream": (
         lambda: DataLoader(Passes(), batch_size=8, num_workers=1, persistent_workers=True),
         "dataset.passes change",
@@ -179,6 +215,12 @@ CHANGES = {
 def test_other_things_that_change_there_are_named(loader, named, tmp_path, caplog):
     train(Case(loader, steps=18), tmp_path, 1)
     assert len([record for record in caplog.records if named in record.getMessage()]) == 1
+
+
+def test_the_newest_iterator_is_not_kept_for_all_epochs(tmp_path, caplog):
+    loader = lambda: Newest(Augmented(), batch_size=BATCH, shuffle=True)  # noqa: E731
+    check(Case(loader, at=(3, 8), steps=13), tmp_path)
+    assert "iterator of its own" not in caplog.text
 
 
 class Mapped(Augmented):
