@@ -84,6 +84,7 @@ def _look_at(kind: type) -> Kind:
     # A proxy passes every question on, and may not have yet what it stands for.
     is_proxy = any("__class__" in vars(base) or type(vars(base).get("__dict__")) is property for base in bases[:-1])
     is_key = type(kind).__eq__ is type.__eq__ and type(kind).__hash__ is type.__hash__
+    is_key = is_key or type(kind).__module__ == "typing_extensions"  # its protocols are equal to those of typing
     if not is_key or (is_proxy and not module_of(kind).startswith("nemologger.")):
         return _ODD
     slots = {

@@ -19,6 +19,7 @@ import torch
 from exact.runs import BATCH, SAMPLES, Augmented, Case, Net, check, shuffled, train
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, RandomSampler, Sampler, Subset
+from typing_extensions import Protocol
 
 from nemologger.exact.program.owned import Owned, Values
 from nemologger.exact.reach.code import is_class_of_the_program
@@ -337,3 +338,28 @@ def test_what_a_function_of_a_package_draws_from_and_counts_goes_on(goes_on, tmp
         "import a_project.data.noise\nclass Noisy:\n"
         "    def __getitem__(self, index):\n        return a_project.data.noise.drawn()\n"
     )
+
+
+class Counted(Protocol):
+    """Python 3.11 and earlier: of typing_extensions, whose protocols say themselves which others they are equal to."""
+
+    def __len__(self) -> int: ...
+
+
+class Cyclic(Counted):
+    """Goes through its samples in one round after another, an epoch through some of them, as gluonts's streams."""
+
+    def __init__(self) -> None:
+        self.samples, self.drawn, self.rng = iter(range(9)), 0, random.Random(1)
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_objects_of_protocols_are_looked_into():
+    holder = Cyclic()
+    owned = Owned({"dataset": holder})
+    holder.drawn = next(holder.samples) + 5
+    values = owned.values()
+    assert (values.counters, set(values.generators)) == ({"dataset.drawn": 5}, {"dataset.rng"})
+    assert owned.lost == {"dataset.samples": "is an iterator, whose place cannot be kept"}
