@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime
 from itertools import chain
 from pathlib import Path, PurePath
@@ -49,7 +49,12 @@ class Flags:
         self._restored.update(paths)
 
     def leave(
-        self, changed: dict[str, Any], named: Iterable[tuple[str, Mapping[str, Any]]], lost: Iterable[str] = ()
+        self,
+        changed: dict[str, Any],
+        named: Iterable[tuple[str, Mapping[str, Any]]],
+        lost: Iterable[str] = (),
+        *,
+        kept: Collection[str] = (),
     ) -> list[str]:
         """Take such flags out of ``changed``; returns those that have changed again since, and are something else.
 
@@ -57,8 +62,10 @@ class Flags:
             changed: The attributes that are to be saved, by path.
             named: All there are.
             lost: Lists and arrays that are not kept.
+            kept: Those that are, although they are taken for objects otherwise.
         """
-        made = {parent_of(p) for p in chain(_objects(named, self._plain), lost) if p not in self._there}
+        known = self._there.union(kept)
+        made = {parent_of(p) for p in chain(_objects(named, self._plain), lost) if p not in known}
         for holder in made.difference(self._set_then):
             self._set_then[holder] = {
                 path: value

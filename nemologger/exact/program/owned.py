@@ -20,6 +20,7 @@ from nemologger.exact.reach.variables import keeps_variables, set_in
 from nemologger.exact.values import contents, plain_contents
 
 _BELONGS = "belongs to an object of which another part cannot be kept"
+_THREAD = "belongs to an object with a thread of its own, which waits for it or changes it at any time"
 #: Stands for the number of the process, whichever it is.
 _PROCESS = {"process": True}
 #: Stands for a list or array that could not be kept.
@@ -116,6 +117,7 @@ class Owned:
         self._crowds = Crowds(look.crowds, most_counted)
         self._there = look.there
         self._names = {f"{path}.{name}" for path, named in look.named.items() for name in named}
+        self._nones = {path for path, value in self._at_first.items() if value is None and self._is_object(path, look)}
         self._late: dict[str, Any] = {}
         self._partly: set[str] = set()
         self.lost: dict[str, str] = {}
@@ -142,7 +144,11 @@ class Owned:
         if not (counters and self._counters):
             return Values(generators)
         changed = self._counters_changed(seen, only_open=counters == "open")
-        again = self._flags.leave(changed, seen.named.items())
+        for path in [path for path in changed if parent_of(path) in seen.with_threads]:
+            del changed[path]
+            if look == "all":
+                self.lost.setdefault(path, _THREAD)
+        again = self._flags.leave(changed, seen.named.items(), kept=self._late_numbers(seen))
         of_crowds, lost = self._crowds.changed(seen.crowds)
         if look == "all":
             self._name_late(generators, changed, seen)
@@ -176,7 +182,7 @@ class Owned:
         self._crowds.restore(look.crowds, counters, exactly=exactly)
         for path, value in ({**self._at_first, **counters} if exactly else counters).items():
             where, _, name = path.rpartition(".")
-            if where not in look.holders or (is_gone(value) and path in counters):
+            if where not in look.holders or where in look.with_threads or (is_gone(value) and path in counters):
                 continue
             value = os.getpid() if value == _PROCESS else value
             there = look.named[where].get(name, _ABSENT)
@@ -188,11 +194,17 @@ class Owned:
                 set_in(look.holders[where], name, value)
 
     def _restore_contents(self, look: Look, saved: Mapping[str, tuple[Any, bool]], *, exactly: bool) -> None:
-        for path, value in self._holding(look):
+        late, holding = self._late_numbers(look), self._holding(look)
+        for path, value in holding:
             where, _, name = path.rpartition(".")
             if where not in self._there or saved.get(path) == _LEFT or not (path in saved or exactly):
                 continue
+            if where in look.with_threads:
+                continue
             if path not in saved and (path in self.lost or not self._has_changed(path, value)):
+                continue
+            if path not in saved and path in late:
+                set_in(look.holders[where], name, None)
                 continue
             kept, same = saved.get(path) or (self._first[path].kept if path in self._first else None, True)
             if kept is None:
@@ -201,6 +213,14 @@ class Owned:
             back = plain_contents.put_back(value, kept, same=same, exactly=exactly)
             if back is not value and not is_gone(back):
                 set_in(look.holders[where], name, back)
+        for path in self._nones.intersection(saved).difference(dict(holding)):
+            where, _, name = path.rpartition(".")
+            if (
+                saved[path] != _LEFT
+                and where not in look.with_threads
+                and look.named.get(where, {}).get(name, self) is None
+            ):
+                set_in(look.holders[where], name, plain_contents.unkept(saved[path][0]))
 
     def name_large(self) -> None:
         """Put what has changed, and is too large to be kept for every batch, among what is :attr:`lost`."""
@@ -243,10 +263,13 @@ class Owned:
 
     def _changed(self, look: Look, at: Literal["all", "quiet", "small"]) -> dict[str, tuple[Any, bool]]:
         found: dict[str, tuple[Any, bool]] = {}
-        left, small = [self._most], at == "small"
+        left, small, late = [self._most], at == "small", self._late_numbers(look)
         lost, partly = (self.lost, self._partly) if at != "quiet" else ({}, set())
         for path, value in self._holding(look):
             if (small and not contents.is_small(value)) or (path in self._caches and self._caches.find(path, value)):
+                continue
+            if parent_of(path) in look.with_threads and self._has_changed(path, value):
+                lost.setdefault(path, _THREAD)
                 continue
             if not self._has_changed(path, value) or (self._light and self._caches.find(path, value)):
                 continue
@@ -258,6 +281,9 @@ class Owned:
                     self._look_at_late(path, contents.fingerprint(value))
                 continue
             try:
+                if path in late:
+                    found[path] = plain_contents.keep(value, left), False
+                    continue
                 if first is None:
                     raise plain_contents.CannotBeKeptError("was not there when training began")
                 found[path] = plain_contents.keep_changed(value, left, first.kept), value is first.value
@@ -272,6 +298,20 @@ class Owned:
             del found[path]
         return found | dict.fromkeys(lost, _LEFT) if at == "quiet" else found
 
+    def _late_numbers(self, look: Look) -> set[str]:
+        """Where small lists and arrays of numbers are in whose place there was nothing when training began.
+
+        What was drawn for a sample, or for the epoch, is brought back, as a count is that began late. Texts may name files
+        of this life.
+        """
+        found = set()
+        for path in self._nones:
+            where, _, name = path.rpartition(".")
+            value = look.named.get(where, {}).get(name)
+            if value is not None and contents.is_content(value) and contents.is_small(value):
+                found.update([path] if contents.are_only_numbers(value) else [])
+        return found
+
     def _is_memo(self, path: str, value: Any, look: Look) -> bool:
         """Whether it is a cache of a function or a file, perhaps made only when it was first needed."""
         if not isinstance(value, dict) or not keeps_variables(look.holder_of(path)):
@@ -280,6 +320,10 @@ class Owned:
             self._caches.watch(path, {})
             self._first[path] = _First(value, 0, _kept({}, [8]))
         return self._caches.find(path, value)
+
+    def _is_object(self, path: str, look: Look) -> bool:
+        holder = look.holders[parent_of(path)]
+        return not (keeps_variables(holder) or module_of(type(holder)).startswith("lightning."))
 
     def _is_open(self, path: str, look: Look) -> bool:
         """Whether what is at ``path`` is our business; what functions keep is in nobody's state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -43,6 +44,15 @@ class Look:
     def named(self) -> dict[str, dict[str, Any]]:
         """The attributes of the holders, by the paths of these."""
         return {path: attributes(holder) for path, holder in self.holders.items()}
+
+    @cached_property
+    def with_threads(self) -> set[str]:
+        """Where objects are that have a running thread of their own: what they keep is shared with that."""
+        mine = {id(threading.main_thread()), id(threading.current_thread())}
+        running = {id(thread) for thread in threading.enumerate()} - mine
+        if not running:
+            return set()
+        return {path for path, named in self.named.items() if not running.isdisjoint(map(id, named.values()))}
 
     def holder_of(self, path: str) -> Any:
         """The object that has ``path``, or the attribute that has."""

@@ -64,6 +64,13 @@ def is_in_memory(value: Any) -> bool:
     return type(value) is np.ndarray and not value.dtype.hasobject
 
 
+def are_only_numbers(value: Any) -> bool:
+    """Whether ``value`` is an array or tensor in memory that nobody has a gradient of, or a list or tuple of numbers."""
+    if issubclass(type(value), torch.Tensor | np.ndarray):
+        return is_in_memory(value) and not getattr(value, "requires_grad", False)
+    return type(value) in (list, tuple) and _are_numbers(set(map(type, value)))
+
+
 def fingerprint(value: Any, share: int = 1) -> int:
     """A number that is another one when ``value``, one of :data:`KINDS`, holds something else.
 

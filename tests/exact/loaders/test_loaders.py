@@ -86,6 +86,21 @@ class Late(Augmented):
         return super().__getitem__(index) + self.rngs.random() + self.served / 100 + torch.rand(1, generator=self.torch)
 
 
+class Noted(Augmented):
+    """Notes what it has drawn for a sample, as MONAI's transforms; makes an order and a mean when it first needs them."""
+
+    def __init__(self):
+        super().__init__()
+        self.noise, self.order, self.mean, self.scales, self.made = None, None, None, None, False
+
+    def __getitem__(self, index):
+        if not self.made:
+            self.order, self.made = np.random.permutation(self.samples), True
+        self.noise, self.scales = torch.rand(4), [random.random(), 1.0]
+        self.mean = self.noise if self.mean is None else 0.9 * self.mean + 0.1 * self.noise
+        return super().__getitem__(int(self.order[index])) * self.scales[0] + self.mean
+
+
 class LateSampler(LazySampler):
     """Makes its generator for the first epoch."""
 
@@ -278,6 +293,7 @@ LOADERS = {
     "no batching": lambda: DataLoader(Augmented(7), batch_size=None, shuffle=True),
     "subclass": lambda: Generating(Augmented(), batch_size=BATCH, shuffle=True),
     "owned": lambda: of(Owner(), shuffle=True),
+    "notes": lambda: of(Noted(), shuffle=True),
     "begins late": lambda: of(Late(), sampler=LateSampler(), collate_fn=masking()),
     "stream, collate": lambda: of(Stream(), collate_fn=Masks()),
     "map with state": lambda: of(Remembers(), shuffle=True),
