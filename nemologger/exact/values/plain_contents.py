@@ -78,8 +78,9 @@ def keep_changed(value: Any, left: list[int], first: Any) -> Any:
             key
             for key, item in value.items()
             if type(key) is str
+            and key in before
             and type(item) in SCALARS
-            and type(before.get(key)) is type(item)
+            and type(before[key]) is type(item)
             and before[key] == item
         ]
     return kept

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,3 +89,12 @@ def test_numbers_that_were_not_there_at_first_come_back_unless_texts_are_with_th
     assert owned.lost.keys() == ({"dataset.files", "dataset.noise", "dataset.scales"} if files else set())
     assert after.scales == (None if files else (1, 2.5))
     assert files or after.noise.tolist() == [0, 1, 2]
+
+
+def test_a_dictionary_that_has_got_a_key_for_nothing():
+    """As albumentations's transforms note the parameters that they have drawn, of which some are None."""
+    before, after = SimpleNamespace(drawn={}), SimpleNamespace(drawn={})
+    owned, of_after = Owned({"dataset": before}), Owned({"dataset": after})
+    before.drawn |= {"padding": None, "angle": 0.5}
+    of_after.restore(Values.from_plain(owned.values().to_plain()), exactly=True)
+    assert after.drawn == {"padding": None, "angle": 0.5}
