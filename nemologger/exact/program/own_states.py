@@ -28,6 +28,8 @@ IN_TIME = "and what is made later is not brought back: make it in setup() or on_
 #: Somebody else's business: what is in the checkpoint already, and what belongs to data.
 OTHERS = (nn.Module, Dataset, Sampler, DataLoader)
 _METHODS = ("state_dict", "load_state_dict")
+#: What is filled while training goes on, as a buffer of samples to draw from, is no loader.
+_FILLED_BY = ("add", "append", "extend", "push")
 _ABSENT = object()
 
 
@@ -117,9 +119,13 @@ def has_state(value: Any) -> bool:
     kind = type(value)
     # What can be iterated may be a loader, whose place is not to be changed here.
     methods = is_ordinary(kind) and all(callable(getattr_static(kind, name, None)) for name in _METHODS)
-    if not methods or issubclass(kind, OTHERS) or hasattr(kind, "__iter__"):
+    if not methods or issubclass(kind, OTHERS) or (hasattr(kind, "__iter__") and not _is_filled(kind)):
         return False
     return not any(module_of(base).startswith("lightning.") for base in kind.__mro__)
+
+
+def _is_filled(kind: type) -> bool:
+    return any(callable(getattr_static(kind, name, None)) for name in _FILLED_BY)
 
 
 def _state_of(value: Any) -> Any:

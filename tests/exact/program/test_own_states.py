@@ -26,6 +26,36 @@ class Averages:
         self.shadow, self.updates = list(state["shadow"]), state["updates"]
 """
 
+BUFFER = """
+class Order:
+    def __init__(self):
+        self.left = []
+class Buffer:
+    def __init__(self):
+        self.samples, self.order = [], Order()
+    def add(self, sample):
+        self.samples.append(sample)
+    def sample(self):
+        self.order.left = self.order.left or list(range(len(self.samples)))
+        return self.samples[self.order.left.pop()]
+    def __iter__(self):
+        return iter(self.samples)
+    def state_dict(self):
+        return {"samples": self.samples, "left": self.order.left}
+    def load_state_dict(self, state):
+        self.samples, self.order.left = list(state["samples"]), list(state["left"])
+"""
+
+
+@pytest.fixture
+def buffer(tmp_path, monkeypatch):
+    place = tmp_path / "site-packages"
+    place.mkdir()
+    (place / "some_buffer.py").write_text(BUFFER)
+    monkeypatch.syspath_prepend(place)
+    monkeypatch.delitem(sys.modules, "some_buffer", raising=False)
+    return importlib.import_module("some_buffer").Buffer
+
 
 @pytest.fixture(params=["of the program", "of a library"])
 def averages(request, tmp_path, monkeypatch):
@@ -155,3 +185,18 @@ def test_optimizers_that_the_trainer_does_not_know_go_on(tmp_path, caplog):
         check(Case(shuffled, KeepsItsOwn, at=[7, 12]), tmp_path)
     assert "own" not in caplog.text
     assert "warm" not in caplog.text
+
+
+def test_a_buffer_of_samples_that_can_be_gone_through_goes_on(buffer, tmp_path):
+    """As torchrl's ReplayBuffer, whose sampler takes each sample once in a round."""
+
+    class Replays(Net):
+        def __init__(self):
+            super().__init__()
+            self.buffer = buffer()
+
+        def training_step(self, batch, batch_idx):
+            self.buffer.add(batch.mean().item())
+            return self.note(self.loss(batch) + self.buffer.sample())
+
+    check(Case(shuffled, Replays, at=[3, 7]), tmp_path)
