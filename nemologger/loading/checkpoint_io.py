@@ -26,6 +26,7 @@ from nemologger.checkpoint.reading.load import (
 from nemologger.checkpoint.state.plain import fill_in, without_left_out
 from nemologger.disk.there import exists, is_dir
 from nemologger.errors import CheckpointError, DamagedCheckpointError, NotFoundError, RefusedError
+from nemologger.loading.callback_states import settle
 from nemologger.loading.compare import check_model
 from nemologger.loading.optimizer_states import align_to, check
 from nemologger.stores.client import before_training
@@ -121,6 +122,8 @@ class DirectoryCheckpointIO(CheckpointIO):
             checkpoint = opened.read(*([sharded_state.templates(strategy)] if sharded else []))
         if module is not None:
             fill_special(module, checkpoint["state_dict"])
+        if isinstance(states := checkpoint.get("callbacks"), dict):
+            checkpoint["callbacks"] = settle(self._trainer, states, is_fit=is_fit)
         if is_fit and not opened.has_optimizer:
             checkpoint.update(optimizer_states=[], lr_schedulers=[])  # fit will return at once
         most = self._trainer.max_epochs
