@@ -130,6 +130,7 @@ class NeMoLogger:
         """
         self._check()
         check_trainer(trainer, "NeMoLogger.setup")
+        lightning_port.check_is_no_child()
         settings = {f.name: getattr(self, f.name) for f in fields(self)}
         settings = {k: list(v) if isinstance(v, list) else v for k, v in settings.items()}
         settings |= {"resume_if_exists": resume_if_exists, "task_config": task_config}

@@ -76,6 +76,7 @@ from nemologger.lightning_port.loggers import wandb_metric as wandb_metric
 from nemologger.lightning_port.loggers import wandb_run_id as wandb_run_id
 from nemologger.lightning_port.own_objects import at as at
 from nemologger.lightning_port.own_objects import places_of as places_of
+from nemologger.lightning_port.processes import check_is_no_child as check_is_no_child
 from nemologger.lightning_port.processes import connect_as_patiently as connect_as_patiently
 from nemologger.lightning_port.processes import end_forked as end_forked
 from nemologger.lightning_port.processes import forget_decisions as forget_decisions

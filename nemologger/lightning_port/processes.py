@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -19,6 +20,7 @@ from lightning.pytorch.strategies.launchers.multiprocessing import _MultiProcess
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from torch.distributed.constants import default_pg_timeout
 
+from nemologger.errors import ConfigurationError
 from nemologger.ranks import DEFAULT_TIMEOUT, Failure, Ranks, SingleProcess, connect
 
 if TYPE_CHECKING:
@@ -31,6 +33,21 @@ T = TypeVar("T")
 
 _LEAVING = 2.0  # seconds
 _DECISIONS = "NEMOLOGGER_RANK_ZERO_DECISIONS"
+
+
+def check_is_no_child() -> None:
+    """Refuse to begin a run where a worker process, or the server that forks them, only imports the program.
+
+    Raises:
+        ConfigurationError: If the program would start there once more. Python itself says so when the first worker of that
+            run is started. By then the run would have been refused, since its directory is in use, or be in another one.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # as Python's own check asks
+        raise ConfigurationError(
+            "a worker process imports this program, and would start its run once more. Workers of data loaders do so from "
+            'Python 3.14 on, on macOS and on Windows. Begin the run below a line `if __name__ == "__main__":`, so that it '
+            "is not begun by an import."
+        )
 
 
 def ranks_before_fit(trainer: pl.Trainer) -> Ranks:

@@ -14,6 +14,7 @@ import pytest
 from lightning.fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from processes import python
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import lightning_port
@@ -92,3 +93,25 @@ def test_rank_zeros_decisions_travel_by_environment(monkeypatch):
     assert launched.broadcast(None) == {"a": 1}
     assert launched.broadcast(None) == "second"
     lightning_port.forget_decisions()
+
+
+PROGRAM = """
+import sys
+import nemologger as nl
+from toy import BATCH, ToyData, ToyModel, quiet_trainer
+from torch.utils.data import DataLoader
+
+data = DataLoader(ToyData(), batch_size=BATCH, num_workers=1, multiprocessing_context="spawn")
+saves = nl.ModelCheckpoint(every_n_train_steps=2, monitor=None)
+log = nl.NeMoLogger(log_dir=sys.argv[1], name="run", tensorboard=None, ckpt=saves)
+resume = nl.AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True)
+nl.train(ToyModel(), data, quiet_trainer(max_steps=4), log, resume)
+"""
+
+
+def test_a_worker_that_imports_a_program_without_a_guard_says_so(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = python(tmp_path / "program.py", tmp_path, light=False, check=False)
+    assert done.returncode
+    assert 'below a line `if __name__ == "__main__":`' in done.stderr
+    assert "another run is writing" not in done.stderr
