@@ -340,13 +340,13 @@ def test_what_a_function_of_a_package_draws_from_and_counts_goes_on(goes_on, tmp
     )
 
 
-class Counted(Protocol):
+class Lengthy(Protocol):
     """Python 3.11 and earlier: of typing_extensions, whose protocols say themselves which others they are equal to."""
 
     def __len__(self) -> int: ...
 
 
-class Cyclic(Counted):
+class Cyclic(Lengthy):
     """Goes through its samples in one round after another, an epoch through some of them, as gluonts's streams."""
 
     def __init__(self) -> None:
