@@ -85,12 +85,9 @@ def first_index_within(loader: Any, then: Callable[[_BaseDataLoaderIter], None])
         _BaseDataLoaderIter._next_index = plain  # type: ignore[method-assign]
 
 
-def draws_elsewhere(batches: Any) -> bool:
-    """Whether a DataLoader, as ``batches`` goes through it, has workers, or is shuffled by what has no state."""
-    order = getattr(batches._index_sampler, "sampler", batches._index_sampler)
-    in_order = type(order) in (SequentialSampler, _InfiniteConstantSampler, DistributedSampler, range, list, tuple)
-    of_its_own = hasattr(order, "state_dict") or getattr(order, "generator", None) is not None
-    return batches._num_workers > 0 or not (in_order or of_its_own)
+def has_workers(batches: Any) -> bool:
+    """Whether a DataLoader, as ``batches`` goes through it, has workers."""
+    return bool(batches._num_workers)
 
 
 def is_map_style(loader: DataLoader[Any]) -> bool:

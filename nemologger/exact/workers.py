@@ -45,6 +45,7 @@ class SeededWorkers:
         watch: What else is to happen for each batch.
 
     Attributes:
+        anew: Seed the first batch of each worker as the first one of the epoch: its dataset may draw an order then.
         ended: The workers whose dataset has given its last sample. torchdata asks it for a batch all the same, and one whose
             state is that of the next pass by then would give the first of that.
     """
@@ -53,13 +54,15 @@ class SeededWorkers:
         self.inner = inner
         self.late = late
         self.watch = watch
+        self.anew = False
         self.ended: tuple[int, ...] = ()
 
     def __call__(self, worker: int) -> None:
         """Prepare worker number ``worker``. It is a process of its own: what changes here changes there only."""
         if get_worker_info() is not None:
-            _let_fetch_seed(fetch._MapDatasetFetcher, self.watch)
-            _let_fetch_seed(fetch._IterableDatasetFetcher, self.watch)
+            first = worker if self.anew else None
+            _let_fetch_seed(fetch._MapDatasetFetcher, self.watch, first)
+            _let_fetch_seed(fetch._IterableDatasetFetcher, self.watch, first)
             if self.late:
                 _let_begin_late(fetch._IterableDatasetFetcher)
             if worker in self.ended:
@@ -86,15 +89,16 @@ def end_workers(loader: DataLoader[Any]) -> None:
         iterator._shutdown_workers()
 
 
-def _let_fetch_seed(kind: Any, watch: Watch | None) -> None:
-    plain = kind.fetch
+def _let_fetch_seed(kind: Any, watch: Watch | None, first: int | None) -> None:
+    plain, instead = kind.fetch, [first]
     if getattr(plain, "seeds", False):  # this worker was forked from one
         return
 
     def seeded(self: Any, index: Any) -> Any:
         if type(index) is not Numbered:
             return plain(self, index)
-        seed = _mixed(index.seed, index.number)
+        number, instead[0] = instead[0], None
+        seed = _mixed(index.seed, index.number if number is None else number)
         if watch is not None:
             watch.before(self, seed)
         _seed(seed)

@@ -10,10 +10,13 @@ from functools import cached_property
 from typing import Any, Literal
 
 from nemologger.errors import ConfigurationError
+from nemologger.exact.loaders.batches import Batches
 from nemologger.exact.loaders.described import described
 from nemologger.exact.loaders.position import FRESH, Mark, Position, Start
+from nemologger.exact.loaders.proof import Proof, Proofs
 from nemologger.exact.loaders.source import Source, has_state
 from nemologger.exact.loaders.sources import source_of
+from nemologger.exact.loaders.untouched import untouched
 from nemologger.exact.program.made import Made, made
 from nemologger.exact.program.owned import NOTHING, Owned, Values
 from nemologger.exact.rng import RngState
@@ -66,6 +69,9 @@ class Feed:
         self.after_batch = after_batch
         self.is_training = is_training
         self._salt = salt
+        self._most = most
+        apart = getattr(loader, "num_workers", 0)
+        self._proofs = Proofs(self._roots(), apart) if self.source.in_doubt else None
         kept: dict[int, Any] = {}
         # What says itself what is to be kept, and is asked.
         self._at_start, self._at_batch = (
@@ -84,6 +90,7 @@ class Feed:
         self._ended: Position | None = None
         self._running: Batches | None = None
         self._next_checksum = 0.0
+        self._begins_late = False
         self.early: list[Any] = []
 
     def __iter__(self) -> Batches:
@@ -92,6 +99,9 @@ class Feed:
         Only their first batch shows who has asked for them.
         """
         return Batches(self)
+
+    def _roots(self) -> dict[str, Any]:
+        return {**self.source.at_start(), **self.source.at_batch()}
 
     # --- where ----------------------------------------------------------------------------------------------------
 
@@ -139,11 +149,17 @@ class Feed:
                 ahead = {"batches": drawn.ahead, "rng": drawn.rng, "ended": drawn.ended}
         return Position(mark, state, at_start, at_batch, sizes=sizes, ahead=ahead)
 
+    def proof_in(self, position: Position) -> Proof | None:
+        """What shows whether its state brings it back to the epoch of ``position``, if there is reason to doubt it."""
+        newest = None if self._proofs is None else self._proofs.newest
+        return newest if newest is not None and newest.position.mark.start is position.mark.start else None
+
     @property
     def limits(self) -> list[str]:
         """What cannot be promised, as far as that is known by now."""
         lost = {_of_dataset(path): why for path, why in {**self._at_start.lost, **self._at_batch.lost}.items()}
-        return self.source.limits + [
+        doubts = [] if self._proofs is None else self._proofs.limits
+        return [*self.source.limits, *doubts] + [
             f"{path} has changed since training began, and is not saved: it {why}. A resumed run begins with it as the "
             "program makes it, which is right for a cache. If it decides about samples, make it in __init__(), of plain "
             "data, or give its dataset state_dict() and load_state_dict()"
@@ -158,8 +174,8 @@ class Feed:
         """Forget what was counted: whatever is taken next belongs to another epoch."""
         self._mark, self._ended = FRESH, None
 
-    def go_on_within(self, position: Position) -> None:
-        """Let the next batch be the one after ``position``.
+    def go_on_within(self, position: Position, proof: Proof | None = None) -> None:
+        """Let the next batch be the one after ``position``, in an epoch of which there may be a ``proof``.
 
         Raises:
             ConfigurationError: If that is the place of another number of workers in their shares of a stream.
@@ -168,6 +184,8 @@ class Feed:
             now = self.loader.num_workers
             raise ConfigurationError(f"{type(self.loader).__name__}(num_workers={now}): {_SHARES.format(then, now)}")
         self._within, self._after, self.early = position.of_today(self.loader), None, []
+        if self._proofs is not None:
+            self._proofs.go_on(proof)
 
     def go_on_after(self, position: Position) -> None:
         """Let the next batch be the first of the epoch after the one of ``position``."""
@@ -261,13 +279,14 @@ class Feed:
             raise StopIteration
         self._within = None
         if within is not None and within.mark.start is not None:
+            self._prove(batches, within.mark.start)
             self._begin_at(batches, within, within.mark.start)
         else:
             self._begin(batches, 0 if within is None else within.mark.batches)
         self._running = batches
         try:
             with self.source.first():
-                return self.take(batches)
+                return self.take(batches, again=within is not None)
         except StopIteration:
             if within is None or not within.mark.restarts:
                 raise
@@ -277,11 +296,16 @@ class Feed:
         # been told of the end of one pass and asks for a batch of the next, would take another end for that of the epoch.
         return self.take_first(batches)
 
-    def take(self, batches: Batches) -> Any:
-        """The next batch of ``batches``."""
+    def take(self, batches: Batches, *, again: bool = False) -> Any:
+        """The next batch of ``batches``; ``again`` if they have just been begun in the middle of an epoch."""
         start, count, restarts, _, last, checked = self._mark
         try:
-            batch = next(batches.inner)
+            if self._proofs is None:
+                batch = next(batches.inner)
+            elif again:
+                batch = self._proofs.take_again(batches.inner, late=self._begins_late)
+            else:
+                batch = self._proofs.take(batches.inner, count, self._here)
         except StopIteration:
             self._mark = Mark(start, count, restarts, True, last, checked)
             raise
@@ -295,19 +319,44 @@ class Feed:
         self._mark = Mark(start, count, restarts, self.source.has_ended(batches.inner), last, checked)
         return batch
 
+    def _here(self) -> Position:
+        return self.position(self._mark, save=False)
+
+    def _prove(self, batches: Batches, start: Start) -> None:
+        """See whether its state brings back what is known of the epoch, and leave everything as it was."""
+        proofs = self._proofs
+        if proofs is None or proofs.newest is None:
+            return
+        for anew in self.source.ways:
+            self.source.anew = anew
+            with untouched(self._roots(), self._most):
+                proofs.newest.rng.restore()
+                self._begin_at(batches, proofs.newest.position, start)
+                with self.source.first():
+                    proofs.check(batches.inner, late=self._begins_late)
+                self.source.after_first(batches.inner)
+                batches.inner = iter(())
+            if not proofs.failed:
+                return
+        self.source.anew = False
+
     def _begin(self, batches: Batches, skip: int) -> None:
         self._after = None
+        if self._proofs is not None:
+            self._proofs.begin()
+        self.source.anew = False
         rng = RngState.capture()
         start = Start(rng, self._at_start.values(), rng.seed(*self._salt(self)), self.source.order)
         self._mark = Mark(start, skip, self._mark.restarts + 1 if self._mark.over else 0, False)
         batches.inner = self.source.begin(start.seed, skip, None, lambda: None)
 
     def _begin_at(self, batches: Batches, position: Position, start: Start) -> None:
-        present = RngState.capture()
+        present, self._begins_late = RngState.capture(), True
         start.rng.restore()
         self._at_start.restore(start.owned, exactly=True)  # Lightning may have taken a batch already
 
         def ready() -> None:
+            self._begins_late = False
             if position.mark.batches:  # else all of the epoch is to be repeated
                 present.restore()
             # As much has been drawn as when it was saved. The order of other data is none of these.
@@ -337,55 +386,6 @@ class Feed:
             return False
         self._mark = mark._replace(over=True)
         return True
-
-
-class Batches:
-    """The batches of one epoch of a :class:`Feed`, or those of somebody who only looks at them."""
-
-    __slots__ = ("_again", "_begun", "_beside", "_ended", "_feed", "inner")
-
-    def __init__(self, feed: Feed) -> None:
-        self._feed = feed
-        self._begun = False
-        self._ended = False
-        self._beside: Iterator[Any] | None = None
-        self._again: list[Any] = []
-        self.inner: Iterator[Any] = iter(())
-
-    def __iter__(self) -> Batches:
-        return self
-
-    def __next__(self) -> Any:
-        if not self._begun and self._beside is None:
-            self._settle()
-        if self._beside is not None:
-            return next(self._beside)
-        if self._again:
-            return self._again.pop(0)
-        if self._ended:
-            raise StopIteration
-        feed = self._feed
-        feed.before_batch(feed)
-        try:
-            if self._begun:
-                batch = feed.take(self)
-            else:
-                self._begun = True
-                batch = feed.take_first(self)
-        except StopIteration:
-            self._ended = True
-            raise
-        feed.after_batch(feed, batch)
-        return batch
-
-    def _settle(self) -> None:
-        """Before the first batch: whose they are."""
-        if not self._feed.is_training(self):
-            self._beside = self._feed.beside()
-        elif (early := self._feed.taken_early()) is not None:
-            before, self._again = early
-            self.inner, self._begun = before.inner, True
-            self._feed.follow(self)
 
 
 def _less(at_start: Values, at_batch: Values) -> Values:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nemologger.exact.loaders.feed import Batches, Feed
+from nemologger.exact.loaders.batches import Batches
+from nemologger.exact.loaders.feed import Feed
 
 
 class ResumableLoader:

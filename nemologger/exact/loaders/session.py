@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -10,6 +11,7 @@ import torch
 from nemologger.exact.loaders.feed import Feed
 from nemologger.exact.loaders.loader import ResumableLoader, feed_of, is_resumable
 from nemologger.exact.loaders.position import Mark, Position, rescaled, skipping
+from nemologger.exact.loaders.proof import Proof
 from nemologger.exact.rng import RngState
 from nemologger.exact.values.plain_contents import MOST_BYTES
 
@@ -61,11 +63,13 @@ class Place:
         rng: Its generators.
         fetching: Its generators before the batch that has already been taken for the next step, if one has.
         positions: Its loaders.
+        proofs: What is known of the epochs of these.
     """
 
     rng: RngState
     fetching: RngState | None
     positions: list[Position]
+    proofs: list[Proof | None] = field(default_factory=list)
 
     def to_plain(self) -> dict[str, Any]:
         """As plain types."""
@@ -73,16 +77,21 @@ class Place:
             "rng": self.rng.to_plain(),
             "fetching": None if self.fetching is None else self.fetching.to_plain(),
             "positions": [position.to_plain() for position in self.positions],
+            "proofs": [None if proof is None else proof.to_plain() for proof in self.proofs],
         }
 
     @staticmethod
     def from_plain(plain: dict[str, Any]) -> Place:
         """What :meth:`to_plain` was made of."""
-        fetching = plain["fetching"]
+        fetching, positions = plain["fetching"], [Position.from_plain(position) for position in plain["positions"]]
         return Place(
             RngState.from_plain(plain["rng"]),
             None if fetching is None else RngState.from_plain(fetching),
-            [Position.from_plain(position) for position in plain["positions"]],
+            positions,
+            [
+                None if proof is None else Proof.from_plain(proof, position.mark.start)
+                for proof, position in zip(plain.get("proofs", ()), positions, strict=False)
+            ],
         )
 
     def on_other_ranks(self, rank: int, before: int, now: int, device: torch.device) -> Place:
@@ -242,11 +251,13 @@ class Session:
             for feed in self.feeds if skip else ():
                 feed.go_on_within(skipping(skip))
             return
-        for feed, position in zip(self.feeds, place.positions, strict=False):
+        for feed, position, proof in zip_longest(self.feeds, place.positions, place.proofs):
+            if feed is None or position is None:
+                return
             if self._epoch_over:
                 feed.go_on_after(position)
             elif position.mark.start is not None or position.mark.batches:
-                feed.go_on_within(position)
+                feed.go_on_within(position, proof)
 
     # --- batches --------------------------------------------------------------------------------------------------
 
@@ -330,6 +341,12 @@ class Session:
             epoch_over: Whether it is.
             aside: The generators of training, while validation uses them.
         """
+        place = self._place_of(epoch_over, aside)
+        if epoch_over:
+            return place
+        return replace(place, proofs=[f.proof_in(p) for f, p in zip(self.feeds, place.positions, strict=True)])
+
+    def _place_of(self, epoch_over: bool, aside: RngState | None) -> Place:
         feeds = self.feeds
         rng = self._waiting or aside or RngState.capture(self._fit.device)
         settled = self._settled if self._trained and len(self._settled) == len(feeds) else None

@@ -67,10 +67,16 @@ class Source:
         asked: Of :meth:`at_start` and :meth:`at_batch` the names of what :meth:`state` has the state of, if it has one.
         shares: Whether its state is of as many workers as there are, each with a share of the data.
         counts: Whether more than generators is kept of :meth:`at_start` and :meth:`at_batch`.
+        in_doubt: Whether its state may not say all, and can be tried.
+        ways: Of going on by its state, those that can be tried, as values of ``anew``.
+        anew: Let each worker draw for its first batch what it drew for its first one of the epoch.
     """
 
     draws = False
     counts = True
+    in_doubt = False
+    ways: tuple[bool, ...] = (False,)
+    anew = False
     asked: tuple[str, ...] = ("dataset", "loader")
     repeats = False
     shares = False

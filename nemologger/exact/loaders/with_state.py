@@ -31,9 +31,9 @@ _APPLIED = (
 
 
 _WITHIN = (
-    "a DataLoader begins within it with the first batch of an epoch, or of a resumed run: its workers draw other numbers "
-    "then, and a shuffle=True gives another order. Draw the order from a generator that is seeded with the number of the "
-    "epoch, and for samples in this process; or leave out state_dict(): the batches of the epoch are loaded once more then"
+    "a DataLoader begins within it with the first batch of an epoch, or of a resumed run: what its workers draw there is "
+    "other than in the run that was stopped. Draw for samples in this process; or leave out state_dict(): the batches of "
+    "the epoch are loaded once more then"
 )
 
 
@@ -49,7 +49,7 @@ class Stateful(Source):
     def _begun_within(self, batches: Any) -> None:
         if self._present is not None:  # one that was not resumed had begun before
             self._present.restore()
-        self._limits += [_WITHIN] * (port.draws_elsewhere(batches) and _WITHIN not in self._limits)
+        self._limits += [_WITHIN] * (port.has_workers(batches) and _WITHIN not in self._limits)
 
     @override
     def after_first(self, batches: Iterator[Any]) -> None:
@@ -68,6 +68,7 @@ class IterableWithState(Stateful):
         self._set_back = False
         self._iterator_has_state = False
         self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
+        self.in_doubt = not port.is_of_hugging_face(loader.dataset)
 
     @override
     def at_start(self) -> dict[str, Any]:
@@ -131,10 +132,13 @@ class WithState(Stateful):
             self.draws = loader.num_workers == 0
             if not self.draws:
                 self.watch = Watch(loader.num_workers, "collated")
+                self.ways = (False, True)
             self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
             combines = port.is_of_litdata(loader) and type(loader.dataset).__name__ == "CombinedStreamingDataset"
             self._limits += [_COMBINED] * (combines and not self.draws)
+            self.in_doubt = not (port.is_of_litdata(loader) or port.is_of_hugging_face(loader.dataset))
         else:
+            self.in_doubt = not port.is_of_nodes(loader)
             self._limits += [AHEAD] * (port.is_of_nodes(loader) and port.nodes_ahead(loader))
             self._limits += [_MIXED] * (port.is_of_nodes(loader) and port.mixes_shuffled_nodes(loader))
             self.counts = False  # its state says where it is, but often not what its samplers will draw
@@ -182,6 +186,7 @@ class WithState(Stateful):
 
     def _prepare_workers(self) -> port.Indices:
         workers.seed_workers(self._loader, late=False, watch=self.watch)
+        self._loader.worker_init_fn.anew = self.anew
         self.indices = port.indices_of(self._loader)
         return self.indices
 

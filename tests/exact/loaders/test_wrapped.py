@@ -144,9 +144,8 @@ def test_an_order_that_is_drawn_of_the_number_of_the_epoch_is_not_named(kind, tm
     assert "begins within it" not in caplog.text
 
 
-@pytest.mark.parametrize("options", [{"num_workers": 1}, {"shuffle": True}])
-def test_what_such_a_loader_draws_elsewhere_is_named(options, tmp_path, caplog):
-    train(Case(lambda: Within(Augmented(), **options), steps=2), tmp_path, 1)
+def test_what_workers_of_such_a_loader_draw_is_named(tmp_path, caplog):
+    train(Case(lambda: Within(Augmented(), num_workers=1), steps=2), tmp_path, 1)
     assert caplog.text.count("training loader Within: a DataLoader begins within it with the first batch") == 1
 
 

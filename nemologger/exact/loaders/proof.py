@@ -1,0 +1,158 @@
+"""Whether a stream's own state brings it back: it does if a batch of the epoch, taken from it once more, is the same.
+
+Many a ``state_dict()`` says which sample is next, and not in which order they come: ``__iter__`` draws that anew. What it
+draws with the first batch of an epoch alone is drawn by a resumed run from the same generators once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nemologger.exact.loaders.moment import Moment
+from nemologger.exact.loaders.position import Position, Start
+from nemologger.exact.rng import RngState
+from nemologger.exact.values import contents
+
+_OTHERS = (
+    "its state does not bring it back: a batch of the epoch, whose checksum is in the checkpoint, was loaded once more, and "
+    "is another, or draws other numbers. Training goes on with other samples than in the run that was stopped. Keep in "
+    "state_dict() what __iter__() draws (an order of samples), or draw it from a generator that is seeded with the number "
+    "of the epoch; or leave out state_dict(): the batches of the epoch are loaded once more then"
+)
+#: After the first batches of an epoch one of so many is noted.
+_EACH = 64
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A batch of an epoch.
+
+    Attributes:
+        position: The place before it.
+        rng: The global generators before it.
+        batch: Its checksum.
+        after: Checksums of all generators after it, by name.
+        first: All generators before the first batch of the epoch.
+        at_first: The names of those that moved with that batch, and not with others that were looked at.
+    """
+
+    position: Position
+    rng: RngState
+    batch: int
+    after: dict[str, int]
+    first: Moment | None
+    at_first: tuple[str, ...]
+
+    def to_plain(self) -> dict[str, Any]:
+        """As plain types, without the start of the epoch."""
+        position = self.position._replace(mark=self.position.mark._replace(start=None))
+        return {
+            "position": position.to_plain(),
+            "rng": self.rng.to_plain(),
+            "batch": self.batch,
+            "after": self.after,
+            "first": None if self.first is None else self.first.to_plain(),
+            "at_first": list(self.at_first),
+        }
+
+    @staticmethod
+    def from_plain(plain: dict[str, Any], start: Start | None) -> Proof:
+        """What :meth:`to_plain` was made of, in the epoch that began with ``start``."""
+        position, first = Position.from_plain(plain["position"]), plain["first"]
+        return Proof(
+            position._replace(mark=position.mark._replace(start=start)),
+            RngState.from_plain(plain["rng"]),
+            plain["batch"],
+            plain["after"],
+            None if first is None else Moment.from_plain(first),
+            tuple(plain["at_first"]),
+        )
+
+
+class Proofs:
+    """Takes the batches of a stream, and notes one now and then.
+
+    Args:
+        roots: What may draw from generators of its own, by name.
+        workers: How many processes load the batches. Each has begun when as many are out.
+
+    Attributes:
+        newest: Of this epoch.
+        failed: Whether the state of a checkpoint did not bring back what was noted.
+    """
+
+    def __init__(self, roots: Mapping[str, Any], workers: int) -> None:
+        self.roots = roots
+        self._workers = workers
+        self.newest: Proof | None = None
+        self.failed = False
+        self._first: Moment | None = None
+        self._at_first: tuple[str, ...] = ()
+        self._seldom: set[str] = set()
+        self._is_due = False
+
+    @property
+    def limits(self) -> list[str]:
+        """What shows of the state."""
+        return [_OTHERS] if self.failed else []
+
+    def begin(self) -> None:
+        """An epoch begins."""
+        self.newest, self._first, self._at_first, self._seldom = None, None, (), set()
+
+    def go_on(self, newest: Proof | None) -> None:
+        """In an epoch of which this is known."""
+        self.begin()
+        self.newest = newest
+        if newest is not None:
+            self._first, self._at_first, self._seldom = newest.first, newest.at_first, set(newest.at_first)
+
+    def take(self, batches: Iterator[Any], count: int, place: Callable[[], Position]) -> Any:
+        """The next of ``batches``, of which ``count`` are out; ``place`` says where that is."""
+        often = count & (count - 1) == 0 or count % _EACH == 0 or count == self._workers
+        if not (often or self._is_due) or 0 < count < self._workers:
+            return next(batches)
+        position, before = place(), Moment.of(self.roots)
+        batch = next(batches)
+        after = Moment.of(self.roots)
+        moved = after.moved_since(before)
+        if count == 0:
+            self._first, self._at_first = before, tuple(sorted(moved))
+            return batch
+        self._at_first = tuple(name for name in self._at_first if name not in moved)
+        first, generators = self._first if self._at_first else None, after.digests()
+        self._is_due = not moved.isdisjoint(self._seldom)
+        self._seldom |= generators.keys() - moved
+        if not self._is_due:
+            self.newest = Proof(position, before.rng, contents.of_batch(batch), generators, first, self._at_first)
+        elif self.newest is not None:  # an order of what comes now may be drawn with it, as for a shard
+            self.newest = replace(self.newest, first=first, at_first=self._at_first)
+        return batch
+
+    def take_again(self, batches: Iterator[Any], *, late: bool) -> Any:
+        """The next of ``batches``, which have just been begun in the middle of an epoch.
+
+        With ``late`` they only begin now, and set the generators themselves.
+        """
+        proof = self.newest
+        if late or proof is None or proof.first is None:
+            return next(batches)
+        present = Moment.of(self.roots)
+        proof.first.restore(self.roots, proof.at_first)
+        try:
+            return next(batches)
+        finally:
+            present.restore(self.roots, proof.at_first)
+
+    def check(self, batches: Iterator[Any], *, late: bool) -> None:
+        """Note whether the next of ``batches``, which have just been begun there, is the one that was noted."""
+        proof = self.newest
+        if proof is None:
+            return
+        try:
+            same = contents.of_batch(self.take_again(batches, late=late)) == proof.batch
+        except StopIteration:
+            same = False
+        self.failed = not (same and Moment.of(self.roots).digests() == proof.after)

@@ -1,0 +1,188 @@
+"""Streams whose state does not say in which order their samples come."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from exact.runs import BATCH, SAMPLES, Case, check, train
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader, IterableDataset
+
+from nemologger.exact.loaders.moment import Moment
+from nemologger.exact.loaders.proof import Proofs
+
+NOT_BACK = "its state does not bring it back"
+
+
+def by_torch(stream):
+    return torch.randperm(SAMPLES).tolist()
+
+
+def by_numpy(stream):
+    return np.random.permutation(SAMPLES)
+
+
+def by_python(stream):
+    return random.sample(range(SAMPLES), SAMPLES)
+
+
+def by_its_own(stream):
+    return stream.rng.permutation(SAMPLES)
+
+
+def in_order(stream):
+    return range(SAMPLES)
+
+
+class Ordered(IterableDataset):
+    """Its state says how many samples are out."""
+
+    def __init__(self, order, noise=lambda: 0.0):
+        self.order, self.noise = order, noise
+        self.taken, self.rng = 0, np.random.default_rng(3)
+
+    def __iter__(self):
+        order = self.order(self)
+        while self.taken < SAMPLES:
+            self.taken += 1
+            yield torch.full((4,), float(order[self.taken - 1])) + self.noise()
+        self.taken = 0
+
+    def state_dict(self):
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state):
+        self.taken = state["taken"]
+
+
+class InShards(Ordered):
+    """Draws an order for each shard of eight samples."""
+
+    shard = 0
+
+    def __iter__(self):
+        while self.shard < 4:
+            order = torch.randperm(8).tolist()
+            while self.taken < 8:
+                self.taken += 1
+                yield torch.full((4,), 8.0 * self.shard + order[self.taken - 1])
+            self.taken, self.shard = 0, self.shard + 1
+        self.shard = 0
+
+    def state_dict(self):
+        return {**super().state_dict(), "shard": self.shard}
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        self.shard = state["shard"]
+
+
+class SizedOrdered(Ordered):
+    def __len__(self):
+        return SAMPLES
+
+
+class Own:
+    """No DataLoader."""
+
+    def __init__(self):
+        self.stream = Ordered(by_torch)
+
+    def __iter__(self):
+        return (sample[None] for sample in self.stream)
+
+    def state_dict(self):
+        return self.stream.state_dict()
+
+    def load_state_dict(self, state):
+        self.stream.load_state_dict(state)
+
+
+def of(stream, **options):
+    return DataLoader(stream, batch_size=BATCH, **options)
+
+
+def of_torchdata(**options):
+    from torchdata.stateful_dataloader import StatefulDataLoader
+
+    return StatefulDataLoader(Ordered(by_torch), batch_size=BATCH, **options)
+
+
+def now_and_then():
+    return np.random.rand() if random.random() < 0.2 else 0.0
+
+
+EXACT = {
+    "torch": Case(lambda: of(Ordered(by_torch)), at=(1, 2, 5, 8)),
+    "numpy": Case(lambda: of(Ordered(by_numpy)), at=(3, 7)),
+    "python": Case(lambda: of(Ordered(by_python)), at=(3, 7)),
+    "a generator of its own": Case(lambda: of(Ordered(by_its_own)), at=(3, 7)),
+    "others for samples": Case(lambda: of(Ordered(by_numpy, lambda: torch.rand(1))), at=(3, 7)),
+    "a length": Case(lambda: of(SizedOrdered(by_torch)), at=(3, 8)),
+    "torchdata's": Case(of_torchdata, at=(3, 7)),
+    "no DataLoader": Case(Own, at=(3, 8)),
+    "workers": Case(lambda: of(Ordered(by_torch), num_workers=2), at=(2, 5)),
+    "torchdata's, workers": Case(lambda: of_torchdata(num_workers=2), at=(3,)),
+    "for samples alone": Case(lambda: of(Ordered(in_order, lambda: torch.rand(1))), at=(1, 3)),
+    "for some samples alone": Case(lambda: of(Ordered(in_order, now_and_then)), at=(2, 5, 8)),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_an_order_drawn_with_the_first_batch_is_drawn_again(name, tmp_path, caplog):
+    check(EXACT[name], tmp_path)
+    assert NOT_BACK not in caplog.text
+
+
+@pytest.mark.parametrize("stream", [lambda: Ordered(by_torch, lambda: torch.rand(1)), lambda: InShards(by_torch)])
+def test_another_order_is_named_when_training_goes_on(stream, tmp_path, caplog):
+    case = Case(lambda: of(stream()), steps=6)
+    train(case, tmp_path, 1)
+    assert NOT_BACK not in caplog.text
+    train(case, tmp_path / "again", 2, tmp_path / "step=4")
+    assert caplog.text.count(f"training loader DataLoader: {NOT_BACK}") == 1
+
+
+class Noting(Ordered):
+    """Counts what its state does not have."""
+
+    passes, opened = 0, 0
+
+    def __iter__(self):
+        self.passes += 1
+        self.opened += 1
+        for sample in super().__iter__():
+            yield sample + self.passes + self.opened
+
+
+def test_a_stream_is_as_it_was_when_that_has_been_looked_at(tmp_path):
+    check(Case(lambda: of(Noting(by_torch)), at=(3, 5)), tmp_path)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.sampled_from(["python", "numpy", "torch", "own"]), max_size=6))
+def test_what_moved_is_found_and_set_back(draws):
+    roots = {"stream": Ordered(in_order)}
+    draw = {
+        "python": random.random, "numpy": np.random.rand, "torch": lambda: torch.rand(1), "own": roots["stream"].rng.random,
+    }  # fmt: skip
+    before = Moment.of(roots)
+    kept = Moment.from_plain(before.to_plain())
+    first = [draw[name]() for name in draws]
+    moved = Moment.of(roots).moved_since(kept)
+    assert {name.replace("stream.rng", "own") for name in moved} == set(draws)
+    kept.restore(roots, moved)
+    assert Moment.of(roots).moved_since(before) == set()
+    assert [draw[name]() for name in draws] == first
+
+
+def test_few_batches_of_a_long_epoch_are_noted():
+    noted = []
+    proofs = Proofs({}, 0)
+    proofs.begin()
+    batches = iter(range(1000))
+    for count in range(1000):
+        proofs.take(batches, count, lambda count=count: noted.append(count))
+    assert len(noted) < 30
