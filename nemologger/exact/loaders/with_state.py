@@ -151,6 +151,9 @@ class WithState(Stateful):
 
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
+        again = 0
+        if state is not None and self._is_soon(skip):
+            state, again = None, skip
         if state is not None:
             self._loader.load_state_dict(state)
         elif port.is_of_litdata(self._loader) and self._has_begun:  # else it may be the program that has set it back
@@ -171,7 +174,17 @@ class WithState(Stateful):
         if not (planned and isinstance(batches, GeneratorType)):  # it begins, and draws for that, with its first batch
             self._ready()
         self._present = None if state is None or known else RngState.capture()
+        for _ in range(again):
+            next(batches)
         return batches
+
+    def _is_soon(self, batches: int) -> bool:
+        """Whether not every worker has begun, whose datasets are then as the program makes them.
+
+        No batch could show whether their state is believed rightly, and to load so few again takes no longer.
+        """
+        stays = not port.is_of_torchdata(self._loader) or self._loader.persistent_workers
+        return not (self.draws or stays) and batches < self._loader.num_workers
 
     @override
     def first(self) -> AbstractContextManager[None]:

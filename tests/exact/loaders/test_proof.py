@@ -123,7 +123,7 @@ EXACT = {
     "a length": Case(lambda: of(SizedOrdered(by_torch)), at=(3, 8)),
     "torchdata's": Case(of_torchdata, at=(3, 7)),
     "no DataLoader": Case(Own, at=(3, 8)),
-    "workers": Case(lambda: of(Ordered(by_torch), num_workers=2), at=(2, 5)),
+    "workers": Case(lambda: of(Ordered(by_torch), num_workers=2), at=(1, 2, 5, 7)),
     "torchdata's, workers": Case(lambda: of_torchdata(num_workers=2), at=(3,)),
     "for samples alone": Case(lambda: of(Ordered(in_order, lambda: torch.rand(1))), at=(1, 3)),
     "for some samples alone": Case(lambda: of(Ordered(in_order, now_and_then)), at=(2, 5, 8)),
