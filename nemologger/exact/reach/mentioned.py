@@ -19,6 +19,8 @@ from nemologger.exact.reach.variables import CHANGES, FILLED, OfClass, Variables
 from nemologger.exact.rng import GENERATORS
 
 _MOST_FUNCTIONS = 1000
+_PLAIN = (*SCALARS, FunctionType)
+_KEPT = (*FILLED, *GENERATORS)
 
 
 class Mentioned:
@@ -88,9 +90,10 @@ class Mentioned:
         """Generators, and objects that code sets as attributes: a class may keep the only one of its kind. Each once."""
         for kind in self._kinds:
             for name, value in vars(kind).items():
-                plain = is_filled(value) or type(value) in (*SCALARS, FunctionType)
-                wanted = is_generator(value) or (name in self._fills and not plain)
-                if wanted and not (id(value) in self._seen or name.startswith("__")):
+                if name.startswith("__") or type(value) in _PLAIN:
+                    continue
+                wanted = is_generator(value) or (name in self._fills and not is_filled(value))
+                if wanted and id(value) not in self._seen:
                     self._seen.add(id(value))
                     yield f"{static_module_of(kind)}:{kind.__qualname__}.{name}", value
 
@@ -102,8 +105,7 @@ class Mentioned:
             names = {
                 name
                 for name, value in vars(kind).items()
-                if (name in self._fills or issubclass(type(value), (*FILLED, *GENERATORS)))
-                and not name.startswith("__")
+                if not name.startswith("__") and (name in self._fills or issubclass(type(value), _KEPT))
             }
             if names:
                 yield f"{static_module_of(kind)}:{kind.__qualname__}", OfClass(kind, frozenset(names))
