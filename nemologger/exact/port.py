@@ -122,6 +122,11 @@ def is_of_litdata(loader: object) -> bool:
     return any(_is_kind(kind, "litdata.streaming.dataloader", "StreamingDataLoader") for kind in type(loader).__mro__)
 
 
+def is_of_mosaic(loader: object) -> bool:
+    """Whether ``loader`` is that of MosaicML's ``streaming``, which counts epochs in shared memory."""
+    return any(_is_kind(kind, "streaming.base.dataloader", "StreamingDataLoader") for kind in type(loader).__mro__)
+
+
 def iterate_nodes(loader: Any) -> Iterator[Any]:
     """``iter(loader)`` for that of ``torchdata.nodes``.
 

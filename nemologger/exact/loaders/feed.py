@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
 from nemologger.errors import ConfigurationError
 from nemologger.exact.loaders.batches import Batches
 from nemologger.exact.loaders.described import described
-from nemologger.exact.loaders.position import FRESH, Mark, Position, Start
+from nemologger.exact.loaders.position import FRESH, Mark, Position, Start, less, of_dataset
 from nemologger.exact.loaders.proof import Proof, Proofs
 from nemologger.exact.loaders.source import Source, has_state
 from nemologger.exact.loaders.sources import source_of
 from nemologger.exact.loaders.untouched import untouched
 from nemologger.exact.program.made import Made, made
-from nemologger.exact.program.owned import NOTHING, Owned, Values
+from nemologger.exact.program.owned import NOTHING, Owned
 from nemologger.exact.rng import RngState
 from nemologger.exact.values import contents, plain_contents
 
@@ -142,7 +141,7 @@ class Feed:
         sizes = ahead = None
         # Training may have changed the sampler, weights of samples say.
         if needed == "all" and save and mark is self._mark:
-            at_start = _less(self._at_start.values(look="quiet"), at_batch)
+            at_start = less(self._at_start.values(look="quiet"), at_batch)
             drawn = self.source.drawn(mark.batches)
             mark, sizes = mark._replace(last=drawn.checksum, checked=drawn.batches), self.source.sizes()
             if drawn.ahead is not None or drawn.ended:
@@ -157,7 +156,7 @@ class Feed:
     @property
     def limits(self) -> list[str]:
         """What cannot be promised, as far as that is known by now."""
-        lost = {_of_dataset(path): why for path, why in {**self._at_start.lost, **self._at_batch.lost}.items()}
+        lost = {of_dataset(path): why for path, why in {**self._at_start.lost, **self._at_batch.lost}.items()}
         doubts = [] if self._proofs is None else self._proofs.limits
         return [*self.source.limits, *doubts] + [
             f"{path} has changed since training began, and is not saved: it {why}. A resumed run begins with it as the "
@@ -197,7 +196,7 @@ class Feed:
         self._look_at_data()
         if position.state is not None:
             present = RngState.capture()
-            self.source.end_of(position.state, position.mark.over)
+            self.source.end_of(plain_contents.copied(position.state), position.mark.over)
             present.restore()
         # Last: a dataset that was given its state is set to go on within an epoch, which is not what is wanted here.
         self._at_start.restore(position.at_start, exactly=True)
@@ -286,7 +285,7 @@ class Feed:
         self._running = batches
         try:
             with self.source.first():
-                return self.take(batches, again=within is not None)
+                return self.take(batches, again=self._mark.batches > 0)
         except StopIteration:
             if within is None or not within.mark.restarts:
                 raise
@@ -331,9 +330,12 @@ class Feed:
             self.source.anew = anew
             with untouched(self._roots(), self._most):
                 proofs.newest.rng.restore()
-                self._begin_at(batches, proofs.newest.position, start)
-                with self.source.first():
-                    proofs.check(batches.inner, late=self._begins_late)
+                try:
+                    self._begin_at(batches, proofs.newest.position, start)
+                    with self.source.first():
+                        proofs.check(batches.inner, late=self._begins_late)
+                except Exception:  # noqa: BLE001  it is the program's: what is there no longer may not be needed either
+                    proofs.failed = True
                 self.source.after_first(batches.inner)
                 batches.inner = iter(())
             if not proofs.failed:
@@ -351,6 +353,8 @@ class Feed:
         batches.inner = self.source.begin(start.seed, skip, None, lambda: None)
 
     def _begin_at(self, batches: Batches, position: Position, start: Start) -> None:
+        if self._proofs is not None:
+            self._proofs.look_at_threads()
         present, self._begins_late = RngState.capture(), True
         start.rng.restore()
         self._at_start.restore(start.owned, exactly=True)  # Lightning may have taken a batch already
@@ -370,7 +374,8 @@ class Feed:
         self.source.order = start.order
         if self.source.repeats or position.sizes is not None:
             self.source.expect(position.drawn())
-        batches.inner = self.source.begin(start.seed, position.mark.batches, position.state, ready)
+        state = plain_contents.copied(position.state)  # the stream may change it
+        batches.inner = self.source.begin(start.seed, position.mark.batches, state, ready)
 
     def _repeats_end(self, position: Position) -> bool:
         """Whether this loader is to end now, as it once did in this epoch, before it goes on.
@@ -386,16 +391,3 @@ class Feed:
             return False
         self._mark = mark._replace(over=True)
         return True
-
-
-def _less(at_start: Values, at_batch: Values) -> Values:
-    """``at_start`` without lists and arrays of a dataset that are saved with it."""
-    saved = at_batch.contents or {}
-    held = {path: value for path, value in (at_start.contents or {}).items() if _of_dataset(path) not in saved}
-    return replace(at_start, contents=held)
-
-
-def _of_dataset(path: str) -> str:
-    """``path`` without the way through a sampler that was given the dataset."""
-    before, found, name = path.partition(".data_source.")
-    return f"dataset.{name}" if found and before in ("below", "sampler", "sampler.sampler") else path

@@ -136,3 +136,16 @@ def rescaled(position: Position, numerator: int, denominator: int) -> Position:
     return position._replace(
         mark=mark._replace(batches=mark.batches * numerator // denominator, last=0), state=None, sizes=None, ahead=None
     )
+
+
+def less(at_start: Values, at_batch: Values) -> Values:
+    """``at_start`` without lists and arrays of a dataset that are saved with it."""
+    saved = at_batch.contents or {}
+    held = {path: value for path, value in (at_start.contents or {}).items() if of_dataset(path) not in saved}
+    return replace(at_start, contents=held)
+
+
+def of_dataset(path: str) -> str:
+    """``path`` without the way through a sampler that was given the dataset."""
+    before, found, name = path.partition(".data_source.")
+    return f"dataset.{name}" if found and before in ("below", "sampler", "sampler.sampler") else path

@@ -6,6 +6,7 @@ draws with the first batch of an epoch alone is drawn by a resumed run from the 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,9 +18,9 @@ from nemologger.exact.values import contents
 
 _OTHERS = (
     "its state does not bring it back: a batch of the epoch, whose checksum is in the checkpoint, was loaded once more, and "
-    "is another, or draws other numbers. Training goes on with other samples than in the run that was stopped. Keep in "
-    "state_dict() what __iter__() draws (an order of samples), or draw it from a generator that is seeded with the number "
-    "of the epoch; or leave out state_dict(): the batches of the epoch are loaded once more then"
+    "is another, draws other numbers, or is no longer there. Training goes on with other samples than in the run that was "
+    "stopped. Keep in state_dict() what __iter__() draws (an order of samples), or draw it from a generator that is seeded "
+    "with the number of the epoch; or leave out state_dict(): the batches of the epoch are loaded once more then"
 )
 #: After the first batches of an epoch one of so many is noted.
 _EACH = 64
@@ -81,6 +82,7 @@ class Proofs:
     Attributes:
         newest: Of this epoch.
         failed: Whether the state of a checkpoint did not bring back what was noted.
+        may_try: Whether a trial ends with its iterator. A thread may go on, and take what is next of the stream.
     """
 
     def __init__(self, roots: Mapping[str, Any], workers: int) -> None:
@@ -88,6 +90,8 @@ class Proofs:
         self._workers = workers
         self.newest: Proof | None = None
         self.failed = False
+        self.may_try = True
+        self._threads: set[threading.Thread] = set()
         self._first: Moment | None = None
         self._at_first: tuple[str, ...] = ()
         self._seldom: set[str] = set()
@@ -101,6 +105,15 @@ class Proofs:
     def begin(self) -> None:
         """An epoch begins."""
         self.newest, self._first, self._at_first, self._seldom = None, None, (), set()
+        self.look_at_threads()
+
+    def look_at_threads(self) -> None:
+        """The stream is about to begin."""
+        self._threads = set(threading.enumerate())
+
+    def _has_begun(self) -> None:
+        if not self._workers and not self._threads.issuperset(threading.enumerate()):
+            self.may_try = False
 
     def go_on(self, newest: Proof | None) -> None:
         """In an epoch of which this is known."""
@@ -112,13 +125,19 @@ class Proofs:
     def take(self, batches: Iterator[Any], count: int, place: Callable[[], Position]) -> Any:
         """The next of ``batches``, of which ``count`` are out; ``place`` says where that is."""
         often = count & (count - 1) == 0 or count % _EACH == 0 or count == self._workers
-        if not (often or self._is_due) or 0 < count < self._workers:
+        if not (self.may_try and (often or self._is_due)) or 0 < count < self._workers:
             return next(batches)
-        position, before = place(), Moment.of(self.roots)
+        try:
+            position = place()
+        except Exception:  # noqa: BLE001  it is the program's: one that has a state between epochs alone
+            self.may_try = False
+            return next(batches)
+        before = Moment.of(self.roots)
         batch = next(batches)
         after = Moment.of(self.roots)
         moved = after.moved_since(before)
         if count == 0:
+            self._has_begun()
             self._first, self._at_first = before, tuple(sorted(moved))
             return batch
         self._at_first = tuple(name for name in self._at_first if name not in moved)
@@ -136,15 +155,16 @@ class Proofs:
 
         With ``late`` they only begin now, and set the generators themselves.
         """
-        proof = self.newest
-        if late or proof is None or proof.first is None:
-            return next(batches)
-        present = Moment.of(self.roots)
-        proof.first.restore(self.roots, proof.at_first)
+        first, names = (None, ()) if self.newest is None else (self.newest.first, self.newest.at_first)
+        present = None if late or first is None else Moment.of(self.roots)
+        if present is not None and first is not None:
+            first.restore(self.roots, names)
         try:
             return next(batches)
         finally:
-            present.restore(self.roots, proof.at_first)
+            self._has_begun()
+            if present is not None:
+                present.restore(self.roots, names)
 
     def check(self, batches: Iterator[Any], *, late: bool) -> None:
         """Note whether the next of ``batches``, which have just been begun there, is the one that was noted."""

@@ -136,7 +136,8 @@ class WithState(Stateful):
             self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
             combines = port.is_of_litdata(loader) and type(loader.dataset).__name__ == "CombinedStreamingDataset"
             self._limits += [_COMBINED] * (combines and not self.draws)
-            self.in_doubt = not (port.is_of_litdata(loader) or port.is_of_hugging_face(loader.dataset))
+            keeps_all = port.is_of_litdata(loader) or port.is_of_mosaic(loader)
+            self.in_doubt = not (keeps_all or port.is_of_hugging_face(loader.dataset))
         else:
             self.in_doubt = not port.is_of_nodes(loader)
             self._limits += [AHEAD] * (port.is_of_nodes(loader) and port.nodes_ahead(loader))

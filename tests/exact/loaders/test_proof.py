@@ -1,11 +1,14 @@
 """Streams whose state does not say in which order their samples come."""
 
+import queue
 import random
+import threading
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from exact.runs import BATCH, SAMPLES, Case, check, train
+from exact.runs import BATCH, SAMPLES, Case, check, check_chain, train
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
@@ -159,6 +162,146 @@ class Noting(Ordered):
 
 def test_a_stream_is_as_it_was_when_that_has_been_looked_at(tmp_path):
     check(Case(lambda: of(Noting(by_torch)), at=(3, 5)), tmp_path)
+
+
+class Keeping(Ordered):
+    """Goes on in the very dictionary that it is given, and that it gives away."""
+
+    def __init__(self):
+        super().__init__(in_order)
+        self.state = {"taken": 0}
+
+    def __iter__(self):
+        while self.state["taken"] < SAMPLES:
+            self.state["taken"] += 1
+            yield torch.full((4,), float(self.state["taken"]))
+        self.state["taken"] = 0
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def test_a_stream_may_change_the_state_that_it_was_given(tmp_path, caplog):
+    check_chain(Case(lambda: of(Keeping()), at=(2, 3, 6, 7, 9)), tmp_path)
+    assert NOT_BACK not in caplog.text
+
+
+class InThread(Own):
+    """A thread goes through the stream, and goes on when nobody asks for batches any more."""
+
+    def __init__(self):
+        self.stream, self.out = Ordered(in_order), {"taken": 0}
+
+    def __iter__(self):
+        ready = queue.Queue(2)
+
+        def fill():
+            for sample in self.stream:
+                ready.put((sample[None], self.stream.state_dict()))
+            ready.put(None)
+
+        threading.Thread(target=fill, daemon=True).start()
+        while (made := ready.get()) is not None:
+            batch, self.out = made
+            yield batch
+
+    def state_dict(self):
+        return self.out
+
+
+def test_a_stream_with_a_thread_is_not_tried(tmp_path):
+    threads = threading.active_count()
+    train(Case(InThread, steps=6), tmp_path, 1)
+    train(Case(InThread, steps=7), tmp_path / "again", 2, tmp_path / "step=5")
+    assert threading.active_count() - threads == 2  # each run has left one behind
+
+
+class Fleeting(SizedOrdered):
+    """What has been read is gone; and in the middle of an epoch it may have no state."""
+
+    gone = 0
+    asked = False
+
+    def load_state_dict(self, state):
+        if state["taken"] < self.gone:
+            raise RuntimeError("gone")
+        super().load_state_dict(state)
+
+    def state_dict(self):
+        if self.asked and 0 < self.taken < SAMPLES:
+            raise RuntimeError("in the middle")
+        return super().state_dict()
+
+
+def test_training_goes_on_where_only_what_was_noted_is_gone(tmp_path, caplog, monkeypatch):
+    case = Case(lambda: of(Fleeting(in_order)), steps=6)
+    losses, _, _ = train(case, tmp_path, 1)
+    monkeypatch.setattr(Fleeting, "gone", 4 * BATCH + 1)
+    again, _, _ = train(case, tmp_path / "again", 2, tmp_path / "step=5")
+    assert again == losses[5:]
+    assert NOT_BACK in caplog.text
+
+
+def test_training_needs_no_state_where_nothing_is_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(Fleeting, "asked", True)
+    case = Case(lambda: of(Fleeting(in_order)), steps=6, ckpt={"every_n_train_steps": 6})
+    assert len(train(case, tmp_path, 1)[0]) == 6
+
+
+class SavesFirst(pl.Callback):
+    """Saves when the first step of the second epoch is under way."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 6 and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+def test_an_epoch_that_is_repeated_from_its_first_batch_is_noted_too(tmp_path):
+    path = tmp_path / "first.ckpt"
+    case = Case(lambda: of(SizedOrdered(by_torch)), steps=11, callbacks=lambda: [SavesFirst(path)])
+    losses, _, _ = train(case, tmp_path / "straight", 1)
+    train(case, tmp_path / "again", 2, path, stop_at=9)
+    again, _, _ = train(case, tmp_path / "third", 3, tmp_path / "again" / "step=9")
+    assert again == losses[9:]
+
+
+class StreamingDataLoader(DataLoader):
+    """As MosaicML's: a state of an epoch that has begun somewhere on this machine already is left out as old."""
+
+    epochs, given = [0], None
+
+    def __iter__(self):
+        epoch, taken = self.given or (self.epochs[0], 0)
+        if epoch < self.epochs[0]:
+            epoch, taken = self.epochs[0], 0
+        self.given, self.epochs[0] = None, epoch + 1
+        order = np.random.default_rng(epoch).permutation(SAMPLES)
+        for self.out in range(taken, SAMPLES):
+            self.epoch = epoch
+            yield torch.full((1, 4), float(order[self.out]))
+
+    def state_dict(self):
+        return {"epoch": self.epoch, "taken": self.out + 1}
+
+    def load_state_dict(self, state):
+        self.given = state["epoch"], state["taken"]
+
+
+StreamingDataLoader.__module__ = "streaming.base.dataloader"
+
+
+def test_a_stream_that_counts_epochs_where_all_processes_see_it_is_not_tried(tmp_path, monkeypatch):
+    case = Case(lambda: StreamingDataLoader(Ordered(in_order)), steps=12)
+    monkeypatch.setattr(StreamingDataLoader, "epochs", (first := [0]))
+    losses, _, _ = train(case, tmp_path, 1)
+    first[0] = 0
+    assert train(case, tmp_path / "again", 2, tmp_path / "step=5")[0] == losses[5:]
 
 
 @settings(max_examples=50)
