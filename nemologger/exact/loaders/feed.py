@@ -69,7 +69,9 @@ class Feed:
         self.is_training = is_training
         self._salt = salt
         self._most = most
-        apart = getattr(loader, "num_workers", 0)
+        apart = getattr(loader, "num_workers", 0) and max(
+            loader.num_workers, getattr(loader, "snapshot_every_n_steps", 0)
+        )
         self._proofs = Proofs(self._roots(), apart) if self.source.in_doubt else None
         kept: dict[int, Any] = {}
         # What says itself what is to be kept, and is asked.

@@ -14,7 +14,7 @@ from typing import Any
 from nemologger.exact.loaders.moment import Moment
 from nemologger.exact.loaders.position import Position, Start
 from nemologger.exact.rng import RngState
-from nemologger.exact.values import contents
+from nemologger.exact.values import contents, plain_contents
 
 _OTHERS = (
     "its state does not bring it back: a batch of the epoch, whose checksum is in the checkpoint, was loaded once more, and "
@@ -24,6 +24,8 @@ _OTHERS = (
 )
 #: After the first batches of an epoch one of so many is noted.
 _EACH = 64
+#: Bytes of a state that may be in a checkpoint a second time.
+_MOST = 2**24
 
 
 @dataclass(frozen=True)
@@ -77,17 +79,18 @@ class Proofs:
 
     Args:
         roots: What may draw from generators of its own, by name.
-        workers: How many processes load the batches. Each has begun when as many are out.
+        apart: After so many batches all processes that load them have begun, and have said where they are; 0 without any.
 
     Attributes:
         newest: Of this epoch.
         failed: Whether the state of a checkpoint did not bring back what was noted.
-        may_try: Whether a trial ends with its iterator. A thread may go on, and take what is next of the stream.
+        may_try: Whether a trial ends with its iterator: a thread may go on, and take what is next of the stream. And whether
+            there is a state that is not too large.
     """
 
-    def __init__(self, roots: Mapping[str, Any], workers: int) -> None:
+    def __init__(self, roots: Mapping[str, Any], apart: int) -> None:
         self.roots = roots
-        self._workers = workers
+        self._apart = apart
         self.newest: Proof | None = None
         self.failed = False
         self.may_try = True
@@ -112,7 +115,7 @@ class Proofs:
         self._threads = set(threading.enumerate())
 
     def _has_begun(self) -> None:
-        if not self._workers and not self._threads.issuperset(threading.enumerate()):
+        if not self._apart and not self._threads.issuperset(threading.enumerate()):
             self.may_try = False
 
     def go_on(self, newest: Proof | None) -> None:
@@ -124,13 +127,16 @@ class Proofs:
 
     def take(self, batches: Iterator[Any], count: int, place: Callable[[], Position]) -> Any:
         """The next of ``batches``, of which ``count`` are out; ``place`` says where that is."""
-        often = count & (count - 1) == 0 or count % _EACH == 0 or count == self._workers
-        if not (self.may_try and (often or self._is_due)) or 0 < count < self._workers:
+        often = count & (count - 1) == 0 or count % _EACH == 0 or count == self._apart
+        if not (self.may_try and (often or self._is_due)) or 0 < count < self._apart:
             return next(batches)
         try:
             position = place()
         except Exception:  # noqa: BLE001  it is the program's: one that has a state between epochs alone
             self.may_try = False
+            return next(batches)
+        if plain_contents.bytes_of_tensors(position.state) > _MOST:
+            self.may_try, self.newest = False, None
             return next(batches)
         before = Moment.of(self.roots)
         batch = next(batches)

@@ -55,10 +55,15 @@ def keep(value: Any, left: list[int], *, filled: bool = True) -> Any:
 
 def keep_state(state: Any, left: list[int]) -> Any:
     """As :func:`keep`, for a state dictionary of tensors: that they are too large is said before any of them is copied."""
-    tensors = (leaf for leaf in leaves(state) if isinstance(leaf, torch.Tensor))
-    if sum(tensor.nbytes for tensor in tensors if contents.is_plain(tensor)) > left[0]:
+    if bytes_of_tensors(state) > left[0]:
         raise CannotBeKeptError("is too large")
     return keep(state, left)
+
+
+def bytes_of_tensors(state: Any) -> int:
+    """What the tensors of a state dictionary take."""
+    tensors = (leaf for leaf in leaves(state) if isinstance(leaf, torch.Tensor))
+    return sum(tensor.nbytes for tensor in tensors if contents.is_plain(tensor))
 
 
 def keep_changed(value: Any, left: list[int], first: Any) -> Any:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, IterableDataset
 
 from nemologger.exact.loaders.moment import Moment
+from nemologger.exact.loaders.position import FRESH, Position
 from nemologger.exact.loaders.proof import Proofs
 
 NOT_BACK = "its state does not bring it back"
@@ -128,6 +129,9 @@ EXACT = {
     "no DataLoader": Case(Own, at=(3, 8)),
     "workers": Case(lambda: of(Ordered(by_torch), num_workers=2), at=(1, 2, 5, 7)),
     "torchdata's, workers": Case(lambda: of_torchdata(num_workers=2), at=(3,)),
+    "torchdata's, workers that seldom say where they are": Case(
+        lambda: of_torchdata(num_workers=2, snapshot_every_n_steps=5), at=(6,)
+    ),
     "for samples alone": Case(lambda: of(Ordered(in_order, lambda: torch.rand(1))), at=(1, 3)),
     "for some samples alone": Case(lambda: of(Ordered(in_order, now_and_then)), at=(2, 5, 8)),
 }
@@ -321,11 +325,31 @@ def test_what_moved_is_found_and_set_back(draws):
     assert [draw[name]() for name in draws] == first
 
 
+class Large(Ordered):
+    def __init__(self):
+        super().__init__(in_order)
+        self.buffer = torch.zeros(2**22 + 1)
+
+    def state_dict(self):
+        return {**super().state_dict(), "buffer": self.buffer}
+
+
+def test_a_large_state_is_in_a_checkpoint_once(tmp_path):
+    train(Case(lambda: of(Large()), steps=5, ckpt={"every_n_train_steps": 5}), tmp_path, 1)
+    size = sum(file.stat().st_size for file in (tmp_path / "step=5").rglob("*") if file.is_file())
+    assert 2**24 < size < 1.5 * 2**24
+
+
 def test_few_batches_of_a_long_epoch_are_noted():
     noted = []
+
+    def place():
+        noted.append(Position(FRESH))
+        return noted[-1]
+
     proofs = Proofs({}, 0)
     proofs.begin()
     batches = iter(range(1000))
     for count in range(1000):
-        proofs.take(batches, count, lambda count=count: noted.append(count))
-    assert len(noted) < 30
+        proofs.take(batches, count, place)
+    assert 10 < len(noted) < 30
