@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,12 @@ def to_copy(files: Sequence[str | Path], here: Path) -> dict[str, Path]:
     """
     if isinstance(files, (str, Path)):
         raise ConfigurationError(f"files_to_copy must be a list of paths, found {files!r}; write [{str(files)!r}].")
+    if not isinstance(files, Iterable):
+        raise ConfigurationError(f"files_to_copy must be a list of paths, found {files!r}.")
     chosen: dict[str, Path] = {}
     for file in files:
+        if not isinstance(file, (str, os.PathLike)):
+            raise ConfigurationError(f"files_to_copy must be a list of paths, found {file!r} in it.")
         path = absolute(file, here)
         if is_dir(path):
             raise ConfigurationError(f"files_to_copy: {path} is a directory; name the files in it that matter.")

@@ -70,6 +70,9 @@ def test_a_missing_file_a_directory_and_a_bare_string_are_refused(tmp_path):
         run_files.to_copy([tmp_path], tmp_path)
     with pytest.raises(ConfigurationError, match=r"\['conf.yaml'\]"):
         run_files.to_copy("conf.yaml", tmp_path)
+    for wrong in (-3, [-3]):
+        with pytest.raises(ConfigurationError, match="a list of paths, found"):
+            run_files.to_copy(wrong, tmp_path)
 
 
 # --- command, task ----------------------------------------------------------------------------------------------------
