@@ -94,10 +94,10 @@ def texts_for_flags(flags: Mapping[str, object]) -> str:
 
     Example:
         >>> texts_for_flags({"resume_if_exists": "false", "resume_past_end": False})
-        "resume_if_exists='false': expected True or False, and any text counts as True"
+        "resume_if_exists='false': expected True or False, found a text (Python takes any text for True)"
     """
     wrong = ", ".join(f"{name}={value!r}" for name, value in flags.items() if _misleads(value))
-    return f"{wrong}: expected True or False, and any text counts as True" if wrong else ""
+    return f"{wrong}: expected True or False, found a text (Python takes any text for True)" if wrong else ""
 
 
 def _misleads(flag: object) -> bool:

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _NO_HOOKS = (
-    " Lightning calls no hooks then: if the run was killed behind its last save, what on_train_epoch_end and on_train_end "
-    "do has not been done."
+    "Lightning calls no hooks where max_steps is reached already: if the run was killed behind its last save, what "
+    "on_train_epoch_end and on_train_end do has not been done"
 )
 
 
@@ -205,13 +205,13 @@ class AutoResume:
             _tell_of_requeue_file(trainer)
         if found["finished"] and stage == "fit":
             log.warning(
-                "nothing is left to train: %s is at step %d, and max_steps=%s, max_epochs=%s. Raise one of them to go on.%s",
+                "nothing is left to train: %s is at step %d, and the trainer stops at %s: raise that to go on",
                 path,
                 found["step"],
-                trainer.max_steps,
-                trainer.max_epochs,
-                _NO_HOOKS if 0 <= trainer.max_steps <= found["step"] else "",
+                _limits(trainer),
             )
+            if 0 <= trainer.max_steps <= found["step"]:
+                log.info(_NO_HOOKS)
         if weights is not None and self.restore_config is not None:
             config = self.restore_config
             RestoreWeights.attach(trainer, weights, model=config.load_model_state, optimizer=config.load_optim_state)
@@ -357,6 +357,13 @@ class AutoResume:
             past_end=self.resume_past_end,
             is_named=self.resume_from_directory is not None,
         )
+
+
+def _limits(trainer: pl.Trainer) -> str:
+    """What ends the run, as its Trainer was given it."""
+    given = {"max_steps": trainer.max_steps, "max_epochs": trainer.max_epochs}
+    limits = [f"{name}={value}" for name, value in given.items() if value not in (None, -1)]
+    return " or ".join(limits or [f"max_epochs={DEFAULT_MAX_EPOCHS}"])
 
 
 def _tell_of_requeue_file(trainer: pl.Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from functools import partial
@@ -79,13 +80,15 @@ def test_with_fewer_epochs_than_are_done_there_is_nothing_left_to_train_either(t
 
 
 def test_nothing_is_left_to_train(finished, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "nemologger")
     root = Path(shutil.copytree(finished.parent.parent, tmp_path / "runs"))
     before = names(root / "toy" / "checkpoints")
     found, model, _ = live(root, 10)
     assert found.finished
     assert model.losses == {}
-    assert "nothing is left to train" in caplog.text
-    assert "what on_train_epoch_end and on_train_end do has not been done" in caplog.text
+    (warning,) = (one.getMessage() for one in caplog.records if "nothing is left to train" in one.getMessage())
+    assert warning.endswith("step=10-last is at step 10, and the trainer stops at max_steps=10: raise that to go on")
+    assert "what on_train_epoch_end and on_train_end do has not been done" in caplog.text  # for the log file
     assert names(root / "toy" / "checkpoints") == before
 
 
