@@ -145,11 +145,11 @@ def live(recipe: Any, directory: Path, steps: int, at: int, kill: bool, seed: in
     run()
 
 
-def first_difference(straight: Path, resumed: Path) -> str | None:
-    """The first step at which two runs differ, and how; None if none does."""
+def first_difference(straight: Path, resumed: Path) -> tuple[int, str] | None:
+    """The first step at which two runs differ, and how they do; None if none differs."""
     files = sorted(path.name for path in straight.glob("rank-*.jsonl"))
     if not files:
-        return "the run took no step"
+        return 0, "step 0: the run took no step"
     found: list[tuple[int, str]] = []
     for name in files:
         lives = [[json.loads(line) for line in (run / name).read_text().splitlines()] for run in (straight, resumed)]
@@ -158,7 +158,7 @@ def first_difference(straight: Path, resumed: Path) -> str | None:
                 (step, one), (_, other) = a or b, b or [0, "nothing"]
                 found.append((step, f"step {step}, {name[:-6]}: {one if a else 'nothing'} straight, {other} resumed"))
                 break
-    return min(found)[1] if found else None
+    return min(found) if found else None
 
 
 def _named(run: Path) -> list[str]:
@@ -209,7 +209,15 @@ def _compare(console: Console, options: argparse.Namespace) -> int:
                 return 2
         difference, named = first_difference(straight, resumed), _named(resumed)
     if difference is not None:
-        console.print(f"the runs differ first at {difference}", style="red", markup=False, soft_wrap=True)
+        step, how = difference
+        console.print(f"the runs differ first at {how}", style="red", markup=False, soft_wrap=True)
+        if 0 < step <= options.at:
+            console.print(
+                f"that is before the kill after step {options.at}: two starts of this program differ without any resume. "
+                "Look for what it draws without a seed, as random.Random() and numpy.random.default_rng() do, or in the "
+                "order of a set()",
+                soft_wrap=True,
+            )
         for line in named:
             console.print(line, markup=False, soft_wrap=True)
         if torch.cuda.is_available():

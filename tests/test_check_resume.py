@@ -60,6 +60,7 @@ def test_one_that_does_not(recipe, capfd, monkeypatch):
     assert main([path, "--steps", "4", "--at", "2"]) == 1
     shown = capfd.readouterr().out
     assert "the runs differ first at step 1, rank-0: loss" in shown
+    assert "two starts of this program differ without any resume" in shown
     assert "Trainer(deterministic=True, benchmark=False)" in shown
 
 
@@ -68,6 +69,7 @@ def test_what_the_log_of_a_run_that_differs_names_is_shown(recipe, capfd):
     assert main([recipe(noise=" * (1 + len(vars(self)['losses']))"), "--steps", "4", "--at", "2"]) == 1
     shown = capfd.readouterr().out
     assert "the runs differ first at step 3, rank-0: loss" in shown
+    assert "without any resume" not in shown
     assert shown.count("attribute module.losses is a dict that has changed since training began") == 1
 
 
@@ -94,5 +96,11 @@ def test_first_difference(tmp_path):
 
     a = write("a", '[1, "loss 1.0"]', '[2, "loss 2.0"]')
     assert first_difference(a, write("b", '[1, "loss 1.0"]', '[2, "loss 2.0"]')) is None
-    assert first_difference(a, write("b", '[1, "loss 1.0"]')) == "step 2, rank-0: loss 2.0 straight, nothing resumed"
-    assert first_difference(a, write("b", '[1, "loss 1.5"]')) == "step 1, rank-0: loss 1.0 straight, loss 1.5 resumed"
+    assert first_difference(a, write("b", '[1, "loss 1.0"]')) == (
+        2,
+        "step 2, rank-0: loss 2.0 straight, nothing resumed",
+    )
+    assert first_difference(a, write("b", '[1, "loss 1.5"]')) == (
+        1,
+        "step 1, rank-0: loss 1.0 straight, loss 1.5 resumed",
+    )
