@@ -288,9 +288,9 @@ class AutoResume:
             return str(start_of(base, lambda checkpoint: read.faults_only(checkpoint, ask)))
         if self._wants_checkpoint:
             where = str(self._directory or "the run directory")
-            given = self.resume_from_directory
-            if given is not None and not is_dir(self._path(given).expanduser()):
-                where += ", which is no directory,"
+            given = None if self.resume_from_directory is None else self._path(self.resume_from_directory).expanduser()
+            if given is not None and in_store(given) is None and not is_dir(given):
+                where += " (no such directory)"
             if not self.resume_ignore_no_checkpoint:
                 raise NotFoundError(
                     f"there is no checkpoint in {where} to resume from. For the first run of a new directory pass "

@@ -136,13 +136,13 @@ def test_newest_is_by_the_manifest_not_by_mtime(checkpoints):
 
 
 def test_from_scratch_only_when_it_was_allowed(tmp_path, caplog):
-    with pytest.raises(
-        NotFoundError, match=r"none, which is no directory, .*resume_ignore_no_checkpoint=True"
-    ) as error:
+    with pytest.raises(NotFoundError, match=r"none \(no such directory\) .*resume_ignore_no_checkpoint=True") as error:
         found_in(tmp_path / "none")
     assert isinstance(error.value, FileNotFoundError)
     assert found_in(tmp_path / "none", resume_ignore_no_checkpoint=True) is None
-    assert "starts from scratch" in caplog.text
+    assert f"there is no checkpoint in {tmp_path}/none (no such directory): training starts from scratch" in caplog.text
+    assert found_in("memory://bucket/none", resume_ignore_no_checkpoint=True) is None  # a store has no directories
+    assert "there is no checkpoint in memory://bucket/none: training starts from scratch" in caplog.text
 
 
 def test_a_completed_run_says_so(checkpoints):
