@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -204,11 +204,19 @@ def read(checkpoint: Path) -> Manifest:
 def versions() -> dict[str, str]:
     """What wrote a checkpoint. Looked up once: that takes files of all three packages, and some milliseconds."""
     return {
-        "nemologger": version("nemologger"),
-        "torch": version("torch"),
-        "lightning": version("lightning"),
+        "nemologger": _version("nemologger"),
+        "torch": _version("torch"),
+        "lightning": _version("lightning"),
         "python": platform.python_version(),
     }
+
+
+def _version(package: str) -> str:
+    """That of an installed package; of a copy of the sources on the path, which works as well, none is known."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def now() -> float:

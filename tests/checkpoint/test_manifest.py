@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import platform
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,3 +186,11 @@ def test_one_with_the_right_checksum_and_something_else_in_it_is_damaged(change)
     body = {**json.loads(Manifest(step=3, epoch=1).dumps()), **change}
     with pytest.raises(DamagedCheckpointError, match="is not a manifest"):
         Manifest.loads(_signed({key: value for key, value in body.items() if key != "format" or value}), WHERE)
+
+
+def test_sources_on_the_path_that_nobody_installed_save_too(monkeypatch):
+    kept = [one for one in sys.path if not (Path(one) / "torch").is_dir()]  # the packages' metadata are beside them
+    monkeypatch.setattr(sys, "path", kept)
+    found = manifests.versions.__wrapped__()
+    assert found.pop("python") == platform.python_version()
+    assert found == dict.fromkeys(("nemologger", "torch", "lightning"), "unknown")
