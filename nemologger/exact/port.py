@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -403,7 +404,9 @@ def with_worker_state(loader: DataLoader[Any]) -> Any:
     arguments = {name: getattr(loader, name) for name in _ARGUMENTS}
     if is_of_hugging_face(loader.dataset):  # workers that stay would begin each epoch where the first one was resumed
         arguments["persistent_workers"] = False
-    return StatefulDataLoader(**arguments)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "'set_vital' is deprecated")  # by torch, of a call in torchdata
+        return StatefulDataLoader(**arguments)
 
 
 def workers_of(state: Any) -> int:

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from nemologger.errors import ConfigurationError
+from nemologger.exact import port
 
 AT = (1, 5, 6, 9)
 
@@ -123,3 +124,8 @@ def test_states_of_another_number_of_workers_are_refused_in_mid_epoch_and_named_
     losses, _, _ = train(case, tmp_path / "end", 2, tmp_path / "step=6")
     assert len(losses) == 2
     assert f"of its dataset in {before} workers, and there are {after} now" in caplog.text
+
+
+def test_the_loader_for_the_state_of_workers_is_made_without_a_warning(recwarn):
+    port.with_worker_state(DataLoader(range(4), num_workers=1))
+    assert [str(warning.message) for warning in recwarn] == []
