@@ -157,7 +157,7 @@ class NeMoLogger:
 
         together(ranks, settle_here)
         # What is refused is refused by now: from here on the directory is this run's.
-        notes, wandb_id = decide(ranks, lambda: self._write(trainer, run, plan["copies"], loggers, task_config))
+        notes, wandb_id = decide(ranks, lambda: self._write(trainer, run, loggers, task_config))
         log_files = LogFiles(
             run.log_dir,
             local_rank_0_only=self.log_local_rank_0_only,
@@ -230,8 +230,8 @@ class NeMoLogger:
         run, notes, version = self._choose(trainer, here, resume_if_exists)
         # Lightning's launcher on several nodes has each node's first process come here; one of them writes.
         if trainer.global_rank != 0:
-            return _plan(run, notes, {}, version)
-        copies = run_files.to_copy(self.files_to_copy or [], here)
+            return _plan(run, notes, version)
+        run_files.to_copy(self.files_to_copy or [], here)  # else it is refused
         if version.numbered:
             log_dir = run_files.create_numbered(run.log_dir)
         else:
@@ -242,16 +242,18 @@ class NeMoLogger:
         if job is not None:
             job.claim(run.log_dir)
         _refuse_if_in_use(run, callbacks)
-        return _plan(run, notes, copies, version)
+        return _plan(run, notes, version)
 
     def _write(
-        self, trainer: pl.Trainer, run: RunDirectory, copies: dict[str, Path], loggers: Sequence[Logger], task: Any
+        self, trainer: pl.Trainer, run: RunDirectory, loggers: Sequence[Logger], task: Any
     ) -> tuple[list[str], str | None]:
         """Write what describes the run, where an earlier life of it has moved aside: warnings, and the id for W&B."""
         if trainer.global_rank != 0:
             return [], None
+        here = Path.cwd()
+        copies = run_files.to_copy(self.files_to_copy or [], here)
         run_files.put_aside(run.log_dir, [*copies])
-        notes = run_files.write(run, copies, task, here=Path.cwd())
+        notes = run_files.write(run, copies, task, here=here)
         wandb_loggers = [logger for logger in loggers if isinstance(logger, WandbLogger)]
         return notes, wandb.run_id(run.log_dir, wandb_loggers) if wandb_loggers else None
 
@@ -376,14 +378,13 @@ def _check_saving(on_rank_0: list[str], here: list[str]) -> None:
         )
 
 
-def _plan(run: RunDirectory, notes: list[str], copies: dict[str, Path], version: Version) -> dict[str, Any]:
+def _plan(run: RunDirectory, notes: list[str], version: Version) -> dict[str, Any]:
     return {
         "exp_dir": str(run.exp_dir),
         "log_dir": str(run.log_dir),
         "name": run.name,
         "version": run.version,
         "notes": notes,
-        "copies": copies,
         "is_for_one_start": version.dated or version.numbered,
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import textwrap
 from pathlib import Path
@@ -78,7 +79,8 @@ def launch(
 @pytest.mark.dist
 @pytest.mark.parametrize("torchrun", [True, False])
 def test_all_ranks_get_one_directory_for_each_of_two_runs(tmp_path, torchrun):
-    code, output = launch(tmp_path, torchrun=torchrun, restarts=1)
+    settings = json.dumps({"files_to_copy": [str(tmp_path / "script.py")]})
+    code, output = launch(tmp_path, torchrun=torchrun, settings=settings, restarts=1)
     assert code == 0, output
     found = re.findall(r"RUN (\d) (\w) (\S+)", output)
     assert sorted((rank, name) for rank, name, _ in found) == [("0", "a"), ("0", "b"), ("1", "a"), ("1", "b")]
@@ -93,6 +95,7 @@ def test_all_ranks_get_one_directory_for_each_of_two_runs(tmp_path, torchrun):
             # Of the kind that test_restarts.py is about.
             assert text.count("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1") == (torchrun and rank == 0)
         assert len([*(directory / "checkpoints").iterdir()]) == 1
+        assert (directory / "script.py").read_text() == (tmp_path / "script.py").read_text()
 
 
 @pytest.mark.dist
