@@ -20,7 +20,9 @@ from nemologger.checkpoint.weights.reading import reading
 
 #: What is so many times as long as it is written comes from nobody who means well.
 _MOST = 100
-_UNCOMPRESSED = b"PK"  # as older versions have written all of it
+#: More than that are samples or tensors: training would wait for seconds, and little would be gained.
+_LARGE = 1 << 20
+_UNCOMPRESSED = b"PK"  # what is large, or was written by an older version
 
 
 def pack(added: dict[str, Any], say: Callable[[str, str], None]) -> bytes:
@@ -29,6 +31,8 @@ def pack(added: dict[str, Any], say: Callable[[str, str], None]) -> bytes:
     packed = dump_common(encoder.encode(added))
     for where, why in encoder.left_out.items():
         say(where, f"is not saved: {why}")
+    if len(packed) > _LARGE:
+        return packed
     compressed = zlib.compress(packed, 1)
     return compressed if _MOST * len(compressed) >= len(packed) else packed
 
