@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ from nemologger.exact.program.caches import Caches
 from nemologger.exact.program.crowds import Crowds
 from nemologger.exact.program.flags import Flags, is_gone
 from nemologger.exact.program.generators import may_begin, set_states, states_of
-from nemologger.exact.reach.kinds import SCALARS, has_place, is_generator, module_of
+from nemologger.exact.reach.kinds import SCALARS, has_place, is_generator, module_of, shown_place
 from nemologger.exact.reach.look import Look
 from nemologger.exact.reach.paths import parent_of, root_of, way_to
 from nemologger.exact.reach.variables import keeps_variables, set_in
@@ -118,6 +118,7 @@ class Owned:
         self._there = look.there
         self._names = {f"{path}.{name}" for path, named in look.named.items() for name in named}
         self._nones = {path for path, value in self._at_first.items() if value is None and self._is_object(path, look)}
+        self._places = {path: shown_place(value) for path, value in _with_places(look)}
         self._late: dict[str, Any] = {}
         self._partly: set[str] = set()
         self.lost: dict[str, str] = {}
@@ -249,10 +250,9 @@ class Owned:
         for path, value in late.items():
             if path not in self._there and parent_of(path) not in self._there:
                 self._look_at_late(path, value)
-        for path, named in look.named.items():
-            for name, value in named.items():
-                if has_place(value) and root_of(path) not in self._closed:
-                    self.lost.setdefault(f"{path}.{name}", "is an iterator, whose place cannot be kept")
+        for path, value in _with_places(look):
+            if root_of(path) not in self._closed and self._places.get(path) != shown_place(value):
+                self.lost.setdefault(path, "is an iterator, whose place cannot be kept")
 
     def _look_at_late(self, path: str, value: Any) -> None:
         """Name the object made late that has ``path``, if it has changed since it was first seen; a generator will."""
@@ -348,6 +348,11 @@ class Owned:
 def is_process_id(path: str, value: Any) -> bool:
     """Whether an attribute has the number of this process: it is not the next one's."""
     return type(value) is int and path.lower().endswith("pid") and value == os.getpid()
+
+
+def _with_places(look: Look) -> Iterator[tuple[str, Any]]:
+    for path, named in look.named.items():
+        yield from ((f"{path}.{name}", value) for name, value in named.items() if has_place(value))
 
 
 def _kept(value: Any, left: list[int]) -> Any:

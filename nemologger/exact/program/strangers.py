@@ -16,7 +16,7 @@ import torch
 
 from nemologger.exact.port import is_iterator_of_loader
 from nemologger.exact.program.own_states import OTHERS, has_state
-from nemologger.exact.reach.kinds import has_place, is_ordinary, may_hold_numbers
+from nemologger.exact.reach.kinds import has_place, is_ordinary, may_hold_numbers, shown_place
 from nemologger.exact.reach.objects import is_of_the_program
 from nemologger.exact.reach.parts import attributes, held_by
 from nemologger.exact.values import contents
@@ -89,7 +89,7 @@ def _is_table(value: Any) -> bool:
 def _sign(one: Any) -> dict[str, list[Any]]:
     """What numbers and tensors its attributes hold, or those of objects that they are, by name."""
     if has_place(one):
-        return {"its place": [object()]}
+        return {"its place": [shown_place(one)]}
     if _is_table(one):
         return {"its values": _values_of(one)}
     inner = {name: [*attributes(v).values()] if _is_stranger(v) else v for name, v in attributes(one).items()}

@@ -6,6 +6,8 @@ import random
 import sys
 from collections.abc import Mapping
 from functools import partial
+from itertools import count
+from operator import length_hint
 from types import BuiltinFunctionType, FunctionType, GeneratorType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -184,3 +186,10 @@ def has_place(value: Any) -> bool:
     if kind is GeneratorType:
         return value.gi_frame is not None
     return is_ordinary(kind) and kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
+
+
+def shown_place(value: Any) -> Any:
+    """Where an iterator is, if it shows that: python's counters do, and those over lists; else an object like no other."""
+    if type(value) is count:
+        return repr(value)
+    return length_hint(value) if hasattr(value, "__length_hint__") else object()

@@ -118,6 +118,7 @@ def test_tables_iterators_and_what_learns_are_named(library, tmp_path, caplog):
             self.scaler = StandardScaler()
             self.table, self.same = library.Table(0, 0), library.Table(1)
             self.weights, self.drawn = itertools.cycle([1.0, 0.5]), (0.5**i for i in range(100))
+            self.names, self.numbers = iter(["untouched"]), itertools.count()
 
         def training_step(self, batch, batch_idx):
             self.table.numbers[0] += 1

@@ -316,6 +316,9 @@ def test_an_iterator_of_a_file_is_named():
     numbers = itertools.count()
     owned = Owned({"dataset": Counted()})
     owned.values()
+    assert owned.lost == {}  # what numbers objects as they are made is where the next program has it
+    next(numbers)
+    owned.values()
     assert owned.lost == {f"{__name__}:globals.numbers": "is an iterator, whose place cannot be kept"}
 
 
