@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import lightning.pytorch as pl
 
 _EXACT_RESUME = "ExactResume"  # the state_key of that callback
-_OF_MODEL_CHECKPOINT = {"dirpath", "consumed_samples"}  # fields that only the state of ours has, both of them
+_OF_MODEL_CHECKPOINT = {"dirpath", "consumed_samples"}  # fields that only ours and its state have, both of them
 
 
 def settle(trainer: pl.Trainer, states: dict[str, Any], *, is_fit: bool) -> dict[str, Any]:
@@ -32,7 +32,9 @@ def settle(trainer: pl.Trainer, states: dict[str, Any], *, is_fit: bool) -> dict
     if not is_fit:
         present = {callback.state_key for callback in lightning_port.callbacks(trainer)}
         return {key: state for key, state in states.items() if key in present or key not in {_EXACT_RESUME, *saved}}
-    ours = [c.state_key for c in lightning_port.callbacks(trainer) if hasattr(c, "consumed_samples")]
+    ours = [
+        c.state_key for c in lightning_port.callbacks(trainer) if all(hasattr(c, name) for name in _OF_MODEL_CHECKPOINT)
+    ]
     if len(saved) == len(ours) == 1:
         return {ours[0] if key == saved[0] else key: state for key, state in states.items()}
     return dict(states)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import pytest
+from lightning.pytorch.callbacks import Callback
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import AutoResume, ModelCheckpoint
@@ -51,3 +52,11 @@ def test_with_several_that_save_each_state_keeps_its_name(tmp_path):
     trainer = quiet_trainer(callbacks=[_saves(tmp_path)])
     assert settle(trainer, states, is_fit=True) == states
     assert settle(trainer, states, is_fit=False) == {"other": {}}
+
+
+def test_a_callback_of_the_user_that_counts_samples_keeps_its_own():
+    class Counts(Callback):
+        consumed_samples = 3
+
+    states = {"a": {"dirpath": "x", "consumed_samples": 1}, "Counts": {"n": 3}}
+    assert settle(quiet_trainer(callbacks=[Counts()]), states, is_fit=True) == states
