@@ -157,7 +157,8 @@ class SavedCheckpoints(KeptCheckpoints):
         if again:
             return choose_again(self.shelf.kept, self._last_checkpoint_saved, score, save_last=self.save_last)
         if not self._keeper.get_ready(self._ask_disk, seconds):
-            log.warning("step %d is not saved: %s does not answer", trainer.global_step, self.dirpath)
+            said = "step %d is not saved: %s does not answer, or what is surplus there is still being removed"
+            log.warning(said, trainer.global_step, self.dirpath)
             return None
         path = self._path(trainer, metrics)
         if self._validated or not lightning_port.has_validation(trainer):

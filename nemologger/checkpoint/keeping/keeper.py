@@ -124,21 +124,24 @@ class Keeper:
             seconds: How long it may take; None is as long as it takes.
         """
         errand = self._getting_ready
-        if errand is None and seconds is None:
+        # What is still under way has had its time, and what it says is of an earlier moment.
+        if errand is not None and not self._is_over(errand, None if seconds is None else 0.0):
+            return False
+        if seconds is None:
             return self._look_again(lock)
-        if errand is None:
-            errand = self._getting_ready = Errand(partial(self._look_again, lock))
-            errand.poll()
-        elif seconds is not None:
-            seconds = 0.0  # it has had its time
+        errand = self._getting_ready = Errand(partial(self._look_again, lock))
+        errand.poll()
+        return self._is_over(errand, seconds)
+
+    def _is_over(self, errand: Errand, seconds: float | None) -> bool:
         try:
-            is_ready = errand.wait(seconds)
+            is_over = errand.wait(seconds)
         except Exception:
             self._getting_ready = None
             raise
-        if is_ready:
+        if is_over:
             self._getting_ready = None
-        return is_ready
+        return is_over
 
     def _look_again(self, lock: Callable[[], None]) -> bool:
         self._remover.wait()
