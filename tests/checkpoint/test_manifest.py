@@ -188,9 +188,9 @@ def test_one_with_the_right_checksum_and_something_else_in_it_is_damaged(change)
         Manifest.loads(_signed({key: value for key, value in body.items() if key != "format" or value}), WHERE)
 
 
-def test_sources_on_the_path_that_nobody_installed_save_too(monkeypatch):
-    kept = [one for one in sys.path if not (Path(one) / "torch").is_dir()]  # the packages' metadata are beside them
-    monkeypatch.setattr(sys, "path", kept)
+def test_sources_on_the_path_that_nobody_installed_save_too(monkeypatch, tmp_path):
+    manifests.versions.__wrapped__()  # imports what it needs
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])  # without what installed packages say of themselves
     found = manifests.versions.__wrapped__()
     assert found.pop("python") == platform.python_version()
     assert found == dict.fromkeys(("nemologger", "torch", "lightning"), "unknown")
