@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from nemologger.exact import port, workers
+from nemologger.exact import libraries, port, workers
 from nemologger.exact.loaders.drawn import Drawn
 from nemologger.exact.loaders.in_worker import Watch
 from nemologger.exact.loaders.source import Source, copied, loading
@@ -42,7 +42,7 @@ class Replayed(Source):
         self.inner = inner if inner is not None and inner.num_workers > 0 else None  # whose workers these are
         self.workers = self.inner is not None
         what = f"its {type(loader.dataset).__name__}" if isinstance(loader, DataLoader) else "it"
-        if isinstance(loader, DataLoader) and port.has_shuffle_buffer(loader.dataset):
+        if isinstance(loader, DataLoader) and libraries.has_shuffle_buffer(loader.dataset):
             self._limits.append(
                 f"{what} does not have in its state_dict() what is in the buffer of shuffle(): a resumed run loads the "
                 "batches of the epoch once more to find its place. Without such a buffer it goes there at once"
@@ -62,7 +62,7 @@ class Replayed(Source):
         if not isinstance(self.loader, DataLoader):
             return {"loader": self.loader}
         own = copied(self.loader) if self.workers else self.at_batch()
-        return {"generator": self.loader.generator, "epoch": port.epoch_of(self.loader.dataset), **own}
+        return {"generator": self.loader.generator, "epoch": libraries.epoch_of(self.loader.dataset), **own}
 
     @override
     def at_batch(self) -> dict[str, Any]:

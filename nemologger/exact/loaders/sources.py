@@ -6,7 +6,7 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
-from nemologger.exact import port
+from nemologger.exact import libraries, port
 from nemologger.exact.loaders.map_style import MapStyle
 from nemologger.exact.loaders.replayed import Replayed
 from nemologger.exact.loaders.source import Source, has_state
@@ -17,15 +17,15 @@ def source_of(loader: Any) -> Source:
     """The way that fits ``loader``."""
     if not isinstance(loader, DataLoader):
         return WithState(loader) if has_state(loader) else Replayed(loader)
-    own_state = has_state(loader) and not port.is_of_torchdata(loader)
+    own_state = has_state(loader) and not libraries.is_of_torchdata(loader)
     if port.is_map_style(loader):
         return WithState(loader) if own_state else MapStyle(loader)
     if own_state:
         return WithState(loader)
-    if not has_state(loader.dataset) or port.has_shuffle_buffer(loader.dataset):
+    if not has_state(loader.dataset) or libraries.has_shuffle_buffer(loader.dataset):
         return Replayed(loader)
     if loader.num_workers == 0:
         return IterableWithState(loader)
-    if port.is_of_torchdata(loader):
+    if libraries.is_of_torchdata(loader):
         return WithState(loader)
     return WithState(loader) if type(loader) is DataLoader else Replayed(loader)

@@ -10,7 +10,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from typing_extensions import override
 
-from nemologger.exact import port, workers
+from nemologger.exact import libraries, port, workers
 from nemologger.exact.loaders.in_worker import Watch
 from nemologger.exact.loaders.source import AHEAD, Source, has_state, loading
 from nemologger.exact.rng import RngState
@@ -67,12 +67,12 @@ class IterableWithState(Stateful):
         super().__init__(loader)
         self._set_back = False
         self._iterator_has_state = False
-        self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
-        self.in_doubt = not port.is_of_hugging_face(loader.dataset)
+        self._limits += [_APPLIED] * libraries.applies_ahead(loader.dataset)
+        self.in_doubt = not libraries.is_of_hugging_face(loader.dataset)
 
     @override
     def at_start(self) -> dict[str, Any]:
-        return {"generator": self.loader.generator, "epoch": port.epoch_of(self.loader.dataset)}
+        return {"generator": self.loader.generator, "epoch": libraries.epoch_of(self.loader.dataset)}
 
     @override
     def at_batch(self) -> dict[str, Any]:
@@ -83,9 +83,9 @@ class IterableWithState(Stateful):
         # In the order that torchdata has made the convention: the dataset, then its iterator, then the iterator's state.
         if state is not None and has_state(self.loader.dataset):
             self.loader.dataset.load_state_dict(state["dataset"])
-            self._set_back = port.is_of_hugging_face(self.loader.dataset)
+            self._set_back = libraries.is_of_hugging_face(self.loader.dataset)
         elif self._set_back:
-            port.forget_state(self.loader.dataset)
+            libraries.forget_state(self.loader.dataset)
         batches: Iterator[Any] = iter(self.loader)
         iterator = port.dataset_iterator(batches)
         self._iterator_has_state = iterator is not self.loader.dataset and has_state(iterator)
@@ -97,7 +97,7 @@ class IterableWithState(Stateful):
 
     @override
     def end_of(self, state: Any, over: bool) -> None:
-        if has_state(self.loader.dataset) and not port.is_of_hugging_face(self.loader.dataset):
+        if has_state(self.loader.dataset) and not libraries.is_of_hugging_face(self.loader.dataset):
             self.loader.dataset.load_state_dict(state["dataset"])
 
     @override
@@ -124,30 +124,30 @@ class WithState(Stateful):
         self._ready: Callable[[], None] = lambda: None
         self._has_begun = False
         if isinstance(loader, DataLoader):
-            self.shares = port.is_of_torchdata(loader) or not has_state(loader)
-            stays = port.is_of_torchdata(loader) and loader.persistent_workers
-            never_ends = stays and port.is_of_hugging_face(loader.dataset)
+            self.shares = libraries.is_of_torchdata(loader) or not has_state(loader)
+            stays = libraries.is_of_torchdata(loader) and loader.persistent_workers
+            never_ends = stays and libraries.is_of_hugging_face(loader.dataset)
             if never_ends or not has_state(loader):
                 self._loader = port.with_worker_state(loader)
             self.draws = loader.num_workers == 0
             if not self.draws:
                 self.watch = Watch(loader.num_workers, "collated")
                 self.ways = (False, True)
-            self._limits += [_APPLIED] * port.applies_ahead(loader.dataset)
-            combines = port.is_of_litdata(loader) and type(loader.dataset).__name__ == "CombinedStreamingDataset"
+            self._limits += [_APPLIED] * libraries.applies_ahead(loader.dataset)
+            combines = libraries.is_of_litdata(loader) and type(loader.dataset).__name__ == "CombinedStreamingDataset"
             self._limits += [_COMBINED] * (combines and not self.draws)
-            keeps_all = port.is_of_litdata(loader) or port.is_of_mosaic(loader)
-            self.in_doubt = not (keeps_all or port.is_of_hugging_face(loader.dataset))
+            keeps_all = libraries.is_of_litdata(loader) or libraries.is_of_mosaic(loader)
+            self.in_doubt = not (keeps_all or libraries.is_of_hugging_face(loader.dataset))
         else:
-            self.in_doubt = not port.is_of_nodes(loader)
-            self._limits += [AHEAD] * (port.is_of_nodes(loader) and port.nodes_ahead(loader))
-            self._limits += [_MIXED] * (port.is_of_nodes(loader) and port.mixes_shuffled_nodes(loader))
+            self.in_doubt = not libraries.is_of_nodes(loader)
+            self._limits += [AHEAD] * (libraries.is_of_nodes(loader) and libraries.nodes_ahead(loader))
+            self._limits += [_MIXED] * (libraries.is_of_nodes(loader) and libraries.mixes_shuffled_nodes(loader))
             self.counts = False  # its state says where it is, but often not what its samplers will draw
 
     @override
     def at_start(self) -> dict[str, Any]:
         if isinstance(self.loader, DataLoader):
-            return {"generator": self.loader.generator, "epoch": port.epoch_of(self.loader.dataset)}
+            return {"generator": self.loader.generator, "epoch": libraries.epoch_of(self.loader.dataset)}
         return {"loader": self.loader}
 
     @override
@@ -157,7 +157,9 @@ class WithState(Stateful):
             state, again = None, skip
         if state is not None:
             self._loader.load_state_dict(state)
-        elif port.is_of_litdata(self._loader) and self._has_begun:  # else it may be the program that has set it back
+        elif (
+            libraries.is_of_litdata(self._loader) and self._has_begun
+        ):  # else it may be the program that has set it back
             # Only who asks for one batch more than there are lets it end an epoch that was resumed: it would come again.
             self._loader.restore = False
         self._has_begun = True
@@ -169,7 +171,7 @@ class WithState(Stateful):
             indices = port.indices_of(self._loader) if self.draws else self._prepare_workers()
             indices.plan = port.Plan(seed, 0, numbered=not self.draws, streams=None, ready=self._ready)
             self.indices = indices
-        begin = port.iterate if known else port.iterate_nodes if port.is_of_nodes(self._loader) else iter
+        begin = port.iterate if known else libraries.iterate_nodes if libraries.is_of_nodes(self._loader) else iter
         with workers.ended_workers(self._loader, state):
             batches: Iterator[Any] = begin(self._loader)
         if not (planned and isinstance(batches, GeneratorType)):  # it begins, and draws for that, with its first batch
@@ -184,7 +186,7 @@ class WithState(Stateful):
 
         No batch could show whether their state is believed rightly, and to load so few again takes no longer.
         """
-        stays = not port.is_of_torchdata(self._loader) or self._loader.persistent_workers
+        stays = not libraries.is_of_torchdata(self._loader) or self._loader.persistent_workers
         return not (self.draws or stays) and batches < self._loader.num_workers
 
     @override
@@ -193,7 +195,7 @@ class WithState(Stateful):
 
     @override
     def beside(self) -> Iterator[Any]:
-        if self._loader is self.loader and not port.is_of_torchdata(self.loader):
+        if self._loader is self.loader and not libraries.is_of_torchdata(self.loader):
             limit = "it was iterated over a second time beside training, and has one state for both: use another object"
             self._limits += [limit] * (limit not in self._limits)
         return super().beside()
@@ -207,10 +209,12 @@ class WithState(Stateful):
     @override
     def end_of(self, state: Any, over: bool) -> None:
         self._has_begun = True
-        if not port.is_of_torchdata(self._loader):
+        if not libraries.is_of_torchdata(self._loader):
             self._loader.load_state_dict(state)
-            if port.is_of_nodes(self._loader):  # it counts an epoch only when one more is asked of it after a sample
-                next(port.iterate_nodes(self._loader), None)
+            if libraries.is_of_nodes(
+                self._loader
+            ):  # it counts an epoch only when one more is asked of it after a sample
+                next(libraries.iterate_nodes(self._loader), None)
             elif not over:  # Lightning stops at the last batch without asking whether there is another
                 iter(self._loader)
         elif self._loader.persistent_workers:  # others start each epoch with the dataset as it is in this process
@@ -230,7 +234,7 @@ class WithState(Stateful):
 
     @override
     def release(self) -> None:
-        if port.is_of_litdata(self._loader) and self._has_begun:
+        if libraries.is_of_litdata(self._loader) and self._has_begun:
             self._loader.restore = False  # as above, for another fit
         if isinstance(self._loader, DataLoader):
             port.release(self._loader)
