@@ -48,9 +48,8 @@ def _check_chunks(weights: Path, keys: Collection[str]) -> None:
             entry = stored[key]
             if not isinstance(entry, TensorStorageMetadata):
                 continue
-            parts = {
-                (tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks
-            }  # named twice, it counts once
+            # What is named twice counts once.
+            parts = {(tuple(chunk.offsets), tuple(chunk.sizes)) for chunk in entry.chunks}
             check_parts(path, key, parts)
             there = sum(
                 math.prod(sizes)

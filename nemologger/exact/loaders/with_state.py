@@ -157,9 +157,7 @@ class WithState(Stateful):
             state, again = None, skip
         if state is not None:
             self._loader.load_state_dict(state)
-        elif (
-            libraries.is_of_litdata(self._loader) and self._has_begun
-        ):  # else it may be the program that has set it back
+        elif libraries.is_of_litdata(self._loader) and self._has_begun:  # else the program may have set it back
             # Only who asks for one batch more than there are lets it end an epoch that was resumed: it would come again.
             self._loader.restore = False
         self._has_begun = True
@@ -211,9 +209,7 @@ class WithState(Stateful):
         self._has_begun = True
         if not libraries.is_of_torchdata(self._loader):
             self._loader.load_state_dict(state)
-            if libraries.is_of_nodes(
-                self._loader
-            ):  # it counts an epoch only when one more is asked of it after a sample
+            if libraries.is_of_nodes(self._loader):  # it counts an epoch only when asked for more than there is
                 next(libraries.iterate_nodes(self._loader), None)
             elif not over:  # Lightning stops at the last batch without asking whether there is another
                 iter(self._loader)
