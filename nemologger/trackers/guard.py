@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning_utilities.core.rank_zero import rank_zero_only
 
 from nemologger import lightning_port
+from nemologger.trackers import tensorboard
 from nemologger.trackers.hparams_file import add_hparams
 from nemologger.trackers.outbox import PATIENCE, Outbox
 
@@ -92,6 +93,7 @@ class _Guard:
 
     def _try(self, call: Callable[[], object]) -> None:
         if self._has_failed and isinstance(self._logger, TensorBoardLogger):
+            tensorboard.wait_for_a_later_name(self._logger)
             lightning_port.reopen_tensorboard(self._logger)  # the thread that wrote the file is gone
         try:
             call()

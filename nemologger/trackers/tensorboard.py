@@ -36,6 +36,19 @@ def move(logger: TensorBoardLogger, run: RunDirectory, homes: Iterable[str | Pat
     if _event_files(logger):
         # The placeholder metric is logged at step 0 by every life of the run.
         lightning_port.move_tensorboard(logger, save_dir, name, run.version or "", default_hp_metric=False)
+        wait_for_a_later_name(logger)
+
+
+def wait_for_a_later_name(logger: TensorBoardLogger) -> None:
+    """Let the second pass in which a file of ``logger`` was begun, if it is this one.
+
+    TensorBoard reads files in the order of their names, a time in seconds and then a counter without leading zeros: it would
+    read the tenth file of a process before the ninth of the same second, and show their steps in that order.
+    """
+    now = time.time()
+    seconds, _ = _newest(logger)
+    if seconds == int(now):
+        time.sleep(seconds + 1 - now)
 
 
 def check_apart(loggers: Iterable[object]) -> None:
@@ -81,8 +94,7 @@ def _warn_of_clock(logger: TensorBoardLogger) -> None:
 
     The clock has been set back, or the run has moved to a host where it is behind.
     """
-    found = ((re.match(r"events\.out\.tfevents\.(\d+)\.", file.name), file) for file in _event_files(logger))
-    seconds, newest = max(((int(match[1]), file) for match, file in found if match), default=(0, None))
+    seconds, newest = _newest(logger)
     if seconds > time.time():
         log.warning(
             "%s is of an earlier life of this run, and %.0f s ahead of the clock of this host: TensorBoard takes it for the "
@@ -96,3 +108,9 @@ def _warn_of_clock(logger: TensorBoardLogger) -> None:
 def _event_files(logger: TensorBoardLogger) -> list[Path]:
     directory = Path(logger.log_dir)
     return [*directory.glob("events.out.tfevents.*")] if is_dir(directory) else []
+
+
+def _newest(logger: TensorBoardLogger) -> tuple[int, Path | None]:
+    """The latest second in which a file was begun, by the files' names, and the file."""
+    found = ((re.match(r"events\.out\.tfevents\.(\d+)\.", file.name), file) for file in _event_files(logger))
+    return max(((int(match[1]), file) for match, file in found if match), default=(0, None))

@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 import pytest
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 from toy import ToyDataModule, ToyModel, names, quiet_trainer
 
 import nemologger as nl
@@ -123,6 +124,13 @@ class Unwritable(pl.Callback):
             self.aside.rename(self.directory)
 
 
+@pytest.fixture
+def ninth_file_of_this_process(monkeypatch):
+    """The next event file's name ends with 9, and the one after it with 10: as text, 10 is before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(9))
+
+
+@pytest.mark.usefixtures("ninth_file_of_this_process")
 def test_tensorboard_has_every_step_once_though_it_could_not_write_for_a_while(tmp_path, caplog):
     curves = tmp_path / "tb" / "n" / "v"
     trainer = quiet_trainer(max_steps=10, log_every_n_steps=1, callbacks=[Unwritable(curves)])
