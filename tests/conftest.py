@@ -89,6 +89,31 @@ def works_in_an_empty_directory(tmp_path_factory, monkeypatch):
     monkeypatch.chdir(tmp_path_factory.mktemp("cwd"))
 
 
+class Clock:
+    """Goes on for those who sleep by it alone: what is measured is the same on a machine that is slow, or busy."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def sleep(self, seconds: float) -> None:
+        self._now += seconds
+
+    def perf_counter(self) -> float:
+        return self._now
+
+    monotonic = perf_counter
+
+
+@pytest.fixture
+def clock(request, monkeypatch):
+    """The ``time`` of the test's module and of those of ours that measure."""
+    measuring = ("watch.own_time", "callbacks.step_timer", "callbacks.flops", "callbacks.straggler_detection")
+    clock = Clock()
+    monkeypatch.setattr(request.module, "time", clock)
+    for name in measuring:
+        monkeypatch.setattr(f"nemologger.{name}.time", clock)
+
+
 @pytest.fixture
 def quiet_loaders():
     """Without what Lightning says of loaders as small as those of tests."""

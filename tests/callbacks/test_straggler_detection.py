@@ -37,7 +37,7 @@ def test_the_slow_one_of_two_ranks_is_named(tmp_path, rank, where):
     assert warnings
     assert all(f"straggler: rank {rank} on host" in line for line in warnings)
     for_data = float(warnings[-1].partition("by itself, ")[2].split()[0])
-    assert (for_data > 30) is (where == "data")
+    assert (for_data > 90) is (where == "data")
 
 
 @pytest.mark.dist
@@ -61,6 +61,7 @@ class Slower(ToyModel):
         return super().training_step(batch, batch_idx)
 
 
+@pytest.mark.usefixtures("clock")
 def test_one_rank_against_its_own_best(tmp_path, caplog):
     callback = StragglerDetection(report_time_interval=0.15)
     logger = CSVLogger(tmp_path, name="", version="")
@@ -74,7 +75,7 @@ def test_one_rank_against_its_own_best(tmp_path, caplog):
     reports = [row for row in scores if row["gpu_individual_perf/min"]]
     assert len(reports) > 2
     assert all(float(row["gpu_relative_perf/median"]) == 1.0 for row in reports)
-    assert float(reports[-1]["gpu_individual_perf/min"]) < 0.5
+    assert float(reports[-1]["gpu_individual_perf/min"]) == pytest.approx(0.1)
     assert float(reports[0]["gpu_individual_perf/min"]) == 1.0
 
 
