@@ -175,12 +175,16 @@ def _done(process: Forked, out: IO[str], error: IO[str]) -> subprocess.Completed
 
 
 def free_port() -> int:
-    """A port that nobody listens on, and that the kernel gives to nobody who asks for any port, however long it takes."""
+    """A port that nobody listens on, and that the kernel gives to nobody who asks for any port, however long it takes.
+
+    Nor do other processes that run tests beside this one: whoever gets it may take some time until it listens.
+    """
     given = Path("/proc/sys/net/ipv4/ip_local_port_range")
     lowest = int(given.read_text().split()[0]) if given.exists() else 32_768
     below = lowest if lowest > 20_000 else 1 << 16  # somebody wants nearly all of them to be given away
+    workers, worker = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)), os.environ.get("PYTEST_XDIST_WORKER", "gw0")
     while True:
-        port = random.SystemRandom().randrange(15_000, below)
+        port = random.SystemRandom().randrange(15_000 + int(worker.removeprefix("gw")), below, workers)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
             return port
