@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 from lightning.pytorch import Callback
+from processes import wait_for
 from toy import ToyModel, loader, quiet_trainer
 
 from helpers.kill_loop import writers
@@ -28,8 +29,9 @@ from nemologger.callbacks import EMA
 from nemologger.callbacks.exact_resume import ExactResume
 from nemologger.checkpoint.writing import in_flight
 from nemologger.disk import LocalDisk
+from nemologger.saving import saves
 
-TIMEOUT = 3.0
+TIMEOUT = 6.0
 STEPS = 6
 
 
@@ -45,7 +47,7 @@ class FailingDisk(LocalDisk):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.how == "full":
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
-            time.sleep(2 * TIMEOUT)
+            wait_for((path.parents[3] / "end-0.json").exists)  # rank 0 has given up
         super().write(path, parts)
 
 
@@ -150,6 +152,7 @@ def main(directory: Path, how: str) -> None:
     rank = int(os.environ["LOCAL_RANK"])
     logging.basicConfig(filename=directory / f"log-{rank}.txt")
     in_flight.STALLED = TIMEOUT
+    saves._ANSWER = 60.0
     if how == "writer hangs" and rank == 1:
         start_late(directory)
     ckpt = ModelCheckpoint(

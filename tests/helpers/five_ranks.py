@@ -5,14 +5,13 @@ from __future__ import annotations
 import faulthandler
 import sys
 import threading
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from processes import tell
+from processes import tell, wait_for
 from torch import distributed as dist
 
 from nemologger.errors import SilentRankError
@@ -21,7 +20,7 @@ from nemologger.ranks.tree import RankTree
 from nemologger.watch.guard_main import waits_for_others
 
 WORLD = 5
-TIMEOUT = 3.0
+TIMEOUT = 6.0
 LONG = "x" * 10_000
 
 
@@ -48,14 +47,16 @@ def main(rank: int, directory: Path) -> None:
     seen["missing"] = trees[0].missing_at("some", TIMEOUT) if rank != 3 else None
     for silent, tree in ((3, trees[1]), (1, trees[2])):
         trees[0].exchange(rank, len, 30)  # all begin together
+        told = [directory / f"told-{silent}-{other}" for other in range(WORLD) if other != silent]
         if rank == silent:
-            time.sleep(4 * TIMEOUT)
+            wait_for(lambda told=told: all(one.exists() for one in told))
         else:
             with (directory / f"stacks-{rank}.txt").open("w+") as stacks:
                 faulthandler.dump_traceback_later(TIMEOUT / 2, file=stacks)
                 seen[f"without {silent}"] = outcome(lambda tree=tree: tree.exchange(rank, list, TIMEOUT))
                 stacks.seek(0)
                 seen[f"waits for {silent}"] = waits_for_others(stacks.read(), threading.get_ident())
+            (directory / f"told-{silent}-{rank}").touch()
     tell(seen, rank, WORLD, directory)
 
 

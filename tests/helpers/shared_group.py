@@ -20,7 +20,7 @@ from nemologger.ranks import connect
 
 WORLD = 2
 LONG = timedelta(seconds=60)
-SHORT = timedelta(seconds=3)
+SHORT = timedelta(seconds=5)
 
 
 def held() -> int:

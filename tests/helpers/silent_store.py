@@ -19,7 +19,7 @@ from torch import distributed as dist
 from nemologger.errors import SilentRankError
 from nemologger.ranks import ProcessGroup, notes
 
-TIMEOUT = 2.0
+TIMEOUT = 5.0
 
 
 def main(directory: Path) -> None:

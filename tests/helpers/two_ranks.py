@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
-from processes import seen_by_ranks
+from processes import seen_by_ranks, wait_for
 from torch import distributed as dist
 
 from helpers.disks import FailingDisk
@@ -35,7 +35,7 @@ from nemologger.saving import checks
 from nemologger.saving.checks import check_shared
 
 WORLD = 2
-SILENCE = 1.5  # seconds that a rank waits for another
+SILENCE = 4.0  # seconds that a rank waits for another
 
 
 @lru_cache(maxsize=1)
@@ -165,21 +165,27 @@ def _scenarios(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _silence(rank: int) -> dict[str, Callable[[], Any]]:
+def _silence(rank: int, directory: Path) -> dict[str, Callable[[], Any]]:
     """A rank that is late, and one that dies; groups of their own, for they are of no use afterwards."""
     slow = ProcessGroup(timedelta(seconds=SILENCE))
     mute = ProcessGroup(timedelta(seconds=SILENCE))
     dead = ProcessGroup(timedelta(seconds=SILENCE))
 
-    def late() -> Any:
+    def when_it_is_over(name: str, step: Callable[[], Any]) -> Any:
+        """Rank 1 takes part when rank 0 has given up."""
+        over = directory / f"over-{name}"
         if rank == 1:
-            time.sleep(SILENCE + 4)
-        return together(slow, lambda: rank)
+            wait_for(over.exists)
+        try:
+            return step()
+        finally:
+            over.touch()
+
+    def late() -> Any:
+        return when_it_is_over("late", lambda: together(slow, lambda: rank))
 
     def unheard() -> Any:
-        if rank == 1:
-            time.sleep(SILENCE + 4)
-        return mute.largest([rank])
+        return when_it_is_over("unheard", lambda: mute.largest([rank]))
 
     def died() -> Any:
         return "gone" if rank == 1 else decide(dead, lambda: together(dead, lambda: 0))
@@ -193,7 +199,7 @@ def main(rank: int, directory: Path) -> None:
         "gloo", init_method=f"file://{directory}/store", rank=rank, world_size=WORLD, timeout=timedelta(seconds=60)
     )
     seen = {name: outcome(step) for name, step in _scenarios(rank, directory).items()}
-    seen |= {name: outcome(step) for name, step in _silence(rank).items()}
+    seen |= {name: outcome(step) for name, step in _silence(rank, directory).items()}
     partial = directory / f"rank{rank}.partial"
     partial.write_text(json.dumps(seen))
     partial.rename(directory / f"rank{rank}.json")
