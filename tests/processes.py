@@ -34,7 +34,7 @@ def environment(extra: Mapping[str, str] | None = None, *, light: bool = True) -
 def python(
     script: str | Path,
     *arguments: object,
-    timeout: float = 120,
+    timeout: float = 240,
     check: bool = True,
     light: bool = True,
     extra: Mapping[str, str] | None = None,
@@ -138,7 +138,7 @@ def seen_by_ranks(script: Path, count: int, directory: Path) -> list[dict[str, A
     given = environment({"PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"})
     started = [Forked([str(script), str(rank), str(directory)], given) for rank in range(count)]
     try:
-        code = ended(started, 120)
+        code = ended(started, 240)
     finally:
         end(started)
     assert code == 0, f"{script} ended with {code}"
@@ -156,7 +156,7 @@ def tell(seen: Mapping[str, Any], rank: int, count: int, directory: Path) -> NoR
 
 
 def torchrun(
-    script: str | Path, count: int, *arguments: object, timeout: float = 180
+    script: str | Path, count: int, *arguments: object, timeout: float = 240
 ) -> subprocess.CompletedProcess[str]:
     """Run ``script`` as ``count`` processes that ``torchrun`` might have started."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as error:

@@ -22,6 +22,7 @@ from nemologger import ConfigurationError, ModelCheckpoint, SaveFailedError
 from nemologger.checkpoint.reading.load import load_checkpoint
 from nemologger.checkpoint.verify import problems
 from nemologger.disk import LocalDisk
+from nemologger.saving import saves
 
 SCRIPT = Path(__file__).with_name("train_toy.py")
 
@@ -244,7 +245,9 @@ def test_a_failed_commit_is_reported_too(tmp_path, caplog):
     assert names(tmp_path) == ["step=2", "step=6", "step=8", "step=8-last"]
 
 
-def test_a_busy_writer_can_be_waited_for_or_skipped(tmp_path, caplog):
+def test_a_busy_writer_can_be_waited_for_or_skipped(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(saves, "_ANSWER", 60.0)  # for the disk, which is not what is busy here
+
     def slow(watch: _Watch) -> None:
         for pid in watch.writers:
             os.kill(pid, signal.SIGSTOP)
@@ -360,7 +363,7 @@ def test_training_does_not_wait_while_a_checkpoint_is_published(tmp_path):
     class Counts(pl.Callback):
         def on_train_batch_end(self, trainer, *args):
             waited[trainer.global_step] = sum(one is threading.main_thread() for one in disk.waited)
-            time.sleep(0.1)
+            _settle(trainer)  # else the next save waits, in this thread
 
     quiet_trainer(max_steps=12, callbacks=[Counts(), ckpt], logger=False).fit(ToyModel(), loader())
     assert waited[12] - waited[4] <= 4, waited  # of each of these saves for the marker alone

@@ -104,7 +104,7 @@ def test_a_save_behind_a_busy_device(tmp_path, mode):
     state = {"state_dict": module.state_dict()}
     with closing(AsyncSaver(LocalDisk(), SingleProcess(), staging=mode)) as saver:
         for number in (1.0, 2.0):  # memory is made, and pinned, for the first
-            torch.cuda._sleep(1_000_000_000)  # cycles
+            torch.cuda._sleep(3_000_000_000 if number == 2.0 else 0)  # cycles
             with torch.no_grad():
                 for tensor in tensors_of(state):
                     tensor.fill_(number)

@@ -19,7 +19,7 @@ CONF = Path(__file__).with_name("sweep_conf")
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *map(str, command)], env=environment(), capture_output=True, text=True, timeout=60
+        [sys.executable, *map(str, command)], env=environment(), capture_output=True, text=True, timeout=240
     )
 
 

@@ -287,7 +287,7 @@ def test_a_kill_in_mid_upload(s3, tmp_path, straight, beside):
     assert f"{unfinished} was never finished, or was being removed: removed" in log
     assert "resuming from" in log
     s3.gate.release()  # what is left of the writer of the killed run goes on only now
-    wait_for(lambda: not _writers_beside(), timeout=60)
+    wait_for(lambda: not _writers_beside())
     assert s3.pending() == []
     found = survey(storage_path(s3.url))
     assert {one.manifest.step for one in found} >= {6}

@@ -42,7 +42,7 @@ def sent_to_children():
 @pytest.mark.parametrize("is_deaf", [True, False])
 def test_a_process_that_is_started_so_hears_none_of_them_from_the_start(is_deaf):
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
-    command = [sys.executable, "-c", "import time; time.sleep(0.2)"]
+    command = [sys.executable, "-c", f"import time; time.sleep({0.2 if is_deaf else 60})"]
     with sent_to_children():
         if is_deaf:
             with unheard():

@@ -85,7 +85,7 @@ def test_the_thread_that_asks_the_store_leaves_staging_alone(s3, monkeypatch):
 def test_a_long_upload_is_no_stalled_one(s3, monkeypatch):
     """An object is seen when it is complete, so that nothing seems to be written before; the writer says that it tries."""
     monkeypatch.setattr(in_flight, "TURN", 0.05)
-    monkeypatch.setattr(in_flight, "STALLED", 1.8)
+    monkeypatch.setattr(in_flight, "STALLED", 5.0)
     s3.gate.rule = lambda request: "hold" if request.startswith("PUT") and "__0_0" in request else "pass"
     checkpoint = storage_path(f"{s3.url}/a")
     saver = AsyncSaver(disk_of(checkpoint), SingleProcess())
@@ -93,7 +93,7 @@ def test_a_long_upload_is_no_stalled_one(s3, monkeypatch):
     try:
         saver.prepare(snapshot)
         saver.start(snapshot, checkpoint, Manifest(step=1, epoch=0))
-        go = threading.Timer(2.5, s3.gate.release)
+        go = threading.Timer(6.5, s3.gate.release)
         go.start()
         assert saver.finish() is not None
         go.join()

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -105,12 +104,12 @@ def test_a_sweep_that_is_killed_goes_on():
     quick = "hydra.job.config.override_dirname.exclude_keys=[dir,crash,pause]"
     names = [f"model.lr={lr},model.width={width}" for width in (4, 8) for lr in ("0.1", "0.01")]
     runs = [Path("runs", "toy", name) for name in names]
-    with started(SCRIPT, "-m", *arguments, quick, "trainer.max_steps=4", "pause=0.5") as process:
+    with started(SCRIPT, "-m", *arguments, quick, "trainer.max_steps=4", "pause=1.0") as process:
         wait_for(lambda: any(runs[1].glob("checkpoints/*-last/manifest.json")), timeout=150)
         os.kill(process.pid, signal.SIGKILL)  # the sweep alone: what it has started is to notice
         process.wait()
         child = int((runs[1] / "diary.txt").read_text().split()[0])
-        wait_for(lambda: _is_gone(child), timeout=60)
+        wait_for(lambda: _is_gone(child))
     assert states()[names[0]] == "finished"
     assert states()[names[1]] != "finished"
     before = (runs[0] / "diary.txt").read_text()
@@ -164,20 +163,19 @@ def test_ctrl_c_stops_a_sweep():
     with started(
         SCRIPT, "-m", "model.lr=0.1,0.01", "train=false", "pause=60", f"diary={Path.cwd()}/diary.txt"
     ) as process:
-        wait_for(Path("diary.txt").exists)
-        time.sleep(0.2)
+        wait_for(lambda: Path("diary.txt").exists() and diary())
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-        assert process.wait(timeout=30) != 0
+        assert process.wait(timeout=120) != 0
     assert len(diary()) == 1
     assert list(states().values()) == ["failed"]
 
 
 def test_nothing_new_is_started_when_the_sweep_is_killed_beside_its_workers():
-    arguments = ("model.lr=1,2,3,4", "train=false", "pause=30", f"diary={Path.cwd()}/diary.txt")
+    arguments = ("model.lr=1,2,3,4", "train=false", "pause=300", f"diary={Path.cwd()}/diary.txt")
     with started(SCRIPT, "-m", *arguments, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2") as process:
         wait_for(lambda: Path("diary.txt").exists() and len(diary()) == 2)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        wait_for(lambda: not _left_of(process.pid), timeout=25)  # all of it stopped before its time, workers too
+        wait_for(lambda: not _left_of(process.pid), timeout=200)  # all of it stopped before its time, workers too
         assert len(diary()) == 2
         assert list(states().values()) == ["failed", "failed"]

@@ -105,7 +105,7 @@ def test_a_disk_that_does_not_answer_holds_up_no_step(tmp_path, said, monkeypatc
     begun, trained, write, waited = Event(), Event(), trained_steps.write_all, []
 
     def hangs(*arguments):
-        waited.append(not begun.is_set() or trained.wait(timeout=10))
+        waited.append(not begun.is_set() or trained.wait(timeout=100))
         write(*arguments)
 
     class Trained(pl.Callback):

@@ -51,7 +51,7 @@ def test_they_hear_it_when_nobody_else_does():
     assert loader.worker_init_fn is None
     deaf.end()
     worker.terminate()
-    worker.join(timeout=10)
+    worker.join(timeout=120)
     assert worker.exitcode == 0
 
 

@@ -356,7 +356,7 @@ def test_killed_after_the_grace_period_nothing_published_is_lost(tmp_path):
 def test_all_processes_of_the_job_get_the_signal(tmp_path, devices, start):
     """Workers of data loaders, the server that starts them, and writers too: training goes on to the end of the step."""
     options = ("--devices", devices, "--workers", 2, "--start", start, "--pause", 0.1, "--beside", "--every", 1)
-    with started(SCRIPT, tmp_path, 30, *options) as process:
+    with started(SCRIPT, tmp_path, 3000, *options) as process:
         wait_for(lambda: len(lines(tmp_path, devices - 1)) >= 6)
         main = psutil.Process(process.pid)
         for one in (*main.children(recursive=True), main):  # as Slurm does, whatever sessions they are in
@@ -366,7 +366,7 @@ def test_all_processes_of_the_job_get_the_signal(tmp_path, devices, start):
         assert process.wait(timeout=60) == 143
     assert "has died" not in output
     taken = len(lines(tmp_path))
-    assert 6 <= taken < 30
+    assert 6 <= taken < 3000
     assert f"step={taken}-last" in names(tmp_path / "toy" / "checkpoints")
 
 
@@ -408,7 +408,7 @@ def test_one_of_two_ranks_gets_the_signal(tmp_path, straight, rank):
     """Both stop after the same step, whoever started them and with no callback but ModelCheckpoint, and go on together."""
     options = (*TWO, *["--by-itself"] * rank)
     launcher = [AGENT, "--nproc-per-node=2", f"--master-port={free_port()}"] if rank else []
-    with started(*launcher, SCRIPT, tmp_path, 20, "--pause", 0.1, *options) as process:
+    with started(*launcher, SCRIPT, tmp_path, 20, "--pause", 0.4, *options) as process:
         wait_for(lambda: len(lines(tmp_path, 1)) >= 6)
         os.kill(int((tmp_path / f"pid-{rank}").read_text()), signal.SIGTERM)
         code = process.wait(timeout=60)

@@ -65,8 +65,8 @@ class Job:
                 for rank in range(self.tasks)
             ]
             try:
-                code = ended(ranks, 120)
-                codes = {rank.wait(30) for rank in ranks}
+                code = ended(ranks, 240)
+                codes = {rank.wait(60) for rank in ranks}
             finally:
                 end(ranks)
         assert codes == {code}, output.read_text()

@@ -183,7 +183,7 @@ def s3_server() -> Iterator[int]:
         return False
 
     try:
-        wait_for(answers, timeout=60)
+        wait_for(answers, timeout=240)
         yield port
     finally:
         process.kill()

@@ -58,7 +58,7 @@ def test_training_is_as_patient_as_its_strategy_was_told():
 
 @pytest.mark.parametrize("let", [True, False])
 def test_processes_that_end_together_are_not_killed_for_it(let):
-    main = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    main = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     other = subprocess.Popen([sys.executable, "-c", "import sys; sys.exit(143)"])
     observer = _ChildProcessObserver(main_pid=main.pid, child_processes=[other], sleep_period=1)
     try:
@@ -66,7 +66,7 @@ def test_processes_that_end_together_are_not_killed_for_it(let):
         if let:
             lightning_port.let_processes_end()
         other.wait()
-        observer.join(timeout=20)
+        observer.join(timeout=120)
         assert not observer.is_alive()
         if not let:
             main.wait(timeout=60)

@@ -304,7 +304,7 @@ def test_a_server_that_is_gone_is_given_up(s3, impatient, monkeypatch):
     with pytest.raises(OSError, match=r"tried for \d") as error:
         disk_of(root).write(root / "a", [b"x"])
     assert error.value.filename == f"{s3.url}/a"
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 25  # and not after half a minute, as by itself
     assert len(s3.gate.requests) > 2
     # It is known to be gone: nobody waits for it again, however patient. And not known is not the same as not there.
     monkeypatch.setattr(store, "PATIENCE", 60.0)
@@ -427,7 +427,7 @@ with ThreadPoolExecutor(8) as pool:
 def test_its_first_use_may_be_in_many_threads(s3):
     """As in the writer process, where nobody has imported the client before."""
     done = subprocess.run(
-        [sys.executable, "-c", FIRST_USE, f"s3://{s3.name}"], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", FIRST_USE, f"s3://{s3.name}"], capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
     assert len(s3.objects()) == 8

@@ -77,8 +77,14 @@ def test_what_comes_while_it_is_gone_is_done_in_order_later(beside, caplog, monk
 def test_it_is_tried_again_after_a_while(beside, caplog):
     store, box = Store(), Outbox("T", beside=beside)
     store.there = False
-    box.put("1", lambda: store.take(1))
-    store.there = True
+
+    def comes_back() -> None:
+        try:
+            store.take(1)
+        finally:
+            store.there = True
+
+    box.put("1", comes_back)
     if beside:
         until(lambda: store.taken)
     else:

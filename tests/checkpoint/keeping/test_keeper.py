@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from helpers.disks import FailingDisk
 from helpers.engine import faults, names_in, snapshot_of
+from processes import wait_for
 
 from nemologger.checkpoint.keeping.decision import Decision
 from nemologger.checkpoint.keeping.keeper import Keeper
@@ -87,8 +87,7 @@ def test_a_save_whose_writer_hangs_does_not_keep_later_ones_from_being_made(tmp_
     keeper, _ = under_way(tmp_path)
     try:
         assert not keeper.can_finish_now()
-        time.sleep(0.3)
-        assert keeper.can_finish_now()
+        wait_for(keeper.can_finish_now)
         with pytest.raises(SaveFailedError, match="the storage does not answer"):
             keeper.finish()
         assert names_in(tmp_path) == set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -69,6 +70,7 @@ def test_when_a_rank_dies_while_all_wait_what_is_written_is_published_all_the_sa
 
 def test_where_no_thread_can_be_started_saves_are_not_beside_training():
     """Whoever prepares goes on with synchronous saves after this error, and ends with any other."""
+    gc.collect()  # what other tests have left is not to go meanwhile
     descriptors = os.listdir("/proc/self/fd")
     before = threading.stack_size(1 << 47)  # nobody has so much
     try:
