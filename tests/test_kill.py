@@ -54,7 +54,7 @@ def test_a_stopped_run_goes_on_from_its_last_checkpoint(tmp_path, straight, how)
 @pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.dist)])
 def test_kills_at_random_moments(ranks):
     """With and without loader workers, saving beside training and not. The same script runs for as long as wanted."""
-    done = python(LOOP, "--kills", 2, "--ranks", ranks, "--workers", 0, 2, "--both", "--steps", 30, timeout=280)
+    done = python(LOOP, "--kills", 2, "--ranks", ranks, "--workers", 0, 2, "--both", "--steps", 30, timeout=500)
     assert done.stdout.count(f"\n| {ranks} | ") == 4, done.stdout + done.stderr
 
 

@@ -10,7 +10,7 @@ from processes import torchrun
 
 SCRIPT = Path(__file__).with_name("helpers") / "partly_sharded.py"
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.dist
 
 REST = ["up.weight", "up.bias", "down.weight", "down.bias"]
 

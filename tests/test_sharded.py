@@ -24,7 +24,7 @@ from nemologger.disk import LocalDisk
 SCRIPT = Path(__file__).with_name("helpers") / "sharded.py"
 WAYS = [f"{kind}-{world}" for world, kinds in KINDS.items() for kind in kinds]
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.dist
 
 
 @pytest.fixture(scope="module")

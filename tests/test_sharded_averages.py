@@ -18,7 +18,7 @@ FSDP2 = ["fsdp2", "fsdp2, offloaded", "fsdp2, bf16"]
 FSDP = ["fsdp", "fsdp, offloaded"]
 RUNS = [*FSDP2, "tp2", *FSDP, "fsdp, not sharded"]
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.dist
 
 
 @pytest.fixture(scope="module")

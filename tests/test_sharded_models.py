@@ -14,7 +14,7 @@ from nemologger.io import load_context
 
 SCRIPT = Path(__file__).with_name("helpers") / "sharded_models.py"
 
-pytestmark = [pytest.mark.dist, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.dist
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,6 @@ import pytest
 from helpers.mlflow_server import mlflow_runs, mlflow_server
 from processes import environment
 
-pytestmark = pytest.mark.timeout(600)  # MLflow takes its time to start
-
 SCRIPT = Path(__file__).parent.parent / "train_outage.py"
 
 

@@ -21,8 +21,6 @@ from processes import environment
 
 from nemologger.trackers import wandb_file
 
-pytestmark = pytest.mark.timeout(600)  # ten starts of Python with trackers, which take their time to end
-
 SCRIPT = Path(__file__).parent.parent / "train_tracked.py"
 STEPS = [*range(20)]
 VALIDATED = [4, 9, 14, 19]
@@ -34,7 +32,7 @@ def train(directory: Path, *arguments: object) -> subprocess.CompletedProcess[st
     taken = {"MLFLOW_TRACKING_URI", "WANDB_RUN_ID", "WANDB_MODE", "CLEARML_OFFLINE_MODE", "COMET_START_ONLINE"}
     env = {key: value for key, value in environment(QUIET).items() if key not in taken}
     command = [sys.executable, str(SCRIPT), str(directory), *map(str, arguments)]
-    return subprocess.run(command, env=env, cwd=directory, capture_output=True, text=True, timeout=280)
+    return subprocess.run(command, env=env, cwd=directory, capture_output=True, text=True, timeout=500)
 
 
 @pytest.fixture(scope="module")
