@@ -238,9 +238,10 @@ def test_what_may_not_be_read_hides_nothing_else(monkeypatch):
     user = os.geteuid()
     with tempfile.TemporaryDirectory() as place:  # pytest's own are closed to others
         directory = Path(place)
-        directory.chmod(0o755)
         for step, name in enumerate(("a", "b", "lost+found"), start=1):
             save(directory / name, step)
+        for path in (directory, *directory.rglob("*")):
+            path.chmod(0o755)  # whatever the umask
         (directory / "b").chmod(0)
         (directory / "lost+found").chmod(0)
         try:
