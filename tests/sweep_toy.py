@@ -37,7 +37,7 @@ def main(cfg: Any) -> Any:
     job = nl.sweep_job()
     if cfg.diary:
         with Path(cfg.diary).open("a") as file:
-            file.write(f"{job.name if job else None} {os.getcwd()} {os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
+            file.write(f"{job.name if job else None}\t{os.getcwd()}\t{os.environ.get('CUDA_VISIBLE_DEVICES')}\n")
     time.sleep(0 if cfg.train else cfg.pause)
     if cfg.crash == "raise" or cfg.crash == cfg.model.width:
         raise ValueError(f"cannot work with width {cfg.model.width}")

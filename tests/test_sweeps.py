@@ -30,8 +30,8 @@ def states() -> dict[str, str]:
 
 
 def diary(path: str = "diary.txt") -> list[str]:
-    """The first word of each line."""
-    return [line.split()[0] for line in Path(path).read_text().splitlines()]
+    """The name in each line."""
+    return [line.split("\t")[0] for line in Path(path).read_text().splitlines()]
 
 
 def test_a_crash_does_not_stop_the_others_and_a_second_start_runs_what_is_left():
@@ -76,7 +76,7 @@ def test_side_by_side_on_several_devices():
     )
     assert done.returncode == 1
     assert "2 of 4 combinations failed; 2 of 4 combinations are finished" in done.stderr, done.stderr
-    assert {line.split()[2] for line in Path("diary.txt").read_text().splitlines()} == {"3", "5"}
+    assert {line.split("\t")[2] for line in Path("diary.txt").read_text().splitlines()} == {"3", "5"}
     assert len(list(RECORDS.glob("*/output.log"))) == 4
 
 
@@ -90,7 +90,7 @@ def test_submitit_launches_a_sweep():
     assert "SweepError: 1 of 2 combinations failed; 1 of 2 combinations are finished" in first.stderr
     assert states() == {"crash=null": "finished", "crash=raise": "failed"}
     assert sorted(diary()) == ["crash=null", "crash=raise"]
-    assert {line.split()[1] for line in Path("diary.txt").read_text().splitlines()} == {os.getcwd()}
+    assert {line.split("\t")[1] for line in Path("diary.txt").read_text().splitlines()} == {os.getcwd()}
     assert len(list(RECORDS.glob(".submitit/*/*_submitted.pkl"))) == 2, "they were not submitit's jobs"
 
     again = sweep("crash=null", *arguments[1:], keys)

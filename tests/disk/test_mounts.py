@@ -16,7 +16,7 @@ LINES = """22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw
 def test_the_innermost_mount_counts(tmp_path):
     mountinfo = tmp_path / "proc" / "self" / "mountinfo"
     mountinfo.parent.mkdir(parents=True)
-    mountinfo.write_text(LINES.format(here=tmp_path))
+    mountinfo.write_text(LINES.format(here=str(tmp_path).replace(" ", "\\040")))
     disk = tmp_path / "my disk"
     (tmp_path / "link").symlink_to(disk)
     assert mount_of(disk / "run", tmp_path) == mount_of(tmp_path / "link" / "run", tmp_path) == disk
