@@ -19,11 +19,8 @@ log = logging.getLogger("nemologger.callbacks.exact_resume")
 # --- of the fit -------------------------------------------------------------------------------------------------------
 
 _OTHER_RANKS = (
-    "the checkpoint is of %d ranks, of which %d read data; there are %d now, of which %d do: training goes on "
-    "after as many samples, with new random numbers, and means of this epoch are of what follows"
+    "the checkpoint was saved by %s, this run has %s: training goes on after as many samples, with new random numbers"
 )
-
-_LESS = "%d ranks had taken %d batches of the epoch, a number that %d ranks do not come to: %d are trained on twice"
 
 RAISED = (
     "was under way when the checkpoint was saved: a run that goes on trains on its batch once more, with other random "
@@ -137,10 +134,17 @@ def say_before_training(trainer: pl.Trainer, module: pl.LightningModule) -> None
 
 def say_other_ranks(ranks_then: int, readers_then: int, ranks: int, readers: int, batches: int) -> None:
     """That there are more or fewer ranks, after so many ``batches`` of the epoch that each of those then had trained on."""
-    log.warning(_OTHER_RANKS, ranks_then, readers_then, ranks, readers)
-    taken = batches * readers_then
-    if taken % readers:
-        log.warning(_LESS, readers_then, taken, readers, taken % readers)
+    said = _OTHER_RANKS % (_ranks(ranks_then, readers_then), _ranks(ranks, readers))
+    if batches:
+        said += "; means over this epoch are of its rest alone"
+    if twice := batches * readers_then % readers:
+        said += f"; {twice} of its batches, which {readers} ranks cannot share evenly, are trained on once more"
+    log.warning("exact resume: %s", said)
+
+
+def _ranks(ranks: int, readers: int) -> str:
+    """How many there are, and, where the others get the same data, how many read different data."""
+    return f"{ranks} rank{'s' if ranks > 1 else ''}{'' if readers == ranks else f' ({readers} with data of their own)'}"
 
 
 def advice_for(device: torch.device) -> str:
