@@ -89,7 +89,7 @@ class ModelCheckpoint(IOMixin, CheckpointsInTime):
             much memory again as the state. The final state is always durable before ``fit`` returns. A strategy's
             ``ckpt_async_save=True`` (:mod:`nemologger.strategies`) does the same.
         on_busy: With ``async_save``, when a save is due while the one before is still being written, or while the disk does
-            not answer: ``"wait"`` for it, or ``"skip"`` the new one.
+            not answer: ``"wait"`` for it, which the log says, or ``"skip"`` the new one.
         staging: With ``async_save``, when the state is copied. ``"at_once"``: training waits for the copy. ``"overlapped"``:
             buffers are copied at once, parameters and optimizer state during the next forward and backward; the optimizer's
             step waits for them. A hook that changes parameters in between, other than through an optimizer, makes that save

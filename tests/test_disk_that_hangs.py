@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from toy import ToyModel, loader, manifests, names, quiet_trainer
 
 from nemologger import ModelCheckpoint
 from nemologger.checkpoint.verify import problems
+from nemologger.checkpoint.writing import in_flight, progress
 from nemologger.saving import saves
 
 CALLS = ["lstat", "mkdir", "open", "readlink", "rename", "replace", "rmdir", "scandir", "stat", "symlink", "unlink"]
@@ -57,7 +59,8 @@ class Mount:
         self.answers.set()
         saves._ANSWER = 60.0
         while self.stopped:
-            os.kill(self.stopped.pop(), signal.SIGCONT)
+            with suppress(ProcessLookupError):  # it was given up
+                os.kill(self.stopped.pop(), signal.SIGCONT)
 
 
 class Hangs(pl.Callback):
@@ -103,3 +106,61 @@ def test_saves_are_skipped_while_the_disk_hangs(tmp_path, mount, begin, end, ski
     assert {m.step for m in manifests(tmp_path).values()} == set(range(2, 15, 2)) - skipped
     assert all(f"step {step} is not saved" in caplog.text for step in skipped)
     assert all(problems(tmp_path / name) == [] for name in names(tmp_path) if name.startswith("step"))
+
+
+class Impatient(Hangs):
+    """What does not move while the mount hangs is given up at once."""
+
+    def on_train_batch_start(self, trainer, *args):
+        super().on_train_batch_start(trainer, *args)
+        in_flight.STALLED = 600.0 if self.mount.answers.is_set() else 0.0
+
+
+def test_what_was_being_written_is_given_up_without_the_disk(tmp_path, mount, monkeypatch, caplog):
+    """To remove what there is of it is for when the disk is back."""
+    monkeypatch.setattr(saves, "_ANSWER", 0.2)
+    monkeypatch.setattr(in_flight, "STALLED", in_flight.STALLED)
+    hangs = Impatient(mount, begin=(4,), end=(9,))
+    ckpt = ModelCheckpoint(
+        monitor=None, dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1, async_save=True,
+        on_busy="skip",
+    )  # fmt: skip
+    quiet_trainer(max_steps=14, callbacks=[hangs, ckpt], logger=False).fit(ToyModel(), loader())
+    assert threading.main_thread() not in mount.waited
+    assert "nothing was written for 0 s: the storage does not answer" in caplog.text
+    assert {m.step for m in manifests(tmp_path).values()} == {2, 10, 12, 14}
+    assert not [name for name in names(tmp_path) if name.endswith("unfinished") or name == "step=4"]
+
+
+class Waits(Hangs):
+    """Lets the mount answer as soon as the log says ``said``."""
+
+    def __init__(self, mount: Mount, said: str, caplog: pytest.LogCaptureFixture) -> None:
+        super().__init__(mount, begin=(3,), end=())
+        self.watch = threading.Thread(target=self._come_back, args=(said, caplog))
+        self.said = False
+
+    def _come_back(self, said: str, caplog: pytest.LogCaptureFixture) -> None:
+        end = time.monotonic() + 30
+        while not self.said and time.monotonic() < end:
+            self.said = said in caplog.text
+            time.sleep(0.01)
+        self.mount.come_back()
+
+    def on_train_start(self, *args):
+        self.watch.start()
+
+    def on_train_end(self, *args):
+        self.watch.join()
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_who_waits_for_the_disk_says_so(tmp_path, mount, beside, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "EVERY", 0.05)
+    waits = Waits(mount, "training waits for its disk to answer", caplog)
+    ckpt = ModelCheckpoint(
+        monitor=None, dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1, async_save=beside
+    )
+    quiet_trainer(max_steps=8, callbacks=[waits, ckpt], logger=False).fit(ToyModel(), loader())
+    assert waits.said
+    assert {m.step for m in manifests(tmp_path).values()} == {2, 4, 6, 8}

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from threading import Thread
 
+from nemologger.checkpoint.writing.progress import wait_aloud
+
 _PAUSE = 0.2
 
 
@@ -17,10 +19,12 @@ class Errand:
 
     Args:
         step: Does what can be done now, and says whether that was the last of it. It may raise.
+        what: What somebody waits for who waits for it.
     """
 
-    def __init__(self, step: Callable[[], bool]) -> None:
+    def __init__(self, step: Callable[[], bool], what: str) -> None:
         self._step = step
+        self._what = what
         self._thread: Thread | None = None
         self._next = 0.0
         self._done = False
@@ -47,8 +51,10 @@ class Errand:
         """
         if self._thread is None:
             return False
-        self._thread.join(seconds)  # Ctrl-C may end this: the call is still under way then
-        if self._thread.is_alive():
+        # Ctrl-C may end this: the call is still under way then.
+        if seconds is None:
+            wait_aloud(self._is_over, self._what)
+        elif not self._is_over(seconds):
             return False
         self._thread = None
         self._next = time.monotonic() + _PAUSE
@@ -59,6 +65,11 @@ class Errand:
         finally:
             error = None  # its traceback holds this frame
         return self._done
+
+    def _is_over(self, seconds: float) -> bool:
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
 
     def _run(self) -> None:
         try:

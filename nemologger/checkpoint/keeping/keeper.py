@@ -127,9 +127,8 @@ class Keeper:
         # What is still under way has had its time, and what it says is of an earlier moment.
         if errand is not None and not self._is_over(errand, None if seconds is None else 0.0):
             return False
-        if seconds is None:
-            return self._look_again(lock)
-        errand = self._getting_ready = Errand(partial(self._look_again, lock))
+        what = "its disk to answer, or what is surplus there to be removed"
+        errand = self._getting_ready = Errand(partial(self._look_again, lock), what)
         errand.poll()
         return self._is_over(errand, seconds)
 
@@ -244,7 +243,7 @@ class Keeper:
         self._pending = pending = _Pending(decision, frozenset(protected))
         # To publish takes a dozen answers of the disk, or of a store, and more with many ranks: training waits for none.
         if self._ranks.rank == 0 or not self._disk.can_rename:
-            self._errand = Errand(partial(self._look, self._beside, pending))
+            self._errand = Errand(partial(self._look, self._beside, pending), f"{decision.path} to be published")
 
     def hold(self) -> None:
         """Before something that may change the state, other than an optimizer: wait until it is copied."""
@@ -379,12 +378,13 @@ class Keeper:
 
     @contextlib.contextmanager
     def _noting_loss(self, decision: Decision) -> Iterator[None]:
-        """What a failed save has written is removed at once, or, if the disk is away, with the next one."""
+        """What a failed save has written is removed beside training, or, if the disk is away, with the next one."""
         try:
             yield
         except SaveFailedError:
             if self._ranks.rank == 0:
                 self._lost.append(decision.path)
+                self._remover.abandon(self._disk.path(decision.path))
             raise
 
     def _make_room(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -45,7 +46,11 @@ class Remover:
 
     def abandon(self, checkpoint: Path) -> None:
         """Remove soon what a failed save of ``checkpoint`` may have left; nothing to do if it left nothing."""
-        self._do(checkpoint, partial(commit.abandon, self._disk, checkpoint))
+        self._do(checkpoint, partial(self._abandon, checkpoint))
+
+    def _abandon(self, checkpoint: Path) -> None:
+        with suppress(OSError):  # the disk that failed may fail again; the next save, or the next run, tidies up
+            commit.abandon(self._disk, checkpoint)
 
     def thin(self, kept: Kept) -> None:
         """Take the optimizer state of ``kept`` away soon. Where that failed, asking again tries again."""

@@ -13,7 +13,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from nemologger.checkpoint.writing.equipment import Equipment, Layout
 from nemologger.checkpoint.writing.in_flight import InFlight
 from nemologger.checkpoint.writing.memory_disk import MemoryDisk
 from nemologger.checkpoint.writing.plan import Planner
-from nemologger.checkpoint.writing.progress import Progress
+from nemologger.checkpoint.writing.progress import Progress, wait_aloud
 from nemologger.checkpoint.writing.reports import merged, report_of
 from nemologger.checkpoint.writing.staging import StagingMode
 from nemologger.checkpoint.writing.writer_main import Job
@@ -132,6 +132,7 @@ class AsyncSaver:
                 with ThreadPoolExecutor(1, thread_name_prefix="nemologger-begin") as beside:  # the disk takes its time
                     begun = beside.submit(commit.begin, self._disk, checkpoint, snapshot.directories)
                     stage()
+                    wait_aloud(lambda seconds: bool(wait([begun], seconds).done), f"{checkpoint.parent} to answer")
                     begun.result()
 
             together_at_zero(self._ranks, begin_and_stage)
@@ -200,7 +201,8 @@ class AsyncSaver:
             Its manifest, on every rank; None if there was none.
 
         Raises:
-            SaveFailedError: On every rank, if any of them failed. What was there before is untouched.
+            SaveFailedError: On every rank, if any of them failed. What was there before is untouched, and what there is of
+                this one is for the caller to abandon: the disk may not answer.
         """
         save = self._in_flight
         if save is None:
@@ -213,7 +215,6 @@ class AsyncSaver:
             raise
         except Exception as error:
             self._in_flight = None
-            abandon(self._disk, self._ranks, save.checkpoint)
             raise not_saved(save.checkpoint, error) from error
         self._in_flight = None
         return published
@@ -285,7 +286,7 @@ class AsyncSaver:
             if not save.over:
                 progress = progress or Progress(save)
                 save.go_on()
-                progress.tell()
+                progress.tell(save.still)
                 if save.stalled:
                     save.lose()
             mine = save.over, save.published is not None

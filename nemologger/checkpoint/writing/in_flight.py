@@ -72,9 +72,14 @@ class InFlight:
         return self.outcome is not None or bool(self.error)
 
     @property
+    def still(self) -> float:
+        """Seconds since something of it has moved, as far as this was asked."""
+        return self.idle((self.written, self.staging, self.equipment.heard))
+
+    @property
     def stalled(self) -> bool:
         """Whether nothing has moved of it for too long."""
-        return not self.over and self.idle((self.written, self.staging, self.equipment.heard)) > STALLED
+        return not self.over and self.still > STALLED
 
     def stage(self, snapshot: Snapshot, layout: Layout) -> None:
         """Copy the state, or begin to."""

@@ -18,7 +18,7 @@ def at_once(monkeypatch):
 
 def test_it_is_asked_again_until_it_is_done_and_says_so_once():
     answers = iter([False, False, True])
-    one = Errand(lambda: next(answers))
+    one = Errand(lambda: next(answers), "answers")
     wait_for(one.poll)
     assert not one.poll()
     assert not one.wait()
@@ -27,7 +27,7 @@ def test_it_is_asked_again_until_it_is_done_and_says_so_once():
 
 def test_nobody_waits_for_it_who_does_not_want_to():
     go = threading.Event()
-    one = Errand(lambda: go.wait(30))
+    one = Errand(lambda: go.wait(30), "a word")
     assert not one.poll()
     assert not one.poll()
     assert not one.wait(seconds=0.01)
@@ -39,7 +39,7 @@ def test_its_error_is_raised_where_it_is_asked_after():
     def fail() -> bool:
         raise OSError("gone")
 
-    one = Errand(fail)
+    one = Errand(fail, "nothing")
     one.poll()
     with pytest.raises(OSError, match="gone"):
         one.wait()

@@ -90,6 +90,7 @@ def test_a_save_whose_writer_hangs_does_not_keep_later_ones_from_being_made(tmp_
         wait_for(keeper.can_finish_now)
         with pytest.raises(SaveFailedError, match="the storage does not answer"):
             keeper.finish()
+        keeper.finish_removals()
         assert names_in(tmp_path) == set()
     finally:
         keeper.close()
