@@ -227,9 +227,10 @@ def _existing(checkpoint: str | Path, options: Mapping[str, Any] | None, *, ema:
     path = storage_path(checkpoint, options, "checkpoint")
     path = path.resolve() if in_store(path) else path
     if not is_dir(path):
-        if path.suffix in FORMATS and exists(path):
+        if exists(path):
             read = "safetensors.torch.load_model(module, path)" if path.suffix == ".safetensors" else "torch.load(path)"
-            raise NotFoundError(f"{checkpoint} is a file, and no checkpoint's directory: {read} reads it")
+            hint = f": {read} reads it" if path.suffix in FORMATS else ""
+            raise NotFoundError(f"{checkpoint} is a file, and no checkpoint's directory{hint}")
         raise NotFoundError(f"there is no checkpoint at {checkpoint}")
     if not ema:
         return path

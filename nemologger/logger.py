@@ -208,7 +208,7 @@ class NeMoLogger:
         check_name(self.name, "name")
         check_local(self.log_dir, "log_dir")
         check_local(self.explicit_log_dir, "explicit_log_dir")
-        if self.version:
+        if self.version not in (None, ""):  # 0 is no text, and would count as none
             check_name(self.version, "version")
         if self.ckpt is not None and not isinstance(self.ckpt, ModelCheckpoint):
             raise ConfigurationError(

@@ -28,7 +28,7 @@ from nemologger.saving.checks import check_trainer
 from nemologger.saving.kept_checkpoints import ours
 from nemologger.saving.monitor import DEFAULT_MAX_EPOCHS
 from nemologger.stores.client import before_training
-from nemologger.stores.path import in_store, is_path, storage_path
+from nemologger.stores.path import check_options, in_store, is_path, storage_path
 
 if TYPE_CHECKING:
     import lightning.pytorch as pl
@@ -66,7 +66,7 @@ class RestoreConfig:
         """Check the types; whether the path is there is seen when it is used."""
         if wrong := texts_for_flags(flags_of(self)):
             raise ConfigurationError(f"RestoreConfig: {wrong}")
-        if not is_path(self.path) or not str(self.path):
+        if not is_path(self.path):
             raise ConfigurationError(f"RestoreConfig(path={self.path!r}): a path is needed")
 
 
@@ -147,6 +147,7 @@ class AutoResume:
                 raise ConfigurationError(
                     f"AutoResume({name}={given!r}): expected a path, or a URL such as s3://bucket/key"
                 )
+        check_options(self.storage_options)
         if self.start_from is not None and (not self._wants_checkpoint or self.resume_from_path is not None):
             raise ConfigurationError(
                 f"AutoResume(start_from={str(self.start_from)!r}) is for a run that looks for checkpoints of its own: set "

@@ -15,6 +15,7 @@ from toy import loader, quiet_trainer
 
 import nemologger as nl
 from nemologger import callbacks, strategies, trackers
+from nemologger.disk import LocalDisk
 from nemologger.errors import ConfigurationError
 from nemologger.exp_manager import exp_manager
 
@@ -83,11 +84,20 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
         {"dirpath": "memory://runs", "storage_options": "key"},
         "storage_options is a str: expected a dictionary",
     ),
+    (nl.ModelCheckpoint, {"dirpath": "s3:/bucket/runs"}, "'s3:/bucket/runs': a URL has two slashes"),
+    (nl.ModelCheckpoint, {"dirpath": ""}, "dirpath is empty: expected a path, or a URL"),
+    (nl.ModelCheckpoint, {"storage_options": "key"}, "storage_options is a str: expected a dictionary"),
+    (nl.ModelCheckpoint, {"rank_timeout": timedelta(seconds=-1)}, "rank_timeout=datetime.timedelta(days=-1"),
+    (nl.ModelCheckpoint, {"disk": 3}, "disk is a int: expected what nemologger.disk.LocalDisk() is"),
+    (nl.ModelCheckpoint, {"disk": LocalDisk}, "disk is the class LocalDisk itself"),
     (nl.load_model, {"checkpoint": None}, "checkpoint is a NoneType: expected a path, or a URL"),
     (nl.export_weights, {"checkpoint": "x", "output": None}, "output is a NoneType: expected a path, or a URL"),
     (nl.verify_checkpoint, {"path": 5}, "path is a int: expected a path, or a URL"),
     (nl.RestoreConfig, {"path": "x", "load_optim_state": "false"}, "RestoreConfig: load_optim_state='false': expected"),
     (nl.AutoResume, {"resume_from_path": 3}, "AutoResume(resume_from_path=3): expected a path, or a URL"),
+    (nl.AutoResume, {"resume_from_directory": ""}, "AutoResume(resume_from_directory=''): expected a path, or a URL"),
+    (nl.AutoResume, {"storage_options": "key"}, "storage_options is a str: expected a dictionary"),
+    (nl.NeMoLogger, {"version": 0}, "version must be a string, found 0"),
     (nl.NeMoLogger, {"log_dir": 3}, "log_dir is a int: expected a path"),
     (nl.AutoResume, {"resume_if_exists": "false"}, "AutoResume: resume_if_exists='false': expected True or False"),
     (nl.NeMoLogger, {"use_datetime_version": "no"}, "NeMoLogger: use_datetime_version='no': expected True or False"),

@@ -17,7 +17,7 @@ from nemologger.context.policy import Policy, Trust
 from nemologger.context.serialized import Reader
 from nemologger.context.trainer_context import TrainerContext
 from nemologger.context.uncaptured import Uncaptured
-from nemologger.disk.there import is_dir, is_file
+from nemologger.disk.there import exists, is_dir, is_file
 from nemologger.errors import ContextError, NotFoundError
 from nemologger.names import CHECKPOINTS, CONTEXT, IO_JSON, WEIGHTS
 from nemologger.stores.path import storage_path
@@ -79,9 +79,10 @@ def _find(path: Path) -> Path:
     checkpoints = path / CHECKPOINTS if is_dir(path / CHECKPOINTS) else path
     inside = sorted(found.parent.parent.name for found in checkpoints.glob(f"*/{CONTEXT}/{IO_JSON}"))
     hint = f" The checkpoints in {checkpoints} have one: {', '.join(inside)}." if inside else ""
-    other = "is a file, which has no" if is_file(path) else "does not exist, so it has no"
-    what = "is a directory without" if is_dir(path) else other
-    raise NotFoundError(f"{path} {what} {IO_JSON} or {CONTEXT}/{IO_JSON}.{hint}")
+    if not exists(path):
+        raise NotFoundError(f"{path.absolute()} does not exist: expected a checkpoint, or its {CONTEXT}/.")
+    what = "is a directory without" if is_dir(path) else "is a file, which has no"
+    raise NotFoundError(f"{path.absolute()} {what} {IO_JSON} or {CONTEXT}/{IO_JSON}.{hint}")
 
 
 def _without_uncaptured(value: Any, where: str, directory: Path) -> Any:

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import BinaryIO, ClassVar, Protocol
+from typing import BinaryIO, ClassVar, Protocol, runtime_checkable
 
 from nemologger.disk import direct_file
 from nemologger.disk.mounts import has_lost, mount_of
 from nemologger.disk.there import is_dir, is_symlink
 
 
+@runtime_checkable
 class Disk(Protocol):
     """What a save asks of a file system. Every method is durable when it returns, but for the entries of a directory.
 

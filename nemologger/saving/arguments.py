@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nemologger.checkpoint.keeping.naming import fields, format_name
-from nemologger.condition import holds, texts_for_flags, unexpected
+from nemologger.condition import holds, kind_of, texts_for_flags, unexpected
+from nemologger.disk import Disk
 from nemologger.errors import ConfigurationError
-from nemologger.stores.path import in_store, storage_path
+from nemologger.stores.path import check_options, in_store, storage_path
 
 log = logging.getLogger("nemologger.model_checkpoint")
 
@@ -35,6 +36,7 @@ _SAMPLE = {"epoch": 0, "step": 0, "consumed_samples": 0, "model_name": "model"}
 
 def given_directory(dirpath: str | Path | None, storage_options: Mapping[str, Any] | None) -> Path | None:
     """What ``dirpath`` names, on a disk or in a store; None for the run's."""
+    check_options(storage_options)
     directory = None if dirpath is None else storage_path(dirpath, storage_options, "dirpath")
     if storage_options is not None and not _is_in_store(directory):
         log.warning("ModelCheckpoint(storage_options=...) has no effect: dirpath=%r is no URL of a store", dirpath)
@@ -88,6 +90,9 @@ def check_arguments(given: Mapping[str, Any], known: Mapping[str, Parameter]) ->
     for name in ("monitor", "filename"):
         if given[name] is not None and not isinstance(given[name], str):
             raise ConfigurationError(f"{name}={given[name]!r}: a text, for example {_EXAMPLES[name]!r}")
+    disk = given["disk"]
+    if disk is not None and (isinstance(disk, type) or not isinstance(disk, Disk)):
+        raise ConfigurationError(f"disk is {kind_of(disk)}: expected what nemologger.disk.LocalDisk() is, or None")
     if given["filename"] is not None:
         _check_filename(given["filename"], insert_names=given["auto_insert_metric_name"])
     _warn_of_what_has_no_effect(given)
@@ -108,7 +113,7 @@ def _warn_of_what_has_no_effect(given: Mapping[str, Any]) -> None:
 
 
 def _check_duration(name: str, value: Any) -> None:
-    if not isinstance(value, timedelta):
+    if not isinstance(value, timedelta) or value < timedelta(0):
         raise ConfigurationError(f"{name}={value!r}: a datetime.timedelta, for example timedelta(minutes=10)")
 
 

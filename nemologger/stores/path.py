@@ -275,10 +275,22 @@ def is_path(value: object) -> bool:
     """Whether ``value`` may name a place on a disk or in a store.
 
     Example:
-        >>> is_path("s3://bucket/key"), is_path(None)
-        (True, False)
+        >>> is_path("s3://bucket/key"), is_path(None), is_path("")
+        (True, False, False)
     """
-    return isinstance(value, str | os.PathLike | StorePath)
+    return isinstance(value, str | os.PathLike | StorePath) and value != ""
+
+
+def check_options(options: object) -> None:
+    """Refuse ``storage_options`` that are none.
+
+    Raises:
+        ConfigurationError: They are no dictionary.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        raise ConfigurationError(
+            f"storage_options is {kind_of(options)}: expected a dictionary of what the fsspec file system takes"
+        )
 
 
 def storage_path(
@@ -303,18 +315,18 @@ def storage_path(
     if isinstance(where, StorePath):
         return cast(Path, where)
     if not is_path(where):
-        raise ConfigurationError(f"{argument} is {kind_of(where)}: expected a path, or a URL such as s3://bucket/key")
-    if options is not None and not isinstance(options, Mapping):
-        raise ConfigurationError(
-            f"storage_options is {kind_of(options)}: expected a dictionary of what the fsspec file system takes"
-        )
+        found = kind_of(where) if where != "" else "empty"
+        raise ConfigurationError(f"{argument} is {found}: expected a path, or a URL such as s3://bucket/key")
+    check_options(options)
     text = os.fspath(where)
     if "::" in text and "://" in text:
         raise ConfigurationError(f"{text!r}: chained URLs cannot be used, name the store itself")
     url = _URL.fullmatch(text)
     if url is None:
-        if isinstance(where, Path) and _COLLAPSED.match(text) and not where.exists():
-            raise ConfigurationError(f"{where!r}: pathlib has made one slash of two; give the URL as a string")
+        if _COLLAPSED.match(text) and not Path(where).exists():
+            raise ConfigurationError(
+                f"{where!r}: a URL has two slashes, of which pathlib makes one; give it as a string"
+            )
         return Path(where)
     protocol, key = url["protocol"].lower(), url["key"] or ""
     if protocol in ("file", "local"):
