@@ -16,14 +16,14 @@ from nemologger.callbacks.resume_once import ResumeOnce
 from nemologger.checkpoint.find import Found
 from nemologger.checkpoint.manifest import Manifest
 from nemologger.condition import flags_of, suggests_arguments, texts_for_flags
-from nemologger.disk.there import is_dir
+from nemologger.disk.there import exists, is_dir
 from nemologger.errors import ConfigurationError, NotFoundError
 from nemologger.lightning_port import callbacks, ranks_before_fit, requeue_file
 from nemologger.loading import checkpoint_io, leftovers
 from nemologger.loading.choice import named, newest_in, start_of, warn_of_newer
 from nemologger.loading.verified_reads import Ask, VerifiedReads, faults
 from nemologger.ranks import decide_with_help
-from nemologger.run.record import record_of, run_of
+from nemologger.run.record import record_of, refusals_noted, run_of
 from nemologger.saving.checks import check_trainer
 from nemologger.saving.kept_checkpoints import ours
 from nemologger.saving.monitor import DEFAULT_MAX_EPOCHS
@@ -190,9 +190,10 @@ class AutoResume:
         keep = checkpoint_io.keeps(trainer, model, optimizer=stage == "fit")
         ranks = ranks_before_fit(trainer)
         read = VerifiedReads(ranks, keep)
-        found: dict[str, Any] = decide_with_help(
-            ranks, lambda ask: self._ask(trainer, stage, read, ask), read.share, read.progress
-        )
+        with refusals_noted(trainer):
+            found: dict[str, Any] = decide_with_help(
+                ranks, lambda ask: self._ask(trainer, stage, read, ask), read.share, read.progress
+            )
         path = None if found["path"] is None else self._path(found["path"])
         weights = None if found["weights_from"] is None else self._path(found["weights_from"])
         checkpoint_io.install(trainer, path)
@@ -291,7 +292,7 @@ class AutoResume:
             where = str(self._directory or "the run directory")
             given = None if self.resume_from_directory is None else self._path(self.resume_from_directory).expanduser()
             if given is not None and in_store(given) is None and not is_dir(given):
-                where += " (no such directory)"
+                where += " (it is a file)" if exists(given) else " (no such directory)"
             if not self.resume_ignore_no_checkpoint:
                 raise NotFoundError(
                     f"there is no checkpoint in {where} to resume from. For the first run of a new directory pass "

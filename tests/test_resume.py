@@ -13,12 +13,14 @@ import torch
 from helpers.toy_lives import found_in, live, ten_steps
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
 from lightning.pytorch.tuner import Tuner
+from torch.utils.data import DataLoader, TensorDataset
 from toy import ToyModel, loader, manifests, names, quiet_trainer
 
 from nemologger import (
     AutoResume,
     CheckpointError,
     ConfigurationError,
+    DamagedCheckpointError,
     ModelCheckpoint,
     ModelMismatchError,
     NeMoLogger,
@@ -126,6 +128,49 @@ def test_a_path_comes_before_a_directory(checkpoints):
     assert resume.setup(quiet_trainer(max_steps=99)).path == checkpoints / "step=5"
     weights = AutoResume(resume_from_path=checkpoints / "step=5" / "weights")
     assert weights.setup(quiet_trainer(max_steps=99)).path == checkpoints / "step=5"
+
+
+def test_a_checkpoint_that_is_named_as_the_directory_is_verified(checkpoints):
+    assert found_in(checkpoints / "step=5") == checkpoints / "step=5"
+    (checkpoints / "step=5" / "weights" / "__0_0.distcp").write_bytes(b"x")
+    with pytest.raises(DamagedCheckpointError, match=r"step=5 is damaged and was not loaded: weights/__0_0.distcp"):
+        found_in(checkpoints / "step=5")
+
+
+def test_a_path_that_is_not_there_is_followed_as_far_as_it_is(checkpoints):
+    trainer = quiet_trainer(max_steps=99)
+    with pytest.raises(
+        NotFoundError, match=r"no checkpoint at .*/step=6\. Beside it there are: step=10, step=10-last, st"
+    ):
+        AutoResume(resume_from_path=checkpoints / "step=6").setup(trainer)
+    wrong = checkpoints.with_name("checkpoint") / "step=5"
+    with pytest.raises(NotFoundError, match=rf"at {wrong}: {checkpoints.parent} is there, without 'checkpoint'"):
+        AutoResume(resume_from_path=wrong).setup(trainer)
+    with pytest.raises(NotFoundError, match=r"manifest\.json \(it is a file\) to resume from"):
+        found_in(checkpoints / "step=5" / "manifest.json")
+
+
+def test_why_a_start_is_refused_is_in_the_log_of_the_run(tmp_path):
+    trainer = quiet_trainer(max_steps=99)
+    run = NeMoLogger(name="toy", log_dir=tmp_path, ckpt=ModelCheckpoint()).setup(trainer, resume_if_exists=True)
+    with pytest.raises(NotFoundError):
+        AutoResume(resume_if_exists=True).setup(trainer)
+    close_log(trainer)
+    assert (
+        f"NotFoundError: there is no checkpoint in {run.checkpoint_dir}"
+        in (run.log_dir / "nemo_error_log.txt").read_text()
+    )
+
+
+def test_of_a_run_that_is_over_nothing_is_said_of_its_data(tmp_path, caplog):
+    for epochs, is_said in ((1, False), (1, False), (2, True)):
+        trainer = quiet_trainer(max_epochs=epochs, check_val_every_n_epoch=1, val_check_interval=1.0)
+        NeMoLogger(name="toy", log_dir=tmp_path, ckpt=ModelCheckpoint()).setup(trainer, resume_if_exists=True)
+        AutoResume(resume_if_exists=True, resume_ignore_no_checkpoint=True).setup(trainer)
+        data = TensorDataset(torch.rand(20, 8))
+        collate = lambda rows: torch.stack([x for (x,) in rows])  # noqa: E731
+        trainer.fit(ToyModel(), DataLoader(data, batch_size=4, collate_fn=collate), loader())
+        assert ("the training data is not what it was" in caplog.text) is is_said
 
 
 def test_newest_is_by_the_manifest_not_by_mtime(checkpoints):

@@ -176,7 +176,7 @@ class ExactResume(Callback):
             lightning_port.go_on_averaging(trainer)
         self._gradients.begin(trainer)
         if trainer.is_global_zero:  # the checkpoint has what rank 0 saw; others may have data of their own
-            if then is not None and mine is not None:
+            if then is not None and mine is not None and not lightning_port.is_over(trainer):
                 say_other_data(session, then, mine.place, self._notices)
             self._say_limits(session)
             say_before_training(trainer, pl_module)

@@ -107,7 +107,10 @@ def epochs_done(trainer: pl.Trainer) -> int:
 
 
 def is_over(trainer: pl.Trainer) -> bool:
-    """For ``on_train_batch_end`` and ``on_validation_end``: whether training ends with this batch by itself."""
+    """For ``on_train_batch_end`` and ``on_validation_end``: whether training ends with this batch by itself.
+
+    For ``on_train_start``: whether nothing is left to train.
+    """
     max_epochs = trainer.fit_loop.max_epochs
     by_epochs = max_epochs not in (None, -1) and epochs_done(trainer) >= max_epochs
     by_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps

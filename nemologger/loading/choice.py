@@ -35,7 +35,7 @@ def named(path: Path, faults: Faults) -> Found:
     if path.name == names.WEIGHTS and exists(path.parent / names.MANIFEST):
         path = path.parent
     if not exists(path) and not is_symlink(path):
-        raise NotFoundError(f"there is no checkpoint at {path}{_listed(path.parent, '. Beside it there are')}")
+        raise NotFoundError(f"there is no checkpoint at {path}{_as_far_as_there(path)}")
     found = inspect(path)
     if found.status is Status.UNFINISHED:
         raise UnfinishedCheckpointError(f"{path} was never finished, or was being removed: {found.why}")
@@ -74,6 +74,8 @@ def newest_in(
         DamagedCheckpointError: If there are checkpoints, but none that can be trusted.
         UnfinishedCheckpointError: If there are only unfinished ones.
     """
+    if is_named and _holds_weights(directory):
+        return named(directory, faults)
     found = survey(directory)
     if not found:
         _refuse_model_parallel(directory)
@@ -151,6 +153,14 @@ def _explain_wrong_directory(directory: Path) -> None:
     if below:
         listing = "\n  ".join(str(path) for path in below[:_SHOWN])
         raise NotFoundError(f"{directory} holds runs, not checkpoints. The checkpoints are in:\n  {listing}")
+
+
+def _as_far_as_there(path: Path) -> str:
+    """What there is beside ``path``, or how far it is right, as the end of a sentence."""
+    if beside := _listed(path.parent, ". Beside it there are"):
+        return beside
+    there = next((parent for parent in path.parents if exists(parent)), None)
+    return "" if there is None else f": {there} is there, without {path.relative_to(there).parts[0]!r}"
 
 
 def _listed(directory: Path, begin: str) -> str:

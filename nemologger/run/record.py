@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.callbacks import Callback
@@ -76,6 +77,10 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Write the traceback to the log files; the console gets it from Python."""
+        self.note_end(trainer, exception)
+
+    def note_end(self, trainer: pl.Trainer, exception: BaseException) -> None:
+        """Write to the log files what ends the run."""
         level = (
             logging.ERROR if isinstance(exception, Exception) else logging.WARNING
         )  # Ctrl-C, SIGTERM: somebody's wish
@@ -106,6 +111,18 @@ class EndOfLog(Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Release the log files."""
         self._log_files.release()
+
+
+@contextmanager
+def refusals_noted(trainer: pl.Trainer) -> Iterator[None]:
+    """What ends a start in front of ``fit`` is in the log files, as what ends it there is."""
+    try:
+        yield
+    except Exception as error:
+        record = record_of(trainer)
+        if record is not None:
+            record.note_end(trainer, error)
+        raise
 
 
 def close_log(trainer: pl.Trainer) -> None:
