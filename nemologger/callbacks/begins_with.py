@@ -9,6 +9,7 @@ from typing import Any
 from nemologger.callbacks.fit_state import FitState
 from nemologger.callbacks.not_exact import Notices
 from nemologger.exact.loaders.session import Place, Session
+from nemologger.exact.program.built import Built, changed
 from nemologger.exact.program.made import Made, made_otherwise, without
 
 log = logging.getLogger("nemologger.callbacks.exact_resume")
@@ -31,6 +32,11 @@ _OTHER_PROCESS = (
     "if it does, it draws in another way, and training goes on with other numbers. Any num_workers but 0 draws the same"
 )
 
+_BUILT_OTHERWISE = (
+    "goes on with what the checkpoint has of it, and this program has otherwise: {}. For a run with the program's "
+    "start a new one from the weights with RestoreConfig"
+)
+
 _CHECKSUMS = {
     "chosen": "other samples are chosen (Subset, random_split)",
     "content": "the dataset holds other values in memory",
@@ -41,6 +47,12 @@ def say_made_otherwise(then: Made, now: Made, notices: Notices) -> None:
     """Say of attributes, as :class:`RankState` has them, what is made in another way now."""
     for path in made_otherwise(then, now):
         notices.say(f"attribute {path}", _MADE_OTHERWISE)
+
+
+def say_built_otherwise(then: Built, now: Built, notices: Notices) -> None:
+    """Say of optimizers and schedules what the program has changed, in vain."""
+    for what, values in changed(then, now):
+        notices.say(what, _BUILT_OTHERWISE.format(values))
 
 
 def say_other_data(session: Session, then: FitState, place: Place, notices: Notices) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import Callback
 
 from nemologger import lightning_port
 from nemologger.callbacks.before_stop import states_of_callbacks
-from nemologger.callbacks.begins_with import say_made_otherwise, say_other_data
+from nemologger.callbacks.begins_with import say_built_otherwise, say_made_otherwise, say_other_data
 from nemologger.callbacks.fit_state import FitState, RankState
 from nemologger.callbacks.gradient_order import GradientOrder
 from nemologger.callbacks.not_exact import OTHER_BUFFER, RAISED, Notices, say_before_training, say_other_ranks
@@ -22,6 +22,7 @@ from nemologger.callbacks.program_state import ProgramState, made_by
 from nemologger.callbacks.running_fit import RunningFit
 from nemologger.exact import buffers
 from nemologger.exact.loaders.session import Session, most_of_each
+from nemologger.exact.program.built import Built, built, in_effect
 from nemologger.exact.program.made import Made
 from nemologger.exact.rng import RngState
 from nemologger.lightning_port import epoch_results
@@ -96,6 +97,7 @@ class ExactResume(Callback):
         self._aside: RngState | None = None
         self._before_stop: dict[str, Any] = {}
         self._made: Made | None = None
+        self._built: Built = {}
         self._program: ProgramState | None = None
         self._counters: epoch_results.Counters | None = None
         self._gradients = GradientOrder()
@@ -143,6 +145,10 @@ class ExactResume(Callback):
         self._gradients.close()
         self._begin_fit()
 
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note what optimizers and schedules are made with, before a checkpoint takes its place."""
+        self._built = built(trainer.optimizers, [config.scheduler for config in trainer.lr_scheduler_configs])
+
     # --- training -------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -178,6 +184,9 @@ class ExactResume(Callback):
         if trainer.is_global_zero:  # the checkpoint has what rank 0 saw; others may have data of their own
             if then is not None and mine is not None and not lightning_port.is_over(trainer):
                 say_other_data(session, then, mine.place, self._notices)
+            if then is not None:
+                say_built_otherwise(then.built, self._built, self._notices)
+                self._built = in_effect(then.built, self._built)
             self._say_limits(session)
             say_before_training(trainer, pl_module)
 
@@ -308,6 +317,7 @@ class ExactResume(Callback):
             workers=[feed.has_workers for feed in session.feeds],
             gradient_order=self._gradients.names,
             readers=lightning_port.data_reader(trainer)[1],
+            built=self._built,
             ranks=ranks,
         ).to_plain()
 

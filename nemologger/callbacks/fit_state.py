@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nemologger.exact.loaders.session import Place
+from nemologger.exact.program.built import Built
 from nemologger.exact.program.made import Made, without
 from nemologger.lightning_port import PlateauSteps
 
@@ -65,6 +66,7 @@ class FitState:
         workers: Whether processes of its own loaded it.
         gradient_order: The order in which gradients were summed over ranks, where that matters.
         readers: How many ranks read data of their own.
+        built: What optimizers and schedules had been made with.
         ranks: What each rank has added, as plain types, or packed. None on other ranks than 0.
     """
 
@@ -77,6 +79,7 @@ class FitState:
     workers: list[bool]
     gradient_order: list[str]
     readers: int
+    built: Built
     ranks: list[bytes | dict[str, Any]] | None
 
     def to_plain(self) -> dict[str, Any]:
@@ -98,5 +101,6 @@ class FitState:
             workers=plain.get("workers", []),
             gradient_order=plain.get("gradient_order", []),
             readers=plain.get("readers", len(plain["ranks"] or ())),
+            built=plain.get("built", {}),
             ranks=plain["ranks"],
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,9 +56,6 @@ def align_to(trainer: pl.Trainer, directory: Path, opened: Opened, states: list[
         except ModelMismatchError as error:
             raise ModelMismatchError(f"{directory}, optimizer {i}: {error}") from error
         if "param_groups" in states[i] and not sharded_state.shards_state(trainer.strategy):
-            if says:
-                changed = _changed_numbers(opened.common.get("hyper_parameters"), trainer.lightning_module)
-                _say_other_rate(directory, i, optimizer.param_groups, states[i]["param_groups"], changed)
             keep_as_saved(optimizer, states[i], partial(_dtype_in, opened.shapes, saved[i]))
     check(trainer, directory, states)
 
@@ -77,46 +74,6 @@ def check(trainer: pl.Trainer, source: str | Path, states: Sequence[Mapping[str,
             check_sizes(optimizer, state, name_of)
         except ModelMismatchError as error:
             raise ModelMismatchError(f"{source}, optimizer {i}: {error}") from error
-
-
-def _say_other_rate(
-    directory: Path, number: int, now: list[dict[str, Any]], saved: list[dict[str, Any]], changed: set[float]
-) -> None:
-    """Of a learning rate that training begins with: who gives another one expects it to count.
-
-    Without a schedule the module may have moved it since. It is another one where it comes from ``changed``, the
-    hyperparameters that the checkpoint has otherwise.
-    """
-    for then, one in zip(saved, now, strict=False):
-        key = "initial_lr" if "initial_lr" in then and "initial_lr" in one else "lr"
-        if key not in then or key not in one:
-            continue
-        rate, other = float(then[key]), float(one[key])
-        if rate != other and (key == "initial_lr" or other in changed):
-            log.warning(
-                "%s: optimizer %d goes on with the learning rate of the checkpoint (%s %s, this program has %s). For "
-                "another one start a new run from its weights with RestoreConfig",
-                directory,
-                number,
-                key,
-                rate,
-                other,
-            )
-            return
-
-
-def _changed_numbers(saved: object, module: pl.LightningModule) -> set[float]:
-    """The numbers among the module's hyperparameters in the place of which the checkpoint has other ones."""
-    before, now = dict(_numbers(saved)), dict(_numbers(lightning_port.hyperparameters(module)))
-    return {value for name, value in now.items() if name in before and before[name] != value}
-
-
-def _numbers(values: object, prefix: str = "") -> Iterator[tuple[str, float]]:
-    if isinstance(values, Mapping):
-        for name, value in values.items():
-            yield from _numbers(value, f"{prefix}.{name}")
-    elif isinstance(values, (int, float)):
-        yield prefix, float(values)
 
 
 def _dtype_in(

@@ -8,7 +8,6 @@ import shutil
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateFinder
 from toy import ToyModel, loader, quiet_trainer
 
 from nemologger import (
@@ -185,19 +184,11 @@ class _Unscheduled(ToyModel):
         return super().configure_optimizers()[0]
 
 
-class _Slower(ToyModel):
-    def configure_optimizers(self):
-        (optimizer,), schedules = super().configure_optimizers()
-        optimizer.param_groups[0]["initial_lr"] = schedules[0]["scheduler"].base_lrs[0] = 1e-5
-        return [optimizer], schedules
-
-
 @pytest.mark.parametrize(
     ("model", "precision", "said"),
     [
         (ToyModel, "bf16-true", "6 of 6 parameters are converted from torch.float32 to torch.bfloat16"),
         (_Unscheduled, "32-true", "holds the state of 1 LR schedulers, this run has 0"),
-        (_Slower, "32-true", "learning rate of the checkpoint (initial_lr 0.01, this program has 1e-05)"),
         (ToyModel, "bf16-mixed", ""),
     ],
 )
@@ -206,51 +197,6 @@ def test_what_goes_on_otherwise_is_said(checkpoint, model, precision, said, capl
     told = [record.getMessage() for record in caplog.records if record.name.startswith("nemologger.loading.")]
     assert said in "".join(told)
     assert len(told) == bool(said)
-
-
-class _OwnRate(ToyModel):
-    """Its hyperparameters hold the learning rate. Without a schedule it moves that by itself, if it ``moves``."""
-
-    def __init__(self, lr=0.01, optim=None, moves=False):
-        super().__init__()
-        self.save_hyperparameters()
-        self.lr, self.moves = optim["lr"] if optim else lr, moves
-
-    def configure_optimizers(self):
-        return torch.optim.Adam(self.parameters(), self.lr)
-
-    def on_train_batch_start(self, batch, batch_idx):
-        if self.moves:
-            self.optimizers().param_groups[0]["lr"] *= 0.9
-
-
-@pytest.mark.parametrize(
-    ("first", "then", "said"),
-    [
-        ({}, {}, ""),
-        ({}, {"lr": 0.5}, r"learning rate of the checkpoint \(lr 0\.01, this program has 0\.5\)"),
-        ({"optim": {"lr": 0.1}}, {"optim": {"lr": 0.2}}, r"\(lr 0\.1, this program has 0\.2\)"),
-        ({"moves": True}, {"moves": True}, ""),
-    ],
-    ids=["same", "changed", "nested", "moved by the module"],
-)
-def test_another_learning_rate_without_a_schedule_is_named(tmp_path, caplog, first, then, said):
-    saves = ModelCheckpoint(dirpath=tmp_path, filename="x", every_n_train_steps=5)
-    quiet_trainer(max_steps=5, callbacks=[saves]).fit(_OwnRate(**first), loader(), loader())
-    _trainer(limit_val_batches=0).fit(_OwnRate(**then), loader(), ckpt_path=str(tmp_path / "x"))
-    told = [record.getMessage() for record in caplog.records if record.name.startswith("nemologger.loading.")]
-    assert re.search(said, "".join(told))
-    assert len(told) == bool(said)
-
-
-def test_nothing_is_said_of_the_rates_that_are_tried_before_training(checkpoint, caplog):
-    finder = LearningRateFinder(num_training_steps=3, update_attr=False)
-    trainer = quiet_trainer(max_steps=7, callbacks=[finder, ModelCheckpoint(dirpath=checkpoint.parent / "more")])
-    model = ToyModel()
-    install(trainer)
-    trainer.fit(model, loader(), loader(), ckpt_path=str(checkpoint))
-    assert max(model.losses) == 6
-    assert not [record for record in caplog.records if record.name.startswith("nemologger.loading")]
 
 
 def test_a_file_that_holds_more_than_plain_types_is_an_error_that_says_what_to_do(tmp_path):

@@ -8,6 +8,7 @@ Where it looks is in :mod:`nemologger.exact.reach`. Of a module and a data modul
     own_states.py        objects with a state_dict() that no checkpoint holds
     apart.py             networks that Lightning does not see
     functions.py         what schedules keep; inner_optimizers.py: optimizers within others
+    built.py             what optimizers and schedules are made with
     settings.py          modes, and what is trained
     swapped.py           functions and objects in the place of others: members of enumerations go on, others are named
     strangers.py         objects of libraries, which are named
