@@ -123,8 +123,9 @@ def code_of(function: FunctionType) -> Code:
 
 
 def _look_at(function: FunctionType) -> Code:
-    sets, fills, names = _read(function.__code__)
-    spaces = [function.__globals__]
+    sets, fills, names, imports = _read(function.__code__)
+    there = function.__globals__
+    spaces = [there, *(space for name in sorted(imports) for space in _imported(name, there))]
     for space in spaces:  # and what is appended meanwhile, as modules of packages are: ``project.data.noise()``
         modules = [value for value in map(space.get, names) if type(value) is ModuleType]
         theirs = [vars(module) for module in modules if is_module_of_the_program(module.__name__)]
@@ -144,16 +145,24 @@ def _look_at(function: FunctionType) -> Code:
     return code if any(code) else NOTHING
 
 
-def _read(code: CodeType) -> tuple[set[str], set[str], set[str]]:
-    """The global variables, and the attributes, that ``code`` sets, and all names in it."""
-    sets, fills, names = set(), set(), set(code.co_names)
+def _imported(name: str, there: dict[str, Any]) -> list[dict[str, Any]]:
+    """The variables of the file that code of another one, with the variables ``there``, imports itself, if it is loaded."""
+    names = [name, f"{there.get('__package__')}.{name}".rstrip(".")]
+    return [vars(sys.modules[one]) for one in names if one in sys.modules and is_module_of_the_program(one)]
+
+
+def _read(code: CodeType) -> tuple[set[str], set[str], set[str], set[str]]:
+    """The global variables, and the attributes, that ``code`` sets, all names in it, and the modules that it imports."""
+    sets, fills, names, imports = set(), set(), set(code.co_names), set()
     for instruction in dis.get_instructions(code):
         if instruction.opname == "STORE_GLOBAL":
             sets.add(instruction.argval)
         elif instruction.opname == "STORE_ATTR":
             fills.add(instruction.argval)
+        elif instruction.opname == "IMPORT_NAME":
+            imports.add(instruction.argval)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
-            for all_, more in zip((sets, fills, names), _read(inner), strict=True):
+            for all_, more in zip((sets, fills, names, imports), _read(inner), strict=True):
                 all_ |= more
-    return sets, fills, names
+    return sets, fills, names, imports

@@ -66,7 +66,7 @@ class Mentioned:
     def follow(self) -> Iterator[tuple[str, Any]]:
         """What may be looked into, by path: global variables, and those of classes; and functions that keep something."""
         for function, code in self._waiting:
-            if function.__closure__ or function.__defaults__ or function.__kwdefaults__ or function.__dict__:
+            if _keeps_something(function, code):
                 yield f"{function.__module__}:{function.__qualname__}", function
             if code is NOTHING:
                 continue
@@ -113,6 +113,13 @@ class Mentioned:
     def _note(self, there: dict[str, Any], names: frozenset[str] | set[str]) -> None:
         if names:
             self._files.setdefault(str(there.get("__name__")), (there, set()))[1].update(names)
+
+
+def _keeps_something(function: FunctionType, code: Code) -> bool:
+    """Whether calls of ``function`` may find what earlier ones have left: in attributes of its own that they set, say."""
+    if function.__closure__ or function.__defaults__ or function.__kwdefaults__ or function.__dict__:
+        return True
+    return bool(code.fills) and function in code.functions
 
 
 def functions_within(function: FunctionType) -> tuple[FunctionType, ...]:

@@ -343,6 +343,35 @@ def test_what_a_function_of_a_package_draws_from_and_counts_goes_on(goes_on, tmp
     )
 
 
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "from a_project.noise import drawn",
+        "from a_project import noise; drawn = noise.drawn",
+        "from .noise import drawn",
+        "import a_project.noise as noise; drawn = noise.drawn",
+    ],
+)
+def test_so_does_that_of_a_file_that_is_imported_within_a_function(goes_on, tmp_path, imports):
+    """Against a circle of imports, say; somebody else has imported it."""
+    (tmp_path / "a_project").mkdir()
+    (tmp_path / "a_project" / "noise.py").write_text(
+        "import random\nrng, calls = random.Random(1), 0\n"
+        "def drawn():\n    global calls\n    calls += 1\n    return calls + rng.random()\n"
+    )
+    (tmp_path / "a_project" / "dataset.py").write_text(
+        f"class Noisy:\n    def __getitem__(self, index):\n        {imports}\n        return drawn()\n"
+    )
+    assert goes_on("import a_project.noise\nfrom a_project.dataset import Noisy")
+
+
+def test_so_does_what_a_function_makes_an_attribute_of_itself(goes_on):
+    assert goes_on(
+        "def counted():\n    counted.calls = getattr(counted, 'calls', 0) + 1\n    return counted.calls\n"
+        "class Noisy:\n    def __getitem__(self, index):\n        return counted()\n"
+    )
+
+
 class Lengthy(Protocol):
     """Python 3.11 and earlier: of typing_extensions, whose protocols say themselves which others they are equal to."""
 
