@@ -16,12 +16,20 @@ from nemologger.callbacks.before_stop import states_of_callbacks
 from nemologger.callbacks.begins_with import say_built_otherwise, say_made_otherwise, say_other_data
 from nemologger.callbacks.fit_state import FitState, RankState
 from nemologger.callbacks.gradient_order import GradientOrder
-from nemologger.callbacks.not_exact import OTHER_BUFFER, RAISED, Notices, say_before_training, say_other_ranks
+from nemologger.callbacks.not_exact import (
+    OTHER_BUFFER,
+    RAISED,
+    VALIDATED_FOR_STOP,
+    Notices,
+    say_before_training,
+    say_other_ranks,
+)
 from nemologger.callbacks.packed import pack, unpack
 from nemologger.callbacks.program_state import ProgramState, made_by
 from nemologger.callbacks.running_fit import RunningFit
 from nemologger.exact import buffers
 from nemologger.exact.loaders.session import Session, most_of_each
+from nemologger.exact.program.apart import sign_of
 from nemologger.exact.program.built import Built, built, in_effect
 from nemologger.exact.program.made import Made
 from nemologger.exact.rng import RngState
@@ -96,6 +104,7 @@ class ExactResume(Callback):
         self._raised: bool | None = None
         self._aside: RngState | None = None
         self._before_stop: dict[str, Any] = {}
+        self._trained = ""
         self._made: Made | None = None
         self._built: Built = {}
         self._program: ProgramState | None = None
@@ -254,6 +263,7 @@ class ExactResume(Callback):
         """A run that is not stopped has no validation here: the next one goes on as if there had been none."""
         if lightning_port.validates_for_stop(trainer):
             self._before_stop = {self.state_key: self.state_dict(), **states_of_callbacks(trainer)}
+            self._trained = _trained(trainer)
 
     # --- validation -----------------------------------------------------------------------------------------------
 
@@ -277,6 +287,13 @@ class ExactResume(Callback):
         self._validation_is_due = False
         if not trainer.sanity_checking:
             lightning_port.behind_module(trainer, "on_validation_end", self._take_back)
+        if self._before_stop:
+            lightning_port.behind_module(trainer, "on_validation_end", partial(self._compare_with_stop, trainer))
+
+    def _compare_with_stop(self, trainer: pl.Trainer) -> None:
+        """What is put aside before a stop is validated is not all: weights are saved behind it."""
+        if self._trained != _trained(trainer):
+            self._notices.say("module", VALIDATED_FOR_STOP)
 
     def _put_aside(self) -> None:
         if self._fit is not None:
@@ -415,3 +432,10 @@ class ExactResume(Callback):
         """What shows of the loaders, some of it only while training goes on."""
         for loader, limit in session.limits:
             self._notices.say(f"training loader {loader}:", limit)
+
+
+def _trained(trainer: pl.Trainer) -> str:
+    """Some numbers of each parameter, and those of the optimizers."""
+    groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+    numbers = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+    return f"{sign_of(dict(trainer.lightning_module.named_parameters()))} {numbers}"

@@ -28,6 +28,11 @@ RAISED = (
     "came of a loader or dataset with a state of its own"
 )
 
+VALIDATED_FOR_STOP = (
+    "was changed by the validation that there was because training stopped: its hooks have set parameters, or numbers of an "
+    "optimizer. A resumed run goes on with these; one that is never stopped is not validated there"
+)
+
 OTHER_BUFFER = "differs from rank 0's, and {}: a resumed run begins with rank 0's on this rank, too"
 
 # --- of what the program changes beside weights -----------------------------------------------------------------------

@@ -249,3 +249,39 @@ def test_the_validation_of_a_stop_is_as_if_it_had_not_been(tmp_path):
     assert len(stopped) == 5  # the first is the sanity check, the last that of the stop
     assert [*validated] == [0, 3, 6, 9, 10]
     assert (stopped[:-1] + rest, of_callbacks) == straight
+
+
+class ActsInValidation(Net):
+    """Goes back to the weights that it has begun with, lowers its rate, or is another one while it is validated."""
+
+    acts = ""
+
+    def on_fit_start(self):
+        self.begun = {name: value.clone() for name, value in self.net.state_dict().items()}
+
+    def on_validation_start(self):
+        self.kept = {name: value.clone() for name, value in self.net.state_dict().items()}
+        if self.acts == "swaps":
+            self.net.load_state_dict(self.begun)
+
+    def on_validation_end(self):
+        if self.acts == "lowers":
+            self.optimizers().param_groups[0]["lr"] *= 0.5
+        self.net.load_state_dict(self.begun if self.acts == "goes back" else self.kept)
+
+
+@pytest.mark.parametrize(("acts", "told"), [("goes back", 1), ("lowers", 1), ("swaps", 0), ("", 0)])
+@pytest.mark.parametrize(("batches", "due"), [(4, False), (6, True)], ids=["for the stop", "due"])
+def test_weights_that_the_validation_of_a_stop_sets_are_named(acts, told, batches, due, tmp_path, caplog):
+    """They are in the checkpoint, which has the metrics of that validation."""
+
+    def model():
+        module = ActsInValidation()
+        module.acts = acts
+        return module
+
+    case = Case(shuffled, model, ckpt=SELDOM, callbacks=lambda: [AfterBatch(batches)])
+    train(case, tmp_path, seed=1)
+    assert caplog.text.count("was changed by the validation that there was because training stopped") == told * (
+        not due
+    )

@@ -56,13 +56,13 @@ class Apart:
 
     def begin(self) -> None:
         """The hooks that start training are done: what they have made is there."""
-        self._first = {**{path: _sign(state) for path, (_, state) in self._found().items()}, **self._first}
+        self._first = {**{path: sign_of(state) for path, (_, state) in self._found().items()}, **self._first}
 
     def look(self) -> None:
         """For the first steps: what is made in them, and changes, is seen to do so by the first save."""
         for path, (network, state) in self._found().items():
             if path not in self._first:
-                self._has_changed(path, network, _sign(state))
+                self._has_changed(path, network, sign_of(state))
 
     def _has_changed(self, path: str, network: nn.Module, sign: str) -> bool:
         """Since it was first seen, of one made after training began; it is another thing when it is made anew."""
@@ -77,7 +77,7 @@ class Apart:
         lost: dict[str, str] = {}
         shapes = cache(lambda: _shapes_in(_tensors_of(self._model)))  # a model may have thousands of parts
         for path, (network, state) in self._found().items():
-            sign = _sign(state)
+            sign = sign_of(state)
             if self._first.get(path, _ABSENT) == sign:
                 kept[path] = {"sign": sign}
                 continue
@@ -97,7 +97,7 @@ class Apart:
         for path, saved in plain.items():
             network, state = found.get(path, (None, None))
             if "sign" in saved:
-                if network is not None and saved["sign"] != _sign(state):
+                if network is not None and saved["sign"] != sign_of(state):
                     failed[path] = _ANOTHER
             elif network is None:
                 failed[path] = _FAILED.format(f"there is no such network when training starts, {IN_TIME}")
@@ -141,7 +141,7 @@ def _shapes_in(values: Iterator[Any]) -> set[torch.Size]:
     return {value.shape for value in values if isinstance(value, torch.Tensor) and contents.is_plain(value)}
 
 
-def _sign(state: Any) -> str:
+def sign_of(state: Any) -> str:
     """Some numbers of each tensor: whoever trains or averages weights changes nearly all of them. Equal in every process."""
     digest = xxhash.xxh3_64()
     for tensor in leaves(state):
