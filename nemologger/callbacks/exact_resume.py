@@ -167,6 +167,7 @@ class ExactResume(Callback):
             return
         self._made = made_by(trainer) if self._made is None else self._made
         self._validates = lightning_port.has_validation(trainer)
+        lightning_port.forget_begun_batch(trainer)
         lightning_port.close_trained_epoch(trainer)
         if self._raised:
             lightning_port.validate_first(trainer)
@@ -352,7 +353,7 @@ class ExactResume(Callback):
         def here() -> bytes | dict[str, Any]:
             place = session.place(epoch_over=over, aside=self._aside)
             program = self._take_program()
-            if lightning_port.is_within_step(fit.trainer):
+            if lightning_port.has_begun_batch(fit.trainer):
                 self._notices.say(f"step {fit.trainer.global_step + 1}", RAISED)
             own = {} if zeros is None else self._take_buffers(module, zeros, most_of_each(fit.ranks))
             state = RankState(place, program, own, self._made or {}).to_plain()

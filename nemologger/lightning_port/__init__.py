@@ -96,7 +96,9 @@ from nemologger.lightning_port.progress import count_no_more_epochs as count_no_
 from nemologger.lightning_port.progress import drop_interrupted_validation as drop_interrupted_validation
 from nemologger.lightning_port.progress import epoch_is_trained as epoch_is_trained
 from nemologger.lightning_port.progress import epochs_done as epochs_done
+from nemologger.lightning_port.progress import forget_begun_batch as forget_begun_batch
 from nemologger.lightning_port.progress import goes_on_within_epoch as goes_on_within_epoch
+from nemologger.lightning_port.progress import has_begun_batch as has_begun_batch
 from nemologger.lightning_port.progress import has_more_epochs as has_more_epochs
 from nemologger.lightning_port.progress import has_validation as has_validation
 from nemologger.lightning_port.progress import is_accumulating as is_accumulating

@@ -134,7 +134,13 @@ def goes_on_within_epoch(trainer: pl.Trainer) -> bool:
 
 def epoch_is_trained(trainer: pl.Trainer) -> bool:
     """Whether the last batch of the epoch has been trained on."""
-    return trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+    return trainer.fit_loop.epoch_loop._num_ready_batches_reached() and not has_begun_batch(trainer)
+
+
+def has_begun_batch(trainer: pl.Trainer) -> bool:
+    """Whether a batch has been taken and not been trained on, or an exception has ended that."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    return bool(progress.ready > progress.processed)
 
 
 def count_left_out(trainer: pl.Trainer, *, epoch_ends: bool) -> None:
@@ -152,6 +158,21 @@ def count_left_out(trainer: pl.Trainer, *, epoch_ends: bool) -> None:
         counted.started = max(counted.started, counted.processed)
         if epoch_ends:
             counted.completed = max(counted.completed, counted.processed)
+
+
+def forget_begun_batch(trainer: pl.Trainer) -> None:
+    """For ``on_train_start``: do not count the batch that was under way when an exception ended the run, and comes again.
+
+    Lightning keeps it in the count over all epochs: with ``check_val_every_n_epoch=None`` it would validate one batch too
+    early from then on. It may have been the last of the epoch, which then is not over.
+    """
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+    begun = progress.current.ready - progress.current.processed
+    if trainer.fit_loop.restarting and begun > 0:
+        for counted in (progress.total, progress.current):
+            counted.ready -= begun
+            counted.started = min(counted.started, counted.ready)
+        progress.is_last_batch = False
 
 
 def close_trained_epoch(trainer: pl.Trainer) -> None:

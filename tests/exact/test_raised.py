@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -77,6 +78,25 @@ def test_what_follows_a_hook_that_raised_is_not_left_out(hook, step, trainer, tm
     losses, _, raised = train(replace(case, model=lambda: Hooks(hook, step)), tmp_path / "raised", seed=1)
     rest, _, resumed = train(case, tmp_path / "rest", seed=1000, resume=tmp_path / "raised" / f"step={step}")
     assert len(losses) == step
+    assert losses + rest == straight
+    validated = raised.lightning_module.validated + resumed.lightning_module.validated
+    assert [at for at in validated if at] == [at for at in whole.lightning_module.validated if at]
+
+
+def undrawn():
+    return DataLoader(torch.arange(88.0).view(22, 4) / 88, batch_size=BATCH, shuffle=True)
+
+
+@pytest.mark.parametrize("step", [4, 5, 9, 11])
+@pytest.mark.parametrize("trainer", [EPOCHS, BY_STEP], ids=["validated in each epoch", "by step"])
+def test_a_batch_that_had_begun_comes_once_more_and_counts_once(step, trainer, tmp_path, caplog):
+    """The sixth of each epoch is the last. That it may have been drawn already is said."""
+    case = Case(undrawn, Hooks, trainer=trainer, ckpt={**SELDOM, "save_on_exception": True})
+    straight, _, whole = train(case, tmp_path / "straight", seed=1)
+    hook = partial(Hooks, "on_train_batch_start", step)
+    losses, _, raised = train(replace(case, model=hook), tmp_path / "raised", seed=1)
+    assert f"step {step + 1} was under way when the checkpoint was saved" in caplog.text
+    rest, _, resumed = train(case, tmp_path / "rest", seed=1000, resume=tmp_path / "raised" / f"step={step}")
     assert losses + rest == straight
     validated = raised.lightning_module.validated + resumed.lightning_module.validated
     assert [at for at in validated if at] == [at for at in whole.lightning_module.validated if at]
