@@ -280,7 +280,7 @@ class Feed:
             raise StopIteration
         self._within = None
         if within is not None and within.mark.start is not None:
-            self._prove(batches, within.mark.start)
+            self._prove(batches, within, within.mark.start)
             self._begin_at(batches, within, within.mark.start)
         else:
             self._begin(batches, 0 if within is None else within.mark.batches)
@@ -323,10 +323,13 @@ class Feed:
     def _here(self) -> Position:
         return self.position(self._mark, save=False)
 
-    def _prove(self, batches: Batches, start: Start) -> None:
+    def _prove(self, batches: Batches, within: Position, start: Start) -> None:
         """See whether its state brings back what is known of the epoch, and leave everything as it was."""
         proofs = self._proofs
-        if proofs is None or proofs.newest is None:
+        if proofs is None:
+            return
+        if proofs.newest is None:
+            proofs.untried = within.state is not None and not self.source.begins_again(within.mark.batches)
             return
         for anew in self.source.ways:
             self.source.anew = anew

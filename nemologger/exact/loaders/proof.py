@@ -22,6 +22,11 @@ _OTHERS = (
     "stopped. Keep in state_dict() what __iter__() draws (an order of samples), or draw it from a generator that is seeded "
     "with the number of the epoch; or leave out state_dict(): the batches of the epoch are loaded once more then"
 )
+_UNTRIED = (
+    "whether its state brings it back could not be tried: it loads in a thread of its own, keeps more than 16 MB of tensors "
+    "in its state, or was stopped after the very first batches of an epoch. If __iter__() draws what state_dict() does not "
+    "hold, an order of samples for example, training goes on with other samples than in the run that was stopped"
+)
 #: After the first batches of an epoch one of so many is noted.
 _EACH = 64
 #: Bytes of a state that may be in a checkpoint a second time.
@@ -84,6 +89,7 @@ class Proofs:
     Attributes:
         newest: Of this epoch.
         failed: Whether the state of a checkpoint did not bring back what was noted.
+        untried: Whether a state of a checkpoint had to be believed, as nothing was noted.
         may_try: Whether a trial ends with its iterator: a thread may go on, and take what is next of the stream. And whether
             there is a state that is not too large.
     """
@@ -92,7 +98,7 @@ class Proofs:
         self.roots = roots
         self._apart = apart
         self.newest: Proof | None = None
-        self.failed = False
+        self.failed = self.untried = False
         self.may_try = True
         self._threads: set[threading.Thread] = set()
         self._first: Moment | None = None
@@ -103,7 +109,7 @@ class Proofs:
     @property
     def limits(self) -> list[str]:
         """What shows of the state."""
-        return [_OTHERS] if self.failed else []
+        return [_OTHERS] * self.failed + [_UNTRIED] * self.untried
 
     def begin(self) -> None:
         """An epoch begins."""

@@ -140,6 +140,10 @@ class Source:
         """
         raise NotImplementedError
 
+    def begins_again(self, batches: int) -> bool:
+        """Whether it goes on after so few batches of an epoch without its state, by loading them once more."""
+        return False
+
     def beside(self) -> Iterator[Any]:
         """Another iterator, of somebody who looks at the data while it is trained on."""
         return port.iterate_apart(self.loader) if isinstance(self.loader, DataLoader) else iter(self.loader)

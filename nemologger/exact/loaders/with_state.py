@@ -153,7 +153,7 @@ class WithState(Stateful):
     @override
     def begin(self, seed: int, skip: int, state: Any, ready: Callable[[], None]) -> Iterator[Any]:
         again = 0
-        if state is not None and self._is_soon(skip):
+        if state is not None and self.begins_again(skip):
             state, again = None, skip
         if state is not None:
             self._loader.load_state_dict(state)
@@ -179,11 +179,10 @@ class WithState(Stateful):
             next(batches)
         return batches
 
-    def _is_soon(self, batches: int) -> bool:
-        """Whether not every worker has begun, whose datasets are then as the program makes them.
-
-        No batch could show whether their state is believed rightly, and to load so few again takes no longer.
-        """
+    @override
+    def begins_again(self, batches: int) -> bool:
+        # Not every worker has begun, whose datasets are then as the program makes them: no batch could show whether their
+        # state is believed rightly, and to load so few again takes no longer.
         stays = not libraries.is_of_torchdata(self._loader) or self._loader.persistent_workers
         return not (self.draws or stays) and batches < self._loader.num_workers
 

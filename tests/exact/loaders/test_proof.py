@@ -18,6 +18,7 @@ from nemologger.exact.loaders.position import FRESH, Position
 from nemologger.exact.loaders.proof import Proofs
 
 NOT_BACK = "its state does not bring it back"
+NOT_TRIED = "whether its state brings it back could not be tried"
 
 
 def by_torch(stream):
@@ -141,6 +142,7 @@ EXACT = {
 def test_an_order_drawn_with_the_first_batch_is_drawn_again(name, tmp_path, caplog):
     check(EXACT[name], tmp_path)
     assert NOT_BACK not in caplog.text
+    assert NOT_TRIED not in caplog.text
 
 
 @pytest.mark.parametrize("stream", [lambda: Ordered(by_torch, lambda: torch.rand(1)), lambda: InShards(by_torch)])
@@ -337,6 +339,17 @@ def test_a_large_state_is_in_a_checkpoint_once(tmp_path):
     train(Case(lambda: of(Large()), steps=5, ckpt={"every_n_train_steps": 5}), tmp_path, 1)
     size = sum(file.stat().st_size for file in (tmp_path / "step=5").rglob("*") if file.is_file())
     assert 2**24 < size < 1.5 * 2**24
+
+
+@pytest.mark.parametrize(
+    ("make", "step"), [(lambda: of(SizedOrdered(by_torch)), 1), (InThread, 3), (lambda: of(Large()), 3)]
+)
+def test_where_nothing_can_be_tried_that_is_said(make, step, tmp_path, caplog):
+    case = Case(make, steps=4)
+    train(case, tmp_path, 1)
+    assert NOT_TRIED not in caplog.text
+    train(case, tmp_path / "again", 2, tmp_path / f"step={step}")
+    assert caplog.text.count(NOT_TRIED) == 1
 
 
 def test_few_batches_of_a_long_epoch_are_noted():
