@@ -118,8 +118,9 @@ def prune(disk: Disk, remove: Remove, shelf: Shelf, policy: Policy, *, protected
         policy: What is to be kept.
         protected: Paths that must stay, such as the one that the run has resumed from.
     """
-    pointer = disk.path(shelf.last)
-    last = str(pointer.resolve()) if shelf.last and is_symlink(pointer) else shelf.last
+    last = shelf.last
+    if last and is_symlink(pointer := disk.path(last)):
+        last = str(pointer.resolve())
     going = [k for k in policy.surplus(shelf.kept, last) if k.path not in protected]
     for victim in going:
         remove(disk.path(victim.path))
