@@ -89,6 +89,16 @@ def mount(tmp_path, monkeypatch):
     mount.come_back()
 
 
+def train_and_skip(directory, hangs):
+    """Saves each second step of 14, or skips it; the thread that trains waits for no answer of the mount."""
+    ckpt = ModelCheckpoint(
+        monitor=None, dirpath=directory, filename="{step}", every_n_train_steps=2, save_top_k=-1, async_save=True,
+        on_busy="skip",
+    )  # fmt: skip
+    quiet_trainer(max_steps=14, callbacks=[hangs, ckpt], logger=False).fit(ToyModel(), loader())
+    assert threading.main_thread() not in hangs.mount.waited
+
+
 @pytest.mark.parametrize(
     ("begin", "end", "skipped"),
     [((3,), (9,), {4, 6, 8}), ((4,), (9,), {6, 8}), ((3, 5), (5, 9), {4, 6, 8})],
@@ -96,13 +106,7 @@ def mount(tmp_path, monkeypatch):
 )
 def test_saves_are_skipped_while_the_disk_hangs(tmp_path, mount, begin, end, skipped, caplog):
     """Before and while one is written: no step waits for what only the disk can answer."""
-    hangs = Hangs(mount, begin=begin, end=end)
-    ckpt = ModelCheckpoint(
-        monitor=None, dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1, async_save=True,
-        on_busy="skip",
-    )  # fmt: skip
-    quiet_trainer(max_steps=14, callbacks=[hangs, ckpt], logger=False).fit(ToyModel(), loader())
-    assert threading.main_thread() not in mount.waited
+    train_and_skip(tmp_path, Hangs(mount, begin=begin, end=end))
     assert {m.step for m in manifests(tmp_path).values()} == set(range(2, 15, 2)) - skipped
     assert all(f"step {step} is not saved" in caplog.text for step in skipped)
     assert all(problems(tmp_path / name) == [] for name in names(tmp_path) if name.startswith("step"))
@@ -120,13 +124,7 @@ def test_what_was_being_written_is_given_up_without_the_disk(tmp_path, mount, mo
     """To remove what there is of it is for when the disk is back."""
     monkeypatch.setattr(saves, "_ANSWER", 0.2)
     monkeypatch.setattr(in_flight, "STALLED", in_flight.STALLED)
-    hangs = Impatient(mount, begin=(4,), end=(9,))
-    ckpt = ModelCheckpoint(
-        monitor=None, dirpath=tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1, async_save=True,
-        on_busy="skip",
-    )  # fmt: skip
-    quiet_trainer(max_steps=14, callbacks=[hangs, ckpt], logger=False).fit(ToyModel(), loader())
-    assert threading.main_thread() not in mount.waited
+    train_and_skip(tmp_path, Impatient(mount, begin=(4,), end=(9,)))
     assert "nothing was written for 0 s: the storage does not answer" in caplog.text
     assert {m.step for m in manifests(tmp_path).values()} == {2, 10, 12, 14}
     assert not [name for name in names(tmp_path) if name.endswith("unfinished") or name == "step=4"]
